@@ -1,0 +1,80 @@
+"""The order of training windows: a keyed permutation, computed and not stored.
+
+`window(seed, epoch, i)` needs no state, so that a run resumes from its step alone, at once, at any size of the data.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shortcut_cli.errors import UsageError
+from shortcut_cli.shards import Split
+
+U64 = npt.NDArray[np.uint64]
+ROUNDS = 6
+
+
+def mix(value: U64) -> U64:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that scatters 64-bit integers."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def key(*numbers: int) -> int:
+    """One 64-bit key from several integers."""
+    state = np.zeros(1, np.uint64)
+    for number in numbers:
+        state = mix(state + np.uint64(0x9E3779B97F4A7C15) + np.uint64(number & (2**64 - 1)))
+    return int(state[0])
+
+
+def permute(index: U64, size: int, seed: int) -> U64:
+    """Where a keyed permutation of range(size) sends each of `index`, uint64 (n,) -> (n,).
+
+    A balanced Feistel network over the next even number of bits; a value outside the range walks on along its cycle
+    until it is inside (Black and Rogaway 2002), fewer than four times on average.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = [np.uint64(key(seed, number)) for number in range(ROUNDS)]
+
+    def once(value: U64) -> U64:
+        left, right = value >> half, value & mask
+        for round_key in keys:
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
+        return (left << half) | right
+
+    out = once(index)
+    while (outside := out >= size).any():
+        out[outside] = once(out[outside])
+    return out
+
+
+class Windows:
+    """Windows of context + 1 ids over a split, each once an epoch, in an order that depends on seed and epoch alone."""
+
+    def __init__(self, split: Split, context: int, seed: int) -> None:
+        if split.tokens <= context:
+            raise UsageError(
+                f"the {split.name} split has {split.tokens} tokens, too few for a context of {context}",
+                "prepare more data, or a smaller model.context",
+            )
+        self.split = split
+        self.context = context
+        self.seed = seed
+        # One window fewer than would fit leaves room to begin each epoch at another place.
+        self.count = max(1, (split.tokens - 1) // context - 1)
+        self.slack = split.tokens - 1 - self.count * context
+
+    def start(self, number: int) -> int:
+        """First token of window `number`, counted from the beginning of the run."""
+        epoch, index = divmod(number, self.count)
+        place = permute(np.array([index], np.uint64), self.count, key(self.seed, epoch))
+        return int(place[0]) * self.context + key(self.seed, epoch, 1) % (self.slack + 1)
+
+    def batch(self, first: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Windows first .. first + size of the run: inputs and targets, both int64 (size, context)."""
+        rows = [self.split.read(self.start(number), self.context + 1) for number in range(first, first + size)]
+        ids = torch.from_numpy(np.stack(rows))  # (B, T + 1)
+        return ids[:, :-1], ids[:, 1:]

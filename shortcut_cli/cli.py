@@ -1,0 +1,426 @@
+"""The command line: it parses, makes one call, and shows the result. Heavy imports live inside the bodies."""
+
+import errno
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shortcut_cli import __version__, console
+from shortcut_cli.errors import CheckFailed, ShortcutError, Unavailable, UsageError
+from shortcut_cli.signals import Signals
+
+app = typer.Typer(
+    help="Tokenize sound, music and text; train, evaluate and sample cross-layer attention models on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="The recipes that come with shortcut, and your own.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+signals = Signals()
+
+
+class Domain(StrEnum):
+    """The domains of `prepare`."""
+
+    audio = "audio"
+    midi = "midi"
+    text = "text"
+
+
+class Split(StrEnum):
+    """The splits of `eval`."""
+
+    val = "val"
+    test = "test"
+
+
+class Resume(StrEnum):
+    """What `train` does with an unfinished run."""
+
+    auto = "auto"
+    never = "never"
+
+
+RECIPES = {Domain.audio: "audio", Domain.midi: "music", Domain.text: "text"}
+
+RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, as train.steps=200. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Checkpoint = Annotated[Path, typer.Option("--ckpt", metavar="run.pt", help="Checkpoint that `train` wrote.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes (default: all cores).")]
+MaxBad = Annotated[str, typer.Option("--max-bad", metavar="N|P%", help="Rejected files that are still a success.")]
+Prompt = Annotated[Path | None, typer.Option("--prompt", metavar="FILE", help="A file of the domain to go on from.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write into.")]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, files or globs.")]
+
+
+def _device(name: str) -> str:
+    """The torch name of a device. Raises Unavailable where this machine has none."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise Unavailable(f"device {name!r} can't be used: {str(error).splitlines()[0]}", "--device cpu") from error
+    return name
+
+
+def _settings(given: list[str] | None, **flags: object) -> list[str]:
+    """--set settings, then flags, which win; a flag that was not given is None."""
+    return [*(given or []), *(f"{key.replace('__', '.')}={value}" for key, value in flags.items() if value is not None)]
+
+
+@app.command()
+def prepare(
+    domain: Annotated[Domain, typer.Argument(help="What the files are.")],
+    paths: Paths,
+    recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME|FILE", help="Default: the domain's.")] = None,
+    out: Out = None,
+    workers: Workers = None,
+    max_bad: MaxBad = "1%",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize files into a folder of shards."""
+    from shortcut_cli import recipe as recipes
+    from shortcut_cli.stages import preparation
+
+    name = recipe or RECIPES[domain]
+    resolved = recipes.read(name, _settings(settings, data__shards=out))
+    if resolved.tokenizer.name != domain:
+        raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
+    folder = Path(resolved.data.shards)
+    with console.Reporter() as report:
+        manifest = preparation.prepare(
+            resolved, paths, folder, n_workers=workers or os.cpu_count() or 1, max_bad=max_bad, report=report
+        )
+    _show_shards(manifest | {"path": str(folder)}, as_json=as_json)
+
+
+def _show_shards(manifest: dict[str, Any], *, as_json: bool) -> None:
+    unit = manifest["tokenizer"]["unit"]
+    rows = []
+    for name, split in manifest["splits"].items():
+        amount = split["units"].get(unit, 0)
+        rows.append((name, split["documents"], split["tokens"], amount, split["tokens"] / amount if amount else None))
+    state = " (already prepared; nothing to do)" if manifest.get("worked") is False else ""
+    counts = f"{manifest['inputs']:,} files, {manifest['duplicates']:,} duplicates, {manifest['rejected']:,} rejected"
+    if manifest.get("ignored"):
+        counts += f", {manifest['ignored']:,} with other suffixes ignored"
+    rate = f", {manifest['tokens_per_s']:,.0f} tokens/s" if manifest.get("tokens_per_s") else ""
+    title = f"{manifest['path']}: {counts}{rate}{state}"
+    columns = ("split", "documents", "tokens", f"{unit}s", f"tokens per {unit}")
+    shown = {key: value for key, value in manifest.items() if key not in ("files", "request")}
+    console.result({"schema_version": 1, **shown}, console.table(title, columns, rows), as_json=as_json)
+
+
+@app.command()
+def train(
+    recipe: RecipeOption,
+    model: Annotated[str | None, typer.Option("--model", help="Architecture, instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed, instead of the recipe's.")] = None,
+    out: Out = None,
+    resume: Annotated[
+        Resume, typer.Option("--resume", help="Go on with an unfinished run, or begin again.")
+    ] = Resume.auto,
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on shards; an interrupted run goes on where it was."""
+    from shortcut_cli import recipe as recipes
+    from shortcut_cli.pipeline import run_folder
+    from shortcut_cli.stages import training
+
+    resolved = recipes.read(recipe, _settings(settings, model__name=model, train__seed=seed))
+    folder = out or run_folder(recipe, resolved)
+    with console.Reporter() as report:
+        summary = training.train(
+            resolved, folder, device=_device(device), resume=resume, report=report, stop=signals.stop
+        )
+    console.result({"schema_version": 1, **summary}, summary["run"], as_json=as_json)
+
+
+@app.command("eval")
+def evaluate(
+    ckpt: Checkpoint,
+    shards: Annotated[Path | None, typer.Option("--shards", metavar="DIR", help="Default: the recipe's.")] = None,
+    split: Annotated[Split | None, typer.Option("--split", help="Default: the recipe's eval.split.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a checkpoint over every token of a split, in natural units."""
+    from shortcut_cli.pipeline import score
+
+    with console.Reporter() as report:
+        result = score(ckpt, shards, split, device=_device(device), report=report)
+    console.result(result, _scores(str(ckpt), result), as_json=as_json)
+
+
+def _scores(title: str, result: dict[str, Any]) -> Any:
+    unit = result["unit"]
+    rows = {
+        "split": f"{result['split']}, {result['documents']:,} documents, {result['tokens']:,} tokens",
+        "nats per token": result["nats_per_token"],
+        f"  95 % interval over {result['interval_over']}": result["interval_95"],
+        "  unigram entropy of the split": result["unigram_entropy"],
+        "perplexity": result["perplexity"],
+        "accuracy": result["accuracy"],
+        f"bits per {unit}": result["bits_per_unit"],
+        "  95 % interval": result["bits_per_unit_interval_95"],
+    }
+    if "depth_weights" in result:
+        heads = result["depth_weights"]["by_head"]
+        for source, shares in zip(result["depth_weights"]["sources"], zip(*heads, strict=True), strict=True):
+            rows[f"attention to {source}"] = sum(shares) / len(shares)
+    return console.pairs(title, rows)
+
+
+@app.command()
+def sample(
+    ckpt: Checkpoint,
+    prompt: Prompt = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="Number of samples.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="New tokens, at most.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 takes the most probable.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="1: all.")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="0: all.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampler.")] = None,
+    out: Out = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Sample files from a checkpoint: .wav, .mid or .txt, with a .json beside each."""
+    from shortcut_cli import checkpoint
+    from shortcut_cli import recipe as recipes
+    from shortcut_cli.stages import sampling
+
+    where = _device(device)
+    run = checkpoint.open_run(ckpt, where)
+    flags = {"n": n, "tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    given = {f"sample__{key}": value for key, value in (flags | {"seed": seed}).items()}
+    keys = recipes.with_settings(run.recipe, _settings(None, **given), "the flags").sample
+    with console.Reporter() as report:
+        paths = sampling.sample(run, out or ckpt.parent / "samples", keys, prompt=prompt, device=where, report=report)
+    listed = [str(path) for path in paths]
+    console.result({"schema_version": 1, "samples": listed}, "\n".join(listed), as_json=as_json)
+
+
+@app.command()
+def attention(
+    ckpt: Checkpoint, prompt: Prompt = None, out: Out = None, device: Device = "auto", as_json: AsJson = False
+) -> None:
+    """Draw where the final layer looked: a picture, and the numbers behind it."""
+    from shortcut_cli import checkpoint
+    from shortcut_cli.shards import Shards
+    from shortcut_cli.stages import attention as stage
+    from shortcut_cli.stages.sampling import prompt_ids
+
+    where = _device(device)
+    run = checkpoint.open_run(ckpt, where)
+    if prompt is not None:
+        ids = prompt_ids(run.tokenizer(), prompt)
+    else:
+        split = Shards(Path(run.recipe.data.shards)).split("val")
+        ids = split.read(0, min(split.tokens, run.recipe.model.context))
+    result = stage.attend(run, ids, out or ckpt.parent / "attention", device=where)
+    title = f"{result['picture']}, {result['numbers']}"
+    console.result(result, console.pairs(title, result["mean_weights"]), as_json=as_json)
+
+
+@app.command("run")
+def run_pipeline(
+    recipe: RecipeOption,
+    paths: Paths,
+    out: Out = None,
+    workers: Workers = None,
+    max_bad: MaxBad = "1%",
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare, train, eval and sample; finished stages are skipped."""
+    from shortcut_cli import pipeline
+    from shortcut_cli import recipe as recipes
+
+    resolved = recipes.read(recipe, _settings(settings))
+    with console.Reporter() as report:
+        result = pipeline.run_all(
+            resolved,
+            paths,
+            out or pipeline.run_folder(recipe, resolved),
+            n_workers=workers or os.cpu_count() or 1,
+            max_bad=max_bad,
+            device=_device(device),
+            report=report,
+            stop=signals.stop,
+        )
+    console.result({"schema_version": 1, **result}, _scores(result["train"]["run"], result["eval"]), as_json=as_json)
+    if not as_json:
+        console.result(None, "\n".join(result["samples"]), as_json=False)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A shards folder, a .pt or a .toml file.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every byte with the sums written beside it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a shards folder, a checkpoint or a recipe is."""
+    from shortcut_cli.stages import inspection
+
+    found = inspection.inspect(path, verify=verify)
+    if found["kind"] == "shards" and not as_json:
+        _show_shards(found, as_json=False)
+        return
+    console.result({"schema_version": 1, **found}, console.pairs(str(path), _flat(found)), as_json=as_json)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in tree.items():
+        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return rows
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: AsJson = False) -> None:
+    """The recipes that come with shortcut."""
+    from shortcut_cli import recipe as recipes
+
+    heads = {name: recipes.header(name).splitlines()[0] for name in recipes.names()}
+    listed = [{"name": name, "about": about} for name, about in heads.items()]
+    table = console.table("recipes", ("name", "about"), heads.items())
+    table.columns[1].justify = "left"
+    console.result({"schema_version": 1, "recipes": listed}, table, as_json=as_json)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a recipe file."""
+    from shortcut_cli import recipe as recipes
+
+    sys.stdout.write(recipes.find(name).read_text(encoding="utf-8"))
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]
+) -> None:
+    """Copy a recipe to a file of your own."""
+    from shortcut_cli import files
+    from shortcut_cli import recipe as recipes
+
+    if file.exists():
+        raise UsageError(f"{file} exists already", "choose another file name")
+    files.write(file, recipes.find(name).read_text(encoding="utf-8"))
+    console.result(None, str(file), as_json=False)
+
+
+@recipes_app.command("check")
+def recipes_check(paths: Annotated[list[str], typer.Argument(metavar="FILE...")], as_json: AsJson = False) -> None:
+    """Validate recipe files; exit 4 where one is wrong."""
+    from shortcut_cli.stages.inspection import check_recipes
+
+    checked = check_recipes(paths)
+    table = console.table("recipes", ("recipe", "problem"), ((c["recipe"], c["problem"] or "none") for c in checked))
+    table.columns[1].justify = "left"
+    console.result({"schema_version": 1, "recipes": checked}, table, as_json=as_json)
+    wrong = sum(bool(entry["problem"]) for entry in checked)
+    if wrong:
+        raise CheckFailed(f"{wrong} of {len(checked)} recipes are not valid")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what works on this machine and what to do about the rest."""
+    from shortcut_cli.stages.doctor import examine
+
+    checks = examine()
+    rows = (
+        (c["what"], "ok" if c["works"] else "missing", c["found"], "" if c["works"] else c["remedy"]) for c in checks
+    )
+    table = console.table("doctor", ("what", "state", "found", "what to do"), rows)
+    for column in table.columns:
+        column.justify = "left"
+    console.result({"schema_version": 1, "checks": checks}, table, as_json=as_json)
+
+
+@app.command()
+def demo(out: Out = None, workers: Workers = None, device: Device = "auto", as_json: AsJson = False) -> None:
+    """All domains end to end on generated data, offline, in about two minutes."""
+    from shortcut_cli.demo import demo as play
+
+    with console.Reporter() as report:
+        result = play(
+            out or Path("demo"),
+            n_workers=workers or os.cpu_count() or 1,
+            device=_device(device),
+            report=report,
+            stop=signals.stop,
+        )
+    columns = ("recipe", "model", "parameters", "nats/token", "unigram entropy", "accuracy", "bits per unit")
+    rows = (
+        (
+            row["recipe"],
+            row["model"],
+            row["parameters"],
+            row["nats_per_token"],
+            row["unigram_entropy"],
+            row["accuracy"],
+            f"{row['bits_per_unit']:.4g} bits/{row['unit']}",
+        )
+        for row in result["rows"]
+    )
+    console.result(result, console.table("test split", columns, rows), as_json=as_json)
+    if not as_json:
+        console.result(None, "\n".join(result["samples"]), as_json=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.result(None, __version__, as_json=False)
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main() -> None:
+    """The `shortcut` command: every ShortcutError becomes one panel and its exit code; bugs keep their traceback."""
+    console.harden()
+    signals.install()
+    try:
+        app()
+    except ShortcutError as error:
+        console.panel(error)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        console.panel(ShortcutError(f"{error.strerror}{where}", "what was complete before is unchanged"))
+        sys.exit(ShortcutError.exit_code)

@@ -1,0 +1,1 @@
+"""The streaming codecs under the audio tokenizer."""

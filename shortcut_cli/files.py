@@ -1,0 +1,74 @@
+"""Files that are complete or absent: temporary name, sync, rename. And one holder of a folder at a time."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from shortcut_cli.errors import UsageError
+
+BLOCK_BYTES = 1 << 20
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path` whole when the block ends well, and not at all otherwise."""
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    sync_folder(path.parent)
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a whole file at once, complete or absent; text is UTF-8."""
+    with writing(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder: a second process that wants it meanwhile gets a UsageError that names the holder.
+
+    The lock is the kernel's (flock), so it ends with the process that holds it, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise UsageError(f"{folder} is in use: {holder}", "wait until it ends, or choose another --out") from None
+        stream.truncate(0)
+        stream.write(f"{what}, process {os.getpid()}")
+        stream.flush()
+        yield
+        stream.truncate(0)

@@ -1,0 +1,140 @@
+"""Sampling from a model with its key/value cache, at any length.
+
+When the context is full, the last half of it is read again into a fresh cache and sampling goes on: every logit is that
+of a whole forward pass over the tokens since then, and the cost of a token stays constant on average.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Allowed = Callable[[Sequence[int]], np.ndarray | None]
+
+
+class Sampler(Protocol):
+    """The keys of [sample] that choose a token."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New ids of each row, the end id included where a row came to it, and how many of them were forced."""
+
+    ids: list[list[int]]
+    forced: list[int]
+
+
+def probabilities(logits: Tensor, keys: Sampler) -> Tensor:
+    """The distribution (B, V) that is sampled from: logits (B, V), then temperature, top-k, top-p and min-p in turn.
+
+    top-k keeps the k largest; top-p (Holtzman et al. 2020) the smallest set of the most probable that holds at least
+    that much; min-p (Nguyen et al. 2024) what has at least that share of the largest probability.
+    """
+    logits = logits.float()
+    if keys.temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    logits = logits / keys.temperature
+    if 0 < keys.top_k < logits.shape[-1]:
+        least = logits.topk(keys.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    p = logits.softmax(-1)
+    if keys.top_p < 1:
+        ordered, places = p.sort(descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        p = p.scatter(-1, places, ordered.masked_fill(before >= keys.top_p, 0.0))
+    if keys.min_p > 0:
+        p = p.masked_fill(p < keys.min_p * p.amax(-1, keepdim=True), 0.0)
+    return p / p.sum(-1, keepdim=True)
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompt: Tensor,
+    tokens: int,
+    *,
+    keys: Sampler,
+    end: int,
+    allowed: Allowed | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Generation:
+    """Sample at most `tokens` ids behind each row of `prompt`, int64 (B, P), P >= 1.
+
+    end: the id at which a row stops. allowed: which ids may follow the ids of a row (its prompt included), bool (V,),
+    or None for all; a step whose most probable id was not allowed counts as forced. Each row draws from a generator of
+    its own, seeded by seed and row. Same seed, same machine, same ids.
+    """
+    rows = [row.tolist() for row in prompt]
+    start = len(rows[0])
+    generators = [torch.Generator().manual_seed(keys.seed * 1_000_003 + number) for number in range(len(rows))]
+    forced = [0] * len(rows)
+    done = [False] * len(rows)
+    window = Window(model, prompt)
+    for number in range(tokens):
+        logits = window.logits().cpu()  # (B, V)
+        if allowed is not None:
+            logits = _restrict(logits, rows, done, allowed, forced)
+        p = probabilities(logits, keys)
+        drawn = [
+            end if done[row] else int(torch.multinomial(p[row], 1, generator=generators[row]))
+            for row in range(len(rows))
+        ]
+        for row, token in enumerate(drawn):
+            if not done[row]:
+                rows[row].append(token)
+                done[row] = token == end
+        if progress:
+            progress(number + 1)
+        if all(done):
+            break
+        window.append(drawn)
+    return Generation([row[start:] for row in rows], forced)
+
+
+def _restrict(logits: Tensor, rows: list[list[int]], done: list[bool], allowed: Allowed, forced: list[int]) -> Tensor:
+    """Logits without what is not allowed; counts the steps at which that took the most probable id away."""
+    logits = logits.clone()
+    for row, ids in enumerate(rows):
+        mask = None if done[row] else allowed(ids)
+        if mask is not None:
+            legal = torch.from_numpy(mask)
+            forced[row] += not bool(legal[logits[row].argmax()])
+            logits[row].masked_fill_(~legal, -torch.inf)
+    return logits
+
+
+class Window:
+    """The tokens that the model sees, and the cache that holds all of them but the newest."""
+
+    def __init__(self, model: Any, prompt: Tensor) -> None:
+        self.model = model
+        self.context = model.keys.context
+        self.ids = prompt[:, -self.context :]  # (B, up to context)
+        self._restart()
+
+    def _restart(self) -> None:
+        self.cache = self.model.new_cache(self.ids.shape[0], self.context)
+        self.new = self.ids
+
+    def logits(self) -> Tensor:
+        """Logits (B, V) of the next id."""
+        return self.model(self.new, self.cache)[:, -1]
+
+    def append(self, drawn: list[int]) -> None:
+        """Go on by one id in each row."""
+        self.new = torch.tensor(drawn, device=self.ids.device)[:, None]
+        if self.ids.shape[1] == self.context:
+            keep = self.context // 2
+            self.ids = torch.cat((self.ids[:, self.context - keep + 1 :], self.new), 1)
+            self._restart()
+        else:
+            self.ids = torch.cat((self.ids, self.new), 1)

@@ -1,0 +1,1 @@
+"""Architectures: one file each, from ids to logits, with no loss inside."""

@@ -1,0 +1,237 @@
+"""What the architectures share: norm, rotary positions, attention, feed-forward, cache, and the decoder around them.
+
+Axes: B batch, T time, L layer (depth), H heads, D width, V vocabulary, M sources that the last layer attends to.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shortcut_cli.recipe import Keys, ModelKeys
+
+INIT_STD = 0.02
+
+
+@dataclass
+class Trace:
+    """Asks a forward pass to keep where its last layer looked."""
+
+    depth_weights: Tensor | None = None  # (B, H, M, T) fp32: share of the attention that goes to each source
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+
+
+def rotary_table(context: int, head_width: int, base: float) -> Tensor:
+    """exp(i * t * base^(-2k/d)) for time t and pair k (Su et al. 2021, eq. 34), complex64 (context, head_width / 2)."""
+    frequencies = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn neighbouring pairs of channels by their time's angles: x (B, T, ..., d), table (T, d / 2).
+
+    One complex multiplication: 4.1 ms for queries and keys of (16, 256, 8, 32) forward and backward on two cores, where
+    the form with two halves and a concatenation took 10.6 ms.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    angles = table.view(-1, *(1,) * (x.dim() - 3), table.shape[-1])
+    return torch.view_as_real(pairs * angles).flatten(-2).type_as(x)
+
+
+class Cache:
+    """Keys and values of the tokens so far, one entry a token in each slot, or several; time-major."""
+
+    def __init__(self, entries: list[int], batch: int, keys: ModelKeys, length: int, like: Tensor) -> None:
+        self.length = length
+        self.used = 0
+        self.entries = entries
+        head_width = keys.width // keys.heads
+        shapes = [(batch, keys.heads, n * length, head_width) for n in entries]
+        self.keys = [like.new_empty(shape) for shape in shapes]
+        self.values = [like.new_empty(shape) for shape in shapes]
+
+    def extend(self, slot: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v (B, H, T n, d) behind the tokens in use; returns all of the slot, those included."""
+        first = self.used * self.entries[slot]
+        end = first + k.shape[2]
+        keys, values = self.keys[slot], self.values[slot]
+        keys[:, :, first:end] = k
+        values[:, :, first:end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
+    """Attention of the last T of S times to `sources` keys a time: q (B, H, T, d), k and v (B, H, S M, d), time-major.
+
+    Query i sees the keys of every time j <= i. Returns (B, H, T, d).
+    """
+    queries, times = q.shape[2], k.shape[2] // sources
+    if queries == 1:
+        return F.scaled_dot_product_attention(q, k, v)
+    if sources == 1 and queries == times:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    mask = torch.ones(queries, times, dtype=torch.bool, device=q.device).tril(times - queries)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat_interleave(sources, 1))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions, no biases."""
+
+    def __init__(self, keys: ModelKeys, layer: int) -> None:
+        super().__init__()
+        self.heads, self.layer = keys.heads, layer
+        self.query_key_value = nn.Linear(keys.width, 3 * keys.width, bias=False)
+        self.out = nn.Linear(keys.width, keys.width, bias=False)
+
+    def forward(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        qkv = self.query_key_value(x).unflatten(-1, (3 * self.heads, -1))  # (B, T, 3 H, d)
+        qk = rotate(qkv[:, :, : 2 * self.heads], table).transpose(1, 2)  # (B, 2 H, T, d)
+        q, k = qk.split(self.heads, 1)
+        v = qkv[:, :, 2 * self.heads :].transpose(1, 2)
+        if cache:
+            k, v = cache.extend(self.layer, k, v)
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """GELU: D -> ffn -> D; SwiGLU: D -> 2 ffn -> ffn -> D (Shazeer 2020); no biases."""
+
+    def __init__(self, keys: ModelKeys) -> None:
+        super().__init__()
+        self.gated = keys.activation == "swiglu"
+        self.inner = nn.Linear(keys.width, keys.ffn * (2 if self.gated else 1), bias=False)
+        self.out = nn.Linear(keys.ffn, keys.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        h = self.inner(x)
+        if self.gated:
+            gate, h = h.chunk(2, -1)
+            return self.out(F.silu(gate) * h)
+        return self.out(F.gelu(h))
+
+
+class Block(nn.Module):
+    """Pre-norm decoder layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, keys: ModelKeys, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(keys.width)
+        self.attention: nn.Module = Attention(keys, layer)
+        self.feed_forward_norm = RMSNorm(keys.width)
+        self.feed_forward = FeedForward(keys)
+        self.dropout = nn.Dropout(keys.dropout)
+
+    def forward(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), table, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm, head. An architecture replaces what it does differently.
+
+    Every parameter is drawn from a generator of its own, keyed by seed and name, so that tensors of equal name and
+    shape start equal in all architectures.
+    """
+
+    Options: ClassVar[type[Keys]] = Keys
+    taps: tuple[str, ...] = ()  # what the last layer attends to beside its own input
+
+    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int) -> None:
+        super().__init__()
+        self.keys, self.vocabulary = keys, vocabulary
+        self.embedding = nn.Embedding(vocabulary, keys.width)
+        self.dropout = nn.Dropout(keys.dropout)
+        self.blocks = nn.ModuleList(self.make_block(layer) for layer in range(keys.layers))
+        self.norm = RMSNorm(keys.width)
+        self.head = nn.Linear(keys.width, vocabulary, bias=False)
+        if keys.tied:
+            self.head.weight = self.embedding.weight
+        self.register_buffer("table", rotary_table(keys.context, keys.width // keys.heads, keys.rope_base), False)
+        self.initialise(seed)
+
+    def make_block(self, layer: int) -> nn.Module:
+        """The layer of that number, from 0."""
+        return Block(self.keys, layer)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Matrices N(0, 0.02), those that write to the residual stream divided by sqrt(2 L) (GPT-2); vectors stay."""
+        for name, weight in self.named_parameters():
+            if weight.dim() < 2:
+                continue
+            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+            scale = 1 / math.sqrt(2 * self.keys.layers) if name.endswith(".out.weight") else 1.0
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (INIT_STD * scale))
+
+    def forward(self, ids: Tensor, cache: Cache | None = None, trace: Trace | None = None) -> Tensor:
+        """Logits (B, T, V) of the ids that follow each of `ids`, int64 (B, T).
+
+        With a cache, `ids` follow the tokens that it holds, and are added to it.
+        """
+        first = cache.used if cache else 0
+        table = self.table[first : first + ids.shape[1]]
+        assert len(table) == ids.shape[1], f"{first} + {ids.shape[1]} tokens in a context of {self.keys.context}"
+        x = self.dropout(self.embedding(ids))  # (B, T, D)
+        x = self.trunk(x, table, cache, trace)
+        if cache:
+            cache.used += ids.shape[1]
+        return self.head(self.norm(x))
+
+    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+        """All layers: (B, T, D) -> (B, T, D)."""
+        del trace
+        for block in self.blocks:
+            x = block(x, table, cache)
+        return x
+
+    def cache_entries(self) -> list[int]:
+        """Keys (and values) that each slot of the cache keeps for a token; a layer has one slot, or more."""
+        return [1] * self.keys.layers
+
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache with room for `length` tokens."""
+        return Cache(self.cache_entries(), batch, self.keys, length, self.norm.weight)
+
+    def cache_bytes_per_token(self) -> int:
+        """fp32 bytes that the cache holds for each token."""
+        return sum(self.cache_entries()) * 2 * self.keys.width * 4
+
+    def count(self) -> dict[str, int]:
+        """Number of parameters: embedding, trunk, head (0 where it is tied) and total."""
+        total = sum(p.numel() for p in self.parameters())
+        embedding = self.embedding.weight.numel()
+        head = 0 if self.keys.tied else self.head.weight.numel()
+        return {"embedding": embedding, "trunk": total - embedding - head, "head": head, "total": total}
+
+    def flops(self, context: int, *, causal: bool = True) -> int:
+        """Forward FLOPs of one window of `context` tokens; training takes three times as many.
+
+        Two for each multiply-add of the matrices and of attention; with `causal` only pairs that a query sees count,
+        without it all T x S, which is what a dense implementation runs and what torch's FlopCounterMode counts.
+        """
+        pairs = context * (context + 1) // 2 if causal else context**2
+        return 2 * self.multiplications() * context + 4 * self.keys.width * pairs * sum(self.cache_entries())
+
+    def multiplications(self) -> int:
+        """Multiply-adds of all matrices for one token, attention apart."""
+        return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))

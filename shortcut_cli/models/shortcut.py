@@ -1,0 +1,249 @@
+"""The shortcut model: the final layer attends to the intermediate layers.
+
+A reconstruction of "Adaptive Large Language Models By Layerwise Attention Shortcuts" (Verma and Pilanci 2024, arXiv
+2409.10870). Known of it: ten layers; outputs of layers 2, 4, 6 and 8 are tapped; each goes through a two-layer MLP of
+1,024 neurons; the final layer's self-attention is replaced by causal cross-attention over the tapped features. No code
+and no equations were available; everything else is our choice, and a key where it could matter:
+
+    F_m = map_m(norm_m(h_m)) (+ e_m),   K = F W_K,   V = F W_V
+    y   = h + W_O softmax(q . K[m, j] over all taps m and times j <= i) V,   y = y + feed-forward(norm(y))
+"""
+
+import re
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from shortcut_cli.errors import UsageError
+from shortcut_cli.models import merge
+from shortcut_cli.models.blocks import Block, Cache, Decoder, FeedForward, RMSNorm, Trace, attend, rotate
+from shortcut_cli.recipe import Keys, ModelKeys
+
+TAPS_FORM = re.compile(r"paper|all|none|every:[1-9]\d*|\d+(,\d+)*")
+
+
+class Options(Keys):
+    """[model.shortcut]"""
+
+    taps: str = Field(
+        "paper",
+        description="layers that are tapped: paper (2, 4, 6 ... but the last two), all, every:K, none, or a list as "
+        '"2,4,6,8"; 0 is the embedding',
+    )
+    map: Literal["mlp", "linear", "identity"] = Field("mlp", description="what each tap goes through, after a norm")
+    map_width: int = Field(1024, description="neurons of the mlp map", ge=1)
+    share_map: bool = Field(False, description="one map for all taps")
+    concat: Literal["time", "feature"] = Field(
+        "time", description="time: a key for each tap and time, in one softmax; feature: taps side by side in one key"
+    )
+    mode: Literal["replace", "add", "gated"] = Field(
+        "replace",
+        description="replace: taps instead of the last layer's own keys (the paper); add: both in one softmax; gated: "
+        "own attention plus a gate, zero at first, times attention to the taps",
+    )
+    project: Literal["shared", "per_tap"] = Field("shared", description="keys and values: one projection, or one a tap")
+    depth_embedding: bool = Field(False, description="add a learned vector to the features of each tap")
+    attention: Literal["mask", "merge"] = Field(
+        "mask", description="mask: one attention with a mask; merge: one causal attention a tap, merged; equal results"
+    )
+
+    @field_validator("taps")
+    @classmethod
+    def _known_form(cls, taps: str) -> str:
+        if not TAPS_FORM.fullmatch(taps):
+            raise ValueError('is none of paper, all, none, every:K, or a list as "2,4,6,8"')
+        return taps
+
+
+def tapped_layers(taps: str, layers: int) -> list[int]:
+    """Numbers of the tapped layers, 1 .. layers - 1, and 0 for the embedding.
+
+    Raises UsageError where a layer is named that the last layer can't read.
+    """
+    below = range(1, layers)
+    if taps == "none":
+        return []
+    if taps == "paper":
+        return list(range(2, layers - 1, 2))
+    if taps == "all":
+        return list(below)
+    if taps.startswith("every:"):
+        step = int(taps.removeprefix("every:"))
+        return list(range(step, layers, step))
+    numbers = sorted({int(number) for number in taps.split(",")})
+    if numbers[-1] >= layers:
+        raise UsageError(f"model.shortcut.taps names layer {numbers[-1]}; the last layer reads 0 to {layers - 1}")
+    return numbers
+
+
+class Features(nn.Module):
+    """Tapped states -> features: a norm each, then a map each or one for all, then a depth embedding."""
+
+    def __init__(self, keys: ModelKeys, options: Options, taps: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(RMSNorm(keys.width) for _ in range(taps))
+        self.maps = nn.ModuleList(_map(keys.width, options) for _ in range(1 if options.share_map else taps))
+        self.depth = nn.Parameter(torch.zeros(taps, keys.width)) if options.depth_embedding else None
+
+    def forward(self, tapped: list[Tensor]) -> Tensor:
+        """M states (B, T, D) -> (B, T, M, D)."""
+        features = [self.maps[m % len(self.maps)](norm(tapped[m])) for m, norm in enumerate(self.norms)]
+        stacked = torch.stack(features, 2)
+        return stacked if self.depth is None else stacked + self.depth
+
+
+def _map(width: int, options: Options) -> nn.Module:
+    if options.map == "mlp":
+        inner, out = nn.Linear(width, options.map_width, bias=False), nn.Linear(options.map_width, width, bias=False)
+        return nn.Sequential(inner, nn.GELU(), out)
+    return nn.Linear(width, width, bias=False) if options.map == "linear" else nn.Identity()
+
+
+class TapAttention(nn.Module):
+    """The last layer's attention: to the taps, instead of or beside its own keys."""
+
+    def __init__(self, keys: ModelKeys, options: Options, taps: int) -> None:
+        super().__init__()
+        self.heads, self.slot, self.mode, self.path = keys.heads, keys.layers - 1, options.mode, options.attention
+        self.features = Features(keys, options, taps)
+        self.by_feature = options.concat == "feature"
+        self.own = options.mode != "replace"
+        width = keys.width
+        if self.own:
+            self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        else:
+            self.query = nn.Linear(width, width, bias=False)
+        entering = width * taps if self.by_feature else width
+        projections = taps if options.project == "per_tap" and not self.by_feature else 1
+        self.key_value = nn.ModuleList(nn.Linear(entering, 2 * width, bias=False) for _ in range(projections))
+        self.gate = nn.Parameter(torch.zeros(keys.heads)) if options.mode == "gated" else None
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: Tensor, tapped: list[Tensor], table: Tensor, cache: Cache | None, trace: Trace | None
+    ) -> Tensor:
+        """x (B, T, D), M tapped states (B, T, D) -> (B, T, D)."""
+        q, own_k, own_v = self._own(x, table)  # (B, T, H, d), (B, T, 1, H, d)
+        k, v = self._sources(tapped, table)  # (B, T, M, H, d)
+        if self.mode == "add":
+            k, v = torch.cat((own_k, k), 2), torch.cat((own_v, v), 2)
+        q = q.transpose(1, 2)  # (B, H, T, d)
+        if self.gate is None:
+            y = self._attend(q, k, v, self.slot, cache, trace)
+        else:
+            # The taps have a slot of the cache to themselves, behind those of the layers.
+            tap = self._attend(q, k, v, self.slot + 1, cache, trace)
+            y = self._attend(q, own_k, own_v, self.slot, cache, None) + self.gate[:, None, None] * tap
+        return self.out(y.transpose(1, 2).flatten(-2))
+
+    def _own(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.own:
+            q = rotate(self.query(x).unflatten(-1, (self.heads, -1)), table)
+            return q, q, q
+        qkv = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, d)
+        qk = rotate(qkv[:, :, :2], table)
+        return qk[:, :, 0], qk[:, :, 1:], qkv[:, :, 2:]
+
+    def _sources(self, tapped: list[Tensor], table: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(tapped)  # (B, T, M, D)
+        if self.by_feature:
+            features = features.flatten(-2).unsqueeze(2)  # (B, T, 1, M D)
+        if len(self.key_value) == 1:
+            kv = self.key_value[0](features)
+        else:
+            kv = torch.stack([project(features[:, :, m]) for m, project in enumerate(self.key_value)], 2)
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(3)
+        return rotate(k, table), v
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, slot: int, cache: Cache | None, trace: Trace | None
+    ) -> Tensor:
+        """q (B, H, T, d), k and v (B, T, M, H, d) -> (B, H, T, d)."""
+        sources = k.shape[2]
+        k, v = (x.permute(0, 3, 1, 2, 4) for x in (k, v))  # (B, H, T, M, d)
+        if trace is not None or (self.path == "merge" and cache is None):
+            assert cache is None, "depth weights come from whole windows"
+            y, weights = merge.attend(q, k, v)
+            if trace is not None:
+                trace.depth_weights = weights
+            return y
+        k, v = k.flatten(2, 3), v.flatten(2, 3)
+        if cache:
+            k, v = cache.extend(slot, k, v)
+        return attend(q, k, v, sources)
+
+
+class TapBlock(nn.Module):
+    """The last layer: a pre-norm layer like the others, whose attention reads the taps."""
+
+    def __init__(self, keys: ModelKeys, options: Options, taps: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(keys.width)
+        self.attention = TapAttention(keys, options, taps)
+        self.feed_forward_norm = RMSNorm(keys.width)
+        self.feed_forward = FeedForward(keys)
+        self.dropout = nn.Dropout(keys.dropout)
+
+    def forward(
+        self, x: Tensor, tapped: list[Tensor], table: Tensor, cache: Cache | None, trace: Trace | None
+    ) -> Tensor:
+        """x (B, T, D), M tapped states (B, T, D) -> (B, T, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), tapped, table, cache, trace))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Shortcut(Decoder):
+    """A decoder whose final layer attends to the intermediate layers; with no taps it is the baseline."""
+
+    Options = Options
+
+    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int) -> None:
+        self.options: Options = keys.shortcut  # type: ignore[attr-defined]
+        self.tapped = tapped_layers(self.options.taps, keys.layers)
+        super().__init__(keys, vocabulary, seed)
+        self.taps = self._labels()
+
+    def make_block(self, layer: int) -> nn.Module:
+        """The last layer reads the taps, where there are some."""
+        if self.tapped and layer == self.keys.layers - 1:
+            return TapBlock(self.keys, self.options, len(self.tapped))
+        return super().make_block(layer)
+
+    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+        """All layers: (B, T, D) -> (B, T, D)."""
+        if not self.tapped:
+            return super().trunk(x, table, cache, trace)
+        history = [x]
+        for block in self.blocks[:-1]:
+            history.append(block(history[-1], table, cache))
+        return self.blocks[-1](history[-1], [history[layer] for layer in self.tapped], table, cache, trace)
+
+    def cache_entries(self) -> list[int]:
+        """As many keys in the last slot as it has sources; `gated` keeps its own apart from the taps'."""
+        if not self.tapped:
+            return super().cache_entries()
+        sources = 1 if self.options.concat == "feature" else len(self.tapped)
+        last = {"replace": [sources], "add": [sources + 1], "gated": [1, sources]}[self.options.mode]
+        return [1] * (self.keys.layers - 1) + last
+
+    def multiplications(self) -> int:
+        """A map or projection that all taps share runs once for each."""
+        total = super().multiplications()
+        if not self.tapped:
+            return total
+        attention = self.blocks[-1].attention
+        again = list(attention.features.maps) if self.options.share_map else []
+        if self.options.project == "shared" and self.options.concat == "time":
+            again += list(attention.key_value)
+        repeated = sum(m.weight.numel() for part in again for m in part.modules() if isinstance(m, nn.Linear))
+        return total + (len(self.tapped) - 1) * repeated
+
+    def _labels(self) -> tuple[str, ...]:
+        names = ["embedding" if layer == 0 else f"layer {layer}" for layer in self.tapped]
+        if names and self.options.concat == "feature":
+            names = [" + ".join(names)]
+        if names and self.options.mode == "add":
+            names = ["own keys", *names]
+        return tuple(names)

@@ -1,0 +1,44 @@
+"""AdamW in two groups, and the learning rate of each step."""
+
+import math
+
+import torch
+
+from shortcut_cli.recipe import TrainKeys
+
+
+def adamw(model: torch.nn.Module, keys: TrainKeys) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone, fused where the device has it (CPU and CUDA do)."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": keys.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=keys.lr, betas=(keys.beta1, keys.beta2), fused=True)
+
+
+def learning_rate(step: int, keys: TrainKeys) -> float:
+    """Learning rate of step `step`, counted from 0: linear warm-up, then the schedule down to min_lr * lr."""
+    if step < keys.warmup:
+        return keys.lr * (step + 1) / keys.warmup
+    floor = keys.min_lr
+    progress = (step - keys.warmup) / max(1, keys.steps - 1 - keys.warmup)  # 0 .. 1
+    if keys.schedule == "cosine":
+        return keys.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if keys.schedule == "wsd":
+        # Stable, then linear over the last `decay` of all steps (Hu et al. 2024, arXiv 2404.06395).
+        left = (keys.steps - 1 - step) / max(1, round(keys.decay * keys.steps))
+        return keys.lr * (floor + (1 - floor) * min(1.0, left))
+    return keys.lr
+
+
+class Average:
+    """An exponential moving average of a model's weights, fp32, by name."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: weight.detach().clone().float() for name, weight in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module) -> None:
+        """Move the average towards the weights that the model has now."""
+        for name, weight in model.state_dict().items():
+            self.weights[name].lerp_(weight.float(), 1 - self.decay)

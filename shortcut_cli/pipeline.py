@@ -1,0 +1,85 @@
+"""Several stages, one after the other: what `run` and `demo` do. Stages that are finished are skipped."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import checkpoint, files
+from shortcut_cli.recipe import Recipe
+from shortcut_cli.shards import Shards
+from shortcut_cli.stages.evaluation import evaluate
+from shortcut_cli.stages.preparation import prepare
+from shortcut_cli.stages.sampling import sample
+from shortcut_cli.stages.training import train
+
+Report = Callable[..., None]
+Stop = Callable[[], int | None]
+
+
+def run_folder(recipe_name: str, recipe: Recipe) -> Path:
+    """runs/RECIPE/MODEL-sSEED."""
+    return Path("runs") / Path(recipe_name).stem / f"{recipe.model.name}-s{recipe.train.seed}"
+
+
+def score(path: Path, shards: Path | None, split: str | None, *, device: str, report: Report) -> dict[str, Any]:
+    """Evaluate a checkpoint and keep the result in eval.json beside it, by split."""
+    run = checkpoint.open_run(path, device)
+    name = split or run.recipe.eval.split
+    result = evaluate(run, Shards(shards or Path(run.recipe.data.shards)), name, device=device, report=report)
+    result["checkpoint_sha256"] = files.sha256(path)
+    kept = path.parent / "eval.json"
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"schema_version": 1, "splits": {}}
+    results["splits"][name] = result
+    files.write(kept, json.dumps(results, indent=1) + "\n")
+    return result
+
+
+def _scored(path: Path, split: str) -> dict[str, Any] | None:
+    """The kept result of exactly this checkpoint on this split."""
+    kept = path.parent / "eval.json"
+    if not kept.exists():
+        return None
+    result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))["splits"].get(split, {})
+    return result if result.get("checkpoint_sha256") == files.sha256(path) else None
+
+
+def _sampled(path: Path, folder: Path, recipe: Recipe) -> list[Path]:
+    """The samples of exactly this checkpoint with this sampler that lie in a folder, where all of them are there."""
+    wanted = {"checkpoint_sha256": files.sha256(path), "sampler": recipe.sample.model_dump()}
+    found = []
+    for sidecar in sorted(folder.glob("*.json")):
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        if {key: content.get(key) for key in wanted} == wanted:
+            found.append(sidecar.with_suffix(""))
+    return found if len(found) == recipe.sample.n else []
+
+
+def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop) -> dict[str, Any]:
+    """Train, eval and sample one model, skipping what is done; returns what each stage gave."""
+    trained = train(recipe, folder, device=device, resume="auto", report=report, stop=stop)
+    path = folder / "run.pt"
+    scores = _scored(path, recipe.eval.split) or score(path, None, None, device=device, report=report)
+    samples = _sampled(path, folder / "samples", recipe)
+    if not samples:
+        run = checkpoint.open_run(path, device)
+        samples = sample(run, folder / "samples", recipe.sample, prompt=None, device=device, report=report)
+    return {"train": trained, "eval": scores, "samples": [str(sample) for sample in samples]}
+
+
+def run_all(
+    recipe: Recipe,
+    paths: list[str],
+    folder: Path,
+    *,
+    n_workers: int,
+    max_bad: str,
+    device: str,
+    report: Report,
+    stop: Stop,
+) -> dict[str, Any]:
+    """Prepare, train, eval and sample; finished stages are skipped."""
+    shards = Path(recipe.data.shards)
+    prepared = prepare(recipe, paths, shards, n_workers=n_workers, max_bad=max_bad, report=report)
+    report("note", text=f"{shards}: {'prepared' if prepared['worked'] else 'already prepared'}")
+    return {"prepare": prepared, **train_score_sample(recipe, folder, device=device, report=report, stop=stop)}

@@ -1,0 +1,35 @@
+"""The names that recipes know: name -> "module:Class", imported when first asked for."""
+
+import importlib
+from difflib import get_close_matches
+from typing import Any
+
+from shortcut_cli.errors import UsageError
+
+TOKENIZERS = {
+    "audio": "shortcut_cli.tokenizers.audio:AudioTokenizer",
+    "midi": "shortcut_cli.tokenizers.midi:MidiTokenizer",
+    "text": "shortcut_cli.tokenizers.text:TextTokenizer",
+}
+
+MODELS = {
+    "gpt": "shortcut_cli.models.gpt:GPT",
+    "shortcut": "shortcut_cli.models.shortcut:Shortcut",
+}
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """A sentence that proposes the nearest of `known`, or lists them all."""
+    near = get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else "Known: " + ", ".join(sorted(known)) + "."
+
+
+def load(table: dict[str, str], name: str) -> Any:
+    """Import and return the class that `name` stands for.
+
+    Raises UsageError where the table has no such name.
+    """
+    if name not in table:
+        raise UsageError(f"unknown name {name!r}", did_you_mean(name, list(table)))
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

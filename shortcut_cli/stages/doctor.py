@@ -1,0 +1,65 @@
+"""Doctor: what works on this machine, and what to do about the rest."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "encodec", "miditok", "symusic", "sentencepiece", "soundfile", "soxr", "typer", "rich")
+GIB = 2**30
+LOW_DISK_GIB = 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, whether it works, what was found, and what to do where it does not."""
+
+    what: str
+    works: bool
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[dict[str, Any]]:
+    """All checks, as dictionaries."""
+    return [asdict(check) for check in (*_packages(), *_devices(), *_codecs(), *_disk())]
+
+
+def _packages() -> Iterator[Check]:
+    yield Check("Python", True, platform.python_version())
+    for package in PACKAGES:
+        try:
+            yield Check(package, True, version(package))
+        except PackageNotFoundError:
+            yield Check(package, False, "not installed", f"pip install {package}")
+
+
+def _devices() -> Iterator[Check]:
+    import torch
+
+    yield Check("CPU", True, f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    if torch.cuda.is_available():
+        yield Check("CUDA", True, torch.cuda.get_device_name())
+    else:
+        yield Check("CUDA", True, "none; training runs on the CPU")
+
+
+def _codecs() -> Iterator[Check]:
+    from shortcut_cli.codec import weights
+
+    for name in weights.OFFICIAL:
+        path = weights.cached(name)
+        if path.is_file():
+            yield Check(f"codec {name}", True, str(path))
+        else:
+            remedy = f"it is fetched at first use; without a network put the file at {path}"
+            yield Check(f"codec {name}", False, "not fetched yet", remedy)
+
+
+def _disk() -> Iterator[Check]:
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    yield Check("disk", free >= LOW_DISK_GIB, f"{free:.1f} GiB free here", "free some space, or use --out elsewhere")

@@ -1,0 +1,158 @@
+"""Eval: run.pt and shards -> scores in natural units, over every token of a split exactly once."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shortcut_cli import metrics
+from shortcut_cli.checkpoint import Run
+from shortcut_cli.errors import UsageError
+from shortcut_cli.models.blocks import Trace
+from shortcut_cli.recipe import EvalKeys
+from shortcut_cli.shards import Ids, Shards, Split
+
+Report = Callable[..., None]
+BLOCKS = 100  # groups for the bootstrap where a split has too few documents for one
+FEW_DOCUMENTS = 10
+
+
+@dataclass
+class Totals:
+    """Sums over the scored tokens, by group (document or block)."""
+
+    nats: metrics.Floats
+    tokens: metrics.Floats
+    counts: Ids  # (V,) how often each id is a target
+    correct: int = 0
+    depth: torch.Tensor | None = None  # (H, M) sum of depth weights over tokens
+
+
+def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(first input, end, first scored) for each window, so that every target 0 .. tokens is scored exactly once.
+
+    Target i is id i of the split; its input i is the id before it (the end id before the first). A window reads the
+    inputs first .. end and scores the targets from `scored` to end, `stride` of them but in the last window.
+    """
+    for scored in range(0, tokens, stride):
+        end = min(scored + stride, tokens)
+        yield max(0, end - context), end, scored
+
+
+def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report) -> dict[str, Any]:
+    """Score a run on a split of a shards folder.
+
+    Returns nats per token with a 95 % interval, perplexity, accuracy, bits per natural unit, the unigram entropy of
+    the split, and for models that attend to layers their mean depth weights.
+
+    Raises UsageError where the shards were made by another tokenizer.
+    """
+    _check_tokenizer(run, shards)
+    split, keys = shards.split(name), run.recipe.eval
+    if not split.tokens:
+        raise UsageError(f"the {name} split of {shards.folder} is empty")
+    ends, over = _groups(split)
+    totals = Totals(np.zeros(len(ends)), np.zeros(len(ends)), np.zeros(run.content["vocabulary"], np.int64))
+    end_id = shards.tokenizer["end"]
+    done = 0
+    for batch in _batches(split.tokens, run.recipe.model.context, keys):
+        _score(run.model, split, batch, end_id, ends, totals, device)
+        done += sum(end - scored for _, end, scored in batch)
+        report("progress", task="eval", done=done, total=split.tokens, unit="tokens")
+    return _summary(run, shards, split, totals, over, keys)
+
+
+def _check_tokenizer(run: Run, shards: Shards) -> None:
+    ours, theirs = run.content["tokenizer"]["fingerprint"], shards.tokenizer["fingerprint"]
+    if ours != theirs:
+        raise UsageError(
+            f"{run.path} was trained with tokenizer {ours[:12]}, {shards.folder} was made with {theirs[:12]}",
+            "point --shards at the data that the run was trained on",
+        )
+
+
+def _groups(split: Split) -> tuple[Ids, str]:
+    """Ends of the groups that the bootstrap draws from, and what they are."""
+    documents = np.cumsum(split.document_tokens())
+    if len(documents) >= FEW_DOCUMENTS:
+        return documents, "documents"
+    blocks = min(BLOCKS, split.tokens)
+    return np.arange(1, blocks + 1, dtype=np.int64) * split.tokens // blocks, "blocks"
+
+
+def _batches(tokens: int, context: int, keys: EvalKeys) -> Iterator[list[tuple[int, int, int]]]:
+    """Windows in groups of equal length."""
+    batch: list[tuple[int, int, int]] = []
+    for window in windows(tokens, context, keys.stride):
+        if batch and (len(batch) == keys.batch_size or window[1] - window[0] != batch[0][1] - batch[0][0]):
+            yield batch
+            batch = []
+        batch.append(window)
+    yield batch
+
+
+@torch.no_grad()
+def _score(
+    model: Any, split: Split, batch: list[tuple[int, int, int]], end_id: int, ends: Ids, totals: Totals, device: str
+) -> None:
+    targets = np.stack([split.read(first, end - first) for first, end, _ in batch])  # (B, T)
+    before = [split.read(first - 1, 1)[0] if first else end_id for first, _, _ in batch]
+    inputs = np.concatenate([np.array(before)[:, None], targets[:, :-1]], axis=1)
+    trace = Trace() if model.taps else None
+    goal = torch.from_numpy(targets).to(device)
+    logits = model(torch.from_numpy(inputs).to(device), trace=trace)  # (B, T, V)
+    losses = metrics.token_losses(logits, goal).double().cpu().numpy()
+    correct = (logits.argmax(-1) == goal).cpu().numpy()
+    for row, (first, end, scored) in enumerate(batch):
+        kept = slice(scored - first, end - first)
+        group = np.searchsorted(ends, np.arange(scored, end), side="right")
+        totals.nats += np.bincount(group, losses[row, kept], len(ends))
+        totals.tokens += np.bincount(group, minlength=len(ends))
+        totals.counts += np.bincount(targets[row, kept], minlength=len(totals.counts))
+        totals.correct += int(correct[row, kept].sum())
+        if trace is not None:
+            seen = trace.depth_weights[row, :, :, kept].sum(-1).double().cpu()  # (H, M)
+            totals.depth = seen if totals.depth is None else totals.depth + seen
+
+
+def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, keys: EvalKeys) -> dict[str, Any]:
+    nats, tokens = float(totals.nats.sum()), int(totals.tokens.sum())
+    low, high = metrics.bootstrap(totals.nats, totals.tokens, keys.resamples)
+    unit = shards.tokenizer["unit"]
+    per_unit = tokens / split.units[unit]
+    result = {
+        "schema_version": 1,
+        "model": run.recipe.model.name,
+        "step": run.content["step"],
+        "split": split.name,
+        "tokens": tokens,
+        "documents": len(split.document_tokens()),
+        "stride": keys.stride,
+        "context": run.recipe.model.context,
+        "nats_per_token": nats / tokens,
+        "interval_95": [low, high],
+        "interval_over": over,
+        "perplexity": math.exp(nats / tokens),
+        "accuracy": totals.correct / tokens,
+        "unit": unit,
+        "units": split.units[unit],
+        "bits_per_unit": metrics.bits_per_unit(nats, split.units[unit]),
+        "bits_per_unit_interval_95": [low * per_unit / math.log(2), high * per_unit / math.log(2)],
+        "unigram_entropy": metrics.entropy(totals.counts),
+    }
+    if totals.depth is not None:
+        shares = (totals.depth / tokens).tolist()  # (H, M)
+        result["depth_weights"] = {"sources": list(run.model.taps), "by_head": shares}
+    return result
+
+
+def default_shards(run: Run, override: str | None) -> Path:
+    """The shards folder to score on: the one named, or the recipe's. Raises UsageError where neither exists."""
+    folder = Path(override or run.recipe.data.shards)
+    if not folder.is_dir():
+        raise UsageError(f"shards folder {folder} does not exist", "name it with --shards DIR")
+    return folder

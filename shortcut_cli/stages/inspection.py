@@ -1,0 +1,66 @@
+"""Inspect: what a shards folder, a checkpoint or a recipe is, and whether it is whole."""
+
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import checkpoint, recipe, shards
+from shortcut_cli.errors import CheckFailed, UsageError
+
+
+def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
+    """Describe a path; with `verify`, also compare every byte with the sums that were written beside it.
+
+    Raises UsageError where the path is none of the three kinds, CheckFailed where it is not whole.
+    """
+    if path.is_dir():
+        return _shards(path, verify)
+    if path.suffix == ".toml":
+        return {"kind": "recipe", "path": str(path)} | recipe.read(str(path)).model_dump()
+    if path.suffix == ".pt":
+        return _checkpoint(path)
+    raise UsageError(f"{path} is neither a shards folder nor a .pt nor a .toml file")
+
+
+def _shards(folder: Path, verify: bool) -> dict[str, Any]:
+    manifest = shards.read_manifest(folder)
+    opened = shards.Shards(folder)
+    for name in shards.SPLITS:
+        opened.split(name)
+    if verify:
+        problems = list(shards.verify(folder))
+        if problems:
+            raise CheckFailed(f"{folder} is not as it was written\n" + "\n".join(f"  {line}" for line in problems))
+    kept = {key: value for key, value in manifest.items() if key not in ("files", "request")}
+    return {"kind": "shards", "path": str(folder), "verified": verify, **kept}
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    run = checkpoint.open_run(path, "cpu")
+    context = run.recipe.model.context
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "model": run.recipe.model.name,
+        "parameters": run.model.count(),
+        "forward_flops_per_token": run.model.flops(context) // context,
+        "cache_bytes_per_token": run.model.cache_bytes_per_token(),
+        "step": run.content["step"],
+        "scores": run.content["scores"],
+        "tokenizer": run.content["tokenizer"]["fingerprint"],
+        "shards": run.content["shards"],
+        "versions": run.content["versions"],
+        "recipe": run.recipe.model_dump(),
+    }
+
+
+def check_recipes(paths: list[str]) -> list[dict[str, Any]]:
+    """Validate recipe files; one entry each, with "problem" empty where it is right."""
+    found = []
+    for path in paths:
+        try:
+            recipe.read(path)
+            problem = ""
+        except UsageError as error:
+            problem = error.message
+        found.append({"recipe": path, "problem": problem})
+    return found

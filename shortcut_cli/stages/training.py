@@ -1,0 +1,317 @@
+"""Train: shards -> run.pt, resumable to the bit at any step.
+
+Each step depends on the weights, the optimiser's state and its own number: the windows are computed from the seed and
+the step, the learning rate from the step, and dropout is seeded for each step. So resume.pt needs no generator state.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shortcut_cli import batches, checkpoint, files, metrics, optim, recipe, registry
+from shortcut_cli.errors import Interrupted, ShortcutError, Unavailable, UsageError
+from shortcut_cli.recipe import Recipe
+from shortcut_cli.shards import Shards, Split
+
+Report = Callable[..., None]
+Stop = Callable[[], int | None]
+"""Asked after every step: None to go on, or the exit code with which to save and leave."""
+
+
+@dataclass
+class State:
+    """What changes from step to step beside weights and optimiser."""
+
+    step: int = 0  # optimiser steps done
+    best: float = math.inf  # lowest validation loss so far, nats per token
+    seconds: float = 0.0  # of training, all parts of a resumed run together
+    pending: list[float] = field(default_factory=list)  # losses of the steps since the last line of the log
+
+
+class Trainer:
+    """One run: its model, data and folder. `run` takes it from where it is to the last step."""
+
+    def __init__(self, resolved: Recipe, folder: Path, device: str, report: Report) -> None:
+        self.recipe, self.keys = resolved, resolved.train
+        self.folder, self.device, self.report = folder, device, report
+        shards = Shards(Path(resolved.data.shards))
+        _check_tokenizer(resolved, shards)
+        self.shards = shards
+        self.windows = batches.Windows(shards.split("train"), resolved.model.context, self.keys.seed)
+        self.validation = validation_batch_starts(shards.split("val"), resolved.model.context, self.keys.eval_windows)
+        kind = registry.load(registry.MODELS, resolved.model.name)
+        self.model = kind(resolved.model, shards.tokenizer["vocabulary"], self.keys.seed).to(device)
+        self.forward = torch.compile(self.model) if self.keys.compile else self.model
+        self.optimizer = optim.adamw(self.model, self.keys)
+        self.average = optim.Average(self.model, self.keys.ema) if self.keys.ema else None
+        self.bf16 = self.keys.precision == "bf16" or (self.keys.precision == "auto" and device.startswith("cuda"))
+        self.state = State()
+        self.log = Log(folder, resolved.train.tensorboard)
+
+    def run(self, stop: Stop) -> None:
+        """Train to the last step. Raises Interrupted where `stop` asks for it, after saving."""
+        self.began = time.monotonic() - self.state.seconds
+        self.model.train()
+        while self.state.step < self.keys.steps:
+            loss, norm = self.step(self.state.step)
+            self.state.step += 1
+            self.state.pending.append(loss)
+            last = self.state.step == self.keys.steps
+            if last or self.state.step % self.keys.log_every == 0:
+                self._log(norm)
+            if last or self.state.step % self.keys.eval_every == 0:
+                self._validate()
+                self.save()
+            code = stop()
+            if code is not None and not last:
+                self.save()
+                raise Interrupted(
+                    f"stopped at step {self.state.step} of {self.keys.steps}; the state is saved in {self.folder}",
+                    "run the same command again to go on",
+                    exit_code=code,
+                )
+
+    def step(self, number: int) -> tuple[float, float]:
+        """One optimiser step; returns the loss in nats per token and the norm of the gradient before clipping."""
+        keys = self.keys
+        if self.recipe.model.dropout:
+            torch.manual_seed(batches.key(keys.seed, number) >> 1)
+        part = keys.batch_size // keys.accumulation
+        total = 0.0
+        for index in range(keys.accumulation):
+            x, y = self.windows.batch(number * keys.batch_size + index * part, part)  # (B, T)
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16):
+                logits = self.forward(x.to(self.device))  # (B, T, V)
+            loss = metrics.loss(logits, y.to(self.device)) / keys.accumulation
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), keys.clip or math.inf).item()
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise ShortcutError(
+                f"the loss or its gradient is not finite at step {number + 1} (loss {total}, norm {norm}); "
+                f"the last good state is kept in {self.folder}",
+                "a lower train.lr, a longer train.warmup or train.clip = 1.0 usually helps",
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.learning_rate(number, keys)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+        return total, norm
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss over the validation windows, nats per token, with the averaged weights where there are some."""
+        kept = {name: weight.clone() for name, weight in self.model.state_dict().items()} if self.average else None
+        if self.average:
+            self.model.load_state_dict(self.average.weights)
+        self.model.eval()
+        total = 0.0
+        split, context = self.shards.split("val"), self.recipe.model.context
+        for first in range(0, len(self.validation), self.keys.batch_size):
+            starts = self.validation[first : first + self.keys.batch_size]
+            ids = torch.stack([torch.from_numpy(split.read(start, context + 1)) for start in starts]).to(self.device)
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16):
+                logits = self.model(ids[:, :-1])
+            total += metrics.loss(logits, ids[:, 1:]).item() * len(starts)
+        if kept:
+            self.model.load_state_dict(kept)
+        self.model.train()
+        return total / len(self.validation)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights that are validated and kept in run.pt."""
+        return self.average.weights if self.average else self.model.state_dict()
+
+    def content(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """All of a run.pt."""
+        return {
+            "format": checkpoint.FORMAT,
+            "recipe": self.recipe.model_dump(),
+            "model": weights,
+            "vocabulary": self.shards.tokenizer["vocabulary"],
+            "tokenizer": {
+                "fingerprint": self.shards.tokenizer["fingerprint"],
+                "files": checkpoint.pack_folder(self.shards.folder / "tokenizer"),
+            },
+            "shards": self.shards.manifest["checksum"],
+            "step": self.state.step,
+            "scores": {"validation": self.state.best},
+            "versions": checkpoint.versions(),
+        }
+
+    def save(self) -> None:
+        """Write resume.pt: all that the next step needs."""
+        self.state.seconds = time.monotonic() - self.began
+        extra = {
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.weights if self.average else None,
+            "state": {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best},
+        }
+        checkpoint.save(self.folder / "resume.pt", self.content(self.model.state_dict()) | extra)
+
+    def resume(self) -> None:
+        """Take over the state of resume.pt; the log loses what was written after it."""
+        content = checkpoint.load(self.folder / "resume.pt", self.device)
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average:
+            self.average.weights = content["average"]
+        self.state = State(step=content["step"], **content["state"])
+        self.log.cut(self.state.step)
+
+    def _validate(self) -> None:
+        loss = self.validation_loss()
+        self.log.write(step=self.state.step, validation=loss)
+        self.report("validation", step=self.state.step, loss=loss, best=min(loss, self.state.best))
+        if loss < self.state.best:
+            self.state.best = loss
+            checkpoint.save(self.folder / "run.pt", self.content(self.weights()))
+
+    def _log(self, norm: float) -> None:
+        state, keys = self.state, self.keys
+        seconds = time.monotonic() - self.began
+        line = {
+            "step": state.step,
+            "loss": sum(state.pending) / len(state.pending),
+            "lr": optim.learning_rate(state.step - 1, keys),
+            "gradient_norm": norm,
+            "tokens": state.step * keys.batch_size * self.recipe.model.context,
+            "seconds": round(seconds, 3),
+        }
+        state.pending = []
+        self.log.write(**line)
+        self.report("progress", task="train", done=state.step, total=keys.steps, unit="steps", **line)
+
+
+class Log:
+    """log.jsonl, every step once, and TensorBoard events where they are wanted."""
+
+    def __init__(self, folder: Path, tensorboard: bool) -> None:
+        self.path = folder / "log.jsonl"
+        self.events: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ModuleNotFoundError as error:
+                raise Unavailable(
+                    "train.tensorboard needs TensorBoard, which is not installed",
+                    "pip install 'shortcut-cli[tensorboard]'",
+                ) from error
+            self.events = SummaryWriter(folder / "tensorboard")
+
+    def write(self, *, step: int, **values: float) -> None:
+        """Append one line."""
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
+        if self.events:
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
+
+    def cut(self, step: int) -> None:
+        """Drop what was logged after `step`, a half-written last line included."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        whole = (line for line in lines if line.endswith("\n"))
+        files.write(self.path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+
+def validation_batch_starts(split: Split, context: int, count: int) -> list[int]:
+    """First tokens of at most `count` windows of context + 1 ids, evenly spread over a split, none overlapping."""
+    fitting = (split.tokens - 1) // context
+    if not fitting:
+        raise UsageError(
+            f"the {split.name} split has {split.tokens} tokens, too few for a context of {context}",
+            "prepare more data, a larger data.val, or a smaller model.context",
+        )
+    count = min(count, fitting)
+    return [index * fitting // count * context for index in range(count)]
+
+
+def _check_tokenizer(resolved: Recipe, shards: Shards) -> None:
+    made = shards.manifest["request"]["tokenizer"]
+    changes = recipe.differences(made, resolved.tokenizer.model_dump())
+    if changes:
+        raise UsageError(
+            f"{shards.folder} was tokenized with other keys than the recipe's "
+            f"(fingerprint {shards.tokenizer['fingerprint'][:12]})\n" + "\n".join(f"  tokenizer.{c}" for c in changes),
+            "prepare the data with this recipe, or point data.shards at other shards",
+        )
+
+
+def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: Report, stop: Stop) -> dict[str, Any]:
+    """Train the recipe's model into the run folder; go on where an unfinished run lies there.
+
+    resume: "auto", or "never" to begin again. Returns a summary, with "worked" telling whether there was anything to do.
+
+    Raises UsageError where the folder holds a run of another recipe or other shards, Interrupted after a signal,
+    ShortcutError where the loss is not finite.
+    """
+    if resolved.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    with files.held(folder, "shortcut train"):
+        began = _earlier(folder, resume)
+        trainer = Trainer(resolved, folder, device, report)
+        if began is not None:
+            _check_same(began, trainer)
+        worked = began is None or began["step"] < resolved.train.steps
+        if began is None:
+            for name in ("log.jsonl", "run.pt", "resume.pt"):
+                (folder / name).unlink(missing_ok=True)
+            files.write(folder / "recipe.toml", recipe.dump(resolved))
+            report("note", text=_describe(trainer))
+        else:
+            trainer.resume()
+            report("note", text=f"going on at step {trainer.state.step}" if worked else "this run is finished already")
+        trainer.run(stop)
+    return {
+        "run": str(folder / "run.pt"),
+        "worked": worked,
+        "step": trainer.state.step,
+        "validation_nats_per_token": trainer.state.best,
+        "parameters": trainer.model.count(),
+        "seconds": round(trainer.state.seconds, 1),
+    }
+
+
+def _earlier(folder: Path, resume: str) -> dict[str, Any] | None:
+    """The resume.pt of the folder where it is to be gone on with."""
+    path = folder / "resume.pt"
+    if resume == "never":
+        return None
+    if path.exists():
+        return checkpoint.load(path)
+    if (folder / "run.pt").exists():
+        raise UsageError(
+            f"{folder} has a run.pt but no resume.pt to go on from", "choose another --out, or --resume never"
+        )
+    return None
+
+
+def _check_same(began: dict[str, Any], trainer: Trainer) -> None:
+    changes = recipe.differences(began["recipe"], trainer.recipe.model_dump())
+    changes = [line for line in changes if not line.startswith("data.shards:")]
+    if began["shards"] != trainer.shards.manifest["checksum"]:
+        changes.append(f"shards: {began['shards'][:12]} -> {trainer.shards.manifest['checksum'][:12]}")
+    if changes:
+        raise UsageError(
+            f"{trainer.folder} holds a run of something else\n" + "\n".join(f"  {line}" for line in changes),
+            "choose another --out, or --resume never to begin again and overwrite it",
+        )
+
+
+def _describe(trainer: Trainer) -> str:
+    count, context = trainer.model.count(), trainer.recipe.model.context
+    flops = 3 * trainer.model.flops(context) / context
+    tokens = trainer.windows.split.tokens
+    epochs = trainer.keys.steps * trainer.keys.batch_size * context / tokens
+    return (
+        f"{trainer.recipe.model.name}: {count['total']:,} parameters ({count['trunk']:,} in the trunk), "
+        f"{flops / 1e6:.1f} training MFLOPs a token; {tokens:,} training tokens, {epochs:.2f} epochs"
+    )

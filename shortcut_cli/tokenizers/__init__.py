@@ -1,0 +1,1 @@
+"""Tokenizers: one file a domain, from files to ids and back."""

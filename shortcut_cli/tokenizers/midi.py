@@ -1,0 +1,402 @@
+"""MIDI: MidiTok's REMI, TSD or MIDI-Like tokens of one stream, optionally with BPE on top; the natural unit is the note.
+
+All 128 pitches have tokens, so that no note is dropped. Without program tokens all melodic tracks are read as one piano;
+drum tracks are left out then, and a file of drums alone is rejected.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from shortcut_cli import files
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.recipe import Keys
+from shortcut_cli.tokenizers.base import Assign, Document, Piece, Source, Tokenizer
+
+FORMAT = 1
+BLOCK_IDS = 1 << 20
+MOST_BEATS = 500_000  # about 70 hours at 120 beats a minute; a damaged delta time can claim years
+SPECIAL = ("PAD", "BOS", "EOS")
+NOTE_TYPES = ("Pitch", "NoteOn", "PitchDrum", "DrumOn")
+CLOSING_TYPES = ("Duration", "NoteOff", "DrumOff")  # what ends a note
+OPENING_TYPES = ("Bar", "TimeSig", "Tempo", "TimeShift", "Program", *NOTE_TYPES)
+
+
+class Options(Keys):
+    """[tokenizer] of midi."""
+
+    name: Literal["midi"] = Field(description="the domain")
+    scheme: Literal["REMI", "TSD", "MIDILike"] = Field("REMI", description="MidiTok's tokenization")
+    tempos: bool = Field(True, description="tokens for tempo changes; without them everything is at 120 a minute")
+    time_signatures: bool = Field(True, description="tokens for time signatures; without them everything is in 4/4")
+    programs: bool = Field(False, description="tokens for instruments; without them all is one piano, without drums")
+    velocities: int = Field(32, description="steps of loudness", ge=1, le=127)
+    bpe: int = Field(0, description="vocabulary of a BPE on top, trained on the training split; 0: none", ge=0)
+    transpose: list[int] = Field([], description="semitones by which training pieces are transposed, once for each")
+    tempo_factors: list[float] = Field([], description="factors by which training pieces last longer, once for each")
+
+    @field_validator("tempo_factors")
+    @classmethod
+    def _sensible(cls, factors: list[float]) -> list[float]:
+        if not all(0.5 <= factor <= 2 for factor in factors):
+            raise ValueError("factors lie between 0.5 and 2")
+        return factors
+
+
+class MidiTokenizer(Tokenizer):
+    """MIDI files <-> ids."""
+
+    Options = Options
+    unit: ClassVar[str] = "note"
+    suffixes: ClassVar[tuple[str, ...]] = (".mid", ".midi", ".kar", ".mid.gz", ".midi.gz", ".kar.gz")
+    extension: ClassVar[str] = ".mid"
+
+    def __init__(self, options: Options, trained: str = "") -> None:
+        self.options = options
+        self.trained = trained  # MidiTok's own JSON, once BPE is trained
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options, "trained": self.trained}
+
+    @cached_property
+    def base(self) -> Any:
+        """MidiTok's tokenizer without BPE."""
+        import miditok
+
+        config = miditok.TokenizerConfig(
+            pitch_range=(0, 127),
+            num_velocities=self.options.velocities,
+            special_tokens=list(SPECIAL),
+            use_tempos=self.options.tempos,
+            use_time_signatures=self.options.time_signatures,
+            use_programs=self.options.programs,
+            use_pitchdrum_tokens=self.options.programs,
+            one_token_stream_for_programs=self.options.programs,
+            encode_ids_split="no",
+        )
+        return getattr(miditok, self.options.scheme)(config)
+
+    @cached_property
+    def full(self) -> Any:
+        """MidiTok's tokenizer with BPE where there is one."""
+        return _from_json(self.options.scheme, self.trained) if self.trained else self.base
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids of MidiTok, BPE included."""
+        assert not self.needs_fit, "fit comes before vocabulary"
+        return len(self.full)
+
+    @property
+    def end(self) -> int:
+        """MidiTok's EOS_None."""
+        return int(self.base["EOS_None"])
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether BPE has to be trained."""
+        return bool(self.options.bpe) and not self.trained
+
+    @property
+    def variants(self) -> list[str]:
+        """A transposition or stretching each."""
+        transposed = [f"transpose={semitones:+d}" for semitones in self.options.transpose]
+        return transposed + [f"tempo={factor:g}" for factor in self.options.tempo_factors]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of MidiTok's configuration, the versions of MidiTok and symusic, and the BPE."""
+        config = self.base.config.to_dict(serialize=True)
+        parts = [FORMAT, self.options.scheme, _versions(), config, self.trained]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def description(self) -> dict[str, str | int | float]:
+        """Library versions."""
+        return {"library": _versions()}
+
+    def survey(self, source: Source) -> Iterator[Document]:
+        """One document, its base ids staged. Raises Rejected where the file is no MIDI, or has no notes."""
+        sidecar = source.staged.with_name(source.staged.name + ".json")
+        if not (source.staged.exists() and sidecar.exists()):
+            ids, units = self._read(source.path, source.variant)
+            files.write(sidecar, json.dumps(units))
+            files.write(source.staged, np.array(ids, "<u2").tobytes())
+        units = json.loads(sidecar.read_text())
+        name = source.sha256
+        if source.variant:
+            name = hashlib.sha256(f"{source.sha256} {source.variant}".encode()).hexdigest()
+        yield Document(name, source.start, source.staged.stat().st_size // 2, units)
+
+    def _read(self, path: Path, variant: str = "") -> tuple[list[int], dict[str, float]]:
+        """Base ids and natural units of a file."""
+        score = self._prepare(read_score(path), variant)
+        with warnings.catch_warnings():
+            # MidiTok warns of time signatures that its vocabulary lacks, and goes on in the one before.
+            warnings.simplefilter("ignore")
+            sequences = self.base.encode(score, encode_ids=False)
+        sequence = sequences[0] if isinstance(sequences, list) else sequences
+        notes = sum(event.type_ in NOTE_TYPES for event in sequence.events)
+        if not notes:
+            raise Rejected("has no notes")
+        seconds = score.to("second").end()
+        beats = score.end() / score.ticks_per_quarter
+        return sequence.ids, {"note": notes, "beat": float(beats), "second": float(seconds)}
+
+    def _prepare(self, score: Any, variant: str) -> Any:
+        """One piano track, or all programs; transposed or stretched."""
+        import symusic
+
+        if not score.note_num():
+            raise Rejected("has no notes")
+        beats = score.end() / score.ticks_per_quarter
+        if beats > MOST_BEATS:
+            raise Rejected(f"claims to last {beats:,.0f} beats")
+        if not self.options.programs:
+            melodic = [track for track in score.tracks if not track.is_drum]
+            piano = symusic.Track(name="piano", program=0)
+            for track in melodic:
+                piano.notes.extend(track.notes)
+            piano.notes.sort()
+            if not len(piano.notes):
+                raise Rejected("has only drums, and tokenizer.programs is off")
+            score.tracks = [piano]
+        kind, _, amount = variant.partition("=")
+        if kind == "transpose":
+            _transpose(score, int(amount))
+        elif kind == "tempo":
+            score = _stretch(score, float(amount))
+        return score
+
+    def fit(self, sources: Sequence[Source], assign: Assign) -> None:
+        """Train BPE on the base ids of the training split. Raises UsageError where `bpe` is too small."""
+        if self.options.bpe <= len(self.base):
+            raise UsageError(
+                f"tokenizer.bpe {self.options.bpe} is no larger than the {len(self.base)} tokens below it",
+                f"--set tokenizer.bpe={4 * len(self.base)}",
+            )
+        full = _from_json(self.options.scheme, json.dumps(self.base.to_dict()))
+        # One thread: the order in which it counts must not matter.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        full.train(self.options.bpe, "BPE", iterator=_Corpus(full, sources, assign))
+        self.trained = json.dumps(full.to_dict(), sort_keys=True)
+
+    def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Piece]:
+        """The staged ids, with BPE where there is one; a part's beats and seconds are its share of the tokens."""
+        del threads
+        (document,) = self.survey(source)
+        ids = np.memmap(source.staged, "<u2", "r")
+        first = 0
+        for split, size in assign(document):
+            part = ids[first : first + size]
+            first += size
+            units = document.units if size == document.size else self._part_units(part, document)
+            yield Piece(document, split, units, self._blocks(part))
+
+    def _part_units(self, part: np.ndarray, document: Document) -> dict[str, float]:
+        share = len(part) / document.size
+        shares = {unit: document.units[unit] * share for unit in ("beat", "second")}
+        return {"note": int(self.base_grammar.is_note[part].sum()), **shares}
+
+    def _blocks(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        if self.trained:
+            yield self._compress(ids.tolist())
+        else:
+            yield from (ids[first : first + BLOCK_IDS] for first in range(0, len(ids), BLOCK_IDS))
+
+    def _compress(self, ids: list[int]) -> np.ndarray:
+        import miditok
+
+        sequence = miditok.TokSequence(ids=ids)
+        self.full.encode_token_ids(sequence)
+        return np.array(sequence.ids, np.int64)
+
+    def prompt(self, path: Path) -> np.ndarray:
+        """The ids of one file."""
+        ids, _ = self._read(path)
+        return self._compress(ids) if self.trained else np.array(ids, np.int64)
+
+    def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
+        """Write a MIDI file; what is no token of music is left out."""
+        import miditok
+
+        found = list(ids)
+        found = found[: found.index(self.end)] if self.end in found else found
+        sequence = miditok.TokSequence(ids=[int(i) for i in found if self.grammar.musical[i]])
+        sequence.are_ids_encoded = bool(self.trained)
+        one_stream = self.base.config.one_token_stream_for_programs
+        score = self.full.decode(sequence if one_stream else [sequence])
+        files.write(path, score.dumps_midi())
+        beats = score.end() / score.ticks_per_quarter
+        return {"note": score.note_num(), "beat": float(beats), "second": float(score.to("second").end())}
+
+    def allowed(self, ids: Sequence[int]) -> np.ndarray | None:
+        """What MidiTok's own table lets follow; the end only after a whole note."""
+        return self.grammar.allowed(ids)
+
+    @cached_property
+    def grammar(self) -> "Grammar":
+        """Which id may follow which."""
+        return Grammar(self.full, self.end)
+
+    @cached_property
+    def base_grammar(self) -> "Grammar":
+        """The same for the ids below BPE."""
+        return Grammar(self.base, self.end)
+
+    def save(self, folder: Path) -> None:
+        """tokenizer.json: MidiTok's own."""
+        content = self.trained or json.dumps(self.base.to_dict(), sort_keys=True)
+        files.write(folder / "tokenizer.json", content + "\n")
+
+    @classmethod
+    def load(cls, options: Keys, folder: Path) -> "MidiTokenizer":
+        """Raises CheckFailed where the file is not MidiTok's, or of another configuration than the options say."""
+        assert isinstance(options, Options), options
+        try:
+            content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            trained = "_model" in content
+            config = content["config"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: {error!r}") from error
+        loaded = cls(options, json.dumps(content, sort_keys=True) if trained else "")
+        ours = json.loads(json.dumps(loaded.base.config.to_dict(serialize=True)))
+        if config != ours:
+            raise CheckFailed(f"{folder} holds a MIDI tokenizer of another configuration than the recipe's")
+        return loaded
+
+
+class Grammar:
+    """The types of all ids, and which may follow which: MidiTok's table of types, over a BPE's pieces where need be."""
+
+    def __init__(self, tokenizer: Any, end: int) -> None:
+        self.end = end
+        spelled = _spelled(tokenizer)
+        graph = tokenizer.tokens_types_graph
+        kinds = sorted(graph)
+        place = {kind: number for number, kind in enumerate(kinds)}
+        first = np.array([place[types[0]] for types in spelled])
+        self.last = np.array([place[types[-1]] for types in spelled])
+        self.musical = np.array([types[0] not in SPECIAL for types in spelled])
+        self.is_note = np.array([any(t in NOTE_TYPES for t in types) for types in spelled])
+        self.closes = np.array([types[-1] in CLOSING_TYPES for types in spelled])
+        may = np.array([[b in graph[a] for b in kinds] for a in kinds])
+        self.follows = may[:, first] & self.musical  # (kinds, V)
+        opening = "Bar" if "Bar" in place else None
+        starts = [opening] if opening else [kind for kind in OPENING_TYPES if kind in place]
+        if not opening and "Program" in place:
+            starts = [kind for kind in starts if kind not in NOTE_TYPES]
+        self.beginning = np.isin(first, [place[kind] for kind in starts]) & self.musical
+
+    def allowed(self, ids: Sequence[int]) -> np.ndarray:
+        """Which ids may follow `ids`: bool (V,)."""
+        if not len(ids):
+            return self.beginning
+        mask = self.follows[self.last[ids[-1]]].copy()
+        # A note is rarely far back, so this looks at a few ids.
+        mask[self.end] = bool(self.closes[ids[-1]]) and any(self.is_note[i] for i in reversed(ids))
+        return mask
+
+
+def _spelled(tokenizer: Any) -> list[list[str]]:
+    """The types of the base tokens that each id stands for."""
+    spelled: list[list[str]] = [[]] * len(tokenizer)
+    if tokenizer.is_trained:
+        for piece, number in tokenizer.vocab_model.items():
+            spelled[number] = tokenizer._vocab_learned_bytes_to_tokens[piece]
+    else:
+        for token, number in tokenizer.vocab.items():
+            spelled[number] = [token]
+    return [[token.split("_")[0] for token in tokens] for tokens in spelled]
+
+
+class _Corpus:
+    """The training pieces as MidiTok's BPE trainer wants them, read from disk as it goes."""
+
+    def __init__(self, tokenizer: Any, sources: Sequence[Source], assign: Assign) -> None:
+        self.tokenizer = tokenizer
+        self.parts: list[tuple[Path, int, int]] = []
+        for source in sources:
+            size = source.staged.stat().st_size // 2
+            first = 0
+            for split, length in assign(Document(source.sha256, source.start, size)):
+                if split == "train":
+                    self.parts.append((source.staged, first, length))
+                first += length
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for path, first, length in self.parts:
+            ids = np.fromfile(path, "<u2", length, offset=2 * first).tolist()
+            yield [self.tokenizer._ids_to_bytes(ids, as_one_str=True)]
+
+
+def read_score(path: Path) -> Any:
+    """Parse a MIDI file. Raises Rejected with a reason that says what is wrong with it."""
+    import symusic
+
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Rejected(f"is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise Rejected(f"can't be read: {error.strerror}") from error
+    if not content:
+        raise Rejected("is empty")
+    if not content.startswith((b"MThd", b"RIFF")):
+        raise Rejected(f"is not a MIDI file: it begins with {content[:8]!r}")
+    try:
+        score = symusic.Score.from_midi(content)
+    except (RuntimeError, ValueError) as error:
+        raise Rejected(f"can't be parsed: {error}") from error
+    if score.ticks_per_quarter <= 0:
+        raise Rejected(f"has a time division of {score.ticks_per_quarter} ticks")
+    return score
+
+
+def _transpose(score: Any, semitones: int) -> None:
+    """Shift the melodic tracks in place. Raises Rejected where a note would leave the range of MIDI."""
+    melodic = [track for track in score.tracks if not track.is_drum]
+    pitches = np.concatenate([track.notes.numpy()["pitch"] for track in melodic]).astype(int) + semitones
+    if pitches.min() < 0 or pitches.max() > 127:
+        raise Rejected(f"has notes that a transposition by {semitones:+d} would move out of range")
+    for track in melodic:
+        track.shift_pitch(semitones, inplace=True)
+
+
+def _stretch(score: Any, factor: float) -> Any:
+    """The score with all times longer by the factor, to the nearest tick."""
+    end = score.end()
+    return score.adjust_time([0, end], [0, round(end * factor)])
+
+
+def _versions() -> str:
+    return f"miditok {version('miditok')}, symusic {version('symusic')}"
+
+
+def _from_json(scheme: str, content: str) -> Any:
+    """MidiTok's tokenizer from its own JSON, which it only reads from a file."""
+    import tempfile
+
+    import miditok
+
+    with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(content, encoding="utf-8")
+        try:
+            return getattr(miditok, scheme)(params=path)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckFailed(f"MidiTok can't read its own tokenizer file: {error!r}") from error

@@ -1,0 +1,65 @@
+"""Small real runs that several tests share, made once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def shortcut(*arguments, cwd, check=0, **environment):
+    """Run the command in a process of its own; returns it, its exit code checked."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shortcut_cli", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+    assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def write_texts(folder: Path, count: int = 30) -> None:
+    """Small texts with some regularity, all different."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        lines = [f"the {w} of number {number + i} is {w} again\n" for i, w in enumerate(("cat", "dog", "bird") * 8)]
+        (folder / f"{number:03d}.txt").write_text("".join(lines))
+
+
+TEXT_SETTINGS = (
+    "tokenizer.algorithm=chars",
+    "tokenizer.alphabet=\n abcdefghijklmnopqrstuvwxyz0123456789",
+    "train.steps=12",
+    "train.warmup=2",
+    "train.eval_every=4",
+    "train.log_every=2",
+)
+
+
+def set_flags(*settings):
+    """--set flags for a subprocess."""
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory):
+    """A folder with texts/, shards/ and finished runs gpt/ and shortcut/ of the recipe text-tiny."""
+    from shortcut_cli import recipe
+    from shortcut_cli.stages.preparation import prepare
+    from shortcut_cli.stages.training import train
+
+    root = tmp_path_factory.mktemp("text-run")
+    write_texts(root / "texts")
+    for model in ("gpt", "shortcut"):
+        keys = recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={root / 'shards'}", f"model.name={model}"])
+        prepare(keys, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=lambda *_, **__: None)
+        train(keys, root / model, device="cpu", resume="auto", report=lambda *_, **__: None, stop=lambda: None)
+    return root

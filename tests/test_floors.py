@@ -1,0 +1,114 @@
+"""The house: imports point downward, heavy ones wait, each domain's library stands in one file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shortcut_cli
+
+ROOT = Path(shortcut_cli.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "registry": 1,
+    "recipe": 1,
+    "files": 1,
+    "inputs": 1,
+    "workers": 1,
+    "shards": 2,
+    "composer": 2,
+    "tokenizers": 2,
+    "codec": 2,
+    "models": 2,
+    "batches": 3,
+    "metrics": 3,
+    "optim": 3,
+    "splits": 3,
+    "checkpoint": 3,
+    "generate": 3,
+    "stages": 4,
+    "pipeline": 5,
+    "demo": 5,
+    "console": 5,
+    "signals": 5,
+    "cli": 5,
+}
+ALONE = {"tokenizers": {"tokenizers", "codec"}, "models": {"models"}, "codec": {"codec"}, "stages": set()}
+ONE_FILE = {
+    "encodec": "codec/encodec.py",
+    "miditok": "tokenizers/midi.py",
+    "symusic": "tokenizers/midi.py",
+    "sentencepiece": "tokenizers/text.py",
+    "typer": "cli.py",
+    "rich": "console.py",
+}
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+
+
+def imports(path, *, top_level_only=False):
+    """(module, names) for each import statement of a file."""
+    tree = ast.parse((ROOT / path).read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, []
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", [alias.name for alias in node.names]
+
+
+def ours(path, **options):
+    """The parts of the house that a file imports: ("tokenizers", "base"), ("errors", "") ..."""
+    for module, names in imports(path, **options):
+        parts = module.split(".")
+        if parts[0] != "shortcut_cli":
+            continue
+        if len(parts) == 1:
+            yield from ((name, "") for name in names if name != "__version__")
+        elif len(parts) == 2 and parts[1] in ALONE:
+            yield from ((parts[1], name) for name in names)
+        else:
+            yield parts[1], parts[2] if len(parts) > 2 else ""
+
+
+def part_of(path):
+    head = path.split("/")[0]
+    return head.removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if part_of(path) not in ("__init__", "__main__")])
+def test_imports_point_downward(path):
+    mine = part_of(path)
+    for part, name in ours(path):
+        assert FLOORS[part] <= FLOORS[mine], f"{path} imports {part}"
+        if mine in ALONE and part in ALONE and FLOORS[part] == FLOORS[mine]:
+            assert part in ALONE[mine], f"{path} imports {part}.{name}"
+
+
+def test_every_file_has_a_floor():
+    assert {part_of(path) for path in FILES} - {"__init__", "__main__"} == FLOORS.keys()
+
+
+@pytest.mark.parametrize(("library", "home"), ONE_FILE.items())
+def test_each_library_stands_in_one_file(library, home):
+    users = {path for path in FILES for module, _ in imports(path) if module.split(".")[0] == library}
+    assert users == {home}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if FLOORS.get(part_of(path), 0) <= 1])
+def test_the_lower_floors_know_neither_torch_nor_numpy(path):
+    assert not {module.split(".")[0] for module, _ in imports(path)} & {"torch", "numpy"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["recipes", "list"], ["train", "--help"]])
+def test_the_command_line_loads_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom shortcut_cli.cli import app\n"
+        f"try: app({arguments!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'numpy', 'encodec', 'miditok', 'sentencepiece', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

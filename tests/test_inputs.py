@@ -1,0 +1,69 @@
+"""Finding inputs: each real file once, whatever the arguments look like."""
+
+import os
+
+import pytest
+
+from shortcut_cli import inputs
+from shortcut_cli.errors import UsageError
+
+SUFFIXES = (".txt", ".txt.gz")
+
+
+def names(*arguments):
+    return [relative for relative, _ in inputs.find([str(a) for a in arguments], SUFFIXES).files]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b.txt", "a/c.TXT", "a/d/e.txt.gz", "a/notes.md"):
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path / "root"
+
+
+def test_folders_are_walked_and_other_suffixes_counted(tree):
+    found = inputs.find([str(tree)], SUFFIXES)
+    assert [relative for relative, _ in found.files] == ["a/c.TXT", "a/d/e.txt.gz", "b.txt"]
+    assert found.ignored == 1
+    assert found.rejects == []
+
+
+def test_order_repetition_and_form_of_arguments_do_not_matter(tree, monkeypatch):
+    monkeypatch.chdir(tree.parent)
+    expected = names(tree)
+    assert names("root") == names(tree, "root", tree / "a") == names(tree / "a", tree) == expected
+
+
+def test_globs_and_files(tree):
+    assert names(f"{tree}/**/*.txt*") == ["b.txt", "e.txt.gz"]
+    assert names(tree / "b.txt", tree / "a/c.TXT") == ["b.txt", "c.TXT"]
+
+
+def test_links_are_followed_once(tree):
+    (tree / "a" / "loop").symlink_to(tree)
+    (tree / "z.txt").symlink_to(tree / "b.txt")
+    (tree.parent / "outside").mkdir()
+    (tree.parent / "outside" / "o.txt").write_text("o")
+    (tree / "linked").symlink_to(tree.parent / "outside")
+    assert names(tree) == ["a/c.TXT", "a/d/e.txt.gz", "b.txt", "linked/o.txt"]
+
+
+def test_what_is_not_a_file_is_rejected_with_its_reason(tree):
+    os.mkfifo(tree / "pipe.txt")
+    (tree / "broken.txt").symlink_to(tree / "nowhere")
+    (tree / "folder.txt").mkdir()
+    found = inputs.find([str(tree)], SUFFIXES)
+    assert [name for name, _ in found.rejects] == ["broken.txt", "pipe.txt"]
+    assert found.rejects[1][1] == "is not a regular file"
+
+
+def test_a_named_file_of_another_kind_is_rejected(tree):
+    found = inputs.find([str(tree / "a/notes.md")], SUFFIXES)
+    assert found.rejects == [("notes.md", "its suffix is none of .txt .txt.gz")]
+
+
+def test_an_argument_that_names_nothing(tree):
+    with pytest.raises(UsageError, match="does not exist"):
+        inputs.find([str(tree / "nothing")], SUFFIXES)

@@ -1,0 +1,147 @@
+"""Shards: written by us, read back by an independent reader of the Megatron format; damage is refused."""
+
+import itertools
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortcut_cli import shards
+from shortcut_cli.errors import CheckFailed, UsageError
+
+IDENTITY = {"name": "text", "fingerprint": "f", "vocabulary": 300, "end": 299, "stride": 1, "unit": "byte"}
+
+
+def make(folder, documents, *, vocabulary=300, shard_tokens=1 << 20):
+    """Write `documents`, a list of (split, ids), into a complete shards folder."""
+    writer = shards.FolderWriter(folder, vocabulary, shard_tokens, end=vocabulary - 1)
+    for number, (split, ids) in enumerate(documents):
+        writer.add(split, [np.array(ids)], {"byte": len(ids)}, {"source": f"{number}.txt", "sha256": f"{number:064x}"})
+    (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
+    return writer.finish([], {"request": {}, "tokenizer": IDENTITY | {"vocabulary": vocabulary}})
+
+
+def plain_read(stem):
+    """All documents of STEM.bin/.idx, by the letter of the format: no code shared with the program."""
+    idx, data = Path(f"{stem}.idx").read_bytes(), Path(f"{stem}.bin").read_bytes()
+    assert idx[:9] == b"MMIDIDX\x00\x00"
+    assert struct.unpack_from("<Q", idx, 9) == (1,)
+    code = idx[17]
+    sequences, documents = struct.unpack_from("<QQ", idx, 18)
+    lengths = struct.unpack_from(f"<{sequences}i", idx, 34)
+    pointers = struct.unpack_from(f"<{sequences}q", idx, 34 + 4 * sequences)
+    bounds = struct.unpack_from(f"<{documents}q", idx, 34 + 12 * sequences)
+    assert len(idx) == 34 + 12 * sequences + 8 * documents
+    letter = {8: "H", 4: "i"}[code]
+    read = [list(struct.unpack_from(f"<{n}{letter}", data, p)) for n, p in zip(lengths, pointers, strict=True)]
+    return [[token for sequence in read[a:b] for token in sequence] for a, b in itertools.pairwise(bounds)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 298), max_size=20), min_size=1, max_size=12), st.integers(1, 40))
+def test_documents_come_back_through_a_plain_reader(tmp_path_factory, documents, shard_tokens):
+    folder = tmp_path_factory.mktemp("shards")
+    make(folder, [("train", ids) for ids in documents], shard_tokens=shard_tokens)
+    stems = sorted(str(path)[:-4] for path in folder.glob("train-*.bin"))
+    assert [doc for stem in stems for doc in plain_read(stem)] == [[*ids, 299] for ids in documents]
+    split = shards.Shards(folder).split("train")
+    assert split.read(0, split.tokens).tolist() == [i for ids in documents for i in [*ids, 299]]
+    assert split.document_tokens().tolist() == [len(ids) + 1 for ids in documents]
+
+
+@pytest.mark.parametrize(("vocabulary", "code"), [(65499, 8), (65500, 4), (200_000, 4)])
+def test_the_dtype_follows_the_vocabulary(tmp_path, vocabulary, code):
+    top = vocabulary - 2
+    make(tmp_path, [("train", [0, top])], vocabulary=vocabulary)
+    assert (tmp_path / "train-00000.idx").read_bytes()[17] == code
+    assert plain_read(tmp_path / "train-00000") == [[0, top, top + 1]]
+
+
+def test_megatron_reads_the_same_tokens(tmp_path):
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    documents = [[1, 2, 3], [], [4] * 1000]
+    make(tmp_path, [("train", ids) for ids in documents])
+    dataset = indexed.IndexedDataset(str(tmp_path / "train-00000"))
+    assert [dataset[number].tolist() for number in range(len(dataset))] == [[*ids, 299] for ids in documents]
+
+
+def test_a_long_document_is_several_sequences(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SEQUENCE_TOKENS", 10)
+    make(tmp_path, [("train", list(range(25))), ("train", [7])])
+    assert plain_read(tmp_path / "train-00000") == [[*range(25), 299], [7, 299]]
+    assert shards.Shards(tmp_path).split("train").document_tokens().tolist() == [26, 2]
+
+
+def test_documents_are_found_where_the_list_says(tmp_path):
+    make(tmp_path, [("train", [1, 2]), ("val", [3]), ("train", [4, 5, 6])], shard_tokens=3)
+    lines = [json.loads(line) for line in (tmp_path / "documents.jsonl").read_text().splitlines()]
+    for line, ids in zip(lines, [[1, 2, 299], [3, 299], [4, 5, 6, 299]], strict=True):
+        stem = f"{line['split']}-{line['shard']:05d}"
+        content = np.fromfile(tmp_path / f"{stem}.bin", "<u2")
+        assert content[line["offset"] : line["offset"] + line["tokens"]].tolist() == ids
+    assert [(line["split"], line["shard"]) for line in lines] == [("train", 0), ("val", 0), ("train", 1)]
+
+
+def test_a_folder_without_manifest_is_not_read(tmp_path):
+    make(tmp_path, [("train", [1])])
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UsageError, match=r"no manifest\.json"):
+        shards.Shards(tmp_path)
+
+
+def test_every_flipped_byte_is_found(tmp_path):
+    make(tmp_path, [("train", [1, 2, 3]), ("val", [4]), ("test", [5])])
+    assert list(shards.verify(tmp_path)) == []
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        try:
+            problems = list(shards.verify(tmp_path))
+        except CheckFailed as error:  # the manifest itself
+            problems = [str(error)]
+        assert path.name in " ".join(problems)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "train-00000.idx", "documents.jsonl", "tokenizer/tokenizer.json"])
+def test_missing_and_added_files_are_found(tmp_path, name):
+    make(tmp_path, [("train", [1, 2, 3])])
+    (tmp_path / name).rename(tmp_path / "other")
+    assert sorted(shards.verify(tmp_path)) == sorted([f"{name} is missing", "other does not belong to the folder"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_mutated_index_is_refused_or_harmless(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("shards")
+    make(folder, [("train", [1, 2, 3]), ("train", [4, 5])])
+    path = folder / "train-00000.idx"
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        shard = shards.read_shard(folder / "train-00000")
+    except CheckFailed:
+        return
+    assert shard.lengths.sum() == len(shard.ids) == 7
+
+
+def test_a_split_of_another_size_than_the_manifest_is_refused(tmp_path):
+    make(tmp_path, [("train", [1, 2, 3])])
+    with open(tmp_path / "train-00000.bin", "ab") as stream:
+        stream.write(b"\0\0")
+    with pytest.raises(CheckFailed, match="bytes, the manifest says"):
+        shards.Shards(tmp_path).split("train")
+
+
+def test_a_manifest_from_the_future_is_refused(tmp_path):
+    make(tmp_path, [("train", [1, 2, 3])])
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckFailed, match="format 2"):
+        shards.Shards(tmp_path)
