@@ -77,4 +77,4 @@ class Windows:
         """Windows first .. first + size of the run: inputs and targets, both int64 (size, context)."""
         rows = [self.split.read(self.start(number), self.context + 1) for number in range(first, first + size)]
         ids = torch.from_numpy(np.stack(rows))  # (B, T + 1)
-        return ids[:, :-1], ids[:, 1:]
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()

@@ -142,9 +142,9 @@ class TapAttention(nn.Module):
         if not self.own:
             q = rotate(self.query(x).unflatten(-1, (self.heads, -1)), table)
             return q, q, q
-        qkv = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, d)
-        qk = rotate(qkv[:, :, :2], table)
-        return qk[:, :, 0], qk[:, :, 1:], qkv[:, :, 2:]
+        qk, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), 2)  # (B, T, 2 or 1, H, d)
+        q, k = rotate(qk, table).split(1, 2)
+        return q.squeeze(2), k, v
 
     def _sources(self, tapped: list[Tensor], table: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(tapped)  # (B, T, M, D)

@@ -181,7 +181,7 @@ class TextTokenizer(Tokenizer):
             cutter = Cutter(chunks)
             parts = assign(document)
             for number, (split, size) in enumerate(parts):
-                units = {"byte": 0.0}
+                units: dict[str, float] = {"byte": 0}
                 last = number == len(parts) - 1
                 yield Piece(document, split, units, iter(())), cutter.take(None if last else size, units)
 
@@ -329,7 +329,7 @@ class Cutter:
             content = self.rest or next((chunk for chunk in self.chunks if chunk), "").encode()
             if not content:
                 return
-            cut = len(content) if size is None else min(len(content), int(size - units["byte"]))
+            cut = len(content) if size is None else min(len(content), size - int(units["byte"]))
             while cut < len(content) and content[cut] & 0xC0 == 0x80:
                 cut += 1
             taken, self.rest = content[:cut], content[cut:]
