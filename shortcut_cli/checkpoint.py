@@ -32,7 +32,7 @@ def pack_folder(folder: Path) -> dict[str, torch.Tensor]:
 
 def versions() -> dict[str, str]:
     """What a run was made with."""
-    return {"shortcut": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"shortcut": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

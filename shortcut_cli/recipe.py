@@ -233,7 +233,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
         if not isinstance(inner, dict):
             raise UsageError(f"--set {setting}: {part} is a key, not a section")
         table = inner
-    table[parts[-1]] = _value(text.strip())
+    table[parts[-1]] = _value(text)
 
 
 def _value(text: str) -> Any:
