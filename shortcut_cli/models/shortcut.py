@@ -157,9 +157,7 @@ class TapAttention(nn.Module):
         k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(3)
         return rotate(k, table), v
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, slot: int, cache: Cache | None, trace: Trace | None
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, slot: int, cache: Cache | None, trace: Trace | None) -> Tensor:
         """q (B, H, T, d), k and v (B, T, M, H, d) -> (B, H, T, d)."""
         sources = k.shape[2]
         k, v = (x.permute(0, 3, 1, 2, 4) for x in (k, v))  # (B, H, T, M, d)

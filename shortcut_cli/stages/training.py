@@ -174,14 +174,15 @@ class Trainer:
         checkpoint.save(self.folder / "resume.pt", self.content(self.model.state_dict()) | extra)
 
     def resume(self) -> None:
-        """Take over the state of resume.pt; the log loses what was written after it."""
+        """Take over the state of resume.pt; the log of an unfinished run loses what was written after it."""
         content = checkpoint.load(self.folder / "resume.pt", self.device)
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.average:
             self.average.weights = content["average"]
         self.state = State(step=content["step"], **content["state"])
-        self.log.cut(self.state.step)
+        if self.state.step < self.keys.steps:
+            self.log.cut(self.state.step)
 
     def _validate(self) -> None:
         loss = self.validation_loss()
@@ -264,7 +265,8 @@ def _check_tokenizer(resolved: Recipe, shards: Shards) -> None:
 def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: Report, stop: Stop) -> dict[str, Any]:
     """Train the recipe's model into the run folder; go on where an unfinished run lies there.
 
-    resume: "auto", or "never" to begin again. Returns a summary, with "worked" telling whether there was anything to do.
+    resume: "auto", or "never" to begin again. Returns a summary, with "worked" telling whether there was anything to
+    do.
 
     Raises UsageError where the folder holds a run of another recipe or other shards, Interrupted after a signal,
     ShortcutError where the loss is not finite.

@@ -50,7 +50,9 @@ class Options(Keys):
         "file", description="what a document is; paragraphs end with blank lines; each record of a .jsonl is one"
     )
     normalization: Literal["identity", "nfkc"] = Field("identity", description="identity loses nothing")
-    character_coverage: float = Field(0.9995, description="share of the training characters that get pieces", gt=0, le=1)
+    character_coverage: float = Field(
+        0.9995, description="share of the training characters that get pieces", gt=0, le=1
+    )
     sample_mb: int = Field(64, description="text that SentencePiece is trained on, at most, in MB", ge=1)
     alphabet: str = Field(" abcdefghijklmnopqrstuvwxyz", description="the characters of chars", min_length=1)
 

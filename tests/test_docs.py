@@ -1,0 +1,64 @@
+"""Every command, recipe and key is in the documents, and README begins with the two commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shortcut_cli import recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def key_table():
+    """docs/recipes.md as it should be."""
+    lines = [
+        "# Recipe keys",
+        "",
+        "Every key that a recipe can have. `shortcut recipes show music` is a whole recipe.",
+        "",
+    ]
+    lines += ["| key | meaning |", "|---|---|"]
+    lines += [f"| `{key}` | {text} |" for key, text in recipe.keys().items()]
+    return "\n".join(lines) + "\n"
+
+
+def test_every_key_is_documented():
+    assert (ROOT / "docs" / "recipes.md").read_text() == key_table()
+
+
+def test_readme_begins_with_the_two_commands():
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.S | re.M)
+    assert blocks[:2] == ["pip install -e . && shortcut demo\n", 'pip install -e ".[test]" && pytest\n']
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_is_named(name):
+    assert f"`{name}`" in README
+
+
+def test_every_command_is_named():
+    from shortcut_cli.cli import app
+
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert len(commands) >= 9
+    for name in commands:
+        assert f"shortcut {name}" in README
+
+
+def test_every_option_is_named_in_readme():
+    import typer.main
+
+    from shortcut_cli.cli import app
+
+    group = typer.main.get_command(app)
+    options = {
+        option
+        for command in group.commands.values()
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("-") and option not in ("--help",)
+    }
+    missing = {option for option in options if f"`{option}" not in README and f"{option} " not in README}
+    assert not missing
