@@ -1,6 +1,7 @@
 """What reaches the screen: progress and notes on stderr, the result on stdout."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,8 @@ from rich.text import Text
 from shortcut_cli.errors import ShortcutError
 
 PLAIN_INTERVAL_S = 10.0
-out = Console(soft_wrap=True)
+PIPE_WIDTH = 120  # of what no terminal gives a width
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
 err = Console(stderr=True)
 
 
@@ -92,10 +94,10 @@ class Reporter:
     def __call__(self, event: str, **fields: Any) -> None:
         """Show one event of a stage: "note", "validation" or "progress"."""
         if event == "note":
-            err.print(fields["text"], markup=False, highlight=False)
+            err.print(fields["text"], markup=False, highlight=False, soft_wrap=True)
         elif event == "validation":
             best = " (best so far)" if fields["loss"] <= fields["best"] else ""
-            err.print(f"step {fields['step']:,}: validation {fields['loss']:.4f} nats/token{best}", highlight=False)
+            err.print(f"step {fields['step']:,}: validation {fields['loss']:.4f} nats/token{best}", highlight=False, soft_wrap=True)
         elif err.is_terminal:
             self._bar(**fields)
         else:
@@ -136,4 +138,4 @@ class Reporter:
         self.printed = now
         rate = f", {tokens / seconds:,.0f} tokens/s, {seconds / done * (total - done):,.0f} s left" if seconds else ""
         shown = "" if loss is None else f", loss {loss:.4f}"
-        err.print(f"{task}: {done:,} of {total:,} {unit}{shown}{rate}", highlight=False)
+        err.print(f"{task}: {done:,} of {total:,} {unit}{shown}{rate}", highlight=False, soft_wrap=True)

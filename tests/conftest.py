@@ -28,9 +28,11 @@ def shortcut(*arguments, cwd, check=0, **environment):
 
 def write_texts(folder: Path, count: int = 30) -> None:
     """Small texts with some regularity, all different."""
+    verbs = "walks runs sits jumps sleeps waits eats drinks sings reads writes plays".split()
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        lines = [f"the {w} of number {number + i} is {w} again\n" for i, w in enumerate(("cat", "dog", "bird") * 8)]
+        animals = enumerate(("cat", "dog", "bird") * 8)
+        lines = [f"the {w} of number {number + i} {verbs[(number * i) % 12]} again\n" for i, w in animals]
         (folder / f"{number:03d}.txt").write_text("".join(lines))
 
 

@@ -1,42 +1,200 @@
-"""EnCodec 24 kHz (Defossez et al. 2022, arXiv 2210.13438) as a stream: samples <-> codes at constant memory.
+"""EnCodec at 24 kHz (Defossez et al. 2022, arXiv 2210.13438), block by block, with the codes of one pass over the file.
 
-The model is causal: a convolution needs the rows before its window, the LSTM its state, and nothing else of the past.
-Both are carried from block to block, so the codes are those of the whole file. The structure and the quantizer are the
-package's own; its convolutions are computed here as one matrix product over windows of rows, time first, (T, C), which
-is 1.3 times as fast on one core as the package's layers and needs no transposing around the LSTM.
+The network is causal: a convolution needs the samples that its kernel reaches back to, the LSTM its state. Both are
+carried from block to block, so memory does not grow with the length of a file. What a block computes depends on its
+place alone, not on how the samples came in: blocks are cut here, always BLOCK_FRAMES frames long.
 
-Blocks are cut to BLOCK_FRAMES inside, whatever size they come in: the codes of a file can't depend on that size, not
-even by a rounding error.
+Only this file imports `encodec`, whose package imports torchaudio. Its Linux wheel does not load beside a CPU build of
+torch, and nothing of it is needed to encode or decode, so a placeholder stands in for it during the import.
 """
 
 import hashlib
-import pickle
+import importlib
+import math
 import sys
+import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from shortcut_cli.codec.weights import resolve
 from shortcut_cli.errors import CheckFailed
 
-# `import encodec` imports torchaudio, whose Linux wheel does not load beside a CPU-only torch; nothing of it is needed
-# to encode or decode. An empty module takes its place while the import lasts, unless the real one is there already.
-_PLACEHOLDER = "torchaudio" not in sys.modules
-if _PLACEHOLDER:
-    sys.modules["torchaudio"] = ModuleType("torchaudio")
-try:
-    from encodec import EncodecModel
-    from encodec.modules import SLSTM, SConv1d, SConvTranspose1d
-    from encodec.modules.conv import pad1d
-    from encodec.modules.seanet import SEANetResnetBlock
-finally:
-    if _PLACEHOLDER:
-        del sys.modules["torchaudio"]
+HOP = 320  # samples in a frame: 75 frames a second
+BLOCK_FRAMES = 75
+
+
+def package() -> Any:
+    """The module `encodec.model`, imported without torchaudio."""
+    if "encodec.model" in sys.modules:
+        return sys.modules["encodec.model"]
+    missing = "torchaudio" not in sys.modules
+    if missing:
+        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    try:
+        return importlib.import_module("encodec.model")
+    finally:
+        if missing:
+            del sys.modules["torchaudio"]
+
+
+def build() -> Any:
+    """The 24 kHz model of the package with random weights."""
+    with warnings.catch_warnings():
+        # The package uses the older weight_norm, which torch deprecates.
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        return package().EncodecModel.encodec_model_24khz(pretrained=False)
+
+
+def load(path: Path) -> Any:
+    """The model with the weights of a checkpoint of the package.
+
+    Raises CheckFailed where the file is no such checkpoint; no code in it is run.
+    """
+    model = build()
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch.load raises anything on a file that it did not write
+        problem = str(error).splitlines()[0]
+        raise CheckFailed(f"{path} is not a 24 kHz checkpoint of the `encodec` package: {problem}") from error
+    return model
+
+
+@torch.no_grad()
+def untrained(seed: int) -> Any:
+    """The model with weights drawn from a seed, for tests: its codes vary, and all codebooks are in use.
+
+    Convolutions and LSTM are drawn so that signals keep their size; codebooks in the scale of what they quantize.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = build()
+    for name, weight in sorted(model.named_parameters()):
+        if not name.endswith("weight_g"):
+            scale = 1.0 / math.sqrt(weight[0].numel()) if weight.dim() > 1 else 0.0
+            weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    for name, weight in sorted(model.named_parameters()):
+        if name.endswith("weight_g"):
+            direction = model.get_parameter(name.removesuffix("g") + "v")
+            weight.copy_(direction.flatten(1).norm(dim=1).view_as(weight))
+    for number, layer in enumerate(model.quantizer.vq.layers):
+        book = layer._codebook
+        book.embed.copy_(torch.randn(book.embed.shape, generator=generator) * 0.3 * 0.9**number)
+        book.inited.fill_(1)
+    return model
+
+
+class Codec:
+    """A 24 kHz model, ready to encode and decode streams; weight norms are folded into the weights."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        for module in model.modules():
+            if hasattr(module, "weight_g"):
+                nn.utils.remove_weight_norm(module)
+
+    @torch.inference_mode()
+    def encode(self, blocks: Iterable[np.ndarray], codebooks: int) -> Iterator[np.ndarray]:
+        """Samples, float32 (samples,) blocks of any size, -> codes, int64 (frames, codebooks) blocks.
+
+        The codes are those of one pass over all samples, for any division into blocks.
+        """
+        stream = Stream(self.model.encoder.model)
+        for samples, last in _regular(blocks, BLOCK_FRAMES * HOP):
+            embedding = stream.push(torch.from_numpy(samples)[None, None], last)  # (1, 128, frames)
+            yield self.model.quantizer.vq.encode(embedding, n_q=codebooks)[:, 0].T.numpy()  # (Q, 1, frames)
+
+    @torch.inference_mode()
+    def decode(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Codes, integer (frames, codebooks) blocks, -> samples, float32 blocks of HOP samples a frame."""
+        stream = Stream(self.model.decoder.model)
+        for codes, last in _regular(blocks, BLOCK_FRAMES):
+            embedding = self.model.quantizer.vq.decode(torch.from_numpy(codes.T.astype(np.int64))[:, None])
+            yield stream.push(embedding, last)[0, 0].numpy()
+
+
+class Stream:
+    """A causal SEANet encoder or decoder, with what each of its layers carries from block to block."""
+
+    def __init__(self, network: nn.Sequential) -> None:
+        self.network = network
+        self.kinds = sys.modules["encodec.modules"]
+        self.carried: dict[nn.Module, Any] = {}
+
+    def push(self, x: Tensor, last: bool) -> Tensor:
+        """The output of one block (1, C, T). Every block but the last is a whole number of frames."""
+        if last and not self.carried:
+            # The only block: the package's own pass, with its own treatment of inputs shorter than the padding.
+            y: Tensor = self.network(x)
+            return y
+        return self._run(self.network, x, last)
+
+    def _run(self, module: nn.Module, x: Tensor, last: bool) -> Tensor:
+        if isinstance(module, nn.Sequential):
+            for part in module:
+                x = self._run(part, x, last)
+            return x
+        if isinstance(module, self.kinds.seanet.SEANetResnetBlock):
+            return self._run(module.shortcut, x, last) + self._run(module.block, x, last)
+        if isinstance(module, self.kinds.SConv1d):
+            return self._convolve(module, x, last)
+        if isinstance(module, self.kinds.SConvTranspose1d):
+            return self._transposed(module, x)
+        if isinstance(module, self.kinds.SLSTM):
+            return self._recur(module, x)
+        y: Tensor = module(x)
+        return y
+
+    def _convolve(self, module: Any, x: Tensor, last: bool) -> Tensor:
+        """The samples that the kernel reaches back to come from the block before, at the start by reflection."""
+        conv = module.conv.conv
+        stride = conv.stride[0]
+        reach = (conv.kernel_size[0] - 1) * conv.dilation[0] - (stride - 1)
+        # The package fills up the last frame by reflection at the end.
+        missing = -x.shape[-1] % stride if last else 0
+        if module in self.carried:
+            x = torch.cat((self.carried[module], x), -1)
+        elif reach:
+            x = F.pad(x, (reach, 0), "reflect")
+        if missing:
+            x = F.pad(x, (0, missing), "reflect")
+        self.carried[module] = x[..., x.shape[-1] - reach :]
+        y: Tensor = conv(x)
+        return y
+
+    def _transposed(self, module: Any, x: Tensor) -> Tensor:
+        """A frame reaches into the next one (kernel = 2 strides), so each block begins with the frame before it."""
+        conv = module.convtr.convtr
+        stride = conv.stride[0]
+        assert conv.kernel_size[0] == 2 * stride, conv
+        before = self.carried.get(module)
+        self.carried[module] = x[..., -1:]
+        y: Tensor = conv(x if before is None else torch.cat((before, x), -1))
+        return y[..., 0 if before is None else stride : -stride]
+
+    def _recur(self, module: Any, x: Tensor) -> Tensor:
+        x = x.permute(2, 0, 1)
+        y, self.carried[module] = module.lstm(x, self.carried.get(module))
+        return (y + x if module.skip else y).permute(1, 2, 0)
+
+
+def _regular(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """The same rows in blocks of `size`, each with whether it is the last; what is left over joins the last one."""
+    held: list[np.ndarray] = []
+    count = 0
+    for block in blocks:
+        held.append(block)
+        count += len(block)
+        if count >= 2 * size:
+            rows = np.concatenate(held)
+            first = 0
+            while count - first >= 2 * size:
+                yield rows[first : first + size], False
+                first += size
+            held, count = [rows[first:]], count - first
+    if count:
+        yield np.concatenate(held), True

@@ -44,7 +44,7 @@ class Options(Keys):
     algorithm: Literal["unigram", "bpe", "char", "chars"] = Field(
         "unigram", description="of SentencePiece; or chars: one id a character of `alphabet`, no training (text8)"
     )
-    vocabulary: int = Field(8000, description="pieces, those for single bytes included; not for chars", ge=300)
+    vocabulary: int = Field(8000, description="pieces, those for single bytes included; not for chars", ge=260)
     model: str = Field("", description="an existing SentencePiece .model, instead of training one")
     documents: Literal["file", "line", "paragraph"] = Field(
         "file", description="what a document is; paragraphs end with blank lines; each record of a .jsonl is one"

@@ -1,0 +1,280 @@
+"""Sound: the codes of one pass for any division into blocks, and files of every kind or a reason."""
+
+import gzip
+import json
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from shortcut_cli.codec import encodec, weights
+from shortcut_cli.errors import CheckFailed, Rejected, Unavailable, UsageError
+from shortcut_cli.tokenizers.audio import AudioTokenizer, Length, Options, read_samples
+from shortcut_cli.tokenizers.base import Source
+
+
+def whole(document):
+    return [("train", document.size)]
+
+
+def tone(seconds, rate_hz=24_000, seed=0):
+    """A glide with some noise, float32."""
+    t = np.arange(round(seconds * rate_hz)) / rate_hz
+    noise = np.random.default_rng(seed).normal(0, 0.02, len(t))
+    return (0.4 * np.sin(2 * np.pi * (200 + 300 * t) * t) * np.exp(-0.3 * t) + noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def package():
+    """The package's own model, not folded."""
+    model = encodec.untrained(0).eval()
+    model.set_target_bandwidth(24.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return encodec.Codec(encodec.untrained(0))
+
+
+def one_pass(package, samples):
+    with torch.inference_mode():
+        return package.encode(torch.from_numpy(samples)[None, None])[0][0][0].T.numpy()
+
+
+def cut(rows, size):
+    return (rows[first : first + size] for first in range(0, len(rows), size))
+
+
+@pytest.mark.parametrize("block_s", [0.31, 1.0, 3.7, 30.0])
+def test_codes_equal_one_pass_of_the_package(package, codec, block_s):
+    samples = tone(5.123)
+    expected = one_pass(package, samples)
+    assert len(np.unique(expected)) > 200
+    found = np.concatenate(list(codec.encode(cut(samples, round(block_s * 24_000)), 32)))
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("length", [1, 5, 319, 320, 321, 1600, 23_999, 24_001, 47_999, 48_000, 48_321, 71_999])
+def test_any_length_equals_one_pass(package, codec, length):
+    samples = tone(3.1)[:length]
+    assert np.array_equal(np.concatenate(list(codec.encode([samples], 32))), one_pass(package, samples))
+
+
+def test_two_streams_do_not_disturb_each_other(codec):
+    a, b = tone(3, seed=1), tone(3, seed=2)
+    alone = [np.concatenate(list(codec.encode(cut(x, 9000), 4))) for x in (a, b)]
+    streams = [codec.encode(cut(x, 9000), 4) for x in (a, b)]
+    together = [np.concatenate(parts) for parts in zip(*zip(*streams, strict=True), strict=True)]
+    assert all(np.array_equal(x, y) for x, y in zip(alone, together, strict=True))
+
+
+def test_fewer_codebooks_are_the_first_ones(codec):
+    samples = tone(1.5)
+    full, some = (np.concatenate(list(codec.encode([samples], count))) for count in (32, 3))
+    assert np.array_equal(full[:, :3], some)
+
+
+def test_decoding_in_blocks_equals_one_pass(package, codec):
+    codes = one_pass(package, tone(4.2))
+    with torch.inference_mode():
+        expected = package.decode([(torch.from_numpy(codes.T.copy())[None], None)])[0, 0].numpy()
+    found = np.concatenate(list(codec.decode(cut(codes, 50))))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def source(tmp_path, path):
+    return Source(path, path.name, "0" * 64, tmp_path / f"{path.name}.ids")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AudioTokenizer(Options(name="audio", weights="untrained:0", codebooks=2))
+
+
+def test_ids_take_turns_and_decode(tmp_path, tokenizer):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(2.0), 24_000)
+    (document,) = tokenizer.survey(source(tmp_path, path))
+    assert document.size == 2 * 150
+    assert document.units == {"second": 2.0}
+    ids = tokenizer.prompt(path)
+    assert (ids[0::2] < 1024).all()
+    assert ((ids[1::2] >= 1024) & (ids[1::2] < 2048)).all()
+    assert all(tokenizer.allowed(ids[:place])[ids[place]] for place in range(10))
+    assert (tokenizer.vocabulary, tokenizer.end, tokenizer.stride) == (2049, 2048, 2)
+    units = tokenizer.decode([*ids.tolist(), 5, tokenizer.end, 7], tmp_path / "out.wav")
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (info.samplerate, info.channels, info.subtype, info.frames) == (24_000, 1, "PCM_16", 48_000)
+    assert units == {"second": 2.0}
+
+
+def test_the_end_comes_between_frames_only(tokenizer):
+    assert [bool(tokenizer.allowed([0] * n)[tokenizer.end]) for n in range(5)] == [False, False, True, False, True]
+
+
+def test_a_cut_leaves_frames_whole(tmp_path, tokenizer):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(1.0), 24_000)
+    list(tokenizer.survey(source(tmp_path, path)))
+    parts = list(tokenizer.encode(source(tmp_path, path), lambda d: [("train", 33), ("val", d.size - 33)], 1))
+    ids = [np.concatenate(list(part.ids)) for part in parts]
+    assert [len(part) for part in ids] == [32, 118]
+    assert np.concatenate(ids).tolist() == tokenizer.prompt(path).tolist()
+    assert sum(part.units["second"] for part in parts) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "form", "subtype"),
+    [(8000, 1, "WAV", "PCM_16"), (44_100, 2, "FLAC", "PCM_24"), (48_000, 2, "OGG", "VORBIS"), (16_000, 1, "MP3", None)],
+)
+def test_any_rate_and_format(tmp_path, rate_hz, channels, form, subtype):
+    path = tmp_path / f"a.{form.lower()}"
+    soundfile.write(path, np.tile(tone(1.5, rate_hz)[:, None], channels), rate_hz, format=form, subtype=subtype)
+    length = Length()
+    samples = np.concatenate(list(read_samples(path, length)))
+    assert length.seconds == pytest.approx(1.5, abs=0.1)
+    assert len(samples) == pytest.approx(length.seconds * 24_000, abs=2)
+    reference = tone(1.5)
+    close = np.corrcoef(samples[2000:20_000], reference[2000:20_000])[0, 1] if form != "MP3" else 1
+    assert close > 0.9
+
+
+def test_gzip(tmp_path, tokenizer):
+    soundfile.write(tmp_path / "a.wav", tone(1.0), 24_000)
+    (tmp_path / "b.wav.gz").write_bytes(gzip.compress((tmp_path / "a.wav").read_bytes()))
+    assert tokenizer.prompt(tmp_path / "b.wav.gz").tolist() == tokenizer.prompt(tmp_path / "a.wav").tolist()
+
+
+def test_bad_files_are_rejected_with_a_reason(tmp_path):
+    read = lambda path: list(read_samples(path, Length()))  # noqa: E731
+    (tmp_path / "text.wav").write_text("this is text, long enough to be looked at as a header")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "none.wav", np.zeros(0, np.float32), 24_000)
+    soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan, 0], np.float32), 24_000, subtype="FLOAT")
+    (tmp_path / "x.wav.gz").write_bytes(b"no gzip")
+    for name, reason in (
+        ("text.wav", "can't be read by libsndfile"),
+        ("empty.wav", "can't be read by libsndfile"),
+        ("none.wav", "no samples"),
+        ("nan.wav", "not a finite number, at 1"),
+        ("x.wav.gz", "gzip"),
+    ):
+        with pytest.raises(Rejected, match=reason):
+            read(tmp_path / name)
+
+
+def test_saved_and_loaded(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    assert AudioTokenizer.load(tokenizer.options, tmp_path).fingerprint == tokenizer.fingerprint
+    with pytest.raises(CheckFailed, match="not those"):
+        AudioTokenizer.load(Options(name="audio", weights="untrained:1", codebooks=2), tmp_path)
+
+
+def test_a_checkpoint_file_travels_with_the_run(tmp_path):
+    torch.save(encodec.untrained(3).state_dict(), tmp_path / "mine.th")
+    soundfile.write(tmp_path / "a.wav", tone(0.5), 24_000)
+    made = AudioTokenizer(Options(name="audio", weights=str(tmp_path / "mine.th")))
+    expected = made.prompt(tmp_path / "a.wav").tolist()
+    (tmp_path / "saved").mkdir()
+    made.save(tmp_path / "saved")
+    (tmp_path / "mine.th").unlink()
+    loaded = AudioTokenizer.load(made.options, tmp_path / "saved")
+    assert loaded.fingerprint == made.fingerprint
+    assert loaded.prompt(tmp_path / "a.wav").tolist() == expected
+
+
+def test_a_stranger_as_checkpoint_runs_no_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "proof"), "w")
+
+    torch.save({"x": Payload()}, tmp_path / "bad.th")
+    (tmp_path / "text.th").write_text("hello")
+    for name in ("bad.th", "text.th"):
+        with pytest.raises(CheckFailed, match="not a 24 kHz checkpoint"):
+            encodec.load(tmp_path / name)
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("name", ["nothing", "untrained:x"])
+def test_unknown_weights_are_a_usage_error(name):
+    with pytest.raises(UsageError):
+        AudioTokenizer(Options(name="audio", weights=name)).fingerprint  # noqa: B018
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers every request with the same bytes, or fewer than it promises, or an error."""
+
+    def __init__(self, content, mode, *arguments):
+        self.content, self.mode = content, mode
+        super().__init__(*arguments)
+
+    def do_GET(self):  # noqa: N802
+        if self.mode == "missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content[: len(self.content) // 2] if self.mode == "cut" else self.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Start a server on localhost that offers a file as the official weights; returns the requests' counter."""
+    import hashlib
+
+    servers = []
+
+    def start(mode):
+        content = b"weights" * 1000
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        monkeypatch.setitem(weights.OFFICIAL, "encodec_24khz", weights.Official("w.th", digest))
+        sent = content if mode != "corrupt" else b"x" + content[1:]
+        server = HTTPServer(("127.0.0.1", 0), partial(Server, sent, mode))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("SHORTCUT_WEIGHTS_URL", f"http://127.0.0.1:{server.server_port}")
+        return content
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_weights_are_fetched_once(serve, monkeypatch, tmp_path):
+    content = serve("good")
+    path = weights.resolve("encodec_24khz")
+    assert path == tmp_path / "cache" / "w.th"
+    assert path.read_bytes() == content
+    monkeypatch.setenv("SHORTCUT_WEIGHTS_URL", "http://127.0.0.1:9")
+    assert weights.resolve("encodec_24khz") == path
+
+
+@pytest.mark.parametrize("mode", ["corrupt", "cut", "missing"])
+def test_a_bad_download_leaves_nothing(serve, tmp_path, mode):
+    serve(mode)
+    with pytest.raises(Unavailable) as caught:
+        weights.resolve("encodec_24khz")
+    assert str(tmp_path / "cache" / "w.th") in caught.value.hint
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_no_server_is_said_with_the_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path))
+    monkeypatch.setenv("SHORTCUT_WEIGHTS_URL", "http://127.0.0.1:9")
+    with pytest.raises(Unavailable, match="can't be fetched") as caught:
+        weights.resolve("encodec_24khz")
+    assert "tokenizer.weights=PATH" in caught.value.hint
+    assert json.dumps(caught.value.hint)
