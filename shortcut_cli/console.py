@@ -97,7 +97,11 @@ class Reporter:
             err.print(fields["text"], markup=False, highlight=False, soft_wrap=True)
         elif event == "validation":
             best = " (best so far)" if fields["loss"] <= fields["best"] else ""
-            err.print(f"step {fields['step']:,}: validation {fields['loss']:.4f} nats/token{best}", highlight=False, soft_wrap=True)
+            err.print(
+                f"step {fields['step']:,}: validation {fields['loss']:.4f} nats/token{best}",
+                highlight=False,
+                soft_wrap=True,
+            )
         elif err.is_terminal:
             self._bar(**fields)
         else:
@@ -115,7 +119,7 @@ class Reporter:
             self.live.start()
         if task not in self.tasks:
             self.tasks[task] = self.live.add_task(task, total=total, unit=unit, loss="")
-        shown = {} if loss is None else {"loss": f"loss {loss:.4f}"}
+        shown: dict[str, Any] = {} if loss is None else {"loss": f"loss {loss:.4f}"}
         self.live.update(self.tasks[task], completed=done, total=total, **shown)
         if done >= total:
             self.live.remove_task(self.tasks.pop(task))

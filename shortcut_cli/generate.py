@@ -6,23 +6,15 @@ of a whole forward pass over the tokens since then, and the cost of a token stay
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shortcut_cli.recipe import SampleKeys
+
 Allowed = Callable[[Sequence[int]], np.ndarray | None]
-
-
-class Sampler(Protocol):
-    """The keys of [sample] that choose a token."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,7 @@ class Generation:
     forced: list[int]
 
 
-def probabilities(logits: Tensor, keys: Sampler) -> Tensor:
+def probabilities(logits: Tensor, keys: SampleKeys) -> Tensor:
     """The distribution (B, V) that is sampled from: logits (B, V), then temperature, top-k, top-p and min-p in turn.
 
     top-k keeps the k largest; top-p (Holtzman et al. 2020) the smallest set of the most probable that holds at least
@@ -62,7 +54,7 @@ def generate(
     prompt: Tensor,
     tokens: int,
     *,
-    keys: Sampler,
+    keys: SampleKeys,
     end: int,
     allowed: Allowed | None = None,
     progress: Callable[[int], None] | None = None,

@@ -29,7 +29,9 @@ def score(path: Path, shards: Path | None, split: str | None, *, device: str, re
     result = evaluate(run, Shards(shards or Path(run.recipe.data.shards)), name, device=device, report=report)
     result["checkpoint_sha256"] = files.sha256(path)
     kept = path.parent / "eval.json"
-    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"schema_version": 1, "splits": {}}
+    results: dict[str, Any] = {"schema_version": 1, "splits": {}}
+    if kept.exists():
+        results = json.loads(kept.read_text(encoding="utf-8"))
     results["splits"][name] = result
     files.write(kept, json.dumps(results, indent=1) + "\n")
     return result

@@ -126,6 +126,14 @@ class FolderWriter:
         self.counts: dict[str, dict[str, Any]] = {name: {"documents": 0, "tokens": 0, "units": {}} for name in SPLITS}
         self.documents = open(self.partial / "documents.jsonl", "w", encoding="utf-8")  # noqa: SIM115
 
+    def __enter__(self) -> "FolderWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self.splits.values():
+            writer.stream.close()
+        self.documents.close()
+
     def add(
         self, split: str, blocks: Iterable[npt.NDArray[Any]], units: dict[str, float], record: dict[str, Any]
     ) -> int:

@@ -44,7 +44,7 @@ def in_order(
                 yield _result(*waiting.popleft(), timeout_s)
         finally:
             with suppress(RuntimeError):
-                pool.stop()
+                pool.stop()  # type: ignore[no-untyped-call]
 
 
 def _result(job: Job, future: ProcessFuture[Any], timeout_s: float) -> tuple[Job, Any]:

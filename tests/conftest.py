@@ -28,7 +28,7 @@ def shortcut(*arguments, cwd, check=0, **environment):
 
 def write_texts(folder: Path, count: int = 30) -> None:
     """Small texts with some regularity, all different."""
-    verbs = "walks runs sits jumps sleeps waits eats drinks sings reads writes plays".split()
+    verbs = ("walks", "runs", "sits", "jumps", "sleeps", "waits", "eats", "drinks", "sings", "reads", "writes", "plays")
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         animals = enumerate(("cat", "dog", "bird") * 8)

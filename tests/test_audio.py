@@ -13,7 +13,7 @@ import torch
 
 from shortcut_cli.codec import encodec, weights
 from shortcut_cli.errors import CheckFailed, Rejected, Unavailable, UsageError
-from shortcut_cli.tokenizers.audio import AudioTokenizer, Length, Options, read_samples
+from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer, Length, read_samples
 from shortcut_cli.tokenizers.base import Source
 
 
@@ -94,7 +94,7 @@ def source(tmp_path, path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AudioTokenizer(Options(name="audio", weights="untrained:0", codebooks=2))
+    return AudioTokenizer(AudioOptions(name="audio", weights="untrained:0", codebooks=2))
 
 
 def test_ids_take_turns_and_decode(tmp_path, tokenizer):
@@ -173,13 +173,13 @@ def test_saved_and_loaded(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     assert AudioTokenizer.load(tokenizer.options, tmp_path).fingerprint == tokenizer.fingerprint
     with pytest.raises(CheckFailed, match="not those"):
-        AudioTokenizer.load(Options(name="audio", weights="untrained:1", codebooks=2), tmp_path)
+        AudioTokenizer.load(AudioOptions(name="audio", weights="untrained:1", codebooks=2), tmp_path)
 
 
 def test_a_checkpoint_file_travels_with_the_run(tmp_path):
     torch.save(encodec.untrained(3).state_dict(), tmp_path / "mine.th")
     soundfile.write(tmp_path / "a.wav", tone(0.5), 24_000)
-    made = AudioTokenizer(Options(name="audio", weights=str(tmp_path / "mine.th")))
+    made = AudioTokenizer(AudioOptions(name="audio", weights=str(tmp_path / "mine.th")))
     expected = made.prompt(tmp_path / "a.wav").tolist()
     (tmp_path / "saved").mkdir()
     made.save(tmp_path / "saved")
@@ -205,7 +205,7 @@ def test_a_stranger_as_checkpoint_runs_no_code(tmp_path):
 @pytest.mark.parametrize("name", ["nothing", "untrained:x"])
 def test_unknown_weights_are_a_usage_error(name):
     with pytest.raises(UsageError):
-        AudioTokenizer(Options(name="audio", weights=name)).fingerprint  # noqa: B018
+        AudioTokenizer(AudioOptions(name="audio", weights=name)).fingerprint  # noqa: B018
 
 
 class Server(BaseHTTPRequestHandler):
@@ -215,7 +215,7 @@ class Server(BaseHTTPRequestHandler):
         self.content, self.mode = content, mode
         super().__init__(*arguments)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         if self.mode == "missing":
             self.send_error(404)
             return

@@ -1,6 +1,7 @@
 """MIDI: notes survive, legal streams stay legal, and broken files are refused with a reason."""
 
 import io
+import itertools
 import json
 
 import mido
@@ -11,7 +12,7 @@ import symusic
 from shortcut_cli import composer
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers.base import Source
-from shortcut_cli.tokenizers.midi import Options, MidiTokenizer
+from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
 
 SCHEMES = [(scheme, programs) for scheme in ("REMI", "TSD", "MIDILike") for programs in (False, True)]
 
@@ -46,7 +47,7 @@ def file(path, *messages, tpq=480):
 @pytest.mark.parametrize(("scheme", "programs"), SCHEMES)
 class TestEveryScheme:
     def test_notes_survive_the_round_trip(self, tmp_path, pieces, scheme, programs):
-        tokenizer = MidiTokenizer(Options(name="midi", scheme=scheme, programs=programs))
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
         ids = tokenizer.prompt(pieces[0])
         assert ((ids >= 0) & (ids < tokenizer.vocabulary)).all()
         assert tokenizer.end not in ids
@@ -59,7 +60,7 @@ class TestEveryScheme:
         mido.MidiFile(tmp_path / "out.mid")
 
     def test_streams_under_the_mask_are_legal_and_decode(self, tmp_path, scheme, programs):
-        tokenizer = MidiTokenizer(Options(name="midi", scheme=scheme, programs=programs))
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
         generator = np.random.default_rng(0)
         for number in range(5):
             ids = []
@@ -70,12 +71,12 @@ class TestEveryScheme:
                 ids.append(int(generator.choice(np.flatnonzero(mask))))
             kinds = [tokenizer.base[i].split("_")[0] for i in ids]
             graph = tokenizer.base.tokens_types_graph
-            assert all(b in graph[a] for a, b in zip(kinds, kinds[1:], strict=False))
+            assert all(b in graph[a] for a, b in itertools.pairwise(kinds))
             tokenizer.decode(ids, tmp_path / f"{number}.mid")
             mido.MidiFile(tmp_path / f"{number}.mid")
 
     def test_any_ids_decode(self, tmp_path, scheme, programs):
-        tokenizer = MidiTokenizer(Options(name="midi", scheme=scheme, programs=programs))
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
         generator = np.random.default_rng(1)
         for number in range(20):
             ids = generator.integers(0, tokenizer.vocabulary, generator.integers(0, 200)).tolist()
@@ -84,7 +85,7 @@ class TestEveryScheme:
 
 
 def test_units_are_counted(tmp_path, pieces):
-    tokenizer = MidiTokenizer(Options(name="midi"))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     (document,) = tokenizer.survey(source(tmp_path, pieces[0]))
     assert document.units["note"] == len(notes(pieces[0]))
     assert document.units["second"] == pytest.approx(mido.MidiFile(pieces[0]).length, rel=0.1)
@@ -93,7 +94,7 @@ def test_units_are_counted(tmp_path, pieces):
 
 
 def test_a_cut_divides_tokens_and_notes(tmp_path, pieces):
-    tokenizer = MidiTokenizer(Options(name="midi"))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     parts = list(tokenizer.encode(source(tmp_path, pieces[0]), lambda d: [("train", 100), ("val", d.size - 100)], 1))
     assert [part.split for part in parts] == ["train", "val"]
     ids = [np.concatenate(list(part.ids)).tolist() for part in parts]
@@ -104,7 +105,7 @@ def test_a_cut_divides_tokens_and_notes(tmp_path, pieces):
 
 @pytest.mark.parametrize("variant", ["transpose=+3", "transpose=-2"])
 def test_a_transposed_variant(tmp_path, pieces, variant):
-    tokenizer = MidiTokenizer(Options(name="midi", transpose=[3, -2]))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", transpose=[3, -2]))
     assert variant in tokenizer.variants
     (document,) = tokenizer.survey(source(tmp_path, pieces[0], variant))
     (piece,) = tokenizer.encode(source(tmp_path, pieces[0], variant), whole, 1)
@@ -115,7 +116,7 @@ def test_a_transposed_variant(tmp_path, pieces, variant):
 
 
 def test_a_stretched_variant(tmp_path, pieces):
-    tokenizer = MidiTokenizer(Options(name="midi", tempo_factors=[1.5]))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", tempo_factors=[1.5]))
     (plain,) = tokenizer.survey(source(tmp_path, pieces[0]))
     (longer,) = tokenizer.survey(source(tmp_path, pieces[0], "tempo=1.5"))
     assert longer.units["beat"] == pytest.approx(1.5 * plain.units["beat"], rel=0.02)
@@ -124,11 +125,11 @@ def test_a_stretched_variant(tmp_path, pieces):
 
 def test_a_transposition_out_of_range_is_refused(tmp_path, pieces):
     with pytest.raises(Rejected, match="out of range"):
-        list(MidiTokenizer(Options(name="midi")).survey(source(tmp_path, pieces[0], "transpose=+90")))
+        list(MidiTokenizer(MidiOptions(name="midi")).survey(source(tmp_path, pieces[0], "transpose=+90")))
 
 
 def test_bpe_shortens_and_survives(tmp_path, pieces):
-    options = Options(name="midi", bpe=600)
+    options = MidiOptions(name="midi", bpe=600)
     models = []
     for _ in range(2):
         tokenizer = MidiTokenizer(options)
@@ -140,7 +141,7 @@ def test_bpe_shortens_and_survives(tmp_path, pieces):
         models.append(tokenizer.trained)
     assert models[0] == models[1]
     assert tokenizer.vocabulary == 600
-    plain = MidiTokenizer(Options(name="midi"))
+    plain = MidiTokenizer(MidiOptions(name="midi"))
     (piece,) = tokenizer.encode(sources[0], whole, 1)
     ids = np.concatenate(list(piece.ids)).tolist()
     assert len(ids) < 0.8 * len(plain.prompt(pieces[0]))
@@ -152,24 +153,24 @@ def test_bpe_shortens_and_survives(tmp_path, pieces):
 
 def test_a_bpe_that_is_too_small(tmp_path):
     with pytest.raises(UsageError, match=r"tokenizer\.bpe 100"):
-        MidiTokenizer(Options(name="midi", bpe=100)).fit([], whole)
+        MidiTokenizer(MidiOptions(name="midi", bpe=100)).fit([], whole)
 
 
 def test_saved_and_loaded(tmp_path):
-    tokenizer = MidiTokenizer(Options(name="midi"))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     tokenizer.save(tmp_path)
     assert MidiTokenizer.load(tokenizer.options, tmp_path).fingerprint == tokenizer.fingerprint
     with pytest.raises(CheckFailed, match="another configuration"):
-        MidiTokenizer.load(Options(name="midi", velocities=8), tmp_path)
+        MidiTokenizer.load(MidiOptions(name="midi", velocities=8), tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"config": 5}))
     with pytest.raises(CheckFailed):
         MidiTokenizer.load(tokenizer.options, tmp_path)
 
 
 def test_fingerprints_follow_what_changes_ids():
-    base = MidiTokenizer(Options(name="midi")).fingerprint
-    assert MidiTokenizer(Options(name="midi", transpose=[1])).fingerprint == base
-    assert MidiTokenizer(Options(name="midi", velocities=16)).fingerprint != base
+    base = MidiTokenizer(MidiOptions(name="midi")).fingerprint
+    assert MidiTokenizer(MidiOptions(name="midi", transpose=[1])).fingerprint == base
+    assert MidiTokenizer(MidiOptions(name="midi", velocities=16)).fingerprint != base
 
 
 @pytest.mark.parametrize(
@@ -183,11 +184,11 @@ def test_fingerprints_follow_what_changes_ids():
 def test_broken_files_are_refused(tmp_path, content, reason):
     (tmp_path / "x.mid").write_bytes(content)
     with pytest.raises(Rejected, match=reason):
-        MidiTokenizer(Options(name="midi")).prompt(tmp_path / "x.mid")
+        MidiTokenizer(MidiOptions(name="midi")).prompt(tmp_path / "x.mid")
 
 
 def test_no_notes_only_drums_and_years_of_silence(tmp_path):
-    tokenizer = MidiTokenizer(Options(name="midi"))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     on, off = mido.Message("note_on", note=60, velocity=64), mido.Message("note_off", note=60, time=480)
     with pytest.raises(Rejected, match="no notes"):
         tokenizer.prompt(file(tmp_path / "a.mid", mido.Message("control_change", control=64, value=1)))
@@ -202,6 +203,6 @@ def test_gzip(tmp_path, pieces):
     import gzip
 
     (tmp_path / "x.mid.gz").write_bytes(gzip.compress(pieces[0].read_bytes()))
-    tokenizer = MidiTokenizer(Options(name="midi"))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     assert tokenizer.prompt(tmp_path / "x.mid.gz").tolist() == tokenizer.prompt(pieces[0]).tolist()
     assert io.BytesIO(pieces[0].read_bytes()).read(4) == b"MThd"

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from shortcut_cli import metrics, registry
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models.blocks import Trace
-from shortcut_cli.models.shortcut import Options, tapped_layers
+from shortcut_cli.models.shortcut import ShortcutOptions, tapped_layers
 from shortcut_cli.recipe import ModelKeys
 
 VOCABULARY, CONTEXT = 37, 24
-Keys = create_model("Keys", __base__=ModelKeys, shortcut=(Options, Options()))
+Keys = create_model("Keys", __base__=ModelKeys, shortcut=(ShortcutOptions, ShortcutOptions()))
 ARMS = [
     ("gpt", {}),
     ("shortcut", {}),
@@ -37,7 +37,7 @@ PATHS = [
 
 def make(name, options, *, seed=1, open_gates=False, **shape):
     shape = {"layers": 6, "width": 32, "heads": 4, "context": CONTEXT, "ffn": 64} | shape
-    keys = Keys(name=name, **shape, shortcut=Options(**options))
+    keys = Keys(name=name, **shape, shortcut=ShortcutOptions(**options))
     model = registry.load(registry.MODELS, name)(keys, VOCABULARY, seed)
     if open_gates:
         for parameter_name, parameter in model.named_parameters():
@@ -266,7 +266,7 @@ def test_a_tap_above_the_last_layer_is_a_usage_error():
 @pytest.mark.parametrize("taps", ["", "2;4", "every:0", "first", "-1"])
 def test_taps_of_an_unknown_form_are_refused(taps):
     with pytest.raises(ValueError, match="is none of paper"):
-        Options(taps=taps)
+        ShortcutOptions(taps=taps)
 
 
 def test_the_papers_probable_size():

@@ -58,12 +58,12 @@ DOMAINS = [
     ("music-tiny", "midi", ()),
     ("music-tiny", "midi", ("tokenizer.transpose=[1, -1]",)),
     ("music-tiny", "midi", ("tokenizer.bpe=600",)),
-    ("text-tiny", "texts", ("tokenizer.vocabulary=280",)),
+    ("text-tiny", "texts", ("tokenizer.vocabulary=300",)),
     ("audio-tiny", "wavs", ("tokenizer.weights=untrained:0", "tokenizer.codebooks=2")),
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "settings"), DOMAINS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "kind", "settings"), DOMAINS, ids=str)
 def test_equal_bytes_for_any_workers_order_and_form_of_arguments(material, tmp_path, monkeypatch, name, kind, settings):
     monkeypatch.chdir(material)
     root = material / kind
@@ -99,15 +99,15 @@ def test_every_input_is_in_one_of_the_lists(material, tmp_path):
 
 
 def test_other_inputs_into_the_same_folder_are_refused(material, tmp_path):
-    run("text-tiny", [material / "texts"], tmp_path / "s", "tokenizer.vocabulary=280")
-    with pytest.raises(UsageError, match=r"tokenizer\.vocabulary: 280 -> 281"):
-        run("text-tiny", [material / "texts"], tmp_path / "s", "tokenizer.vocabulary=281")
+    run("text-tiny", [material / "texts"], tmp_path / "s", "tokenizer.vocabulary=300")
+    with pytest.raises(UsageError, match=r"tokenizer\.vocabulary: 300 -> 301"):
+        run("text-tiny", [material / "texts"], tmp_path / "s", "tokenizer.vocabulary=301")
     with pytest.raises(UsageError, match=r"inputs\.files: 30 -> 1"):
-        run("text-tiny", [material / "texts" / "000.txt"], tmp_path / "s", "tokenizer.vocabulary=280")
+        run("text-tiny", [material / "texts" / "000.txt"], tmp_path / "s", "tokenizer.vocabulary=300")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("keep me")
     with pytest.raises(UsageError, match="is not a shards folder"):
-        run("text-tiny", [material / "texts"], tmp_path / "mine", "tokenizer.vocabulary=280")
+        run("text-tiny", [material / "texts"], tmp_path / "mine", "tokenizer.vocabulary=300")
 
 
 def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_path, monkeypatch):

@@ -18,11 +18,12 @@ IDENTITY = {"name": "text", "fingerprint": "f", "vocabulary": 300, "end": 299, "
 
 def make(folder, documents, *, vocabulary=300, shard_tokens=1 << 20):
     """Write `documents`, a list of (split, ids), into a complete shards folder."""
-    writer = shards.FolderWriter(folder, vocabulary, shard_tokens, end=vocabulary - 1)
-    for number, (split, ids) in enumerate(documents):
-        writer.add(split, [np.array(ids)], {"byte": len(ids)}, {"source": f"{number}.txt", "sha256": f"{number:064x}"})
-    (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
-    return writer.finish([], {"request": {}, "tokenizer": IDENTITY | {"vocabulary": vocabulary}})
+    with shards.FolderWriter(folder, vocabulary, shard_tokens, end=vocabulary - 1) as writer:
+        for number, (split, ids) in enumerate(documents):
+            record = {"source": f"{number}.txt", "sha256": f"{number:064x}"}
+            writer.add(split, [np.array(ids)], {"byte": len(ids)}, record)
+        (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
+        return writer.finish([], {"request": {}, "tokenizer": IDENTITY | {"vocabulary": vocabulary}})
 
 
 def plain_read(stem):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.tokenizers import text
 from shortcut_cli.tokenizers.base import Source
-from shortcut_cli.tokenizers.text import Options, TextTokenizer
+from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
 
 LINES = "".join(
     f"The {w} number {n} went over the hill and far away, and so did I.\n" for n in range(200) for w in ("cat", "dog")
@@ -36,7 +36,7 @@ def surveyed(tokenizer, path):
 def trained(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_text(LINES)
-    tokenizer = TextTokenizer(Options(name="text", algorithm=request.param, vocabulary=300))
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm=request.param, vocabulary=300))
     tokenizer.fit([surveyed(tokenizer, path)[1]], whole)
     return tokenizer
 
@@ -81,7 +81,7 @@ def test_documents_add_up_to_the_file(tmp_path, kind):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n\n\nthree\n \nfour")
     tokenizer = TextTokenizer(
-        Options(name="text", algorithm="chars", alphabet="\n abcdefghijklmnopqrstuvwxyz", documents=kind)
+        TextOptions(name="text", algorithm="chars", alphabet="\n abcdefghijklmnopqrstuvwxyz", documents=kind)
     )
     documents, found = surveyed(tokenizer, path)
     assert len(documents) == {"file": 1, "line": 7, "paragraph": 3}[kind]
@@ -109,9 +109,9 @@ def test_a_contiguous_cut_moves_to_the_next_character(tmp_path, trained, cut):
 def test_only_the_training_split_is_learned_from(tmp_path):
     (tmp_path / "a.txt").write_text(LINES)
     (tmp_path / "b.txt").write_text("xylophonequartz " * 500 + "\n")
-    tokenizer = TextTokenizer(Options(name="text", vocabulary=300))
+    tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=300))
     sources = [surveyed(tokenizer, tmp_path / name)[1] for name in ("a.txt", "b.txt")]
-    val = list(tokenizer.survey(sources[1]))[0].sha256
+    val = next(iter(tokenizer.survey(sources[1]))).sha256
     tokenizer.fit(sources, lambda d: [("val" if d.sha256 == val else "train", d.size)])
     pieces = [tokenizer.pieces.processor.id_to_piece(i) for i in range(tokenizer.vocabulary)]
     assert not [piece for piece in pieces if "xyl" in piece or "quart" in piece]
@@ -122,7 +122,7 @@ def test_training_is_deterministic_and_bounded(tmp_path):
     (tmp_path / "a.txt").write_text(LINES * 80)
     models = []
     for _ in range(2):
-        tokenizer = TextTokenizer(Options(name="text", vocabulary=300, sample_mb=1))
+        tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=300, sample_mb=1))
         tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
         models.append(tokenizer.model)
     assert models[0] == models[1]
@@ -131,11 +131,11 @@ def test_training_is_deterministic_and_bounded(tmp_path):
 
 def test_a_vocabulary_that_is_too_large_names_the_largest(tmp_path):
     (tmp_path / "a.txt").write_text("a few words, no more\n" * 3)
-    tokenizer = TextTokenizer(Options(name="text", vocabulary=4000))
+    tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=4000))
     with pytest.raises(UsageError) as caught:
         tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
     assert caught.value.hint.startswith("--set tokenizer.vocabulary=")
-    again = TextTokenizer(Options(name="text", vocabulary=int(caught.value.hint.split("=")[1])))
+    again = TextTokenizer(TextOptions(name="text", vocabulary=int(caught.value.hint.split("=")[1])))
     again.fit([surveyed(again, tmp_path / "a.txt")[1]], whole)
 
 
@@ -167,7 +167,7 @@ def test_jsonl_and_gzip(tmp_path, trained):
 
 def test_chars_names_what_it_does_not_know(tmp_path):
     (tmp_path / "a.txt").write_text("abc\u00e9d")
-    tokenizer = TextTokenizer(Options(name="text", algorithm="chars"))
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
     assert (tokenizer.vocabulary, tokenizer.end) == (28, 27)
     with pytest.raises(Rejected, match="'\u00e9' at byte 3"):
         list(tokenizer.survey(source(tmp_path / "a.txt")))
@@ -179,8 +179,11 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained):
     _, found = surveyed(trained, path)
     path.write_text("afterwards")
     with pytest.raises(ShortcutError, match="changed while"):
-        for piece in trained.encode(found, whole, 1):
-            list(piece.ids)
+        _read_all(trained.encode(found, whole, 1))
+
+
+def _read_all(pieces):
+    return [list(piece.ids) for piece in pieces]
 
 
 def test_saved_and_loaded(tmp_path, trained):
@@ -194,12 +197,12 @@ def test_saved_and_loaded(tmp_path, trained):
 
 def test_an_existing_model(tmp_path, trained):
     (tmp_path / "m.model").write_bytes(trained.model)
-    given_model = TextTokenizer(Options(name="text", model=str(tmp_path / "m.model")))
+    given_model = TextTokenizer(TextOptions(name="text", model=str(tmp_path / "m.model")))
     assert not given_model.needs_fit
     assert given_model.description["lossless"] is True
     for bad in ("missing.model", __file__):
         with pytest.raises(UsageError):
-            TextTokenizer(Options(name="text", model=str(tmp_path / bad if bad != __file__ else Path(bad))))
+            TextTokenizer(TextOptions(name="text", model=str(tmp_path / bad if bad != __file__ else Path(bad))))
 
 
 def test_masks_leave_out_control_pieces(trained):

@@ -8,7 +8,6 @@ Only this file imports `encodec`, whose package imports torchaudio. Its Linux wh
 torch, and nothing of it is needed to encode or decode, so a placeholder stands in for it during the import.
 """
 
-import hashlib
 import importlib
 import math
 import sys

@@ -5,7 +5,7 @@ Axes: B batch, T time, L layer (depth), H heads, D width, V vocabulary, M source
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ EPSILON = 1e-6  # of the norms
 class Trace:
     """Asks a forward pass to keep where its last layer looked."""
 
-    depth_weights: Tensor | None = None  # (B, H, M, T) fp32: share of the attention that goes to each source
+    depth_weights: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: each source's share
 
 
 class RMSNorm(nn.Module):
@@ -180,6 +180,7 @@ class Decoder(nn.Module):
     """
 
     Options: ClassVar[type[Keys]] = Keys
+    table: Tensor
     taps: tuple[str, ...] = ()  # what the last layer attends to beside its own input
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int) -> None:

@@ -1,7 +1,5 @@
 """The baseline: a pre-norm decoder with rotary positions, as the layers in blocks.py are."""
 
-from typing import ClassVar
-
 from shortcut_cli.models.blocks import Decoder
 from shortcut_cli.recipe import Keys
 
@@ -11,5 +9,3 @@ class GPT(Decoder):
 
     class Options(Keys):
         """The baseline has no keys of its own."""
-
-    taps: ClassVar[tuple[str, ...]] = ()

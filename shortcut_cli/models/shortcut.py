@@ -10,7 +10,7 @@ and no equations were available; everything else is our choice, and a key where 
 """
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
-from shortcut_cli.models.blocks import Block, Cache, Decoder, FeedForward, RMSNorm, Trace, attend, rotate
+from shortcut_cli.models.blocks import Cache, Decoder, FeedForward, RMSNorm, Trace, attend, rotate
 from shortcut_cli.recipe import Keys, ModelKeys
 
 TAPS_FORM = re.compile(r"paper|all|none|every:[1-9]\d*|\d+(,\d+)*")
 
 
-class Options(Keys):
+class ShortcutOptions(Keys):
     """[model.shortcut]"""
 
     taps: str = Field(
@@ -81,7 +81,7 @@ def tapped_layers(taps: str, layers: int) -> list[int]:
 class Features(nn.Module):
     """Tapped states -> features: a norm each, then a map each or one for all, then a depth embedding."""
 
-    def __init__(self, keys: ModelKeys, options: Options, taps: int) -> None:
+    def __init__(self, keys: ModelKeys, options: ShortcutOptions, taps: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(RMSNorm(keys.width) for _ in range(taps))
         self.maps = nn.ModuleList(_map(keys.width, options) for _ in range(1 if options.share_map else taps))
@@ -94,7 +94,7 @@ class Features(nn.Module):
         return stacked if self.depth is None else stacked + self.depth
 
 
-def _map(width: int, options: Options) -> nn.Module:
+def _map(width: int, options: ShortcutOptions) -> nn.Module:
     if options.map == "mlp":
         inner, out = nn.Linear(width, options.map_width, bias=False), nn.Linear(options.map_width, width, bias=False)
         return nn.Sequential(inner, nn.GELU(), out)
@@ -104,7 +104,7 @@ def _map(width: int, options: Options) -> nn.Module:
 class TapAttention(nn.Module):
     """The last layer's attention: to the taps, instead of or beside its own keys."""
 
-    def __init__(self, keys: ModelKeys, options: Options, taps: int) -> None:
+    def __init__(self, keys: ModelKeys, options: ShortcutOptions, taps: int) -> None:
         super().__init__()
         self.heads, self.slot, self.mode, self.path = keys.heads, keys.layers - 1, options.mode, options.attention
         self.features = Features(keys, options, taps)
@@ -176,7 +176,7 @@ class TapAttention(nn.Module):
 class TapBlock(nn.Module):
     """The last layer: a pre-norm layer like the others, whose attention reads the taps."""
 
-    def __init__(self, keys: ModelKeys, options: Options, taps: int) -> None:
+    def __init__(self, keys: ModelKeys, options: ShortcutOptions, taps: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(keys.width)
         self.attention = TapAttention(keys, options, taps)
@@ -195,10 +195,10 @@ class TapBlock(nn.Module):
 class Shortcut(Decoder):
     """A decoder whose final layer attends to the intermediate layers; with no taps it is the baseline."""
 
-    Options = Options
+    Options = ShortcutOptions
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int) -> None:
-        self.options: Options = keys.shortcut  # type: ignore[attr-defined]
+        self.options: ShortcutOptions = keys.shortcut  # type: ignore[attr-defined]
         self.tapped = tapped_layers(self.options.taps, keys.layers)
         super().__init__(keys, vocabulary, seed)
         self.taps = self._labels()
@@ -231,7 +231,7 @@ class Shortcut(Decoder):
         total = super().multiplications()
         if not self.tapped:
             return total
-        attention = self.blocks[-1].attention
+        attention: Any = self.blocks[-1].attention
         again = list(attention.features.maps) if self.options.share_map else []
         if self.options.project == "shared" and self.options.concat == "time":
             again += list(attention.key_value)

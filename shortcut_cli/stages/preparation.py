@@ -188,12 +188,12 @@ class _Job:
             self.tokenizer.fit(sources, assign)
         work = [(source, assign) for source in sources] + self._variants(surveyed, assign, cut)
         work.sort(key=lambda item: (item[0].relative, item[0].sha256, item[0].variant))
-        writer = FolderWriter(
-            self.folder, self.tokenizer.vocabulary, self.recipe.data.shard_tokens, end=self.tokenizer.end
-        )
-        self._write(writer, work, {file.sha256: list(file.duplicates) for file in hashed if file.duplicates})
-        fields = {"request": request, "split": "contiguous" if cut else "documents", **self._fields(hashed)}
-        manifest = writer.finish(self._reject_lines(), fields)
+        duplicates = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
+        vocabulary, end = self.tokenizer.vocabulary, self.tokenizer.end
+        with FolderWriter(self.folder, vocabulary, self.recipe.data.shard_tokens, end=end) as writer:
+            self._write(writer, work, duplicates)
+            fields = {"request": request, "split": "contiguous" if cut else "documents", **self._fields(hashed)}
+            manifest = writer.finish(self._reject_lines(), fields)
         shutil.rmtree(self.folder / ".staging")
         return manifest
 

@@ -34,7 +34,7 @@ READ_FRAMES = 1 << 16
 BLOCK_IDS = 1 << 20
 
 
-class Options(Keys):
+class AudioOptions(Keys):
     """[tokenizer] of audio."""
 
     name: Literal["audio"] = Field(description="the domain")
@@ -49,14 +49,14 @@ class Options(Keys):
 class AudioTokenizer(Tokenizer):
     """Sound files <-> ids."""
 
-    Options = Options
+    Options = AudioOptions
     unit: ClassVar[str] = "second"
     suffixes: ClassVar[tuple[str, ...]] = tuple(
         suffix + packed for packed in ("", ".gz") for suffix in (".wav", ".flac", ".ogg", ".mp3")
     )
     extension: ClassVar[str] = ".wav"
 
-    def __init__(self, options: Options, state: bytes = b"") -> None:
+    def __init__(self, options: AudioOptions, state: bytes = b"") -> None:
         self.options = options
         self.state = state  # the bytes of a checkpoint that came with a run, instead of a file of this machine
 
@@ -118,7 +118,7 @@ class AudioTokenizer(Tokenizer):
         return {"library": _versions(), "weights_sha256": self._weights_sha256}
 
     def survey(self, source: Source) -> Iterator[Document]:
-        """One document, its ids staged. Raises Rejected where the file can't be read, or has no or no finite samples."""
+        """One document, its ids staged. Raises Rejected where it can't be read, or a sample is not finite."""
         sidecar = source.staged.with_name(source.staged.name + ".json")
         if not (source.staged.exists() and sidecar.exists()):
             length = Length()
@@ -146,8 +146,7 @@ class AudioTokenizer(Tokenizer):
             part = ids[first:end]
             whole = len(part) == document.size
             units = document.units if whole else {"second": len(part) / self.stride / FRAMES_A_SECOND}
-            blocks = (part[start : start + BLOCK_IDS] for start in range(0, len(part), BLOCK_IDS))
-            yield Piece(document, split, units, blocks)
+            yield Piece(document, split, units, _blocks(part))
             first = end
 
     def prompt(self, path: Path) -> np.ndarray:
@@ -196,7 +195,7 @@ class AudioTokenizer(Tokenizer):
     @classmethod
     def load(cls, options: Keys, folder: Path) -> "AudioTokenizer":
         """Raises CheckFailed where the files are not an audio tokenizer's, or the weights are others."""
-        assert isinstance(options, Options), options
+        assert isinstance(options, AudioOptions), options
         try:
             sha256 = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -206,6 +205,11 @@ class AudioTokenizer(Tokenizer):
         if loaded._weights_sha256 != sha256:
             raise CheckFailed(f"the codec weights {options.weights} are not those that the tokens were made with")
         return loaded
+
+
+def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(ids), BLOCK_IDS):
+        yield ids[start : start + BLOCK_IDS]
 
 
 def _versions() -> str:

@@ -1,7 +1,7 @@
-"""MIDI: MidiTok's REMI, TSD or MIDI-Like tokens of one stream, optionally with BPE on top; the natural unit is the note.
+"""MIDI: MidiTok's REMI, TSD or MIDI-Like tokens in one stream, with BPE on top if wanted; the unit is the note.
 
-All 128 pitches have tokens, so that no note is dropped. Without program tokens all melodic tracks are read as one piano;
-drum tracks are left out then, and a file of drums alone is rejected.
+All 128 pitches have tokens, so that no note is dropped. Without program tokens all melodic tracks are one piano; drum
+tracks are left out then, and a file of drums alone is rejected.
 """
 
 import gzip
@@ -33,7 +33,7 @@ CLOSING_TYPES = ("Duration", "NoteOff", "DrumOff")  # what ends a note
 OPENING_TYPES = ("Bar", "TimeSig", "Tempo", "TimeShift", "Program", *NOTE_TYPES)
 
 
-class Options(Keys):
+class MidiOptions(Keys):
     """[tokenizer] of midi."""
 
     name: Literal["midi"] = Field(description="the domain")
@@ -57,12 +57,12 @@ class Options(Keys):
 class MidiTokenizer(Tokenizer):
     """MIDI files <-> ids."""
 
-    Options = Options
+    Options = MidiOptions
     unit: ClassVar[str] = "note"
     suffixes: ClassVar[tuple[str, ...]] = (".mid", ".midi", ".kar", ".mid.gz", ".midi.gz", ".kar.gz")
     extension: ClassVar[str] = ".mid"
 
-    def __init__(self, options: Options, trained: str = "") -> None:
+    def __init__(self, options: MidiOptions, trained: str = "") -> None:
         self.options = options
         self.trained = trained  # MidiTok's own JSON, once BPE is trained
 
@@ -165,7 +165,7 @@ class MidiTokenizer(Tokenizer):
             raise Rejected(f"claims to last {beats:,.0f} beats")
         if not self.options.programs:
             melodic = [track for track in score.tracks if not track.is_drum]
-            piano = symusic.Track(name="piano", program=0)
+            piano: Any = symusic.Track(name="piano", program=0)
             for track in melodic:
                 piano.notes.extend(track.notes)
             piano.notes.sort()
@@ -263,7 +263,7 @@ class MidiTokenizer(Tokenizer):
     @classmethod
     def load(cls, options: Keys, folder: Path) -> "MidiTokenizer":
         """Raises CheckFailed where the file is not MidiTok's, or of another configuration than the options say."""
-        assert isinstance(options, Options), options
+        assert isinstance(options, MidiOptions), options
         try:
             content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
             trained = "_model" in content
@@ -359,7 +359,7 @@ def read_score(path: Path) -> Any:
     if not content.startswith((b"MThd", b"RIFF")):
         raise Rejected(f"is not a MIDI file: it begins with {content[:8]!r}")
     try:
-        score = symusic.Score.from_midi(content)
+        score: Any = symusic.Score.from_midi(content)
     except (RuntimeError, ValueError) as error:
         raise Rejected(f"can't be parsed: {error}") from error
     if score.ticks_per_quarter <= 0:

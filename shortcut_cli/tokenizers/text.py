@@ -37,7 +37,7 @@ SPACE = "\u2581"
 TRAINING_LINE_BYTES = 4096  # SentencePiece leaves out longer lines (its max_sentence_length is 4192)
 
 
-class Options(Keys):
+class TextOptions(Keys):
     """[tokenizer] of text."""
 
     name: Literal["text"] = Field(description="the domain")
@@ -60,12 +60,12 @@ class Options(Keys):
 class TextTokenizer(Tokenizer):
     """Text files <-> ids."""
 
-    Options = Options
+    Options = TextOptions
     unit: ClassVar[str] = "byte"
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", ".jsonl", ".txt.gz", ".md.gz", ".jsonl.gz")
     extension: ClassVar[str] = ".txt"
 
-    def __init__(self, options: Options, model: bytes = b"", trained_on: dict[str, int] | None = None) -> None:
+    def __init__(self, options: TextOptions, model: bytes = b"", trained_on: dict[str, int] | None = None) -> None:
         self.options = options
         self.model = model
         self.trained_on = trained_on or {}
@@ -122,7 +122,8 @@ class TextTokenizer(Tokenizer):
     def survey(self, source: Source) -> Iterator[Document]:
         """Documents with the hash and size of their text. Raises Rejected where it is not valid UTF-8, or empty."""
         offset = 0
-        check = self.pieces.check if self.options.algorithm == "chars" else None
+        chars = self.options.algorithm == "chars"
+        check = Characters(self.options.alphabet).check if chars else None
         for chunks in read_documents(source.path, source.relative, self.options.documents):
             digest, size = hashlib.sha256(), 0
             for chunk in chunks:
@@ -189,7 +190,7 @@ class TextTokenizer(Tokenizer):
 
     def prompt(self, path: Path) -> np.ndarray:
         """The ids of one file."""
-        whole = Options.model_copy(self.options, update={"documents": "file"})
+        whole = TextOptions.model_copy(self.options, update={"documents": "file"})
         source = Source(path, path.name, "", path)
         found = [
             ids
@@ -218,7 +219,7 @@ class TextTokenizer(Tokenizer):
     @classmethod
     def load(cls, options: Keys, folder: Path) -> "TextTokenizer":
         """Raises CheckFailed where the files are not a text tokenizer's."""
-        assert isinstance(options, Options), options
+        assert isinstance(options, TextOptions), options
         try:
             content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
             trained_on = content["trained_on"]
@@ -491,7 +492,7 @@ def _read_model(path: Path) -> bytes:
     return model
 
 
-def _train(lines: Iterator[str], options: Options) -> bytes:
+def _train(lines: Iterator[str], options: TextOptions) -> bytes:
     """Train SentencePiece; one thread, since its unigram model differs with their number (measured)."""
     import sentencepiece
 
@@ -527,12 +528,19 @@ def _train(lines: Iterator[str], options: Options) -> bytes:
     return model.getvalue()
 
 
-def _training_error(message: str, options: Options) -> UsageError:
+def _training_error(message: str, options: TextOptions) -> UsageError:
     largest = re.search(r"value <= (\d+)", message)
     if largest:
         limit = largest.group(1)
         return UsageError(
             f"tokenizer.vocabulary {options.vocabulary} is more than the training split can fill (at most {limit})",
             f"--set tokenizer.vocabulary={limit}",
+        )
+    fewest = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
+    if fewest:
+        limit = fewest.group(1)
+        return UsageError(
+            f"tokenizer.vocabulary {options.vocabulary} is less than the single characters and bytes need ({limit})",
+            f"--set tokenizer.vocabulary={limit}, or more",
         )
     return UsageError(f"SentencePiece could not be trained: {message}", "more text, or another tokenizer.vocabulary")
