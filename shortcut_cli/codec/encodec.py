@@ -8,7 +8,6 @@ Only this file imports `encodec`, whose package imports torchaudio. Its Linux wh
 torch, and nothing of it is needed to encode or decode, so a placeholder stands in for it during the import.
 """
 
-import importlib
 import math
 import sys
 import types
@@ -36,7 +35,9 @@ def package() -> Any:
     if missing:
         sys.modules["torchaudio"] = types.ModuleType("torchaudio")
     try:
-        return importlib.import_module("encodec.model")
+        import encodec.model
+
+        return encodec.model
     finally:
         if missing:
             del sys.modules["torchaudio"]

@@ -97,4 +97,6 @@ def _fetch(name: str, path: Path) -> None:
                 )
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise Unavailable(f"the weights {name} can't be fetched from {url}: {reason}", ways_out) from error
