@@ -1,16 +1,22 @@
 """MIDI: notes survive, legal streams stay legal, and broken files are refused with a reason."""
 
-import io
+import gzip
+import hashlib
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import mido
 import numpy as np
 import pytest
 import symusic
+from pydantic import ValidationError
 
 from shortcut_cli import composer
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.tokenizers import midi
 from shortcut_cli.tokenizers.base import Source
 from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
 
@@ -29,7 +35,8 @@ def pieces(tmp_path_factory):
 
 
 def source(tmp_path, path, variant=""):
-    return Source(path, path.name, f"{abs(hash(path.name)):064x}", tmp_path / f"{path.name}{variant}.ids", variant)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Source(path, path.name, digest, tmp_path / f"{path.name}{variant}.ids", variant)
 
 
 def notes(path):
@@ -54,6 +61,7 @@ class TestEveryScheme:
         units = tokenizer.decode([*ids.tolist(), tokenizer.end, 1, 2], tmp_path / "out.mid")
         before, after = notes(pieces[0]), notes(tmp_path / "out.mid")
         assert units["note"] == len(before) == len(after)
+        assert units["dropped"] == 0
         assert [pitch for _, pitch in before] == [pitch for _, pitch in after]
         # Eight positions a beat.
         assert max(abs(a[0] - b[0]) for a, b in zip(before, after, strict=True)) <= 1 / 8
@@ -72,16 +80,47 @@ class TestEveryScheme:
             kinds = [tokenizer.base[i].split("_")[0] for i in ids]
             graph = tokenizer.base.tokens_types_graph
             assert all(b in graph[a] for a, b in itertools.pairwise(kinds))
-            tokenizer.decode(ids, tmp_path / f"{number}.mid")
+            assert tokenizer.decode(ids, tmp_path / f"{number}.mid")["dropped"] == 0
             mido.MidiFile(tmp_path / f"{number}.mid")
+
+    def test_the_end_comes_after_a_whole_note(self, pieces, scheme, programs):
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
+        ids = tokenizer.prompt(pieces[0]).tolist()
+        kinds = [tokenizer.base[i].split("_")[0] for i in ids]
+        for place in range(len(ids) + 1):
+            closed = place > 0 and kinds[place - 1] in ("Duration", "NoteOff", "DrumOff")
+            assert tokenizer.allowed(ids[:place])[tokenizer.end] == closed
 
     def test_any_ids_decode(self, tmp_path, scheme, programs):
         tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
         generator = np.random.default_rng(1)
         for number in range(20):
             ids = generator.integers(0, tokenizer.vocabulary, generator.integers(0, 200)).tolist()
-            tokenizer.decode(ids, tmp_path / f"{number}.mid")
+            assert tokenizer.decode(ids, tmp_path / f"{number}.mid")["dropped"] <= len(ids)
             symusic.Score(tmp_path / f"{number}.mid")
+            mido.MidiFile(tmp_path / f"{number}.mid")
+
+    def test_no_note_is_lost_at_the_edges(self, tmp_path, scheme, programs):
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
+        messages = [
+            mido.Message(kind, note=note, velocity=64, channel=channel, time=time)
+            for channel in (0, 9)
+            for note in (0, 127)
+            for kind, time in (("note_on", 0), ("note_off", 240))
+        ]
+        tokenizer.decode(tokenizer.prompt(file(tmp_path / "a.mid", *messages)).tolist(), tmp_path / "b.mid")
+        expected = [(0, 0), (0.5, 127), (1, 0), (1.5, 127)] if programs else [(0, 0), (0.5, 127)]
+        assert notes(tmp_path / "b.mid") == expected
+
+
+def test_what_is_no_velocity_is_not_taken_for_one(tmp_path):
+    # MidiTok itself makes a velocity of -1 of this, which is a file that neither symusic nor mido reads.
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme="MIDILike", programs=True))
+    tokens = ["Program_0", "NoteOn_60", "Program_-1", "TimeShift_1.0.8", "Program_0", "NoteOff_60"]
+    units = tokenizer.decode([tokenizer.base[token] for token in tokens], tmp_path / "a.mid")
+    assert units["dropped"] > 0
+    symusic.Score(tmp_path / "a.mid")
+    mido.MidiFile(tmp_path / "a.mid")
 
 
 def test_units_are_counted(tmp_path, pieces):
@@ -147,8 +186,48 @@ def test_bpe_shortens_and_survives(tmp_path, pieces):
     assert len(ids) < 0.8 * len(plain.prompt(pieces[0]))
     assert tokenizer.decode(ids, tmp_path / "b.mid")["note"] == len(notes(pieces[0]))
     assert all(tokenizer.allowed(ids[:place])[ids[place]] for place in range(1, len(ids)))
+    random = np.random.default_rng(2).integers(0, 600, 500).tolist()
+    assert tokenizer.decode(random, tmp_path / "r.mid")["dropped"] > 0
+    mido.MidiFile(tmp_path / "r.mid")
     tokenizer.save(tmp_path)
     assert MidiTokenizer.load(options, tmp_path).fingerprint == tokenizer.fingerprint
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from shortcut_cli.tokenizers.base import Source
+from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
+
+tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=500))
+sources = [Source(Path(p), p, str(n), Path(f"{sys.argv[1]}.{n}.ids")) for n, p in enumerate(sys.argv[2:])]
+for source in sources:
+    list(tokenizer.survey(source))
+tokenizer.fit(sources, lambda document: [("train", document.size)])
+print(tokenizer.fingerprint)
+"""
+
+
+def test_bpe_does_not_depend_on_threads_or_order_and_prints_nothing(tmp_path, pieces):
+    paths = [str(path) for path in pieces]
+    printed = []
+    for threads, order in (("1", paths), ("4", paths[::-1])):
+        environment = os.environ | {"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+        command = [sys.executable, "-c", TRAIN, str(tmp_path / threads), *order]
+        printed.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert printed[0] == printed[1]
+    assert len(printed[0]) == 65  # the fingerprint and its newline
+
+
+def test_bpe_is_learned_from_the_training_split_alone(tmp_path, pieces):
+    tokenizers = [MidiTokenizer(MidiOptions(name="midi", bpe=500)) for _ in range(2)]
+    sources = [source(tmp_path, path) for path in pieces]
+    held_out = sources[-1].sha256
+    for found in sources:
+        list(tokenizers[0].survey(found))
+    tokenizers[0].fit(sources, lambda d: [("val" if d.sha256 == held_out else "train", d.size)])
+    tokenizers[1].fit(sources[:-1], whole)
+    assert tokenizers[0].trained == tokenizers[1].trained
 
 
 def test_a_bpe_that_is_too_small(tmp_path):
@@ -162,15 +241,44 @@ def test_saved_and_loaded(tmp_path):
     assert MidiTokenizer.load(tokenizer.options, tmp_path).fingerprint == tokenizer.fingerprint
     with pytest.raises(CheckFailed, match="another configuration"):
         MidiTokenizer.load(MidiOptions(name="midi", velocities=8), tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"config": 5}))
-    with pytest.raises(CheckFailed):
-        MidiTokenizer.load(tokenizer.options, tmp_path)
+    with pytest.raises(CheckFailed, match="another configuration"):
+        MidiTokenizer.load(MidiOptions(name="midi", bpe=600), tmp_path)
+    again = (tmp_path / "tokenizer.json").read_bytes()
+    tokenizer.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == again
+
+
+@pytest.mark.parametrize(
+    ("keep", "change"),
+    [
+        (False, {}),
+        (False, {"config": 5}),
+        (True, {"tokenization": "TSD"}),
+        (True, {"_model": "no model"}),
+        (True, {"_model": 5}),
+    ],
+)
+def test_a_stranger_is_not_loaded(tmp_path, keep, change):
+    MidiTokenizer(MidiOptions(name="midi")).save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text()) if keep else {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
+    for bpe in (0, 600):
+        with pytest.raises(CheckFailed):
+            MidiTokenizer.load(MidiOptions(name="midi", bpe=bpe), tmp_path)
 
 
 def test_fingerprints_follow_what_changes_ids():
     base = MidiTokenizer(MidiOptions(name="midi")).fingerprint
-    assert MidiTokenizer(MidiOptions(name="midi", transpose=[1])).fingerprint == base
+    assert MidiTokenizer(MidiOptions(name="midi", transpose=[1], tempo_factors=[0.9])).fingerprint == base
     assert MidiTokenizer(MidiOptions(name="midi", velocities=16)).fingerprint != base
+
+
+@pytest.mark.parametrize(
+    "keys", [{"transpose": [1, 1]}, {"transpose": [0]}, {"tempo_factors": [1.0]}, {"tempo_factors": [3.0]}]
+)
+def test_variants_that_are_none(keys):
+    with pytest.raises(ValidationError, match=r"factors|semitones"):
+        MidiOptions(name="midi", **keys)
 
 
 @pytest.mark.parametrize(
@@ -197,12 +305,22 @@ def test_no_notes_only_drums_and_years_of_silence(tmp_path):
         tokenizer.prompt(file(tmp_path / "b.mid", *drums))
     with pytest.raises(Rejected, match="claims to last"):
         tokenizer.prompt(file(tmp_path / "c.mid", on.copy(time=2**28 - 1), off, tpq=24))
+    every = MidiTokenizer(MidiOptions(name="midi", programs=True))
+    with pytest.raises(Rejected, match="only drums, which are not transposed"):
+        list(every.survey(source(tmp_path, tmp_path / "b.mid", "transpose=+2")))
+
+
+def test_what_is_too_large_is_refused(tmp_path, pieces, monkeypatch):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
+    monkeypatch.setattr(midi, "MOST_NOTES", 10)
+    with pytest.raises(Rejected, match="more than 10"):
+        tokenizer.prompt(pieces[0])
+    (tmp_path / "x.mid.gz").write_bytes(gzip.compress(b"MThd" + bytes(midi.MOST_BYTES)))
+    with pytest.raises(Rejected, match="larger than 64 MiB"):
+        tokenizer.prompt(tmp_path / "x.mid.gz")
 
 
 def test_gzip(tmp_path, pieces):
-    import gzip
-
     (tmp_path / "x.mid.gz").write_bytes(gzip.compress(pieces[0].read_bytes()))
     tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     assert tokenizer.prompt(tmp_path / "x.mid.gz").tolist() == tokenizer.prompt(pieces[0]).tolist()
-    assert io.BytesIO(pieces[0].read_bytes()).read(4) == b"MThd"

@@ -1,13 +1,19 @@
 """Text: nothing is lost, ids do not depend on how a file is read, and only the training split is learned from."""
 
 import gzip
+import hashlib
+import io
 import json
-from pathlib import Path
+import re
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.tokenizers import text
@@ -23,13 +29,18 @@ def whole(document):
     return [("train", document.size)]
 
 
-def source(path, size=0, start=0):
-    return Source(path, path.name, "0" * 64, path, size=size, start=start)
+def surveyed(tokenizer, path, start=0):
+    found = Source(path, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), path, start=start)
+    documents = list(tokenizer.survey(found))
+    return documents, replace(found, size=sum(d.size for d in documents))
 
 
-def surveyed(tokenizer, path):
-    documents = list(tokenizer.survey(source(path)))
-    return documents, source(path, size=sum(d.size for d in documents))
+def encoded(tokenizer, found, assign=whole):
+    """(split, units, ids) of each piece."""
+    return [
+        (piece.split, piece.units, np.concatenate(list(piece.ids)).tolist())
+        for piece in tokenizer.encode(found, assign, 2)
+    ]
 
 
 @pytest.fixture(scope="module", params=["unigram", "bpe", "char"])
@@ -61,19 +72,46 @@ def test_nothing_is_lost(trained, tmp_path_factory, content):
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from("ab \n\u00e9"), max_size=300), st.lists(st.integers(1, 40)), st.integers(2, 30))
 def test_segments_depend_on_the_text_alone(content, sizes, longest):
-    # A small limit, so that short texts are cut too.
-    before = text.LONGEST_CHARS, text.SEGMENT_CHARS
-    text.LONGEST_CHARS, text.SEGMENT_CHARS = longest, longest // 2
-    try:
-        chunks, place = [], 0
-        for size in [*sizes, len(content)]:
-            chunks.append(content[place : place + size])
-            place += size
-        assert list(text.segments(chunks)) == list(text.segments([content]))
-        assert "".join(text.segments(chunks)) == content
-        assert all(0 < len(segment) <= longest for segment in text.segments([content]))
-    finally:
-        text.LONGEST_CHARS, text.SEGMENT_CHARS = before
+    chunks, place = [], 0
+    for size in [*sizes, len(content)]:
+        chunks.append(content[place : place + size])
+        place += size
+    found = list(text.segments([content], longest // 2, longest))
+    assert list(text.segments(chunks, longest // 2, longest)) == found
+    assert "".join(found) == content
+    assert all(0 < len(segment) <= longest for segment in found)
+
+
+@pytest.mark.parametrize("kind", ["file", "line", "paragraph"])
+@settings(max_examples=50, deadline=None)
+@given(content=st.text(st.sampled_from("a \n\u00e9\u2581"), min_size=1), block=st.integers(1, 9))
+@example(content="a" * 9000 + " \n" + " " * 9000 + "\n\nb", block=1000)
+def test_ids_do_not_depend_on_how_a_file_is_read(trained, tmp_path_factory, kind, content, block):
+    path = tmp_path_factory.mktemp("t") / "x.txt"
+    path.write_bytes(content.encode())
+    tokenizer = TextTokenizer(TextOptions(name="text", documents=kind), trained.model)
+    documents, found = surveyed(tokenizer, path)
+    at_once = encoded(tokenizer, found)
+    assert len(at_once) == len(documents)
+    with mock.patch.object(text, "BLOCK_BYTES", block), mock.patch.object(text, "BATCH_CHARS", 3):
+        assert surveyed(tokenizer, path) == (documents, found)
+        assert encoded(tokenizer, found) == at_once
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("a \t\n"), min_size=1))
+@example("\n\na\n\n\nb\n \nc")
+@example("a\n \t")
+def test_a_paragraph_is_text_and_the_blank_lines_behind_it(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("t") / "x.txt"
+    path.write_text(content)
+    expected = [""]
+    for line in content.splitlines(keepends=True):
+        # Blank lines before the first text belong to it too.
+        if line.strip() and expected[-1].strip() and not expected[-1].splitlines()[-1].strip():
+            expected.append("")
+        expected[-1] += line
+    assert ["".join(chunks) for chunks in text.read_documents(path, "paragraph")] == expected
 
 
 @pytest.mark.parametrize("kind", ["file", "line", "paragraph"])
@@ -83,12 +121,13 @@ def test_documents_add_up_to_the_file(tmp_path, kind):
     tokenizer = TextTokenizer(
         TextOptions(name="text", algorithm="chars", alphabet="\n abcdefghijklmnopqrstuvwxyz", documents=kind)
     )
-    documents, found = surveyed(tokenizer, path)
+    documents, found = surveyed(tokenizer, path, start=100)
     assert len(documents) == {"file": 1, "line": 7, "paragraph": 3}[kind]
-    assert [d.offset for d in documents] == [sum(d.size for d in documents[:n]) for n in range(len(documents))]
-    pieces = [(p.units, np.concatenate(list(p.ids))) for p in tokenizer.encode(found, whole, 1)]
-    assert sum(units["byte"] for units, _ in pieces) == path.stat().st_size
-    assert tokenizer.pieces.decode(np.concatenate([ids for _, ids in pieces])) == path.read_text()
+    assert [d.offset for d in documents] == [100 + sum(d.size for d in documents[:n]) for n in range(len(documents))]
+    texts = [tokenizer.pieces.decode(ids) for _, _, ids in encoded(tokenizer, found)]
+    assert "".join(texts) == path.read_text()
+    assert [units for _, units, _ in encoded(tokenizer, found)] == [d.units for d in documents]
+    assert [d.sha256 for d in documents] == [hashlib.sha256(t.encode()).hexdigest() for t in texts]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 5, 6])
@@ -96,14 +135,19 @@ def test_a_contiguous_cut_moves_to_the_next_character(tmp_path, trained, cut):
     path = tmp_path / "a.txt"
     path.write_text("a\u00e9\u4e00b")  # 1, 2, 3 and 1 bytes
     _, found = surveyed(trained, path)
-    pieces = [
-        (p.split, p.units, list(p.ids))
-        for p in trained.encode(found, lambda d: [("train", cut), ("val", d.size - cut)], 1)
-    ]
-    texts = [trained.pieces.decode([i for block in ids for i in block]) for _, _, ids in pieces]
+    pieces = encoded(trained, found, lambda d: [("train", cut), ("val", d.size - cut)])
+    texts = [trained.pieces.decode(ids) for _, _, ids in pieces]
     assert "".join(texts) == "a\u00e9\u4e00b"
     assert len(texts[0].encode()) == {1: 1, 2: 3, 3: 3, 4: 6, 5: 6, 6: 6}[cut]
     assert [units["byte"] for _, units, _ in pieces] == [len(t.encode()) for t in texts]
+
+
+def test_one_moved_cut_does_not_move_the_next(tmp_path, trained):
+    path = tmp_path / "a.txt"
+    path.write_text("\u4e00abcd\u4e00e")
+    _, found = surveyed(trained, path)
+    pieces = encoded(trained, found, lambda d: [("train", 1), ("val", 4), ("test", d.size - 5)])
+    assert [trained.pieces.decode(ids) for _, _, ids in pieces] == ["\u4e00", "ab", "cd\u4e00e"]
 
 
 def test_only_the_training_split_is_learned_from(tmp_path):
@@ -111,7 +155,7 @@ def test_only_the_training_split_is_learned_from(tmp_path):
     (tmp_path / "b.txt").write_text("xylophonequartz " * 500 + "\n")
     tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=300))
     sources = [surveyed(tokenizer, tmp_path / name)[1] for name in ("a.txt", "b.txt")]
-    val = next(iter(tokenizer.survey(sources[1]))).sha256
+    (val,) = (document.sha256 for document in tokenizer.survey(sources[1]))
     tokenizer.fit(sources, lambda d: [("val" if d.sha256 == val else "train", d.size)])
     pieces = [tokenizer.pieces.processor.id_to_piece(i) for i in range(tokenizer.vocabulary)]
     assert not [piece for piece in pieces if "xyl" in piece or "quart" in piece]
@@ -155,44 +199,81 @@ def test_a_vocabulary_that_is_too_large_names_the_largest(tmp_path):
 def test_bad_files_are_rejected_with_a_reason(tmp_path, trained, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Rejected, match=reason):
-        list(trained.survey(source(tmp_path / name)))
+        surveyed(trained, tmp_path / name)
 
 
 def test_jsonl_and_gzip(tmp_path, trained):
     records = ["one\ntwo", "", "\u4e00"]
     content = "".join(json.dumps({"text": record}) + "\n" for record in records).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
-    assert [d.size for d in trained.survey(source(tmp_path / "a.jsonl.gz"))] == [7, 3]
+    documents, found = surveyed(trained, tmp_path / "a.jsonl.gz")
+    assert [d.size for d in documents] == [7, 3]
+    assert [trained.pieces.decode(ids) for _, _, ids in encoded(trained, found)] == ["one\ntwo", "\u4e00"]
 
 
 def test_chars_names_what_it_does_not_know(tmp_path):
     (tmp_path / "a.txt").write_text("abc\u00e9d")
     tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
     assert (tokenizer.vocabulary, tokenizer.end) == (28, 27)
-    with pytest.raises(Rejected, match="'\u00e9' at byte 3"):
-        list(tokenizer.survey(source(tmp_path / "a.txt")))
+    for read in (tokenizer.prompt, lambda path: surveyed(tokenizer, path)):
+        with pytest.raises(Rejected, match="'\u00e9' at byte 3"):
+            read(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("hello world")
+    expected = ["abcdefghijklmnopqrstuvwxyz".find(c) + 1 for c in "hello world"]
+    assert tokenizer.prompt(tmp_path / "a.txt").tolist() == expected
+    assert not tokenizer.allowed([])[tokenizer.end]
+    assert tokenizer.allowed([3]).all()
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained):
+@pytest.mark.parametrize("after", ["afterwards", "BEFORE"])
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained, after):
     path = tmp_path / "a.txt"
     path.write_text("before")
     _, found = surveyed(trained, path)
-    path.write_text("afterwards")
+    path.write_text(after)
     with pytest.raises(ShortcutError, match="changed while"):
-        _read_all(trained.encode(found, whole, 1))
+        encoded(trained, found)
 
 
-def _read_all(pieces):
-    return [list(piece.ids) for piece in pieces]
+def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path, trained):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    _, found = surveyed(trained, path)
+    with pytest.raises(ShortcutError, match="changed while"):
+        encoded(trained, replace(found, size=5))
 
 
 def test_saved_and_loaded(tmp_path, trained):
     trained.save(tmp_path)
     loaded = TextTokenizer.load(trained.options, tmp_path)
     assert loaded.fingerprint == trained.fingerprint
-    (tmp_path / "sentencepiece.model").write_bytes(b"garbage")
-    with pytest.raises(CheckFailed):
+    assert loaded.description == trained.description
+    for change in ({"documents": "line"}, {"algorithm": "chars"}):
+        with pytest.raises(CheckFailed, match="another configuration"):
+            TextTokenizer.load(trained.options.model_copy(update=change), tmp_path)
+    for content in (b"garbage", b""):
+        (tmp_path / "sentencepiece.model").write_bytes(content)
+        with pytest.raises(CheckFailed, match="can't be loaded"):
+            TextTokenizer.load(trained.options, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(CheckFailed, match="does not hold a text tokenizer"):
         TextTokenizer.load(trained.options, tmp_path)
+
+
+def test_fingerprints_follow_what_changes_ids(trained):
+    def fingerprint(model=trained.model, **keys):
+        return TextTokenizer(TextOptions(name="text", **keys), model).fingerprint
+
+    assert fingerprint(sample_mb=1, vocabulary=999) == fingerprint()
+    different = [fingerprint(), fingerprint(documents="line"), fingerprint(b"", algorithm="chars")]
+    different.append(fingerprint(b"", algorithm="chars", alphabet="abc"))
+    assert len(set(different)) == len(different)
+
+
+@pytest.mark.parametrize("keys", [{"alphabet": "aba"}, {"algorithm": "chars", "model": "m.model"}])
+def test_options_that_contradict_themselves(keys):
+    with pytest.raises(ValidationError, match=r"twice|takes no model"):
+        TextOptions(name="text", **keys)
 
 
 def test_an_existing_model(tmp_path, trained):
@@ -200,9 +281,35 @@ def test_an_existing_model(tmp_path, trained):
     given_model = TextTokenizer(TextOptions(name="text", model=str(tmp_path / "m.model")))
     assert not given_model.needs_fit
     assert given_model.description["lossless"] is True
-    for bad in ("missing.model", __file__):
-        with pytest.raises(UsageError):
-            TextTokenizer(TextOptions(name="text", model=str(tmp_path / bad if bad != __file__ else Path(bad))))
+    (tmp_path / "empty.model").write_bytes(b"")
+    (tmp_path / "text.model").write_text(LINES)
+    for bad in ("missing.model", "empty.model", "text.model"):
+        with pytest.raises(UsageError, match=re.escape(bad)):
+            TextTokenizer(TextOptions(name="text", model=str(tmp_path / bad)))
+
+
+def test_an_existing_model_that_loses_characters_says_so(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES.split("\n")), model_writer=model, vocab_size=50, eos_id=-1, minloglevel=2
+    )
+    (tmp_path / "m.model").write_bytes(model.getvalue())
+    tokenizer = TextTokenizer(TextOptions(name="text", model=str(tmp_path / "m.model")))
+    assert tokenizer.description["lossless"] is False
+    # It has no </s>, so that the end is an id behind all of its pieces.
+    assert (tokenizer.end, tokenizer.vocabulary) == (50, 51)
+    (tmp_path / "a.txt").write_text("The cat number \u4e00 went\u2581over")
+    ids = tokenizer.prompt(tmp_path / "a.txt").tolist()
+    tokenizer.decode([*ids, tokenizer.end], tmp_path / "b.txt")
+    assert (tmp_path / "b.txt").read_text().startswith("The cat number")
+    assert tokenizer.allowed(ids)[tokenizer.end]
+
+
+def test_bytes_that_are_no_text_become_replacement_characters(tmp_path, trained):
+    piece = trained.pieces.processor.piece_to_id
+    units = trained.decode([piece("<0xE4>"), piece("<0xB8>"), piece("a")], tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "\ufffd\ufffda"
+    assert units == {"byte": 7}
 
 
 def test_masks_leave_out_control_pieces(trained):

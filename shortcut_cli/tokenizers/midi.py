@@ -8,9 +8,11 @@ import gzip
 import hashlib
 import json
 import os
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +28,11 @@ from shortcut_cli.tokenizers.base import Assign, Document, Piece, Source, Tokeni
 
 FORMAT = 1
 BLOCK_IDS = 1 << 20
+MOST_BYTES = 1 << 26  # unpacked; the largest of 900 recitals and transcriptions has 0.3 MB
+MOST_NOTES = 1_000_000  # MidiTok holds about 1.3 kB for each while it works
 MOST_BEATS = 500_000  # about 70 hours at 120 beats a minute; a damaged delta time can claim years
 SPECIAL = ("PAD", "BOS", "EOS")
+IDENTITY = ("tokenization", "config")  # what MidiTok's JSON says of the ids below BPE
 NOTE_TYPES = ("Pitch", "NoteOn", "PitchDrum", "DrumOn")
 CLOSING_TYPES = ("Duration", "NoteOff", "DrumOff")  # what ends a note
 OPENING_TYPES = ("Bar", "TimeSig", "Tempo", "TimeShift", "Program", *NOTE_TYPES)
@@ -46,11 +51,21 @@ class MidiOptions(Keys):
     transpose: list[int] = Field([], description="semitones by which training pieces are transposed, once for each")
     tempo_factors: list[float] = Field([], description="factors by which training pieces last longer, once for each")
 
+    @field_validator("transpose")
+    @classmethod
+    def _other_keys(cls, semitones: list[int]) -> list[int]:
+        if 0 in semitones or len(set(semitones)) < len(semitones):
+            raise ValueError("semitones are different from each other and from 0, which is the piece itself")
+        return semitones
+
     @field_validator("tempo_factors")
     @classmethod
-    def _sensible(cls, factors: list[float]) -> list[float]:
+    def _other_lengths(cls, factors: list[float]) -> list[float]:
         if not all(0.5 <= factor <= 2 for factor in factors):
             raise ValueError("factors lie between 0.5 and 2")
+        names = {f"{factor:g}" for factor in factors}
+        if "1" in names or len(names) < len(factors):
+            raise ValueError("factors are different from each other and from 1, which is the piece itself")
         return factors
 
 
@@ -76,6 +91,7 @@ class MidiTokenizer(Tokenizer):
 
         config = miditok.TokenizerConfig(
             pitch_range=(0, 127),
+            drums_pitch_range=(0, 127),
             num_velocities=self.options.velocities,
             special_tokens=list(SPECIAL),
             use_tempos=self.options.tempos,
@@ -117,6 +133,7 @@ class MidiTokenizer(Tokenizer):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of MidiTok's configuration, the versions of MidiTok and symusic, and the BPE."""
+        assert not self.needs_fit, "fit comes before fingerprint"
         config = self.base.config.to_dict(serialize=True)
         parts = [FORMAT, self.options.scheme, _versions(), config, self.trained]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -132,27 +149,23 @@ class MidiTokenizer(Tokenizer):
         if not (source.staged.exists() and sidecar.exists()):
             ids, units = self._read(source.path, source.variant)
             files.write(sidecar, json.dumps(units))
-            files.write(source.staged, np.array(ids, "<u2").tobytes())
+            files.write(source.staged, ids.astype("<u2").tobytes())
         units = json.loads(sidecar.read_text())
         name = source.sha256
         if source.variant:
             name = hashlib.sha256(f"{source.sha256} {source.variant}".encode()).hexdigest()
         yield Document(name, source.start, source.staged.stat().st_size // 2, units)
 
-    def _read(self, path: Path, variant: str = "") -> tuple[list[int], dict[str, float]]:
-        """Base ids and natural units of a file."""
+    def _read(self, path: Path, variant: str = "") -> tuple[np.ndarray, dict[str, float]]:
+        """Base ids, int64 (T,), and natural units of a file."""
         score = self._prepare(read_score(path), variant)
         with warnings.catch_warnings():
             # MidiTok warns of time signatures that its vocabulary lacks, and goes on in the one before.
             warnings.simplefilter("ignore")
             sequences = self.base.encode(score, encode_ids=False)
         sequence = sequences[0] if isinstance(sequences, list) else sequences
-        notes = sum(event.type_ in NOTE_TYPES for event in sequence.events)
-        if not notes:
-            raise Rejected("has no notes")
-        seconds = score.to("second").end()
-        beats = score.end() / score.ticks_per_quarter
-        return sequence.ids, {"note": notes, "beat": float(beats), "second": float(seconds)}
+        ids = np.array(sequence.ids, np.int64)
+        return ids, _units(score, int(self.base_grammar.is_note[ids].sum()))
 
     def _prepare(self, score: Any, variant: str) -> Any:
         """One piano track, or all programs; transposed or stretched."""
@@ -160,6 +173,8 @@ class MidiTokenizer(Tokenizer):
 
         if not score.note_num():
             raise Rejected("has no notes")
+        if score.note_num() > MOST_NOTES:
+            raise Rejected(f"has {score.note_num():,} notes, more than {MOST_NOTES:,}")
         beats = score.end() / score.ticks_per_quarter
         if beats > MOST_BEATS:
             raise Rejected(f"claims to last {beats:,.0f} beats")
@@ -187,10 +202,20 @@ class MidiTokenizer(Tokenizer):
                 f"--set tokenizer.bpe={4 * len(self.base)}",
             )
         full = _from_json(self.options.scheme, json.dumps(self.base.to_dict()))
-        # One thread: the order in which it counts must not matter.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        full.train(self.options.bpe, "BPE", iterator=_Corpus(full, sources, assign))
+        parts = [part for source in sources for part in self._training_parts(source, assign)]
+        with _silent():
+            # The merges do not depend on threads or on the order of files (measured): equal counts go by id.
+            full.train(self.options.bpe, "BPE", iterator=_Corpus(full, parts))
         self.trained = json.dumps(full.to_dict(), sort_keys=True)
+
+    def _training_parts(self, source: Source, assign: Assign) -> Iterator[tuple[Path, int, int]]:
+        """(staged file, first id, number of ids) of what the training split gets of a source."""
+        (document,) = self.survey(source)
+        first = 0
+        for split, size in assign(document):
+            if split == "train":
+                yield source.staged, first, size
+            first += size
 
     def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Piece]:
         """The staged ids, with BPE where there is one; a part's beats and seconds are its share of the tokens."""
@@ -225,21 +250,25 @@ class MidiTokenizer(Tokenizer):
     def prompt(self, path: Path) -> np.ndarray:
         """The ids of one file."""
         ids, _ = self._read(path)
-        return self._compress(ids) if self.trained else np.array(ids, np.int64)
+        return self._compress(ids.tolist()) if self.trained else ids
 
     def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
-        """Write a MIDI file; what is no token of music is left out."""
+        """Write a MIDI file; the units have "dropped" too, the ids that were left out since they may not follow.
+
+        MidiTok trusts the order of types: it takes what stands behind a pitch for its velocity, and writes files that
+        no reader takes. What was encoded from a file, or sampled with `allowed`, loses nothing.
+        """
         import miditok
 
-        found = list(ids)
+        found = [int(i) for i in ids]
         found = found[: found.index(self.end)] if self.end in found else found
-        sequence = miditok.TokSequence(ids=[int(i) for i in found if self.grammar.musical[i]])
+        legal = self.grammar.legal(found)
+        sequence = miditok.TokSequence(ids=list(legal))
         sequence.are_ids_encoded = bool(self.trained)
         one_stream = self.base.config.one_token_stream_for_programs
         score = self.full.decode(sequence if one_stream else [sequence])
         files.write(path, score.dumps_midi())
-        beats = score.end() / score.ticks_per_quarter
-        return {"note": score.note_num(), "beat": float(beats), "second": float(score.to("second").end())}
+        return _units(score, score.note_num()) | {"dropped": len(found) - len(legal)}
 
     def allowed(self, ids: Sequence[int]) -> np.ndarray | None:
         """What MidiTok's own table lets follow; the end only after a whole note."""
@@ -262,18 +291,19 @@ class MidiTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, options: Keys, folder: Path) -> "MidiTokenizer":
-        """Raises CheckFailed where the file is not MidiTok's, or of another configuration than the options say."""
+        """Raises CheckFailed where the file is not MidiTok's, or of another tokenizer than the options say."""
         assert isinstance(options, MidiOptions), options
         try:
             content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            trained = "_model" in content
-            config = content["config"]
+            identity = {key: content[key] for key in IDENTITY}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: {error!r}") from error
+        trained = "_model" in content
         loaded = cls(options, json.dumps(content, sort_keys=True) if trained else "")
-        ours = json.loads(json.dumps(loaded.base.config.to_dict(serialize=True)))
-        if config != ours:
+        ours = json.loads(json.dumps(loaded.base.to_dict()))
+        if identity != {key: ours[key] for key in IDENTITY} or trained != bool(options.bpe):
             raise CheckFailed(f"{folder} holds a MIDI tokenizer of another configuration than the recipe's")
+        _ = loaded.full
         return loaded
 
 
@@ -299,6 +329,14 @@ class Grammar:
             starts = [kind for kind in starts if kind not in NOTE_TYPES]
         self.beginning = np.isin(first, [place[kind] for kind in starts]) & self.musical
 
+    def legal(self, ids: Sequence[int]) -> list[int]:
+        """The ids that may follow those kept before them; any token of music may be the first."""
+        kept: list[int] = []
+        for i in ids:
+            if self.follows[self.last[kept[-1]], i] if kept else self.musical[i]:
+                kept.append(i)
+        return kept
+
     def allowed(self, ids: Sequence[int]) -> np.ndarray:
         """Which ids may follow `ids`: bool (V,)."""
         if not len(ids):
@@ -322,26 +360,32 @@ def _spelled(tokenizer: Any) -> list[list[str]]:
 
 
 class _Corpus:
-    """The training pieces as MidiTok's BPE trainer wants them, read from disk as it goes."""
+    """The training parts as MidiTok's BPE trainer wants them, read from disk one at a time."""
 
-    def __init__(self, tokenizer: Any, sources: Sequence[Source], assign: Assign) -> None:
+    def __init__(self, tokenizer: Any, parts: list[tuple[Path, int, int]]) -> None:
         self.tokenizer = tokenizer
-        self.parts: list[tuple[Path, int, int]] = []
-        for source in sources:
-            size = source.staged.stat().st_size // 2
-            first = 0
-            for split, length in assign(Document(source.sha256, source.start, size)):
-                if split == "train":
-                    self.parts.append((source.staged, first, length))
-                first += length
+        self.parts = parts
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[list[str]]:
-        for path, first, length in self.parts:
-            ids = np.fromfile(path, "<u2", length, offset=2 * first).tolist()
-            yield [self.tokenizer._ids_to_bytes(ids, as_one_str=True)]
+        for path, first, size in self.parts:
+            ids = np.fromfile(path, "<u2", size, offset=2 * first)
+            yield [self.tokenizer._ids_to_bytes(ids.tolist(), as_one_str=True)]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep stdout for results: the trainer prints empty lines to it, past Python, and MidiTok can't tell it not to."""
+    kept = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def read_score(path: Path) -> Any:
@@ -349,15 +393,18 @@ def read_score(path: Path) -> Any:
     import symusic
 
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Rejected(f"is not a whole gzip file: {error}") from error
     except OSError as error:
         raise Rejected(f"can't be read: {error.strerror}") from error
     if not content:
         raise Rejected("is empty")
-    if not content.startswith((b"MThd", b"RIFF")):
+    if not content.startswith(b"MThd"):
         raise Rejected(f"is not a MIDI file: it begins with {content[:8]!r}")
+    if len(content) > MOST_BYTES:
+        raise Rejected(f"is larger than {MOST_BYTES >> 20} MiB")
     try:
         score: Any = symusic.Score.from_midi(content)
     except (RuntimeError, ValueError) as error:
@@ -369,7 +416,9 @@ def read_score(path: Path) -> Any:
 
 def _transpose(score: Any, semitones: int) -> None:
     """Shift the melodic tracks in place. Raises Rejected where a note would leave the range of MIDI."""
-    melodic = [track for track in score.tracks if not track.is_drum]
+    melodic = [track for track in score.tracks if not track.is_drum and len(track.notes)]
+    if not melodic:
+        raise Rejected("has only drums, which are not transposed")
     pitches = np.concatenate([track.notes.numpy()["pitch"] for track in melodic]).astype(int) + semitones
     if pitches.min() < 0 or pitches.max() > 127:
         raise Rejected(f"has notes that a transposition by {semitones:+d} would move out of range")
@@ -383,14 +432,18 @@ def _stretch(score: Any, factor: float) -> Any:
     return score.adjust_time([0, end], [0, round(end * factor)])
 
 
+def _units(score: Any, notes: int) -> dict[str, float]:
+    # symusic gives the smallest float for zero seconds, hence the rounding.
+    seconds = round(float(score.to("second").end()), 6)
+    return {"note": notes, "beat": score.end() / score.ticks_per_quarter, "second": seconds}
+
+
 def _versions() -> str:
     return f"miditok {version('miditok')}, symusic {version('symusic')}"
 
 
 def _from_json(scheme: str, content: str) -> Any:
     """MidiTok's tokenizer from its own JSON, which it only reads from a file."""
-    import tempfile
-
     import miditok
 
     with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
@@ -398,5 +451,5 @@ def _from_json(scheme: str, content: str) -> Any:
         path.write_text(content, encoding="utf-8")
         try:
             return getattr(miditok, scheme)(params=path)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # the reader of the BPE raises Exception itself
             raise CheckFailed(f"MidiTok can't read its own tokenizer file: {error!r}") from error

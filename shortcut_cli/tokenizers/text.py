@@ -4,7 +4,8 @@ Nothing is lost: with `normalization = "identity"` decode(encode(x)) == x for an
 piece become their bytes, a newline is a piece of its own, and the one character that SentencePiece uses for itself,
 U+2581, is encoded as its three bytes by hand.
 
-A document is encoded segment by segment, so that memory stays flat and ids do not depend on how a file is read.
+A document is encoded segment by segment, so that memory stays flat and ids do not depend on how a file is read;
+segments of many small documents go to SentencePiece together.
 """
 
 import codecs
@@ -15,13 +16,16 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
@@ -29,10 +33,11 @@ from shortcut_cli.recipe import Keys
 from shortcut_cli.tokenizers.base import Assign, Document, Piece, Source, Tokenizer
 
 FORMAT = 1
+IDENTITY = {"algorithm", "alphabet", "documents", "normalization"}  # what counts beside the SentencePiece model
 BLOCK_BYTES = 1 << 20
 SEGMENT_CHARS = 1000  # a segment ends with the first newline from here on
 LONGEST_CHARS = 4096  # or is cut here, after the last space in it
-BATCH_SEGMENTS = 2048
+BATCH_CHARS = 1 << 21  # handed to SentencePiece at once
 SPACE = "\u2581"
 TRAINING_LINE_BYTES = 4096  # SentencePiece leaves out longer lines (its max_sentence_length is 4192)
 
@@ -56,6 +61,24 @@ class TextOptions(Keys):
     sample_mb: int = Field(64, description="text that SentencePiece is trained on, at most, in MB", ge=1)
     alphabet: str = Field(" abcdefghijklmnopqrstuvwxyz", description="the characters of chars", min_length=1)
 
+    @model_validator(mode="after")
+    def _chars_have_an_alphabet_and_no_model(self) -> "TextOptions":
+        if len(set(self.alphabet)) < len(self.alphabet):
+            raise ValueError(f"alphabet {self.alphabet!r} names a character twice")
+        if self.algorithm == "chars" and self.model:
+            raise ValueError(f"algorithm chars takes no model, and model is {self.model!r}")
+        return self
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """What one split gets of a document, as text; `units` is complete when `chunks` is exhausted."""
+
+    document: Document
+    split: str
+    units: dict[str, float]
+    chunks: Iterator[str]
+
 
 class TextTokenizer(Tokenizer):
     """Text files <-> ids."""
@@ -69,7 +92,7 @@ class TextTokenizer(Tokenizer):
         self.options = options
         self.model = model
         self.trained_on = trained_on or {}
-        if options.algorithm != "chars" and options.model and not model:
+        if options.model and not model:
             self.model = _read_model(Path(options.model))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,12 +100,15 @@ class TextTokenizer(Tokenizer):
         return {name: value for name, value in self.__dict__.items() if name != "pieces"}
 
     @cached_property
+    def characters(self) -> "Characters | None":
+        """The alphabet of `chars`."""
+        return Characters(self.options.alphabet) if self.options.algorithm == "chars" else None
+
+    @cached_property
     def pieces(self) -> "Pieces | Characters":
         """The mapping between text and ids."""
-        if self.options.algorithm == "chars":
-            return Characters(self.options.alphabet)
-        assert self.model, "fit comes before encode"
-        return Pieces(self.model)
+        assert not self.needs_fit, "fit comes before encode"
+        return self.characters or Pieces(self.model)
 
     @property
     def vocabulary(self) -> int:
@@ -102,6 +128,7 @@ class TextTokenizer(Tokenizer):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the model or alphabet, and of how text is divided."""
+        assert not self.needs_fit, "fit comes before fingerprint"
         chars = self.options.algorithm == "chars"
         parts = {
             "format": FORMAT,
@@ -122,13 +149,9 @@ class TextTokenizer(Tokenizer):
     def survey(self, source: Source) -> Iterator[Document]:
         """Documents with the hash and size of their text. Raises Rejected where it is not valid UTF-8, or empty."""
         offset = 0
-        chars = self.options.algorithm == "chars"
-        check = Characters(self.options.alphabet).check if chars else None
-        for chunks in read_documents(source.path, source.relative, self.options.documents):
+        for chunks in read_documents(source.path, self.options.documents):
             digest, size = hashlib.sha256(), 0
-            for chunk in chunks:
-                if check:
-                    check(chunk, offset + size)
+            for chunk in self._checked(chunks, offset):
                 content = chunk.encode()
                 digest.update(content)
                 size += len(content)
@@ -137,67 +160,73 @@ class TextTokenizer(Tokenizer):
         if not offset:
             raise Rejected("is empty")
 
+    def _checked(self, chunks: Iterable[str], offset: int) -> Iterator[str]:
+        """The chunks, which begin `offset` bytes into their file, as long as all their characters have ids."""
+        for chunk in chunks:
+            if self.characters:
+                self.characters.check(chunk, offset)
+                offset += len(chunk.encode())
+            yield chunk
+
     def fit(self, sources: Sequence[Source], assign: Assign) -> None:
         """Train SentencePiece on lines of the training split, spread evenly over it, `sample_mb` at most."""
-        available = sum(size for d in self._documents(sources) for split, size in assign(d) if split == "train")
-        budget = self.options.sample_mb * 1_000_000
-        self.trained_on = {"trained_on_bytes": 0, "training_split_bytes": available}
+        self.model = _train(self._sample(sources, assign), self.options)
 
-        def lines() -> Iterator[str]:
-            seen = used = 0
-            for line in self._training_lines(sources, assign):
-                seen += len(line.encode())
-                # Take a line whenever the share taken so far is behind.
-                if used * max(available, budget) <= seen * budget and used < budget:
+    def _sample(self, sources: Sequence[Source], assign: Assign) -> Iterator[str]:
+        """Lines of the training split: a line is taken whenever the share of all text is behind `sample_mb`."""
+        budget, total = self.options.sample_mb * 1_000_000, sum(source.size for source in sources)
+        used = available = 0
+        for segment in self._training_segments(sources, assign):
+            available += len(segment.encode())
+            for line in segment.split("\n"):
+                if line and used * total <= available * budget:
                     used += len(line.encode())
                     yield line
-            self.trained_on["trained_on_bytes"] = used
+        self.trained_on = {"trained_on_bytes": used, "training_split_bytes": available}
 
-        self.model = _train(lines(), self.options)
-
-    def _documents(self, sources: Sequence[Source]) -> Iterator[Document]:
+    def _training_segments(self, sources: Sequence[Source], assign: Assign) -> Iterator[str]:
         for source in sources:
-            yield from self.survey(source)
-
-    def _training_lines(self, sources: Sequence[Source], assign: Assign) -> Iterator[str]:
-        for source in sources:
-            for piece, chunks in self._pieces(source, assign):
-                if piece.split == "train":
-                    for segment in segments(chunks):
-                        yield from (line for line in segment.split("\n") if line)
+            for part in self._parts(source, assign):
+                if part.split == "train":
+                    yield from segments(part.chunks)
                 else:
-                    _exhaust(chunks)
+                    _exhaust(part.chunks)
 
     def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Piece]:
         """Pieces with their ids; raises ShortcutError where the file changed since the survey."""
+        changed = ShortcutError(f"{source.path} changed while it was being prepared", "run the same command again")
+        if files.sha256(source.path) != source.sha256:
+            raise changed
         size = 0
-        for piece, chunks in self._pieces(source, assign):
-            yield Piece(piece.document, piece.split, piece.units, self.pieces.encode(segments(chunks), threads))
-            size += int(piece.units["byte"])
+        for part, run in groupby(self._encoded(source, assign, threads), itemgetter(0)):
+            yield Piece(part.document, part.split, part.units, (ids for _, ids in run))
+            size += int(part.units["byte"])
         if size != source.size:
-            raise ShortcutError(f"{source.path} changed while it was being prepared", "run the same command again")
+            raise changed
 
-    def _pieces(self, source: Source, assign: Assign) -> Iterator[tuple[Piece, Iterator[str]]]:
-        """Each piece with its text; its units are complete when the text is exhausted."""
-        texts = read_documents(source.path, source.relative, self.options.documents)
-        for document, chunks in zip(self.survey(source), texts, strict=True):
+    def _encoded(self, source: Source, assign: Assign, threads: int) -> Iterator[tuple[Part, np.ndarray]]:
+        """Ids in order, each block with its part; what is encoded at once can be of many parts."""
+        every = ((part, segment) for part in self._parts(source, assign) for segment in segments(part.chunks))
+        for batch in _batches(every):
+            ids = self.pieces.encode([segment for _, segment in batch], threads)
+            parts = (part for part, _ in batch)
+            for part, run in groupby(zip(parts, ids, strict=True), itemgetter(0)):
+                yield part, np.concatenate([block for _, block in run])
+
+    def _parts(self, source: Source, assign: Assign) -> Iterator[Part]:
+        texts = read_documents(source.path, self.options.documents)
+        # Not strict: a file that grows in between shows in the sizes.
+        for document, chunks in zip(self.survey(source), texts, strict=False):
             cutter = Cutter(chunks)
-            parts = assign(document)
-            for number, (split, size) in enumerate(parts):
+            for split, size in assign(document):
                 units: dict[str, float] = {"byte": 0}
-                last = number == len(parts) - 1
-                yield Piece(document, split, units, iter(())), cutter.take(None if last else size, units)
+                yield Part(document, split, units, cutter.take(size, units))
 
     def prompt(self, path: Path) -> np.ndarray:
-        """The ids of one file."""
-        whole = TextOptions.model_copy(self.options, update={"documents": "file"})
-        source = Source(path, path.name, "", path)
-        found = [
-            ids
-            for chunks in read_documents(path, source.relative, whole.documents)
-            for ids in self.pieces.encode(segments(chunks), 1)
-        ]
-        return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+        """The ids of one file, whatever its documents."""
+        chunks = (chunk for document in read_documents(path, "file") for chunk in document)
+        ids = self.pieces.encode(list(segments(self._checked(chunks, 0))), 1)
+        return np.concatenate([np.zeros(0, np.int64), *ids])
 
     def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
         """Write the text; byte pieces that are no UTF-8 together become U+FFFD."""
@@ -211,7 +240,8 @@ class TextTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, and the SentencePiece model where there is one."""
-        content = {"format": FORMAT, "options": self.options.model_dump(), "trained_on": self.trained_on}
+        identity = self.options.model_dump(include=IDENTITY)
+        content = {"format": FORMAT, "options": identity, "trained_on": self.trained_on}
         files.write(folder / "tokenizer.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
         if self.options.algorithm != "chars":
             files.write(folder / "sentencepiece.model", self.model)
@@ -222,14 +252,15 @@ class TextTokenizer(Tokenizer):
         assert isinstance(options, TextOptions), options
         try:
             content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            trained_on = content["trained_on"]
+            trained_on, identity = content["trained_on"], content["options"]
             model = b"" if options.algorithm == "chars" else (folder / "sentencepiece.model").read_bytes()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckFailed(f"{folder} does not hold a text tokenizer: {error!r}") from error
-        loaded = cls(options, model, trained_on)
-        if model:
-            _ = loaded.pieces
-        return loaded
+        if identity != options.model_dump(include=IDENTITY):
+            raise CheckFailed(f"{folder} holds a text tokenizer of another configuration than the recipe's")
+        if options.algorithm != "chars":
+            Pieces(model)
+        return cls(options, model, trained_on)
 
 
 # Text in, text out ----------------------------------------------------------------------------------------------------
@@ -266,50 +297,63 @@ def _not_utf8(error: UnicodeDecodeError, before: int) -> str:
     return f"is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {before + error.start} ({error.reason})"
 
 
+# A line with its newline, or a part of one that is longer; what follows does not change how a line is divided.
+LINE_PART = re.compile(f"[^\n]{{0,{LONGEST_CHARS - 1}}}\n|[^\n]{{1,{LONGEST_CHARS}}}")
+
+
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines with their newlines; only "\\n" ends a line."""
+    """Lines with their newlines, longer ones in parts of LONGEST_CHARS; only "\\n" ends a line."""
     rest = ""
     for block in read_blocks(path):
-        lines = (rest + block).split("\n")
-        rest = lines.pop()
-        yield from (line + "\n" for line in lines)
+        parts = LINE_PART.findall(rest + block)
+        rest = parts.pop() if parts and not parts[-1].endswith("\n") else ""
+        yield from parts
     if rest:
         yield rest
 
 
-def read_documents(path: Path, name: str, kind: str) -> Iterator[Iterator[str]]:
+def read_documents(path: Path, kind: str) -> Iterator[Iterator[str]]:
     """The documents of a file, each as an iterator of chunks that is to be exhausted before the next; none is empty."""
-    if name.lower().removesuffix(".gz").endswith(".jsonl"):
+    if path.name.lower().removesuffix(".gz").endswith(".jsonl"):
         return (iter([text]) for text in _records(path))
-    if kind == "line":
-        return (iter([line]) for line in read_lines(path))
-    if kind == "paragraph":
-        return (iter(lines) for lines in _paragraphs(path))
-    return iter([read_blocks(path)])
+    if kind == "file":
+        return iter([read_blocks(path)])
+    numbered = (_by_line if kind == "line" else _by_paragraph)(read_lines(path))
+    return ((chunk for _, chunk in run) for _, run in groupby(numbered, itemgetter(0)))
 
 
-def _paragraphs(path: Path) -> Iterator[list[str]]:
-    """Lines up to and including the blank ones that follow them."""
-    lines: list[str] = []
-    for line in read_lines(path):
-        if lines and not lines[-1].strip() and line.strip():
-            yield lines
-            lines = []
-        lines.append(line)
-    if lines:
-        yield lines
+def _by_line(parts: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Parts of lines, each with the number of its line."""
+    number = 0
+    for part in parts:
+        yield number, part
+        number += part.endswith("\n")
+
+
+def _by_paragraph(parts: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Parts of lines, each with the number of its paragraph, to which the blank lines behind it belong."""
+    number = 0
+    full = gap = inside = False  # text in the paragraph; a blank line behind that text; within a long line
+    for part in parts:
+        blank = not inside and len(part) < LONGEST_CHARS and part.isspace()
+        if gap and not blank:
+            number += 1
+        full |= not blank
+        gap = full and blank
+        inside = not part.endswith("\n")
+        yield number, part
 
 
 def _records(path: Path) -> Iterator[str]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
+    for number, run in groupby(_by_line(read_lines(path)), itemgetter(0)):
+        line = "".join(part for _, part in run)
+        if line.isspace():
             continue
         try:
-            record = json.loads(line)
-            text = record["text"]
+            text = json.loads(line)["text"]
             text.encode()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Rejected(f"line {number} is no JSON object with a text in `text`: {error!r}") from error
+            raise Rejected(f"line {number + 1} is no JSON object with a text in `text`: {error!r}") from error
         if text:
             yield text
 
@@ -325,50 +369,71 @@ class Cutter:
     def __init__(self, chunks: Iterator[str]) -> None:
         self.chunks = chunks
         self.rest = b""
+        self.taken = self.end = 0
 
-    def take(self, size: int | None, units: dict[str, float]) -> Iterator[str]:
-        """The next `size` bytes, or all; units["byte"] counts what was taken."""
-        while size is None or size > units["byte"]:
+    def take(self, size: int, units: dict[str, float]) -> Iterator[str]:
+        """Up to `size` bytes behind the cut before; units["byte"] counts what was taken."""
+        self.end += size
+        while self.taken < self.end:
             content = self.rest or next((chunk for chunk in self.chunks if chunk), "").encode()
             if not content:
                 return
-            cut = len(content) if size is None else min(len(content), size - int(units["byte"]))
+            cut = min(len(content), self.end - self.taken)
             while cut < len(content) and content[cut] & 0xC0 == 0x80:
                 cut += 1
-            taken, self.rest = content[:cut], content[cut:]
-            units["byte"] += len(taken)
-            yield taken.decode()
+            self.rest = content[cut:]
+            self.taken += cut
+            units["byte"] += cut
+            yield content[:cut].decode()
 
 
-NEWLINE = re.compile("\n")
+def segments(chunks: Iterable[str], shortest: int = SEGMENT_CHARS, longest: int = LONGEST_CHARS) -> Iterator[str]:
+    """Cut a stream of text where a segment ends; depends on the text alone, not on the chunks it comes in.
 
-
-def segments(chunks: Iterable[str]) -> Iterator[str]:
-    """Cut a stream of text where a segment ends; depends on the text alone, not on the chunks it comes in."""
+    A segment ends with the first newline from `shortest` characters on; where there is none within `longest`, it ends
+    after the last space, or there.
+    """
     rest = ""
     for chunk in chunks:
         rest += chunk
         start = 0
-        while len(rest) - start >= LONGEST_CHARS:
-            end = _segment_end(rest, start)
+        while len(rest) - start >= longest:
+            end = _segment_end(rest, start, shortest, longest)
             yield rest[start:end]
             start = end
         rest = rest[start:]
     while rest:
-        end = _segment_end(rest, 0)
+        end = _segment_end(rest, 0, shortest, longest)
         yield rest[:end]
         rest = rest[end:]
 
 
-def _segment_end(text: str, start: int) -> int:
-    """End of the segment that begins at `start` of a text that goes on for LONGEST_CHARS, or ends before."""
-    limit = start + LONGEST_CHARS
-    newline = NEWLINE.search(text, min(start + SEGMENT_CHARS, limit), limit)
+def _segment_end(text: str, start: int, shortest: int, longest: int) -> int:
+    """End of the segment that begins at `start` of a text that goes on for `longest`, or ends before."""
+    limit = start + longest
+    newline = text.find("\n", start + shortest, limit) + 1
     if newline:
-        return newline.end()
+        return newline
     if len(text) < limit:
         return len(text)
     return text.rfind(" ", start, limit) + 1 or limit
+
+
+Tag = TypeVar("Tag")
+
+
+def _batches(items: Iterable[tuple[Tag, str]]) -> Iterator[list[tuple[Tag, str]]]:
+    """Lists of tagged texts with BATCH_CHARS in all, or little more."""
+    batch: list[tuple[Tag, str]] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item[1])
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def until(ids: Sequence[int], end: int) -> list[int]:
@@ -390,33 +455,31 @@ class Characters:
         self.alphabet = alphabet
         self.end_id = len(alphabet)
         self.size = len(alphabet) + 1
-        if len(set(alphabet)) != len(alphabet):
-            raise UsageError(f"tokenizer.alphabet {alphabet!r} names a character twice")
-        self.codes = np.array(sorted(map(ord, alphabet)), np.uint32)
-        self.ids = np.array([alphabet.index(chr(code)) for code in self.codes], np.int64)
+        codes = [ord(character) for character in alphabet]
+        # Ids by code point, -1 where there is none; the last place stands for all that lies behind.
+        self.table = np.full(max(codes) + 2, -1, np.int64)
+        self.table[codes] = np.arange(len(codes))
         self.anything = np.ones(self.size, bool)
         self.beginning = np.arange(self.size) != self.end_id
 
-    def _find(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
-        return places, self.codes[places] == codes
+    def _ids(self, text: str) -> np.ndarray:
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        return self.table[np.minimum(codes, len(self.table) - 1)]
 
     def check(self, text: str, before: int) -> None:
         """Raises Rejected where the text, `before` bytes into its file, has a character outside the alphabet."""
-        _, known = self._find(text)
-        if not known.all():
-            place = int(known.argmin())
+        unknown = self._ids(text) < 0
+        if unknown.any():
+            place = int(unknown.argmax())
             offset = before + len(text[:place].encode())
             raise Rejected(f"has the character {text[place]!r} at byte {offset}, which is not in tokenizer.alphabet")
 
-    def encode(self, texts: Iterable[str], threads: int) -> Iterator[np.ndarray]:
+    def encode(self, texts: list[str], threads: int) -> list[np.ndarray]:
         """Ids of each text, int64."""
         del threads
-        for text in texts:
-            places, known = self._find(text)
-            assert known.all(), "the survey checks the alphabet"
-            yield self.ids[places]
+        ids = [self._ids(text) for text in texts]
+        assert all((found >= 0).all() for found in ids), "the survey checks the alphabet"
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The characters of the ids."""
@@ -448,32 +511,22 @@ class Pieces:
     def _lossless(self) -> bool:
         """Whether the model has what keeps text whole: bytes for the unknown, no change of spaces or characters."""
         probe = "  two \t spaces\n\u212b\ufb01\u4e00"
-        return all(self.processor.is_byte(i) for i in self.escaped) and self.decode(self._one(probe).tolist()) == probe
+        (ids,) = self.encode([probe], 1)
+        return all(self.processor.is_byte(i) for i in self.escaped) and self.decode(ids.tolist()) == probe
 
-    def _one(self, text: str) -> np.ndarray:
-        """The ids of a text, with U+2581 as bytes."""
-        parts = [np.array(self.processor.encode(part), np.int64) for part in text.split(SPACE)]
-        between = np.array(self.escaped, np.int64)
-        joined = [parts[0]]
-        for part in parts[1:]:
-            joined += [between, part]
-        return np.concatenate(joined)
+    def encode(self, texts: list[str], threads: int) -> list[np.ndarray]:
+        """Ids of each text, int32; U+2581 as bytes."""
+        split = [text.split(SPACE) for text in texts]
+        parts = [part for parts in split for part in parts]
+        ids = iter(self.processor.encode_as_numpy(parts, num_threads=threads))
+        return [self._joined([next(ids) for _ in parts]) for parts in split]
 
-    def encode(self, texts: Iterable[str], threads: int) -> Iterator[np.ndarray]:
-        """Ids of all texts in batches, integers."""
-        batch: list[str] = []
-        for text in texts:
-            batch.append(text)
-            if len(batch) == BATCH_SEGMENTS:
-                yield self._batch(batch, threads)
-                batch = []
-        if batch:
-            yield self._batch(batch, threads)
-
-    def _batch(self, texts: list[str], threads: int) -> np.ndarray:
-        if any(SPACE in text for text in texts):
-            return np.concatenate([self._one(text) for text in texts])
-        return np.concatenate(self.processor.encode_as_numpy(texts, num_threads=threads))
+    def _joined(self, parts: list[np.ndarray]) -> np.ndarray:
+        """The ids of a text from those between its U+2581."""
+        if len(parts) == 1:
+            return parts[0]
+        between = np.array(self.escaped, np.int32)
+        return np.concatenate([parts[0], *(ids for part in parts[1:] for ids in (between, part))])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids. Escaped U+2581 comes back as itself, since its bytes are decoded as UTF-8."""
