@@ -1,6 +1,6 @@
-"""Training speed: `gpt`, `shortcut` and nanoGPT's model, in turn, in one process.
+"""Training speed: `gpt`, `shortcut` and nanoGPT's model, in turn, each in a process of its own.
 
-    python benchmarks/train.py [--nanogpt FOLDER] [--rounds 7]
+    python benchmarks/train.py [--nanogpt FOLDER] [--rounds 9]
 
 FOLDER is a checkout of github.com/karpathy/nanoGPT (its model.py is imported; nothing of it is in this project).
 Shape: 6 layers, width 256, 8 heads, feed-forward 1,024, context 256, batch 16, vocabulary 1,024, fp32, fused AdamW,
@@ -10,10 +10,12 @@ ratio to `gpt` taken round by round, the FLOPs that torch counts, and the share 
 
 import argparse
 import importlib.util
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,39 +113,61 @@ def nanogpt(folder):
     return arm
 
 
+arm: Arm  # of this process
+
+
+def begin(name, folder, threads):
+    """Make this process that of one arm; nanoGPT's keeps the memory settings that its own script has."""
+    global arm
+    torch.set_num_threads(threads)
+    if name != "nanoGPT":
+        keep_freed_memory()
+    arm = nanogpt(folder) if name == "nanoGPT" else ours(name)
+
+
+def time_steps(batch):
+    """Seconds a step, over a few steps."""
+    started = time.perf_counter()
+    for _ in range(STEPS_A_ROUND):
+        arm.step(*batch)
+    return (time.perf_counter() - started) / STEPS_A_ROUND
+
+
+def count(batch):
+    """FLOPs of a step."""
+    return arm.flops(*batch)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", metavar="FOLDER")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--plain-malloc", action="store_true", help="without the setting that `train` makes of malloc")
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    if not options.plain_malloc:
-        keep_freed_memory()  # for all arms, nanoGPT's too
-    arms = [ours("gpt"), ours("shortcut")] + ([nanogpt(options.nanogpt)] if options.nanogpt else [])
+    names = ["gpt", "shortcut"] + (["nanoGPT"] if options.nanogpt else [])
+    spawn = multiprocessing.get_context("spawn")
+    arguments = {name: (name, options.nanogpt, torch.get_num_threads()) for name in names}
+    arms = {name: ProcessPoolExecutor(1, spawn, begin, arguments[name]) for name in names}
+    times = {name: [] for name in names}
+    data_s = []
     with tempfile.TemporaryDirectory() as folder:
         source = windows(Path(folder))
-        times = {arm.name: [] for arm in arms}
-        data_s = 0.0
-        for round_number in range(-1, options.rounds):  # round -1 warms up
-            for arm in arms:
-                started = time.perf_counter()
-                x, y = source.batch((round_number + 1) * BATCH, BATCH)
-                loaded = time.perf_counter()
-                for _ in range(STEPS_A_ROUND):
-                    arm.step(x, y)
-                if round_number >= 0:
-                    times[arm.name].append((time.perf_counter() - loaded) / STEPS_A_ROUND)
-                    data_s += loaded - started
-    flops = {arm.name: arm.flops(x, y) for arm in arms}
+        for number in range(options.rounds + 1):  # the first warms up
+            started = time.perf_counter()
+            batch = source.batch(number * BATCH, BATCH)
+            data_s.append(time.perf_counter() - started)
+            for name in names:
+                times[name].append(arms[name].submit(time_steps, batch).result())
+    flops = {name: arms[name].submit(count, batch).result() for name in names}
+    times = {name: values[1:] for name, values in times.items()}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print(f"{'arm':<10}{'tokens/s':>10}{'s/step':>9}{'time / gpt':>12}{'FLOPs / gpt':>13}{'GFLOPs/step':>13}")
-    for arm in arms:
-        step_s = statistics.median(times[arm.name])
-        ratio = statistics.median(a / b for a, b in zip(times[arm.name], times["gpt"], strict=True))
-        share = flops[arm.name] / flops["gpt"]
+    for name in names:
+        step_s = statistics.median(times[name])
+        ratio = statistics.median(a / b for a, b in zip(times[name], times["gpt"], strict=True))
+        share = flops[name] / flops["gpt"]
         rate = BATCH * CONTEXT / step_s
-        print(f"{arm.name:<10}{rate:>10,.0f}{step_s:>9.3f}{ratio:>12.3f}{share:>13.3f}{flops[arm.name] / 1e9:>13.1f}")
-    batch_s = data_s / options.rounds / len(arms)
+        print(f"{name:<10}{rate:>10,.0f}{step_s:>9.3f}{ratio:>12.3f}{share:>13.3f}{flops[name] / 1e9:>13.1f}")
+    batch_s = statistics.median(data_s[1:])
     print(f"data: {batch_s * 1e3:.2f} ms a batch, {batch_s / statistics.median(times['gpt']):.2%} of a step of gpt")
 
 

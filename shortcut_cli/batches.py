@@ -67,14 +67,18 @@ class Windows:
         self.count = max(1, (split.tokens - 1) // context - 1)
         self.slack = split.tokens - 1 - self.count * context
 
-    def start(self, number: int) -> int:
-        """First token of window `number`, counted from the beginning of the run."""
-        epoch, index = divmod(number, self.count)
-        place = permute(np.array([index], np.uint64), self.count, key(self.seed, epoch))
-        return int(place[0]) * self.context + key(self.seed, epoch, 1) % (self.slack + 1)
+    def starts(self, first: int, size: int) -> npt.NDArray[np.int64]:
+        """First tokens of windows first .. first + size, counted from the beginning of the run, (size,)."""
+        epochs, indices = np.divmod(np.arange(first, first + size), self.count)
+        out = np.empty(size, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            mine = epochs == epoch
+            places = permute(indices[mine].astype(np.uint64), self.count, key(self.seed, epoch))
+            out[mine] = places.astype(np.int64) * self.context + key(self.seed, epoch, 1) % (self.slack + 1)
+        return out
 
     def batch(self, first: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Windows first .. first + size of the run: inputs and targets, both int64 (size, context)."""
-        rows = [self.split.read(self.start(number), self.context + 1) for number in range(first, first + size)]
+        rows = [self.split.read(int(start), self.context + 1) for start in self.starts(first, size)]
         ids = torch.from_numpy(np.stack(rows))  # (B, T + 1)
         return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()

@@ -41,7 +41,7 @@ def test_permutations_of_different_keys_are_unrelated():
 def test_every_window_comes_once_an_epoch(tokens):
     windows = batches.Windows(Counting(tokens), 16, seed=3)
     for epoch in range(3):
-        starts = sorted(windows.start(epoch * windows.count + number) for number in range(windows.count))
+        starts = sorted(windows.starts(epoch * windows.count, windows.count).tolist())
         assert np.diff(starts).tolist() == [16] * (windows.count - 1)
         assert starts[0] >= 0
         assert starts[-1] + 17 <= tokens
@@ -49,7 +49,7 @@ def test_every_window_comes_once_an_epoch(tokens):
 
 def test_epochs_begin_at_different_places():
     windows = batches.Windows(Counting(10_000), 16, seed=3)
-    offsets = {min(windows.start(epoch * windows.count + n) for n in range(windows.count)) for epoch in range(8)}
+    offsets = {windows.starts(epoch * windows.count, windows.count).min() for epoch in range(8)}
     assert len(offsets) > 3
 
 
