@@ -173,14 +173,17 @@ def test_training_is_deterministic_and_bounded(tmp_path):
     assert 900_000 < tokenizer.description["trained_on_bytes"] <= 1_000_100 < len(LINES) * 80
 
 
-def test_a_vocabulary_that_is_too_large_names_the_largest(tmp_path):
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_a_text_too_short_for_the_vocabulary_gets_the_largest_that_it_fills(tmp_path, algorithm):
     (tmp_path / "a.txt").write_text("a few words, no more\n" * 3)
-    tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=4000))
-    with pytest.raises(UsageError) as caught:
-        tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
-    assert caught.value.hint.startswith("--set tokenizer.vocabulary=")
-    again = TextTokenizer(TextOptions(name="text", vocabulary=int(caught.value.hint.split("=")[1])))
-    again.fit([surveyed(again, tmp_path / "a.txt")[1]], whole)
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=4000))
+    remark = tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
+    largest = tokenizer.vocabulary
+    assert remark == f"the training split fills {largest} pieces, not the 4000 of tokenizer.vocabulary"
+    exact = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=largest))
+    assert exact.fit([surveyed(exact, tmp_path / "a.txt")[1]], whole) is None
+    above = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=largest + 1))
+    assert above.fit([surveyed(above, tmp_path / "a.txt")[1]], whole) is not None
 
 
 @pytest.mark.parametrize(

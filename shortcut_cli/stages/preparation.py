@@ -185,7 +185,9 @@ class _Job:
         assign = splits.contiguous(total) if cut else splits.by_document(total)
         if self.tokenizer.needs_fit:
             self.report("note", text="training the tokenizer on the training split")
-            self.tokenizer.fit(sources, assign)
+            remark = self.tokenizer.fit(sources, assign)
+            if remark:
+                self.report("note", text=remark)
         work = [(source, assign) for source in sources] + self._variants(surveyed, assign, cut)
         work.sort(key=lambda item: (item[0].relative, item[0].sha256, item[0].variant))
         duplicates = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}

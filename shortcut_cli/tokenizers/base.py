@@ -108,8 +108,8 @@ class Tokenizer(ABC):
         Raises Rejected with the reason where the file can't be used.
         """
 
-    def fit(self, sources: Sequence[Source], assign: Assign) -> None:
-        """Learn from the parts that `assign` gives to "train", in bounded memory."""
+    def fit(self, sources: Sequence[Source], assign: Assign) -> str | None:
+        """Learn from the parts that `assign` gives to "train", in bounded memory; returns what the user should know."""
         raise NotImplementedError
 
     @abstractmethod

@@ -49,7 +49,7 @@ class TextOptions(Keys):
     algorithm: Literal["unigram", "bpe", "char", "chars"] = Field(
         "unigram", description="of SentencePiece; or chars: one id a character of `alphabet`, no training (text8)"
     )
-    vocabulary: int = Field(8000, description="pieces, those for single bytes included; not for chars", ge=260)
+    vocabulary: int = Field(8000, description="pieces at most, those for single bytes included; not for chars", ge=260)
     model: str = Field("", description="an existing SentencePiece .model, instead of training one")
     documents: Literal["file", "line", "paragraph"] = Field(
         "file", description="what a document is; paragraphs end with blank lines; each record of a .jsonl is one"
@@ -168,9 +168,18 @@ class TextTokenizer(Tokenizer):
                 offset += len(chunk.encode())
             yield chunk
 
-    def fit(self, sources: Sequence[Source], assign: Assign) -> None:
-        """Train SentencePiece on lines of the training split, spread evenly over it, `sample_mb` at most."""
-        self.model = _train(self._sample(sources, assign), self.options)
+    def fit(self, sources: Sequence[Source], assign: Assign) -> str | None:
+        """Train SentencePiece on lines of the training split, spread evenly over it, `sample_mb` at most.
+
+        Text too short for `vocabulary` pieces gets as many as it fills.
+        """
+        wanted = self.options.vocabulary
+        try:
+            self.model = _train(self._sample(sources, assign), self.options, wanted)
+        except _TooMany as error:
+            self.model = _train(self._sample(sources, assign), self.options, error.largest)
+            return f"the training split fills {error.largest} pieces, not the {wanted} of tokenizer.vocabulary"
+        return None
 
     def _sample(self, sources: Sequence[Source], assign: Assign) -> Iterator[str]:
         """Lines of the training split: a line is taken whenever the share of all text is behind `sample_mb`."""
@@ -545,7 +554,15 @@ def _read_model(path: Path) -> bytes:
     return model
 
 
-def _train(lines: Iterator[str], options: TextOptions) -> bytes:
+class _TooMany(Exception):
+    """The text does not fill the vocabulary."""
+
+    def __init__(self, largest: int) -> None:
+        super().__init__(largest)
+        self.largest = largest
+
+
+def _train(lines: Iterator[str], options: TextOptions, vocabulary: int) -> bytes:
     """Train SentencePiece; one thread, since its unigram model differs with their number (measured)."""
     import sentencepiece
 
@@ -562,7 +579,7 @@ def _train(lines: Iterator[str], options: TextOptions) -> bytes:
             sentence_iterator=cleaned,
             model_writer=model,
             model_type=options.algorithm,
-            vocab_size=options.vocabulary,
+            vocab_size=vocabulary,
             character_coverage=options.character_coverage,
             normalization_rule_name="identity" if options.normalization == "identity" else "nfkc",
             byte_fallback=True,
@@ -577,18 +594,14 @@ def _train(lines: Iterator[str], options: TextOptions) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        largest = re.search(r"value <= (\d+)", str(error))
+        if largest and int(largest.group(1)) < vocabulary:
+            raise _TooMany(int(largest.group(1))) from error
         raise _training_error(str(error), options) from error
     return model.getvalue()
 
 
 def _training_error(message: str, options: TextOptions) -> UsageError:
-    largest = re.search(r"value <= (\d+)", message)
-    if largest:
-        limit = largest.group(1)
-        return UsageError(
-            f"tokenizer.vocabulary {options.vocabulary} is more than the training split can fill (at most {limit})",
-            f"--set tokenizer.vocabulary={limit}",
-        )
     fewest = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if fewest:
         limit = fewest.group(1)
