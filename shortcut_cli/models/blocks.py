@@ -34,25 +34,30 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            y: Tensor = _CpuRMSNorm.apply(x, self.weight)
+        if x.device.type == "cpu":
+            y: Tensor = _CpuRMSNorm.apply(x, self.weight) if torch.is_grad_enabled() else _cpu_norm(x, self.weight)[0]
             return y
         return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
 
 
-class _CpuRMSNorm(torch.autograd.Function):
-    """The same in few passes over memory, for training on a CPU, where torch 2.14 has no fused kernel for it.
+def _cpu_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """RMS norm in few passes over memory, and 1 / rms(x): torch 2.14 has no fused kernel for it on a CPU."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = norm.square_().mul_(1 / x.shape[-1]).add_(EPSILON).rsqrt_()
+    return (x * scale).mul_(weight), scale
 
-    Backward is that of layer norm with a mean of 0, less the part of it that subtracts the gradient's mean.
+
+class _CpuRMSNorm(torch.autograd.Function):
+    """The same with its gradient: that of layer norm at a mean of 0, less its part that centres the gradient.
+
     (16, 256, 256), forward and backward on two cores: 1.6 ms, where F.rms_norm took 3.4 ms.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()  # 1 / rms(x)
+        y, scale = _cpu_norm(x, weight)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +88,25 @@ def _pairs(x: Tensor) -> Tensor:
     return torch.view_as_complex((x if x.stride(-1) == 1 else x.contiguous()).unflatten(-1, (-1, 2)))
 
 
+def split_heads(qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One projection (B, T, 3 D) -> queries, keys (both turned) and values, (B, H, T, d) each; table (T, d / 2)."""
+    if torch.is_grad_enabled():
+        q, k, v = _Heads.apply(qkv, table, heads)
+        return q, k, v
+    return _turned(qkv, table, heads)
+
+
+def _turned(qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, times, _ = qkv.shape
+    x = qkv.view(batch, times, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
+    turned = qkv.new_empty(2, *x.shape[1:], dtype=torch.float32)
+    torch.mul(_pairs(x[:2]), table, out=_pairs(turned))
+    q, k = turned.type_as(qkv)
+    return q, k, x[2]
+
+
 class _Heads(torch.autograd.Function):
-    """One projection (B, T, 3 D) -> queries, keys (both turned) and values, (B, H, T, d) each; table (T, d / 2).
+    """`split_heads` with its gradient.
 
     The rotation writes each head's queries and keys side by side, and backward writes all three gradients into one
     tensor, which makes rotary positions nearly free: with attention at (16, 256, 768) and 8 heads, forward and backward
@@ -93,12 +115,8 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        x = qkv.unflatten(-1, (3, heads, -1))  # (B, T, 3, H, d)
         ctx.save_for_backward(table)
-        turned = x.new_empty(2, len(x), heads, len(table), x.shape[-1], dtype=torch.float32)  # (2, B, H, T, d)
-        torch.mul(_pairs(x[:, :, :2]).permute(2, 0, 3, 1, 4), table, out=_pairs(turned))
-        q, k = turned.type_as(x)
-        return q, k, x[:, :, 2].transpose(1, 2)
+        return _turned(qkv, table, heads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -158,7 +176,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        q, k, v = _Heads.apply(self.query_key_value(x), table, self.heads)  # (B, H, T, d)
+        q, k, v = split_heads(self.query_key_value(x), table, self.heads)  # (B, H, T, d)
         if cache:
             k, v = cache.extend(self.layer, k, v)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(-2))
