@@ -2,9 +2,9 @@
 
     python benchmarks/sample.py [--tokens 2000] [--rounds 3]
 
-Shape: 6 layers, width 256, 8 heads, context 4,096, vocabulary 1,024, random weights, temperature 1, one sample, fp32. The arms
-run in turn, in one process. Printed for each: tokens/s over all tokens, and the cost of the last 50 tokens over that of
-tokens 75 to 125. Without `transformers` installed its row is left out.
+Shape: 6 layers, width 256, 8 heads, context 4,096, vocabulary 1,024, random weights, temperature 1, one sample, fp32.
+The arms run in turn, in one process. Printed for each: tokens/s over all tokens, and the cost of the last 50 tokens
+over that of tokens 75 to 125. Without `transformers` installed its row is left out.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def hugging_face(tokens):
     model = GPT2LMHeadModel(config).eval()
 
     class Clock(LogitsProcessor):
-        def __call__(self, input_ids, scores):
+        def __call__(self, _, scores):
             times.append(time.perf_counter())
             return scores
 

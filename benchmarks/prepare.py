@@ -1,0 +1,81 @@
+"""Preparation speed, side by side with the libraries underneath called plainly, on your files.
+
+    python benchmarks/prepare.py midi FOLDER [--rounds 3]
+    python benchmarks/prepare.py text FOLDER [--rounds 3]
+
+midi: `shortcut prepare midi` (whole command, N workers) against one process that loads each file with symusic and
+tokenizes it with MidiTok's REMI of the same settings. text: `shortcut prepare text` with a given model, a whole command
+too, against SentencePiece's own threaded `encode` of the same files' lines. In turn; medians; the files are warm.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import miditok
+import sentencepiece
+import symusic
+
+from shortcut_cli import recipe, registry
+
+
+def prepare(domain, folder, out, *settings):
+    """Seconds of the whole command."""
+    command = [sys.executable, "-m", "shortcut_cli", "prepare", domain, str(folder), "--out", str(out)]
+    command += ["--max-bad", "100%", *(part for setting in settings for part in ("--set", setting))]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def plain_midi(folder):
+    """Seconds of MidiTok in one process, imports left out."""
+    options = recipe.read("music", []).tokenizer
+    base = registry.load(registry.TOKENIZERS, "midi")(options).base
+    tokenizer = miditok.REMI(base.config)
+    started = time.perf_counter()
+    for path in sorted(folder.rglob("*.mid")) + sorted(folder.rglob("*.midi")):
+        tokenizer(symusic.Score(path))
+    return time.perf_counter() - started
+
+
+def plain_text(folder, model):
+    """Seconds of SentencePiece's threaded encode over all lines, in lists as large as fit."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    started = time.perf_counter()
+    for path in sorted(folder.rglob("*.txt")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        processor.encode(lines, num_threads=os.cpu_count())
+    return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain", choices=["midi", "text"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    times = {"shortcut": [], "library": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        settings = []
+        if options.domain == "text":
+            prepare("text", options.folder, work / "first")
+            (model,) = (work / "first" / "tokenizer").glob("*.model")
+            settings = [f"tokenizer.model={model}"]
+        for number in range(options.rounds):
+            times["shortcut"].append(prepare(options.domain, options.folder, work / f"round{number}", *settings))
+            plain = plain_midi(options.folder) if options.domain == "midi" else plain_text(options.folder, model)
+            times["library"].append(plain)
+    ours, theirs = (statistics.median(times[name]) for name in ("shortcut", "library"))
+    print(f"{options.domain}: shortcut prepare {ours:.2f} s (whole command, {os.cpu_count()} cores)")
+    print(f"{options.domain}: library alone {theirs:.2f} s; ratio of throughputs {theirs / ours:.2f}")
+
+
+if __name__ == "__main__":
+    main()
