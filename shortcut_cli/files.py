@@ -5,8 +5,8 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO
 
 from shortcut_cli.errors import UsageError
 
@@ -23,14 +23,19 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` whole when the block ends well, and not at all otherwise."""
+def writing(path: Path, previous: Path | None = None) -> Iterator[BufferedRandom]:
+    """A binary file that appears at `path` whole when the block ends well, and not at all otherwise.
+
+    previous: where the file that was at `path` until then is kept.
+    """
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with open(temporary, "w+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         with suppress(FileNotFoundError):
@@ -53,6 +58,24 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote."""
+    for path in folder.glob(".*.tmp"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not _alive(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder: a second process that wants it meanwhile gets a UsageError that names the holder.
@@ -70,5 +93,6 @@ def held(folder: Path, what: str) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"{what}, process {os.getpid()}")
         stream.flush()
+        _sweep(folder)
         yield
         stream.truncate(0)

@@ -1,15 +1,17 @@
 """Training: a resumed run is the run, to the bit; what is refused; what is written."""
 
+import collections
 import hashlib
 import json
 import math
+import os
 
 import pytest
 import torch
 from conftest import TEXT_SETTINGS
 
 from shortcut_cli import checkpoint, recipe
-from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
 from shortcut_cli.stages import training
 
 
@@ -139,27 +141,104 @@ def test_the_log_is_cut_at_the_saved_step(tmp_path):
     assert [line["step"] for line in log_lines(tmp_path)] == [1, 2]
 
 
-def test_a_checkpoint_runs_no_code(tmp_path):
+def sealed(path, model):
+    """A checkpoint with a right sum, as a stranger could write one."""
+    content = {name: kind() for name, kind in checkpoint.FIELDS.items()}
+    content |= {"format": checkpoint.FORMAT, "model": model, "tokenizer": {"fingerprint": "", "files": {}}}
+    checkpoint.save(path, content)
+    return path
+
+
+def test_a_checkpoint_runs_no_code_and_allocates_no_more_than_it_holds(tmp_path):
     class Payload:
+        def __init__(self, call, *arguments):
+            self.reduced = call, arguments
+
         def __reduce__(self):
-            return open, (str(tmp_path / "proof"), "w")
+            return self.reduced
 
-    torch.save({name: Payload() for name in checkpoint.FIELDS}, tmp_path / "run.pt")
-    with pytest.raises(ShortcutError, match="can't be read"):
-        checkpoint.load(tmp_path / "run.pt")
+    assert checkpoint.load(sealed(tmp_path / "right.pt", {"a": torch.ones(3)}))["model"]["a"].sum() == 3
+    for payload in (Payload(open, str(tmp_path / "proof"), "w"), Payload(bytearray, 10**11)):
+        with pytest.raises(CheckFailed, match="asks for"):
+            checkpoint.load(sealed(tmp_path / "run.pt", {"a": payload}))
     assert not (tmp_path / "proof").exists()
+    small = torch.ones(1).untyped_storage()
+    for shape, stride in (((10**11,), (1,)), ((10**6, 10**6), (10**6, 1)), ((10**11,), (0,))):
+        claim = Payload(
+            torch._utils._rebuild_tensor_v2,
+            torch.storage.TypedStorage(wrap_storage=small, dtype=torch.float32, _internal=True),
+            0,
+            shape,
+            stride,
+            False,
+            collections.OrderedDict(),
+        )
+        with pytest.raises(CheckFailed):
+            checkpoint.load(sealed(tmp_path / "run.pt", {"a": claim}))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
+def test_a_recipe_inside_a_checkpoint_asks_for_no_more_than_its_weights(text_run, tmp_path):
+    content = checkpoint.load(text_run / "gpt" / "run.pt")
+    content["recipe"]["model"]["width"] = 2**20
+    checkpoint.save(tmp_path / "run.pt", content)
+    with pytest.raises(CheckFailed, match="not those of its recipe"):
+        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello"])
 def test_a_file_that_is_no_checkpoint(tmp_path, content):
     (tmp_path / "run.pt").write_bytes(content)
     with pytest.raises(UsageError, match="is not a run"):
         checkpoint.load(tmp_path / "run.pt")
 
 
-def test_a_damaged_checkpoint(text_run, tmp_path):
-    whole = (text_run / "gpt" / "run.pt").read_bytes()
-    for size in (len(whole) // 2, len(whole) - 10):
-        (tmp_path / "run.pt").write_bytes(whole[:size])
-        with pytest.raises(ShortcutError, match=r"is not a run\.pt|can't be read"):
+def test_any_changed_byte_of_a_checkpoint_is_noticed(tmp_path):
+    whole = sealed(tmp_path / "run.pt", {"a": torch.ones(3)}).read_bytes()
+    changed = [whole[:size] for size in (3, 70, len(whole) // 2, len(whole) - 1)] + [
+        whole + b"x",
+        whole[:50] + whole[51:],
+    ]
+    changed += [whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :] for place in range(len(whole))]
+    for content in changed:
+        (tmp_path / "run.pt").write_bytes(content)
+        with pytest.raises(ShortcutError):
             checkpoint.load(tmp_path / "run.pt")
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(text_run, tmp_path):
+    go(keys(text_run), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        go(keys(text_run), tmp_path / "parts", stop_after(9))
+    state = tmp_path / "parts" / "resume.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    notes = []
+    training.train(
+        keys(text_run),
+        tmp_path / "parts",
+        device="cpu",
+        resume="auto",
+        report=lambda event, **fields: notes.append(fields["text"]) if event == "note" else None,
+        stop=lambda: None,
+    )
+    assert "cut off" in notes[0]
+    assert "going on from the state before it, resume.prev.pt" in notes[0]
+    assert "going on at step 8" in notes
+    assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+    assert [line["step"] for line in log_lines(tmp_path / "parts") if "loss" in line] == [2, 4, 6, 8, 10, 12]
+
+
+def test_two_damaged_states_are_refused(text_run, tmp_path):
+    with pytest.raises(Interrupted):
+        go(keys(text_run), tmp_path, stop_after(9))
+    for name in ("resume.pt", training.PREVIOUS):
+        (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(CheckFailed) as refused:
+        go(keys(text_run), tmp_path)
+    assert "--resume never" in refused.value.hint
+
+
+def test_what_a_killed_process_left_is_removed(text_run, tmp_path):
+    (tmp_path / ".run.pt.999999999.tmp").write_bytes(b"half")
+    (tmp_path / f".eval.json.{os.getpid()}.tmp").write_bytes(b"of another command that is at work")
+    go(keys(text_run), tmp_path)
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [f".eval.json.{os.getpid()}.tmp"]

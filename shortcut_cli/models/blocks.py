@@ -228,7 +228,7 @@ class Decoder(nn.Module):
     table: Tensor
     taps: tuple[str, ...] = ()  # what the last layer attends to beside its own input
 
-    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int) -> None:
+    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         super().__init__()
         self.keys, self.vocabulary = keys, vocabulary
         self.embedding = nn.Embedding(vocabulary, keys.width)
@@ -239,7 +239,8 @@ class Decoder(nn.Module):
         if keys.tied:
             self.head.weight = self.embedding.weight
         self.register_buffer("table", rotary_table(keys.context, keys.width // keys.heads, keys.rope_base), False)
-        self.initialise(seed)
+        if seed is not None:  # None: the weights come from a checkpoint
+            self.initialise(seed)
 
     def make_block(self, layer: int) -> nn.Module:
         """The layer of that number, from 0."""

@@ -197,7 +197,7 @@ class Shortcut(Decoder):
 
     Options = ShortcutOptions
 
-    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int) -> None:
+    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         self.options: ShortcutOptions = keys.shortcut  # type: ignore[attr-defined]
         self.tapped = tapped_layers(self.options.taps, keys.layers)
         super().__init__(keys, vocabulary, seed)

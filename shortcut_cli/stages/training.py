@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from shortcut_cli import batches, checkpoint, files, metrics, optim, recipe, registry
-from shortcut_cli.errors import Interrupted, ShortcutError, Unavailable, UsageError
+from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards, Split
 
 Report = Callable[..., None]
 Stop = Callable[[], int | None]
 """Asked after every step: None to go on, or the exit code with which to save and leave."""
+PREVIOUS = "resume.prev.pt"  # the state before the one in resume.pt
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -171,16 +172,19 @@ class Trainer:
             "average": self.average.weights if self.average else None,
             "state": {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best},
         }
-        checkpoint.save(self.folder / "resume.pt", self.content(self.model.state_dict()) | extra)
+        content = self.content(self.model.state_dict()) | extra
+        checkpoint.save(self.folder / "resume.pt", content, previous=self.folder / PREVIOUS)
 
-    def resume(self) -> None:
-        """Take over the state of resume.pt; the log of an unfinished run loses what was written after it."""
-        content = checkpoint.load(self.folder / "resume.pt", self.device)
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.average:
-            self.average.weights = content["average"]
-        self.state = State(step=content["step"], **content["state"])
+    def resume(self, content: dict[str, Any]) -> None:
+        """Take over the state of a resume.pt; the log of an unfinished run loses what was written after it."""
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.average:
+                self.average.weights = {name: weight.to(self.device) for name, weight in content["average"].items()}
+            self.state = State(step=content["step"], **content["state"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckFailed(f"{self.folder / 'resume.pt'} is no state of this run: {error}") from error
         if self.state.step < self.keys.steps:
             self.log.cut(self.state.step)
 
@@ -275,18 +279,18 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
     if resolved.train.deterministic:
         torch.use_deterministic_algorithms(True)
     with files.held(folder, "shortcut train"):
-        began = _earlier(folder, resume)
+        began = _earlier(folder, resume, report)
         trainer = Trainer(resolved, folder, device, report)
         if began is not None:
             _check_same(began, trainer)
         worked = began is None or began["step"] < resolved.train.steps
         if began is None:
-            for name in ("log.jsonl", "run.pt", "resume.pt"):
+            for name in ("log.jsonl", "run.pt", "resume.pt", PREVIOUS):
                 (folder / name).unlink(missing_ok=True)
             files.write(folder / "recipe.toml", recipe.dump(resolved))
             report("note", text=_describe(trainer))
         else:
-            trainer.resume()
+            trainer.resume(began)
             report("note", text=f"going on at step {trainer.state.step}" if worked else "this run is finished already")
         trainer.run(stop)
     return {
@@ -299,13 +303,18 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
     }
 
 
-def _earlier(folder: Path, resume: str) -> dict[str, Any] | None:
-    """The resume.pt of the folder where it is to be gone on with."""
-    path = folder / "resume.pt"
+def _earlier(folder: Path, resume: str, report: Report) -> dict[str, Any] | None:
+    """The state to go on from: that of resume.pt, or the one before where resume.pt is missing or damaged."""
+    kept = [path for path in (folder / "resume.pt", folder / PREVIOUS) if path.exists()]
     if resume == "never":
         return None
-    if path.exists():
-        return checkpoint.load(path)
+    for number, path in enumerate(kept, 1):
+        try:
+            return checkpoint.load(path)
+        except (CheckFailed, UsageError) as error:
+            if number == len(kept):
+                raise CheckFailed(error.message, "--resume never begins again and overwrites the run") from error
+            report("note", text=f"{error.message}; going on from the state before it, {kept[number].name}")
     if (folder / "run.pt").exists():
         raise UsageError(
             f"{folder} has a run.pt but no resume.pt to go on from", "choose another --out, or --resume never"
