@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with shortcut, and your own.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+prove_app = typer.Typer(help="Run what shortcut promises on your own data, and compare.", no_args_is_help=True)
+app.add_typer(prove_app, name="prove")
 signals = Signals()
 
 
@@ -343,6 +346,51 @@ def recipes_check(paths: Annotated[list[str], typer.Argument(metavar="FILE...")]
     wrong = sum(bool(entry["problem"]) for entry in checked)
     if wrong:
         raise CheckFailed(f"{wrong} of {len(checked)} recipes are not valid")
+
+
+@prove_app.command("resume")
+def prove_resume(
+    recipe: RecipeOption,
+    kills: Annotated[int, typer.Option("--kills", min=1, help="How often the second training is killed.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Of the moments.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep both runs here.")] = None,
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train twice, once killed at random moments and resumed; the weights are equal, or exit 4."""
+    from shortcut_cli import recipe as recipes
+    from shortcut_cli.stages import proof
+
+    resolved = recipes.read(recipe, _settings(settings))
+    with console.Reporter() as report, tempfile.TemporaryDirectory(prefix="shortcut-") as scratch:
+        folder = out or Path(scratch) / "runs"
+        result = proof.resume(resolved, folder, kills=kills, seed=seed, device=_device(device), report=report)
+    console.result(result, console.pairs("prove resume", _named(result)), as_json=as_json)
+    if not (result["equal_weights"] and result["equal_logs"]):
+        raise CheckFailed("the killed training did not end as the uninterrupted one")
+
+
+@prove_app.command("tokens")
+def prove_tokens(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shards folder.")],
+    paths: Annotated[list[str] | None, typer.Argument(metavar="[PATH...]", help="What it was prepared from.")] = None,
+    sources: Annotated[int, typer.Option("--sources", min=1, help="How many random files to read again.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Of the choice.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize random documents again from their sources, in other blocks; the ids are equal, or exit 4."""
+    from shortcut_cli.stages import proof
+
+    with console.Reporter() as report:
+        result = proof.tokens(folder, paths or [], count=sources, seed=seed, report=report)
+    console.result(result, console.pairs(f"prove tokens {folder}", _named(result)), as_json=as_json)
+    if result["different"]:
+        raise CheckFailed(f"{len(result['different'])} documents have other tokens than in {folder}")
+
+
+def _named(result: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("_", " "): value for key, value in result.items() if key != "schema_version"}
 
 
 @app.command()

@@ -11,6 +11,14 @@ from pathlib import Path
 from shortcut_cli.errors import UsageError
 
 BLOCK_BYTES = 1 << 20
+CACHE_VARIABLE = "SHORTCUT_CACHE"
+
+
+def cache_folder() -> Path:
+    """$SHORTCUT_CACHE, or shortcut/ in the user's cache folder."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortcut"
 
 
 def sync_folder(folder: Path) -> None:

@@ -205,6 +205,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def noted_paths(manifest: dict[str, Any]) -> Path:
+    """Where this machine's cache says which paths a shards folder was made from.
+
+    The folder itself does not: its bytes do not depend on where its sources lie.
+    """
+    return files.cache_folder() / "sources" / f"{manifest['checksum']}.json"
+
+
 @dataclass(frozen=True)
 class Shard:
     """One .bin/.idx pair, memory-mapped."""

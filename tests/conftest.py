@@ -10,6 +10,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test writes into the user's cache."""
+    os.environ["SHORTCUT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def shortcut(*arguments, cwd, check=0, **environment):
     """Run the command in a process of its own; returns it, its exit code checked."""
     done = subprocess.run(

@@ -91,7 +91,8 @@ def untrained(seed: int) -> Any:
 class Codec:
     """A 24 kHz model, ready to encode and decode streams; weight norms are folded into the weights."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, block_frames: int = BLOCK_FRAMES) -> None:
+        self.block_frames = block_frames  # computed at once; the codes do not depend on it
         self.model = model.eval().requires_grad_(False)
         for module in model.modules():
             if hasattr(module, "weight_g"):
@@ -104,7 +105,7 @@ class Codec:
         The codes are those of one pass over all samples, for any division into blocks.
         """
         stream = Stream(self.model.encoder.model)
-        for samples, last in _regular(blocks, BLOCK_FRAMES * HOP):
+        for samples, last in _regular(blocks, self.block_frames * HOP):
             embedding = stream.push(torch.from_numpy(samples)[None, None], last)  # (1, 128, frames)
             yield self.model.quantizer.vq.encode(embedding, n_q=codebooks)[:, 0].T.numpy()  # (Q, 1, frames)
 
@@ -112,7 +113,7 @@ class Codec:
     def decode(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Codes, integer (frames, codebooks) blocks, -> samples, float32 blocks of HOP samples a frame."""
         stream = Stream(self.model.decoder.model)
-        for codes, last in _regular(blocks, BLOCK_FRAMES):
+        for codes, last in _regular(blocks, self.block_frames):
             embedding = self.model.quantizer.vq.decode(torch.from_numpy(codes.T.astype(np.int64))[:, None])
             yield stream.push(embedding, last)[0, 0].numpy()
 

@@ -12,7 +12,6 @@ from shortcut_cli.errors import Unavailable, UsageError
 
 BASE_URL = "https://dl.fbaipublicfiles.com/encodec/v0"  # encodec.model.ROOT_URL
 URL_VARIABLE = "SHORTCUT_WEIGHTS_URL"
-CACHE_VARIABLE = "SHORTCUT_CACHE"
 TIMEOUT_S = 20
 UNTRAINED = "untrained:"
 
@@ -28,16 +27,9 @@ class Official:
 OFFICIAL = {"encodec_24khz": Official("encodec_24khz-d7cc33bc.th", "d7cc33bc")}
 
 
-def cache_folder() -> Path:
-    """$SHORTCUT_CACHE, or shortcut/ in the user's cache folder."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortcut"
-
-
 def cached(name: str) -> Path:
     """Where the file of an official checkpoint lies, or would."""
-    return cache_folder() / OFFICIAL[name].file
+    return files.cache_folder() / OFFICIAL[name].file
 
 
 def resolve(weights: str) -> Path:

@@ -6,6 +6,7 @@ training split, then one pass that writes ids in a canonical order. What a surve
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from typing import Any
 from shortcut_cli import files, inputs, registry, splits, workers
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
 from shortcut_cli.recipe import Recipe, differences
-from shortcut_cli.shards import FolderWriter, read_manifest
+from shortcut_cli.shards import FolderWriter, noted_paths, read_manifest
 from shortcut_cli.tokenizers.base import Assign, Document, Source, Tokenizer
 
 Report = Callable[..., None]
@@ -64,6 +65,7 @@ def prepare(
     Raises UsageError where nothing can be read or the folder holds something else, TooManyRejects as said.
     """
     too_many(0, 1, max_bad)
+    paths = list(paths)
     tokenizer: Tokenizer = registry.load(registry.TOKENIZERS, recipe.tokenizer.name)(recipe.tokenizer)
     found = inputs.find(paths, tokenizer.suffixes)
     if not found.files and not found.rejects:
@@ -81,12 +83,23 @@ def prepare(
             manifest = job.run(hashed, request)
             tokens = sum(split["tokens"] for split in manifest["splits"].values())
             summary["tokens_per_s"] = round(tokens / (time.monotonic() - began), 1)
+        _note_paths(manifest, paths, report)
     if too_many(manifest["rejected"], manifest["inputs"], max_bad):
         raise TooManyRejects(
             f"{manifest['rejected']} of {manifest['inputs']} files were rejected, more than --max-bad {max_bad}",
             f"the rest is complete in {folder}; the reasons stand in {folder / 'rejects.jsonl'}",
         )
     return manifest | summary
+
+
+def _note_paths(manifest: dict[str, Any], paths: list[str], report: Report) -> None:
+    """Remember in the cache where the sources lie, for `shortcut prove tokens`."""
+    note = noted_paths(manifest)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        files.write(note, json.dumps([os.path.abspath(path) for path in paths]))
+    except OSError as error:
+        report("note", text=f"`shortcut prove tokens` will have to be told the paths: {note}: {error.strerror}")
 
 
 def _check_ours(folder: Path) -> None:

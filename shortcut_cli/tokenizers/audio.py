@@ -68,7 +68,7 @@ class AudioTokenizer(Tokenizer):
         """The codec with its weights."""
         from shortcut_cli.codec import encodec
 
-        return encodec.Codec(self._model())
+        return encodec.Codec(self._model(), round(encodec.BLOCK_FRAMES * self.block_scale))
 
     def _model(self) -> Any:
         from shortcut_cli.codec import encodec
@@ -131,7 +131,7 @@ class AudioTokenizer(Tokenizer):
 
     def _ids(self, path: Path, length: "Length") -> Iterator[np.ndarray]:
         first = np.arange(self.options.codebooks) * CODES
-        for codes in self.codec.encode(read_samples(path, length), self.options.codebooks):
+        for codes in self.codec.encode(read_samples(path, length, self.block_scale), self.options.codebooks):
             yield (codes + first).reshape(-1)  # (frames Q,)
 
     def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Piece]:
@@ -223,8 +223,10 @@ class Length:
         self.seconds = 0.0
 
 
-def read_samples(path: Path, length: Length) -> Iterator[np.ndarray]:
+def read_samples(path: Path, length: Length, scale: float = 1.0) -> Iterator[np.ndarray]:
     """The samples of a sound file, 24 kHz mono, float32 blocks; `length` is complete at the end.
+
+    scale: size of the blocks, relative to READ_FRAMES; the samples do not depend on it.
 
     Raises Rejected where libsndfile can't read the file, or where there is no sample or one that is not finite.
     """
@@ -233,7 +235,7 @@ def read_samples(path: Path, length: Length) -> Iterator[np.ndarray]:
     with _plain(path) as opened:
         try:
             with soundfile.SoundFile(opened) as sound:
-                yield from _resampled(sound, length)
+                yield from _resampled(sound, length, round(READ_FRAMES * scale))
         except soundfile.LibsndfileError as error:
             raise Rejected(f"can't be read by libsndfile: {error.error_string.rstrip('.')}") from error
         except TypeError as error:
@@ -241,13 +243,13 @@ def read_samples(path: Path, length: Length) -> Iterator[np.ndarray]:
             raise Rejected("has no header that says its format") from error
 
 
-def _resampled(sound: Any, length: Length) -> Iterator[np.ndarray]:
+def _resampled(sound: Any, length: Length, frames: int) -> Iterator[np.ndarray]:
     import soxr
 
     rate_hz = sound.samplerate
     resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
     count = 0
-    while len(block := sound.read(READ_FRAMES, dtype="float32", always_2d=True)):
+    while len(block := sound.read(frames, dtype="float32", always_2d=True)):
         mono = block.mean(axis=1)
         if not np.isfinite(mono).all():
             raise Rejected(f"has a sample that is not a finite number, at {count + int(np.isfinite(mono).argmin())}")

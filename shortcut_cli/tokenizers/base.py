@@ -65,6 +65,7 @@ class Tokenizer(ABC):
     unit: ClassVar[str]  # the natural unit of the domain: "byte", "note", "second"
     suffixes: ClassVar[tuple[str, ...]]  # of the files that it reads, lower case
     extension: ClassVar[str]  # of the files that it writes
+    block_scale: float = 1.0  # size of the blocks that are read and computed at once, of the usual; ids don't change
 
     @property
     @abstractmethod

@@ -216,7 +216,7 @@ class TextTokenizer(Tokenizer):
     def _encoded(self, source: Source, assign: Assign, threads: int) -> Iterator[tuple[Part, np.ndarray]]:
         """Ids in order, each block with its part; what is encoded at once can be of many parts."""
         every = ((part, segment) for part in self._parts(source, assign) for segment in segments(part.chunks))
-        for batch in _batches(every):
+        for batch in _batches(every, round(BATCH_CHARS * self.block_scale)):
             ids = self.pieces.encode([segment for _, segment in batch], threads)
             parts = (part for part, _ in batch)
             for part, run in groupby(zip(parts, ids, strict=True), itemgetter(0)):
@@ -431,14 +431,14 @@ def _segment_end(text: str, start: int, shortest: int, longest: int) -> int:
 Tag = TypeVar("Tag")
 
 
-def _batches(items: Iterable[tuple[Tag, str]]) -> Iterator[list[tuple[Tag, str]]]:
-    """Lists of tagged texts with BATCH_CHARS in all, or little more."""
+def _batches(items: Iterable[tuple[Tag, str]], chars: int) -> Iterator[list[tuple[Tag, str]]]:
+    """Lists of tagged texts with `chars` characters in all, or little more."""
     batch: list[tuple[Tag, str]] = []
     size = 0
     for item in items:
         batch.append(item)
         size += len(item[1])
-        if size >= BATCH_CHARS:
+        if size >= chars:
             yield batch
             batch, size = [], 0
     if batch:
