@@ -122,6 +122,9 @@ def tokens(folder: Path, paths: list[str], *, count: int, seed: int, report: Rep
     kind = registry.load(registry.TOKENIZERS, opened.tokenizer["name"])
     sources = _sources(opened, kind.suffixes, paths)
     wanted = _choose(folder, count, seed)
+    cut = opened.manifest["split"] == "contiguous"
+    if cut and getattr(kept.tokenizer, "bpe", 0):
+        raise UsageError("pieces of a contiguous split with tokenizer.bpe can't be cut again: ids do not say where")
     splits = {name: opened.split(name) for name in ("train", "val", "test")}
     compared, different = 0, []
     with tempfile.TemporaryDirectory(prefix="shortcut-") as scratch:
@@ -131,7 +134,7 @@ def tokens(folder: Path, paths: list[str], *, count: int, seed: int, report: Rep
             if name not in sources:
                 raise UsageError(f"{name} is in none of the paths", "name the paths that were prepared")
             source = Source(sources[name], name, files.sha256(sources[name]), Path(scratch) / f"{done}.ids", variant)
-            for record, found in _again(tokenizer, source, records):
+            for record, found in _again(tokenizer, source, records, cut=cut):
                 ids = _stored(splits[record["split"]], record)
                 compared += len(ids)
                 if not np.array_equal(ids, np.append(found, tokenizer.end)):
@@ -182,24 +185,24 @@ def _records(folder: Path, wanted: set[tuple[str, str]]) -> dict[tuple[str, str]
 
 
 def _again(
-    tokenizer: Tokenizer, source: Source, records: list[dict[str, Any]]
+    tokenizer: Tokenizer, source: Source, records: list[dict[str, Any]], *, cut: bool
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Each record of a source with the ids that it gets now."""
+    """Each record of a source with the ids that it gets now; `cut` where a document can have several records."""
     size = sum(document.size for document in tokenizer.survey(source))
-    divided, left = iter(records), iter(records)
+    unread = iter(records)
 
     def assign(document: Document) -> list[tuple[str, int]]:
         parts: list[tuple[str, int]] = []
         while sum(size for _, size in parts) < document.size:
-            record = next(divided, None)
+            record = next(unread, None)
             if record is None or record["sha256"] != document.sha256:
                 raise ShortcutError(f"{source.path} has other documents than when it was prepared")
             amount = int(record["units"]["byte"]) if tokenizer.unit == "byte" else record["tokens"] - 1
-            parts.append((record["split"], amount))
+            parts.append((record["split"], amount if cut else document.size))
         return parts
 
     pieces = tokenizer.encode(replace(source, size=size), assign, 2)
-    for record, piece in zip(left, pieces, strict=True):
+    for record, piece in zip(records, pieces, strict=True):
         yield record, np.concatenate([np.zeros(0, np.int64), *piece.ids])
 
 
