@@ -192,7 +192,12 @@ def _scores(title: str, result: dict[str, Any]) -> Any:
 
 @app.command()
 def sample(
-    ckpt: Checkpoint,
+    ckpt: Annotated[
+        Path | None, typer.Option("--ckpt", metavar="run.pt", help="Checkpoint that `train` wrote.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", metavar="SAMPLE.json", help="Make this sample again, byte for byte.")
+    ] = None,
     prompt: Prompt = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Number of samples.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="New tokens, at most.")] = None,
@@ -210,13 +215,26 @@ def sample(
     from shortcut_cli import recipe as recipes
     from shortcut_cli.stages import sampling
 
+    flags = {"n": n, "tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    settings = _settings(None, **{f"sample__{key}": value for key, value in (flags | {"seed": seed}).items()})
+    only, folder = None, out
+    if like is not None:
+        if settings:
+            raise UsageError("--like takes the sampler's settings from the sample", "leave out the other flags")
+        again = sampling.like(like, ckpt, prompt)
+        ckpt, prompt, settings, only = again.checkpoint, again.prompt, again.settings, again.number
+        device, folder = (again.device if device == "auto" else device), out or like.parent / "again"
+    if ckpt is None:
+        raise UsageError("neither --ckpt nor --like is given", "shortcut sample --ckpt runs/RECIPE/MODEL-s1/run.pt")
     where = _device(device)
     run = checkpoint.open_run(ckpt, where)
-    flags = {"n": n, "tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    given = {f"sample__{key}": value for key, value in (flags | {"seed": seed}).items()}
-    keys = recipes.with_settings(run.recipe, _settings(None, **given), "the flags").sample
+    keys = recipes.with_settings(run.recipe, settings, "the flags").sample
+    if only is not None and not 0 <= only < keys.n:
+        raise CheckFailed(f"{like} is sample {only} of {keys.n}")
     with console.Reporter() as report:
-        paths = sampling.sample(run, out or ckpt.parent / "samples", keys, prompt=prompt, device=where, report=report)
+        paths = sampling.sample(
+            run, folder or ckpt.parent / "samples", keys, prompt=prompt, device=where, report=report, only=only
+        )
     listed = [str(path) for path in paths]
     console.result({"schema_version": 1, "samples": listed}, "\n".join(listed), as_json=as_json)
 

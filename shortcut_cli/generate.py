@@ -6,7 +6,7 @@ of a whole forward pass over the tokens since then, and the cost of a token stay
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,13 @@ from torch import Tensor
 
 from shortcut_cli.recipe import SampleKeys
 
-Allowed = Callable[[Sequence[int]], np.ndarray | None]
+
+class Guide(Protocol):
+    """Follows one row and says which ids may come next, bool (V,), or None for all; `left` ids are still to come."""
+
+    def allowed(self, left: int) -> np.ndarray | None: ...
+
+    def push(self, token: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,14 @@ def generate(
     *,
     keys: SampleKeys,
     end: int,
-    allowed: Allowed | None = None,
+    guides: Sequence[Guide] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Generation:
     """Sample at most `tokens` ids behind each row of `prompt`, int64 (B, P), P >= 1.
 
-    end: the id at which a row stops. allowed: which ids may follow the ids of a row (its prompt included), bool (V,),
-    or None for all; a step whose most probable id was not allowed counts as forced. Each row draws from a generator of
-    its own, seeded by seed and row. Same seed, same machine, same ids.
+    end: the id at which a row stops. guides: one for each row, which has followed its prompt; a step whose most
+    probable id was not allowed counts as forced. Each row draws from a generator of its own, seeded by seed and row.
+    Same seed, same machine, same ids.
     """
     rows = [row.tolist() for row in prompt]
     start = len(rows[0])
@@ -80,14 +86,16 @@ def generate(
     window = Window(model, prompt)
     for number in range(tokens):
         logits = window.logits().cpu()  # (B, V)
-        if allowed is not None:
-            logits = _restrict(logits, rows, done, allowed, forced)
+        if guides is not None:
+            logits = _restrict(logits, guides, tokens - number, done, forced)
         p = probabilities(logits, keys)
         drawn = [end if done[row] else draw(p[row], generators[row]) for row in range(len(rows))]
         for row, token in enumerate(drawn):
             if not done[row]:
                 rows[row].append(token)
                 done[row] = token == end
+                if guides is not None and not done[row]:
+                    guides[row].push(token)
         if progress:
             progress(number + 1)
         if all(done):
@@ -96,11 +104,11 @@ def generate(
     return Generation([row[start:] for row in rows], forced)
 
 
-def _restrict(logits: Tensor, rows: list[list[int]], done: list[bool], allowed: Allowed, forced: list[int]) -> Tensor:
+def _restrict(logits: Tensor, guides: Sequence[Guide], left: int, done: list[bool], forced: list[int]) -> Tensor:
     """Logits without what is not allowed; counts the steps at which that took the most probable id away."""
     logits = logits.clone()
-    for row, ids in enumerate(rows):
-        mask = None if done[row] else allowed(ids)
+    for row, guide in enumerate(guides):
+        mask = None if done[row] else guide.allowed(left)
         if mask is not None:
             legal = torch.from_numpy(mask)
             forced[row] += not bool(legal[logits[row].argmax()])

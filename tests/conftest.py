@@ -32,6 +32,14 @@ def shortcut(*arguments, cwd, check=0, **environment):
     return done
 
 
+def allowed(tokenizer, ids, left=10**6):
+    """Which ids may follow `ids` in a sample, where `left` are still to come."""
+    guide = tokenizer.guide()
+    for token in ids:
+        guide.push(int(token))
+    return guide.allowed(left)
+
+
 def write_texts(folder: Path, count: int = 30) -> None:
     """Small texts with some regularity, all different."""
     verbs = ("walks", "runs", "sits", "jumps", "sleeps", "waits", "eats", "drinks", "sings", "reads", "writes", "plays")

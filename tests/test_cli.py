@@ -186,3 +186,24 @@ def test_version(tmp_path):
     import shortcut_cli
 
     assert shortcut("--version", cwd=tmp_path).stdout.strip() == shortcut_cli.__version__
+
+
+@pytest.mark.parametrize("model", ["gpt", "shortcut"])
+def test_a_sample_is_made_again_byte_for_byte(text_run, tmp_path, model):
+    prompt = text_run / "texts" / "000.txt"
+    ckpt = text_run / model / "run.pt"
+    settings = ("-n", "3", "--tokens", "40", "--temperature", "1.3", "--seed", "7", "--top-k", "20")
+    shortcut("sample", "--ckpt", ckpt, "--prompt", prompt, *settings, "--out", "first", cwd=tmp_path)
+    sidecar = tmp_path / "first" / "sample-7-002.txt.json"
+    done = shortcut("sample", "--like", sidecar, cwd=tmp_path)
+    (again,) = done.stdout.split()
+    assert (tmp_path / again).read_bytes() == (tmp_path / "first" / "sample-7-002.txt").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "first" / "again").iterdir()) == [
+        "sample-7-002.txt",
+        "sample-7-002.txt.json",
+    ]
+    assert "leave out" in shortcut("sample", "--like", sidecar, "--top-k", "3", cwd=tmp_path, check=2).stderr
+    other = text_run / ("gpt" if model == "shortcut" else "shortcut") / "run.pt"
+    assert "--ckpt" in shortcut("sample", "--like", sidecar, "--ckpt", other, cwd=tmp_path, check=4).stderr
+    sidecar.write_text("[]")
+    assert "not the .json" in shortcut("sample", "--like", sidecar, cwd=tmp_path, check=4).stderr

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_models import CONTEXT, VOCABULARY, ids, make
 
 from shortcut_cli.generate import generate, probabilities
+from shortcut_cli.tokenizers.base import Guide
 
 ARMS = [("gpt", {}), ("shortcut", {}), ("shortcut", {"mode": "gated", "taps": "all"})]
 
@@ -84,17 +85,25 @@ def test_a_row_does_not_depend_on_how_many_there_are():
 def test_only_what_is_allowed_is_drawn_and_forced_steps_are_counted():
     model = make("gpt", {}).eval()
 
-    def odd_after_even(row):
-        mask = np.zeros(VOCABULARY, bool)
-        mask[1 - row[-1] % 2 :: 2] = True
-        return mask
+    class OddAfterEven(Guide):
+        mask = np.arange(VOCABULARY) % 2 == 1
 
-    made = generate(model, torch.zeros(2, 1, dtype=torch.int64), 30, keys=sampler(), end=-1, allowed=odd_after_even)
+        def allowed(self, left):
+            seen.append(left)
+            return self.mask
+
+        def push(self, token):
+            self.mask = np.arange(VOCABULARY) % 2 != token % 2
+
+    seen = []
+    prompt, guides = torch.zeros(2, 1, dtype=torch.int64), [OddAfterEven(), OddAfterEven()]
+    made = generate(model, prompt, 30, keys=sampler(), end=-1, guides=guides)
     for row in made.ids:
         assert [token % 2 for token in row] == [(place + 1) % 2 for place in range(30)]
+    assert seen[::2] == list(range(30, 0, -1))
     # The head is tied to the embedding, so that an untrained model's most probable id is the one before: never allowed.
     assert made.forced == [30, 30]
-    free = generate(model, ids(2, 4), 30, keys=sampler(), end=-1, allowed=lambda _: np.ones(VOCABULARY, bool))
+    free = generate(model, ids(2, 4), 30, keys=sampler(), end=-1, guides=[Guide(), Guide()])
     assert free.forced == [0, 0]
 
 

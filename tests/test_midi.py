@@ -12,6 +12,7 @@ import mido
 import numpy as np
 import pytest
 import symusic
+from conftest import allowed
 from pydantic import ValidationError
 
 from shortcut_cli import composer
@@ -73,7 +74,7 @@ class TestEveryScheme:
         for number in range(5):
             ids = []
             for _ in range(200):
-                mask = tokenizer.allowed(ids).copy()
+                mask = allowed(tokenizer, ids).copy()
                 assert mask.any()
                 mask[tokenizer.end] = False
                 ids.append(int(generator.choice(np.flatnonzero(mask))))
@@ -83,13 +84,32 @@ class TestEveryScheme:
             assert tokenizer.decode(ids, tmp_path / f"{number}.mid")["dropped"] == 0
             mido.MidiFile(tmp_path / f"{number}.mid")
 
+    @pytest.mark.parametrize("settings", [{}, {"tempos": False, "time_signatures": False}])
+    def test_every_sample_is_a_file_with_a_note(self, tmp_path, scheme, programs, settings):
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs, **settings))
+        generator = np.random.default_rng(3)
+        for number in range(20):
+            guide = tokenizer.guide()
+            ids = []
+            for left in range(guide.least + number // 2 * 3, 0, -1):
+                token = int(generator.choice(np.flatnonzero(guide.allowed(left))))
+                if token == tokenizer.end:
+                    break
+                ids.append(token)
+                guide.push(token)
+            units = tokenizer.decode(ids, tmp_path / f"{number}.mid")
+            assert units["note"] > 0
+            assert units["dropped"] == 0
+            assert symusic.Score(tmp_path / f"{number}.mid").note_num() > 0
+            assert any(message.type == "note_on" for message in mido.MidiFile(tmp_path / f"{number}.mid"))
+
     def test_the_end_comes_after_a_whole_note(self, pieces, scheme, programs):
         tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
         ids = tokenizer.prompt(pieces[0]).tolist()
         kinds = [tokenizer.base[i].split("_")[0] for i in ids]
         for place in range(len(ids) + 1):
             closed = place > 0 and kinds[place - 1] in ("Duration", "NoteOff", "DrumOff")
-            assert tokenizer.allowed(ids[:place])[tokenizer.end] == closed
+            assert allowed(tokenizer, ids[:place])[tokenizer.end] == closed
 
     def test_any_ids_decode(self, tmp_path, scheme, programs):
         tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
@@ -185,7 +205,7 @@ def test_bpe_shortens_and_survives(tmp_path, pieces):
     ids = np.concatenate(list(piece.ids)).tolist()
     assert len(ids) < 0.8 * len(plain.prompt(pieces[0]))
     assert tokenizer.decode(ids, tmp_path / "b.mid")["note"] == len(notes(pieces[0]))
-    assert all(tokenizer.allowed(ids[:place])[ids[place]] for place in range(1, len(ids)))
+    assert all(allowed(tokenizer, ids[:place])[ids[place]] for place in range(1, len(ids)))
     random = np.random.default_rng(2).integers(0, 600, 500).tolist()
     assert tokenizer.decode(random, tmp_path / "r.mid")["dropped"] > 0
     mido.MidiFile(tmp_path / "r.mid")

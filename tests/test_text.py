@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import sentencepiece
+from conftest import allowed
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -224,8 +225,8 @@ def test_chars_names_what_it_does_not_know(tmp_path):
     (tmp_path / "a.txt").write_text("hello world")
     expected = ["abcdefghijklmnopqrstuvwxyz".find(c) + 1 for c in "hello world"]
     assert tokenizer.prompt(tmp_path / "a.txt").tolist() == expected
-    assert not tokenizer.allowed([])[tokenizer.end]
-    assert tokenizer.allowed([3]).all()
+    assert not allowed(tokenizer, [])[tokenizer.end]
+    assert allowed(tokenizer, [3]).all()
 
 
 @pytest.mark.parametrize("after", ["afterwards", "BEFORE"])
@@ -305,7 +306,7 @@ def test_an_existing_model_that_loses_characters_says_so(tmp_path):
     ids = tokenizer.prompt(tmp_path / "a.txt").tolist()
     tokenizer.decode([*ids, tokenizer.end], tmp_path / "b.txt")
     assert (tmp_path / "b.txt").read_text().startswith("The cat number")
-    assert tokenizer.allowed(ids)[tokenizer.end]
+    assert allowed(tokenizer, ids)[tokenizer.end]
 
 
 def test_bytes_that_are_no_text_become_replacement_characters(tmp_path, trained):
@@ -316,7 +317,7 @@ def test_bytes_that_are_no_text_become_replacement_characters(tmp_path, trained)
 
 
 def test_masks_leave_out_control_pieces(trained):
-    beginning, later = trained.allowed([]), trained.allowed([5])
+    beginning, later = allowed(trained, []), allowed(trained, [5])
     assert not beginning[trained.end]
     assert later[trained.end]
     assert not later[trained.pieces.processor.unk_id()]

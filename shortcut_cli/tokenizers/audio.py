@@ -24,7 +24,7 @@ from shortcut_cli import files
 from shortcut_cli.codec import weights
 from shortcut_cli.errors import CheckFailed, Rejected
 from shortcut_cli.recipe import Keys
-from shortcut_cli.tokenizers.base import Assign, Document, Piece, Source, Tokenizer
+from shortcut_cli.tokenizers.base import Assign, Document, Guide, Piece, Source, Tokenizer
 
 FORMAT = 1
 SAMPLE_RATE_HZ = 24_000
@@ -172,9 +172,9 @@ class AudioTokenizer(Tokenizer):
                     count += len(samples)
         return {"second": count / SAMPLE_RATE_HZ}
 
-    def allowed(self, ids: Sequence[int]) -> np.ndarray | None:
+    def guide(self) -> Guide:
         """The codes of the codebook whose turn it is; the end only between frames, and not first."""
-        return self._turns[-1 if not len(ids) else len(ids) % self.stride]
+        return Turns(self._turns)
 
     @cached_property
     def _turns(self) -> np.ndarray:
@@ -210,6 +210,29 @@ class AudioTokenizer(Tokenizer):
 def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(ids), BLOCK_IDS):
         yield ids[start : start + BLOCK_IDS]
+
+
+class Turns(Guide):
+    """Follows the frames of a sample."""
+
+    def __init__(self, masks: np.ndarray) -> None:
+        self.masks = masks  # (Q + 1, V)
+        self.count = 0
+
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        """A whole frame."""
+        return max(0, len(self.masks) - 1 - self.count)
+
+    def allowed(self, left: int) -> np.ndarray:
+        """The codes of one codebook."""
+        del left
+        return np.asarray(self.masks[self.count % (len(self.masks) - 1) if self.count else -1])
+
+    def push(self, token: int) -> None:
+        """One more code."""
+        del token
+        self.count += 1
 
 
 def _versions() -> str:

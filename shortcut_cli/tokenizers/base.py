@@ -58,6 +58,22 @@ Assign = Callable[[Document], list[tuple[str, int]]]
 """Divides a document: (split, size) for each part in order; the sizes sum to the document's size."""
 
 
+class Guide:
+    """Follows one sample and says which ids may come next, so that it decodes to a file with something in it.
+
+    This one allows everything.
+    """
+
+    least = 1  # ids that are still needed for a file with something in it
+
+    def allowed(self, left: int) -> np.ndarray | None:  # noqa: ARG002
+        """Which ids may come next where `left` of them are still to come: bool (vocabulary,), or None for all."""
+        return None
+
+    def push(self, token: int) -> None:
+        """Take over the next id."""
+
+
 class Tokenizer(ABC):
     """Files of one domain <-> ids in range(vocabulary). Constructing one is cheap; weights load on first use."""
 
@@ -128,9 +144,9 @@ class Tokenizer(ABC):
         Ids from the first end id on are ignored.
         """
 
-    def allowed(self, ids: Sequence[int]) -> np.ndarray | None:  # noqa: ARG002
-        """Which ids may follow `ids` (those since the document's start): bool (vocabulary,), or None for all."""
-        return None
+    def guide(self) -> Guide:
+        """The guide of a sample from its beginning on."""
+        return Guide()
 
     @abstractmethod
     def save(self, folder: Path) -> None:

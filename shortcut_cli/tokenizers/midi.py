@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,7 +25,7 @@ from pydantic import Field, field_validator
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.recipe import Keys
-from shortcut_cli.tokenizers.base import Assign, Document, Piece, Source, Tokenizer
+from shortcut_cli.tokenizers.base import Assign, Document, Guide, Piece, Source, Tokenizer
 
 FORMAT = 1
 BLOCK_IDS = 1 << 20
@@ -35,6 +36,7 @@ SPECIAL = ("PAD", "BOS", "EOS")
 IDENTITY = ("tokenization", "config")  # what MidiTok's JSON says of the ids below BPE
 NOTE_TYPES = ("Pitch", "NoteOn", "PitchDrum", "DrumOn")
 CLOSING_TYPES = ("Duration", "NoteOff", "DrumOff")  # what ends a note
+TIME_TYPES = ("TimeShift", "Rest")
 OPENING_TYPES = ("Bar", "TimeSig", "Tempo", "TimeShift", "Program", *NOTE_TYPES)
 
 
@@ -270,9 +272,9 @@ class MidiTokenizer(Tokenizer):
         files.write(path, score.dumps_midi())
         return _units(score, score.note_num()) | {"dropped": len(found) - len(legal)}
 
-    def allowed(self, ids: Sequence[int]) -> np.ndarray | None:
-        """What MidiTok's own table lets follow; the end only after a whole note."""
-        return self.grammar.allowed(ids)
+    def guide(self) -> Guide:
+        """What MidiTok's own table lets follow; the end only after a whole note, for which there is always room."""
+        return Notes(self.grammar)
 
     @cached_property
     def grammar(self) -> "Grammar":
@@ -312,15 +314,22 @@ class Grammar:
 
     def __init__(self, tokenizer: Any, end: int) -> None:
         self.end = end
-        spelled = _spelled(tokenizer)
+        self.spelled = _spelled(tokenizer)
+        spelled = [[token.partition("_")[0] for token in tokens] for tokens in self.spelled]
         graph = tokenizer.tokens_types_graph
+        self.graph = {kind: sorted(after - set(SPECIAL)) for kind, after in graph.items()}
+        self.by_off = "NoteOff" in graph
         kinds = sorted(graph)
         place = {kind: number for number, kind in enumerate(kinds)}
         first = np.array([place[types[0]] for types in spelled])
         self.last = np.array([place[types[-1]] for types in spelled])
         self.musical = np.array([types[0] not in SPECIAL for types in spelled])
         self.is_note = np.array([any(t in NOTE_TYPES for t in types) for types in spelled])
-        self.closes = np.array([types[-1] in CLOSING_TYPES for types in spelled])
+        self.single: dict[str, list[tuple[str, int]]] = {}  # type -> (value, id) of the tokens that BPE left single
+        for number, tokens in enumerate(self.spelled):
+            if len(tokens) == 1:
+                kind, _, value = tokens[0].partition("_")
+                self.single.setdefault(kind, []).append((value, number))
         may = np.array([[b in graph[a] for b in kinds] for a in kinds])
         self.follows = may[:, first] & self.musical  # (kinds, V)
         opening = "Bar" if "Bar" in place else None
@@ -328,6 +337,28 @@ class Grammar:
         if not opening and "Program" in place:
             starts = [kind for kind in starts if kind not in NOTE_TYPES]
         self.beginning = np.isin(first, [place[kind] for kind in starts]) & self.musical
+        self.opening_kinds = starts
+
+    @cached_property
+    def longest_plan(self) -> int:
+        """Ids that a whole note takes at most, from wherever a sample can be."""
+        lengths = []
+        for kind in ["", *self.single]:
+            guide = Notes(self)
+            guide.kind, guide.begun = kind, kind in NOTE_TYPES
+            if kind not in SPECIAL:
+                lengths.append(len(guide.plan()))
+        return max(lengths)
+
+    def kinds_after(self, kind: str) -> list[str]:
+        """The types that may follow a type, or begin a piece where it is empty."""
+        return self.graph.get(kind, []) if kind else self.opening_kinds
+
+    def example(self, kind: str, program: int, pitch: str) -> int:
+        """An id of a type: with the pitch or program that is asked for, else the first."""
+        known = dict(self.single[kind])
+        wanted = pitch if kind in (*NOTE_TYPES, *CLOSING_TYPES) else str(program) if kind == "Program" else ""
+        return known.get(wanted, self.single[kind][0][1])
 
     def legal(self, ids: Sequence[int]) -> list[int]:
         """The ids that may follow those kept before them; any token of music may be the first."""
@@ -337,18 +368,101 @@ class Grammar:
                 kept.append(i)
         return kept
 
-    def allowed(self, ids: Sequence[int]) -> np.ndarray:
-        """Which ids may follow `ids`: bool (V,)."""
-        if not len(ids):
-            return self.beginning
-        mask = self.follows[self.last[ids[-1]]].copy()
-        # A note is rarely far back, so this looks at a few ids.
-        mask[self.end] = bool(self.closes[ids[-1]]) and any(self.is_note[i] for i in reversed(ids))
+
+class Notes(Guide):
+    """Follows the notes of a sample: MidiTok's table of types, and what is missing to a first whole note.
+
+    A note is whole at its duration, or, in MIDI-Like, at a note-off for what sounds, after time has passed.
+    """
+
+    def __init__(self, grammar: "Grammar") -> None:
+        self.grammar = grammar
+        self.kind = ""  # type of the last token
+        self.program = 0
+        self.begun = self.passed = self.whole = False  # a note; time since then; a whole note
+        self.sounding: dict[tuple[int, str], int] = {}  # (program, pitch) -> time tokens when it began
+        self.time = 0
+        self.closed = False  # the last token ended a note
+        self.token = -1
+
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        """Tokens to the first whole note."""
+        return len(self.plan())
+
+    def allowed(self, left: int) -> np.ndarray:
+        """What may follow; the shortest way to a whole note where a step off it could leave too little."""
+        grammar = self.grammar
+        mask = (grammar.follows[grammar.last[self.token]] if self.kind else grammar.beginning).copy()
+        mask[grammar.end] = self.closed and self.whole
+        if not self.whole and left <= grammar.longest_plan:
+            mask[:] = False
+            mask[self.plan()[0]] = True
         return mask
+
+    def push(self, token: int) -> None:
+        """Take over an id and all that it spells."""
+        for word in self.grammar.spelled[token]:
+            kind, _, value = word.partition("_")
+            self._hear(kind, value)
+        self.kind = self.grammar.spelled[token][-1].partition("_")[0]
+        self.closed = self.kind in CLOSING_TYPES
+        self.token = token
+
+    def _hear(self, kind: str, value: str) -> None:
+        if kind == "Program":
+            self.program = int(value)
+        elif kind in TIME_TYPES:
+            self.time += 1
+            self.passed = self.begun
+        elif kind in NOTE_TYPES:
+            self.begun, self.passed = True, False
+            self.sounding.setdefault((self.program, value), self.time)
+        elif kind == "Duration":
+            self.whole |= self.begun
+        elif kind in CLOSING_TYPES:
+            self.whole |= self.sounding.pop((self.program, value), self.time) < self.time
+
+    def plan(self) -> list[int]:
+        """The shortest row of ids from here to a whole note; none where there is one, or no way leads there."""
+        if self.whole:
+            return []
+        by_duration, first, pitch = True, (self.kind, self.begun, False), "60"
+        if self.grammar.by_off:
+            open_here = {pitch: began for (program, pitch), began in self.sounding.items() if program == self.program}
+            pitch = min(open_here, key=lambda pitch: (open_here[pitch], pitch), default="60")
+            by_duration, first = False, (self.kind, bool(open_here), open_here.get(pitch, self.time) < self.time)
+        came: dict[tuple[str, bool, bool], tuple[str, bool, bool] | None] = {first: None}
+        waiting = deque([first])
+        while waiting:
+            state = waiting.popleft()
+            kind, begun, passed = state
+            for after in self.grammar.kinds_after(kind):
+                closes = after in CLOSING_TYPES
+                if closes and begun and (by_duration or passed):
+                    kinds = [*_way(came, state), after]
+                    return [self.grammar.example(kind, self.program, pitch) for kind in kinds]
+                if closes:
+                    continue
+                begins = after in NOTE_TYPES
+                reached = (after, begun or begins, (passed or (begun and after in TIME_TYPES)) and not begins)
+                if reached not in came:
+                    came[reached] = state
+                    waiting.append(reached)
+        return []
+
+
+def _way(came: dict[Any, Any], reached: Any) -> list[str]:
+    """The types on the way to a state, the first state left out."""
+    way: list[str] = []
+    while came[reached] is not None:
+        way.append(reached[0])
+        reached = came[reached]
+    return way[::-1]
 
 
 def _spelled(tokenizer: Any) -> list[list[str]]:
-    """The types of the base tokens that each id stands for."""
+    """The base tokens that each id stands for."""
     spelled: list[list[str]] = [[]] * len(tokenizer)
     if tokenizer.is_trained:
         for piece, number in tokenizer.vocab_model.items():
@@ -356,7 +470,7 @@ def _spelled(tokenizer: Any) -> list[list[str]]:
     else:
         for token, number in tokenizer.vocab.items():
             spelled[number] = [token]
-    return [[token.split("_")[0] for token in tokens] for tokens in spelled]
+    return spelled
 
 
 class _Corpus:

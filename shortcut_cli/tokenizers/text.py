@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.recipe import Keys
-from shortcut_cli.tokenizers.base import Assign, Document, Piece, Source, Tokenizer
+from shortcut_cli.tokenizers.base import Assign, Document, Guide, Piece, Source, Tokenizer
 
 FORMAT = 1
 IDENTITY = {"algorithm", "alphabet", "documents", "normalization"}  # what counts beside the SentencePiece model
@@ -243,9 +243,9 @@ class TextTokenizer(Tokenizer):
         files.write(path, content)
         return {"byte": len(content)}
 
-    def allowed(self, ids: Sequence[int]) -> np.ndarray | None:
+    def guide(self) -> Guide:
         """No control pieces, and no end before anything is there."""
-        return self.pieces.anything if len(ids) else self.pieces.beginning
+        return Letters(self.pieces.beginning, self.pieces.anything)
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, and the SentencePiece model where there is one."""
@@ -270,6 +270,24 @@ class TextTokenizer(Tokenizer):
         if options.algorithm != "chars":
             Pieces(model)
         return cls(options, model, trained_on)
+
+
+class Letters(Guide):
+    """Follows a sampled text."""
+
+    def __init__(self, beginning: np.ndarray, anything: np.ndarray) -> None:
+        self.beginning, self.anything = beginning, anything
+        self.least = 1
+
+    def allowed(self, left: int) -> np.ndarray:
+        """What can be text."""
+        del left
+        return self.beginning if self.least else self.anything
+
+    def push(self, token: int) -> None:
+        """One more piece."""
+        del token
+        self.least = 0
 
 
 # Text in, text out ----------------------------------------------------------------------------------------------------
