@@ -17,6 +17,7 @@ class Found:
     files: list[tuple[str, Path]] = field(default_factory=list)  # (path below its root, path), sorted by the first
     rejects: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
     ignored: int = 0  # files in folders whose suffix is not of the domain
+    misnamed: dict[str, Path] = field(default_factory=dict)  # folders that are named like files of the domain
 
 
 def find(arguments: Iterable[str], suffixes: tuple[str, ...]) -> Found:
@@ -31,7 +32,7 @@ def find(arguments: Iterable[str], suffixes: tuple[str, ...]) -> Found:
     best: dict[str, tuple[int, str, Path]] = {}
     for argument in arguments:
         for root in _expand(argument):
-            for relative, path in _walk(root, found):
+            for relative, path in _walk(root, suffixes, found):
                 if not path.name.lower().endswith(suffixes):
                     _pass_over(path, root, suffixes, found)
                 elif reason := _not_a_file(path):
@@ -41,6 +42,9 @@ def find(arguments: Iterable[str], suffixes: tuple[str, ...]) -> Found:
                     candidate = (-relative.count("/"), relative, path)
                     real = os.path.realpath(path)
                     best[real] = min(best.get(real, candidate), candidate)
+    for relative, folder in found.misnamed.items():
+        if not any(folder in path.parents for _, _, path in best.values()):
+            found.rejects.append((relative, "is a folder, without files of this kind in it"))
     found.files = sorted((relative, path) for _, relative, path in best.values())
     found.rejects = sorted(set(found.rejects))
     return found
@@ -55,7 +59,7 @@ def _expand(argument: str) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def _walk(root: Path, found: Found) -> Iterator[tuple[str, Path]]:
+def _walk(root: Path, suffixes: tuple[str, ...], found: Found) -> Iterator[tuple[str, Path]]:
     if not root.is_dir():
         yield root.name, root
         return
@@ -73,6 +77,8 @@ def _walk(root: Path, found: Found) -> Iterator[tuple[str, Path]]:
         visited.add((status.st_dev, status.st_ino))
         # Real folders before links to them, so that a link back does not take their place.
         names.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        like_files = (name for name in names if name.lower().endswith(suffixes))
+        found.misnamed |= {os.path.relpath(Path(folder, name), root): Path(folder, name) for name in like_files}
         for name in sorted(file_names):
             path = Path(folder, name)
             yield path.relative_to(root).as_posix(), path

@@ -36,6 +36,11 @@ class DataKeys(Keys):
     test: float = Field(0.05, description="share of the test split", gt=0, lt=0.5)
     shard_tokens: int = Field(2**28, description="tokens in one shard file, at most", ge=1024)
     file_timeout_s: float = Field(7200, description="a file that takes longer than this is rejected, in seconds", gt=0)
+    file_memory_mb: int = Field(
+        4096,
+        description="a file that takes more memory than this, libraries included, is rejected, in MB (on Linux)",
+        ge=1024,
+    )
 
 
 class ModelKeys(Keys):

@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -25,19 +27,25 @@ def _start() -> None:
 
 
 def in_order(
-    work: Callable[..., Any], jobs: Iterable[Job], fixed: tuple[Any, ...], *, workers: int, timeout_s: float
+    work: Callable[..., Any],
+    jobs: Iterable[Job],
+    fixed: tuple[Any, ...],
+    *,
+    workers: int,
+    timeout_s: float,
+    memory_mb: int,
 ) -> Iterator[tuple[Job, Any]]:
     """Run `work(*fixed, job)` for each job in worker processes and yield (job, result) in the order of the jobs.
 
-    Where the result is a `Rejected`, the job raised it, its process died, or it took more than `timeout_s` seconds.
-    Any other exception of `work` is a bug and is raised here.
+    Where the result is a `Rejected`, the job raised it, its process died, it took more than `timeout_s` seconds, or
+    more than `memory_mb` on top of what its process had. Any other exception of `work` is a bug and is raised here.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPool(max_workers=workers, context=context, initializer=_start) as pool:
         waiting: deque[tuple[Job, ProcessFuture[Any]]] = deque()
         try:
             for job in jobs:
-                waiting.append((job, pool.schedule(work, args=(*fixed, job), timeout=timeout_s)))
+                waiting.append((job, pool.schedule(_within, args=(memory_mb, work, *fixed, job), timeout=timeout_s)))
                 if len(waiting) >= AHEAD * workers:
                     yield _result(*waiting.popleft(), timeout_s)
             while waiting:
@@ -45,6 +53,34 @@ def in_order(
         finally:
             with suppress(RuntimeError):
                 pool.stop()  # type: ignore[no-untyped-call]
+
+
+def _within(memory_mb: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a job whose process can take only so much more memory than it has.
+
+    The kernel's limit is on private writable memory, RLIMIT_DATA; file mappings do not count.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _data_bytes() + memory_mb * 1_000_000
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        return work(*arguments)
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's allocator raises a RuntimeError.
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise Rejected(f"needs more than {memory_mb} MB of memory (data.file_memory_mb)") from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _data_bytes() -> int:
+    """Private writable memory of this process; without Linux's /proc it is not known, and counts as none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
 
 
 def _result(job: Job, future: ProcessFuture[Any], timeout_s: float) -> tuple[Job, Any]:

@@ -55,8 +55,8 @@ def test_what_is_not_a_file_is_rejected_with_its_reason(tree):
     (tree / "broken.txt").symlink_to(tree / "nowhere")
     (tree / "folder.txt").mkdir()
     found = inputs.find([str(tree)], SUFFIXES)
-    assert [name for name, _ in found.rejects] == ["broken.txt", "pipe.txt"]
-    assert found.rejects[1][1] == "is not a regular file"
+    assert [name for name, _ in found.rejects] == ["broken.txt", "folder.txt", "pipe.txt"]
+    assert found.rejects[2][1] == "is not a regular file"
 
 
 def test_a_named_file_of_another_kind_is_rejected(tree):
@@ -67,3 +67,12 @@ def test_a_named_file_of_another_kind_is_rejected(tree):
 def test_an_argument_that_names_nothing(tree):
     with pytest.raises(UsageError, match="does not exist"):
         inputs.find([str(tree / "nothing")], SUFFIXES)
+
+
+def test_a_folder_named_like_a_file_is_listed_unless_it_holds_files(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    (tmp_path / "b.txt").mkdir()
+    (tmp_path / "b.txt" / "c.txt").write_text("c")
+    found = inputs.find([str(tmp_path)], (".txt",))
+    assert [relative for relative, _ in found.files] == ["b.txt/c.txt"]
+    assert found.rejects == [("a.txt", "is a folder, without files of this kind in it")]

@@ -186,18 +186,27 @@ def misbehave(job):
         os.kill(os.getpid(), signal.SIGSEGV)
     if job == "hangs":
         time.sleep(60)
+    if job == "grows":
+        return len(bytearray(4_000_000_000))
+    if job == "grows in torch":
+        import torch
+
+        return torch.ones(1000, 1000, 1000).sum().item()
     if job == "refuses":
         raise Rejected("no")
     return job.upper()
 
 
-def test_a_job_that_crashes_or_hangs_costs_itself():
-    jobs = ["a", "dies", "b", "hangs", "refuses", "c"]
-    results = {job: str(result) for job, result in in_order(misbehave, jobs, (), workers=2, timeout_s=5)}
+def test_a_job_that_crashes_hangs_or_grows_costs_itself():
+    jobs = ["a", "dies", "b", "hangs", "grows", "refuses", "grows in torch", "c"]
+    done = in_order(misbehave, jobs, (), workers=2, timeout_s=20, memory_mb=2000)
+    results = {job: str(result) for job, result in done}
     assert list(results) == jobs
     assert [results[job] for job in ("a", "b", "c")] == ["A", "B", "C"]
     assert "SIGSEGV" in results["dies"]
-    assert "longer than 5 s" in results["hangs"]
+    assert "longer than 20 s" in results["hangs"]
+    assert "more than 2000 MB" in results["grows"]
+    assert "more than 2000 MB" in results["grows in torch"]
     assert results["refuses"] == "no"
 
 

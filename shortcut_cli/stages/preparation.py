@@ -147,7 +147,7 @@ def _hash(found: inputs.Found, threads: int, report: Report) -> tuple[list[Input
 def _request(recipe: Recipe, hashed: list[Input]) -> dict[str, Any]:
     """All that was asked for, to tell a repeated command from another one."""
     lines = [json.dumps([file.relative, file.sha256, *file.duplicates]) for file in hashed]
-    data = recipe.data.model_dump(exclude={"shards", "file_timeout_s"})
+    data = recipe.data.model_dump(exclude={"shards", "file_timeout_s", "file_memory_mb"})
     content = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     inputs_ = {"files": sum(1 + len(file.duplicates) for file in hashed), "sha256": content}
     return {"data": data, "tokenizer": recipe.tokenizer.model_dump(), "inputs": inputs_}
@@ -225,6 +225,7 @@ class _Job:
             (self.tokenizer, data.val, data.test),
             workers=max(1, min(self.n_workers, len(sources))),
             timeout_s=data.file_timeout_s,
+            memory_mb=data.file_memory_mb,
         )
         kept: list[tuple[Source, splits.Tally]] = []
         for done, (source, result) in enumerate(results, 1):
