@@ -25,11 +25,12 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, UsageError
@@ -194,15 +195,65 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} {state}", "`shortcut prepare audio|midi|text PATH... --out DIR` makes one")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["format"], manifest["checksum"], manifest["splits"], manifest["files"], manifest["tokenizer"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = manifest["format"], manifest["checksum"]
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise CheckFailed(f"{path} is damaged: {error!r}", "prepare the folder again") from error
     if found[0] != FORMAT:
         raise CheckFailed(f"{path} has format {found[0]!r}; this version reads {FORMAT}", "update shortcut")
     if found[1] != _checksum(manifest):
         raise CheckFailed(f"{path} was changed after it was written", "prepare the folder again")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckFailed(f"{path} is damaged: {where}: {first['msg']}", "prepare the folder again") from error
     assert isinstance(manifest, dict)
     return manifest
+
+
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or not parts.name or "\0" in name:
+        raise ValueError("leads out of the folder")
+    return name
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+
+
+class _File(BaseModel):
+    bytes: Count
+    sha256: str
+
+
+class _Split(BaseModel):
+    documents: Count
+    tokens: Count
+    units: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+class _Splits(BaseModel):
+    train: _Split
+    val: _Split
+    test: _Split
+
+
+class _Tokenizer(BaseModel):
+    name: str
+    fingerprint: str
+    vocabulary: Annotated[int, Field(ge=1, le=2**31)]
+    end: Count
+    unit: str
+
+
+class _Manifest(BaseModel):
+    """What the readers of a manifest rely on; it says more."""
+
+    files: dict[Annotated[str, AfterValidator(_inside)], _File]
+    splits: _Splits
+    tokenizer: _Tokenizer
+    request: dict[str, Any]
 
 
 def noted_paths(manifest: dict[str, Any]) -> Path:
