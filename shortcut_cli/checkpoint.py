@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -63,13 +63,41 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
     missing = FIELDS.keys() - content.keys()
     assert not missing, f"checkpoint without {missing}"
     with files.writing(path, previous) as stream:
-        torch.save(content, stream)
+        _save(content, stream)
         # The last two bytes of a zip file without a comment are the comment's length.
         stream.seek(-2, os.SEEK_END)
         stream.write(SEAL_BYTES.to_bytes(2, "little"))
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.write(SEAL + digest.encode())
+
+
+class _Noting:
+    """Passes writes on and keeps the error of one that failed, which PyTorch replaces by a RuntimeError."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.stream.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
+    noting = _Noting(stream)
+    try:
+        torch.save(content, noting)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if noting.error:
+            raise noting.error from error
+        raise
 
 
 def _check_seal(path: Path) -> None:

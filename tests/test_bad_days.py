@@ -1,0 +1,99 @@
+"""Full disks, folders in use, inputs that vanish: a clear message, the right exit code, the old state intact."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
+
+from shortcut_cli import files
+from shortcut_cli.errors import UsageError
+from shortcut_cli.shards import Shards
+
+CHARS = ("--recipe", "text-tiny", *set_flags(*TEXT_SETTINGS))
+
+
+def limited(blocks, *arguments, cwd):
+    """The command with files of at most `blocks` KiB, as on a disk that is full."""
+    command = 'ulimit -f "$0"; exec "$@"'
+    return subprocess.run(
+        ["bash", "-c", command, str(blocks), sys.executable, "-m", "shortcut_cli", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_a_disk_that_is_full_during_preparation(tmp_path):
+    write_texts(tmp_path / "texts")
+    full = limited(4, "prepare", "text", "texts", *CHARS, "--out", "s", cwd=tmp_path)
+    assert full.returncode == 1, full.stderr
+    assert "File too large" in full.stderr
+    assert "Traceback" not in full.stderr
+    shortcut("inspect", "s", cwd=tmp_path, check=2)
+    shortcut("prepare", "text", "texts", *CHARS, "--out", "s", cwd=tmp_path)
+    shortcut("inspect", "s", "--verify", cwd=tmp_path)
+
+
+def test_a_disk_that_is_full_during_training(text_run, tmp_path):
+    arguments = ("train", *CHARS, "--set", f"data.shards={text_run / 'shards'}", "--out", "run")
+    full = limited(200, *arguments, cwd=tmp_path)
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stderr
+    assert not (tmp_path / "run" / "run.pt").exists()
+    shortcut(*arguments, cwd=tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    more = limited(200, "eval", "--ckpt", "run/run.pt", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    longer = limited(200, *arguments, "--out", "other", cwd=tmp_path)
+    assert longer.returncode == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
+    assert not list((tmp_path / "other").glob("*.pt"))
+
+
+def test_the_second_process_is_told_who_holds_the_folder(text_run, tmp_path):
+    with files.held(tmp_path / "run", "shortcut train"):
+        arguments = ("train", *CHARS, "--set", f"data.shards={text_run / 'shards'}", "--out", "run")
+        refused = shortcut(*arguments, cwd=tmp_path, check=2)
+    assert f"shortcut train, process {os.getpid()}" in refused.stderr
+    shortcut(*arguments, cwd=tmp_path)
+
+
+def test_an_input_that_vanishes_or_changes_between_two_looks(tmp_path, monkeypatch):
+    from shortcut_cli import recipe
+    from shortcut_cli.stages import preparation
+
+    write_texts(tmp_path / "texts", 5)
+    keys = recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={tmp_path / 's'}"])
+    hashed = preparation._hash
+
+    def then_removes(*arguments):
+        found = hashed(*arguments)
+        (tmp_path / "texts" / "003.txt").unlink()
+        return found
+
+    monkeypatch.setattr(preparation, "_hash", then_removes)
+    options = {"n_workers": 1, "max_bad": "1", "report": lambda *_, **__: None}
+    manifest = preparation.prepare(keys, [str(tmp_path / "texts")], tmp_path / "s", **options)
+    assert (manifest["inputs"], manifest["rejected"]) == (5, 1)
+    assert "003.txt" in (tmp_path / "s" / "rejects.jsonl").read_text()
+    Shards(tmp_path / "s")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_can_not_be_written(tmp_path):
+    write_texts(tmp_path / "texts", 5)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused = shortcut("prepare", "text", "texts", *CHARS, "--out", "locked/s", cwd=tmp_path, check=1)
+    assert "Permission denied" in refused.stderr
+
+
+def test_a_lock_ends_with_its_block(tmp_path):
+    with files.held(tmp_path, "a"), pytest.raises(UsageError, match="in use: a, process"), files.held(tmp_path, "b"):
+        pass
+    with files.held(tmp_path, "b"):
+        pass
