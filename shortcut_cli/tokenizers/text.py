@@ -58,7 +58,7 @@ class TextOptions(Keys):
     character_coverage: float = Field(
         0.9995, description="share of the training characters that get pieces", gt=0, le=1
     )
-    sample_mb: int = Field(64, description="text that SentencePiece is trained on, at most, in MB", ge=1)
+    sample_mb: int = Field(32, description="text that SentencePiece is trained on, at most, in MB", ge=1)
     alphabet: str = Field(" abcdefghijklmnopqrstuvwxyz", description="the characters of chars", min_length=1)
 
     @model_validator(mode="after")
