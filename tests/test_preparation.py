@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +131,14 @@ def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_
         Shards(tmp_path / "killed")
     run("music-tiny", [material / "midi"], tmp_path / "killed")
     assert folder_hash(tmp_path / "killed") == folder_hash(tmp_path / "whole")
+
+
+def test_preparations_that_are_killed_at_random_moments_end_in_the_same_bytes(material):
+    script = Path(__file__).parent.parent / "benchmarks" / "kill.py"
+    command = [sys.executable, script, "midi", material / "midi", "--rounds", "1", "--set", "tokenizer.bpe=600"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "folders with other bytes: 0" in done.stdout
 
 
 def test_augmentation_is_for_training_alone(material, tmp_path):
