@@ -379,7 +379,7 @@ class Notes(Guide):
         self.grammar = grammar
         self.kind = ""  # type of the last token
         self.program = 0
-        self.begun = self.passed = self.whole = False  # a note; time since then; a whole note
+        self.begun = self.whole = False  # a note; a whole one
         self.sounding: dict[tuple[int, str], int] = {}  # (program, pitch) -> time tokens when it began
         self.time = 0
         self.closed = False  # the last token ended a note
@@ -414,9 +414,8 @@ class Notes(Guide):
             self.program = int(value)
         elif kind in TIME_TYPES:
             self.time += 1
-            self.passed = self.begun
         elif kind in NOTE_TYPES:
-            self.begun, self.passed = True, False
+            self.begun = True
             self.sounding.setdefault((self.program, value), self.time)
         elif kind == "Duration":
             self.whole |= self.begun
