@@ -1,6 +1,5 @@
 """Preparation: the same bytes however it is run, every input accounted for, and sound and MIDI through to samples."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 import soundfile
 import symusic
 from conftest import set_flags, shortcut, write_texts
+from kill import folder_sha256  # benchmarks/kill.py
 
 from shortcut_cli import composer, recipe
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
@@ -24,13 +24,6 @@ SMALL = ("train.steps=4", "train.eval_every=2", "train.warmup=1", "sample.n=1", 
 
 def quiet(*_, **__):
     pass
-
-
-def folder_hash(folder):
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"):
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def run(name, paths, out, *settings, workers=1, max_bad="0"):
@@ -72,7 +65,7 @@ def test_equal_bytes_for_any_workers_order_and_form_of_arguments(material, tmp_p
     root = material / kind
     run(name, [root], tmp_path / "a", *settings)
     run(name, [kind, root, root / "more"][: 3 if kind == "midi" else 2][::-1], tmp_path / "b", *settings, workers=3)
-    assert folder_hash(tmp_path / "a") == folder_hash(tmp_path / "b")
+    assert folder_sha256(tmp_path / "a") == folder_sha256(tmp_path / "b")
     manifest = Shards(tmp_path / "a").manifest
     assert all(split["documents"] for split in manifest["splits"].values())
     assert not (tmp_path / "a" / ".staging").exists()
@@ -130,7 +123,7 @@ def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_
     with pytest.raises(UsageError, match="is incomplete"):
         Shards(tmp_path / "killed")
     run("music-tiny", [material / "midi"], tmp_path / "killed")
-    assert folder_hash(tmp_path / "killed") == folder_hash(tmp_path / "whole")
+    assert folder_sha256(tmp_path / "killed") == folder_sha256(tmp_path / "whole")
 
 
 def test_preparations_that_are_killed_at_random_moments_end_in_the_same_bytes(material):

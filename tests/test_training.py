@@ -1,7 +1,6 @@
 """Training: a resumed run is the run, to the bit; what is refused; what is written."""
 
 import collections
-import hashlib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from conftest import TEXT_SETTINGS
 
 from shortcut_cli import checkpoint, recipe
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
-from shortcut_cli.stages import training
+from shortcut_cli.stages import proof, training
 
 
 def quiet(*_, **__):
@@ -28,11 +27,7 @@ def go(resolved, folder, stop=lambda: None, resume="auto"):
 
 
 def weights_hash(folder, name="resume.pt"):
-    content = checkpoint.load(folder / name)
-    digest = hashlib.sha256()
-    for key, tensor in sorted(content["model"].items()):
-        digest.update(key.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return proof.weights_sha256(folder / name)
 
 
 def log_lines(folder):
