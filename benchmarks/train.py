@@ -1,16 +1,18 @@
 """Training speed: `gpt`, `shortcut` and nanoGPT's model, in turn, each in a process of its own.
 
-    python benchmarks/train.py [--nanogpt FOLDER] [--rounds 9]
+    python benchmarks/train.py [--nanogpt FOLDER] [--starts 5] [--rounds 6]
 
 FOLDER is a checkout of github.com/karpathy/nanoGPT (its model.py is imported; nothing of it is in this project).
 Shape: 6 layers, width 256, 8 heads, feed-forward 1,024, context 256, batch 16, vocabulary 1,024, fp32, fused AdamW,
-clipping at 1.0. Every round times a few steps of each arm; the medians over the rounds are printed, with each arm's
+clipping at 1.0. Every round times a few steps of each arm, in random order, and the processes are started anew a few
+times: one process can be two per cent faster than the next. The medians over all rounds are printed, with each arm's
 ratio to `gpt` taken round by round, the FLOPs that torch counts, and the share of the time that goes to data.
 """
 
 import argparse
 import importlib.util
 import multiprocessing
+import random
 import statistics
 import sys
 import tempfile
@@ -54,7 +56,7 @@ def windows(folder):
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 2_000_000)
     for split in shards.SPLITS:
         writer.add(split, [ids], {}, {})
-    identity = {"vocabulary": VOCABULARY, "end": VOCABULARY - 1, "unit": "byte"}
+    identity = {"name": "random", "fingerprint": "", "vocabulary": VOCABULARY, "end": VOCABULARY - 1, "unit": "byte"}
     writer.finish([], {"request": {}, "tokenizer": identity})
     return batches.Windows(shards.Shards(folder).split("train"), CONTEXT, seed=1)
 
@@ -140,24 +142,29 @@ def count(batch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", metavar="FOLDER")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=5, help="how often every arm gets a new process")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds with each process")
     options = parser.parse_args()
     names = ["gpt", "shortcut"] + (["nanoGPT"] if options.nanogpt else [])
     spawn = multiprocessing.get_context("spawn")
-    arguments = {name: (name, options.nanogpt, torch.get_num_threads()) for name in names}
-    arms = {name: ProcessPoolExecutor(1, spawn, begin, arguments[name]) for name in names}
     times = {name: [] for name in names}
     data_s = []
     with tempfile.TemporaryDirectory() as folder:
         source = windows(Path(folder))
-        for number in range(options.rounds + 1):  # the first warms up
-            started = time.perf_counter()
-            batch = source.batch(number * BATCH, BATCH)
-            data_s.append(time.perf_counter() - started)
-            for name in names:
-                times[name].append(arms[name].submit(time_steps, batch).result())
-    flops = {name: arms[name].submit(count, batch).result() for name in names}
-    times = {name: values[1:] for name, values in times.items()}
+        for _ in range(options.starts):
+            arguments = {name: (name, options.nanogpt, torch.get_num_threads()) for name in names}
+            arms = {name: ProcessPoolExecutor(1, spawn, begin, arguments[name]) for name in names}
+            for number in range(options.rounds + 1):
+                started = time.perf_counter()
+                batch = source.batch(number * BATCH, BATCH)
+                data_s.append(time.perf_counter() - started)
+                for name in random.sample(names, len(names)):  # none always runs behind the same other one
+                    step_s = arms[name].submit(time_steps, batch).result()
+                    if number:  # the first round warms up
+                        times[name].append(step_s)
+            flops = {name: arms[name].submit(count, batch).result() for name in names}
+            for arm in arms.values():
+                arm.shutdown()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print(f"{'arm':<10}{'tokens/s':>10}{'s/step':>9}{'time / gpt':>12}{'FLOPs / gpt':>13}{'GFLOPs/step':>13}")
     for name in names:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
-from shortcut_cli.models.blocks import Cache, Decoder, FeedForward, RMSNorm, Trace, attend, rotate
+from shortcut_cli.models.blocks import Cache, Decoder, FeedForward, RMSNorm, Trace, attend, join, rotate, split_heads
 from shortcut_cli.recipe import Keys, ModelKeys
 
 TAPS_FORM = re.compile(r"paper|all|none|every:[1-9]\d*|\d+(,\d+)*")
@@ -142,9 +142,8 @@ class TapAttention(nn.Module):
         if not self.own:
             q = rotate(self.query(x).unflatten(-1, (self.heads, -1)), table)
             return q, q, q
-        qk, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), 2)  # (B, T, 2 or 1, H, d)
-        q, k = rotate(qk, table).split(1, 2)
-        return q.squeeze(2), k, v
+        q, k, v = (y.transpose(1, 2) for y in split_heads(self.query_key_value(x), table, self.heads))
+        return q, k.unsqueeze(2), v.unsqueeze(2)
 
     def _sources(self, tapped: list[Tensor], table: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(tapped)  # (B, T, M, D)
@@ -188,8 +187,10 @@ class TapBlock(nn.Module):
         self, x: Tensor, tapped: list[Tensor], table: Tensor, cache: Cache | None, trace: Trace | None
     ) -> Tensor:
         """x (B, T, D), M tapped states (B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), tapped, table, cache, trace))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x, h = self.attention_norm.fork(x)
+        x = join(x, self.dropout(self.attention(h, tapped, table, cache, trace)))
+        x, h = self.feed_forward_norm.fork(x)
+        return join(x, self.dropout(self.feed_forward(h)))
 
 
 class Shortcut(Decoder):
