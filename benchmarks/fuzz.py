@@ -15,6 +15,7 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from shortcut_cli import checkpoint, composer, recipe, shards, workers
@@ -73,7 +74,7 @@ class Material:
         settings += ["model.context=32", "eval.stride=32", "model.width=16", "model.heads=2", "model.ffn=32"]
         keys = recipe.read("text-tiny", settings)
         prepare(keys, [str(folder / "texts")], folder / "shards", n_workers=1, max_bad="0", report=quiet)
-        train(keys, folder / "run", device="cpu", resume="never", report=quiet, stop=lambda: None)
+        train(keys, folder / "run", device="cpu", resume="never", report=quiet, stop=nullcontext(lambda: None))
         composer.write_midi(folder / "midi", pieces=1, seed=1)
         composer.write_audio(folder / "wavs", pieces=1, seed=1)
         self.recipe = (folder / "run" / "recipe.toml").read_bytes()

@@ -149,9 +149,7 @@ def train(
     resolved = recipes.read(recipe, _settings(settings, model__name=model, train__seed=seed))
     folder = out or run_folder(recipe, resolved)
     with console.Reporter() as report:
-        summary = training.train(
-            resolved, folder, device=_device(device), resume=resume, report=report, stop=signals.stop
-        )
+        summary = training.train(resolved, folder, device=_device(device), resume=resume, report=report, stop=signals)
     console.result({"schema_version": 1, **summary}, summary["run"], as_json=as_json)
 
 
@@ -286,7 +284,7 @@ def run_pipeline(
             max_bad=max_bad,
             device=_device(device),
             report=report,
-            stop=signals.stop,
+            stop=signals,
         )
     console.result({"schema_version": 1, **result}, _scores(result["train"]["run"], result["eval"]), as_json=as_json)
     if not as_json:
@@ -437,7 +435,7 @@ def demo(out: Out = None, workers: Workers = None, device: Device = "auto", as_j
             n_workers=workers or os.cpu_count() or 1,
             device=_device(device),
             report=report,
-            stop=signals.stop,
+            stop=signals,
         )
     columns = ("recipe", "model", "parameters", "nats/token", "unigram entropy", "accuracy", "bits per unit")
     rows = (

@@ -9,9 +9,9 @@ from shortcut_cli.codec import weights
 from shortcut_cli.errors import Unavailable
 from shortcut_cli.pipeline import train_score_sample
 from shortcut_cli.stages.preparation import prepare
+from shortcut_cli.stages.training import Stop
 
 Report = Callable[..., None]
-Stop = Callable[[], int | None]
 MODELS = ("gpt", "shortcut")
 MIDI_PIECES = 300
 AUDIO_PIECES = 60

@@ -11,10 +11,9 @@ from shortcut_cli.shards import Shards
 from shortcut_cli.stages.evaluation import evaluate
 from shortcut_cli.stages.preparation import prepare
 from shortcut_cli.stages.sampling import sample
-from shortcut_cli.stages.training import train
+from shortcut_cli.stages.training import Stop, train
 
 Report = Callable[..., None]
-Stop = Callable[[], int | None]
 
 
 def run_folder(recipe_name: str, recipe: Recipe) -> Path:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -77,5 +78,12 @@ def text_run(tmp_path_factory):
     for model in ("gpt", "shortcut"):
         keys = recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={root / 'shards'}", f"model.name={model}"])
         prepare(keys, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=lambda *_, **__: None)
-        train(keys, root / model, device="cpu", resume="auto", report=lambda *_, **__: None, stop=lambda: None)
+        train(
+            keys,
+            root / model,
+            device="cpu",
+            resume="auto",
+            report=lambda *_, **__: None,
+            stop=nullcontext(lambda: None),
+        )
     return root

@@ -1,6 +1,7 @@
 """Full disks, folders in use, inputs that vanish: a clear message, the right exit code, the old state intact."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -84,12 +85,40 @@ def test_an_input_that_vanishes_or_changes_between_two_looks(tmp_path, monkeypat
     Shards(tmp_path / "s")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_can_not_be_written(tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read and write everywhere")
+def test_a_folder_that_can_not_be_written_and_a_file_that_can_not_be_read(tmp_path):
+    # Root gives up the right to pass over permissions.
+    as_others = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     write_texts(tmp_path / "texts", 5)
+    (tmp_path / "texts" / "003.txt").chmod(0)
     (tmp_path / "locked").mkdir(mode=0o500)
-    refused = shortcut("prepare", "text", "texts", *CHARS, "--out", "locked/s", cwd=tmp_path, check=1)
-    assert "Permission denied" in refused.stderr
+
+    def prepare(out, code):
+        command = [*as_others, sys.executable, "-m", "shortcut_cli", "prepare", "text", "texts", *CHARS, "--out", out]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "Permission denied" in prepare("locked/s", 1)
+    assert not any((tmp_path / "locked").iterdir())
+    assert "1 of 5 files were rejected" in " ".join(prepare("s", 3).replace("│", " ").split())
+    assert "Permission denied" in (tmp_path / "s" / "rejects.jsonl").read_text()
+    assert len((tmp_path / "s" / "documents.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_clock_that_jumps(text_run, tmp_path):
+    # Files from the last century and from the next one are neither stale nor new: contents decide.
+    shutil.copytree(text_run, tmp_path / "copy")
+    for number, path in enumerate(sorted((tmp_path / "copy").rglob("*"))):
+        os.utime(path, (4_000_000_000, 4_000_000_000) if number % 2 else (0, 0))
+    shards, run = tmp_path / "copy" / "shards", tmp_path / "copy" / "gpt"
+    again = shortcut("prepare", "text", tmp_path / "copy" / "texts", *CHARS, "--out", shards, cwd=tmp_path)
+    assert "already prepared; nothing to do" in again.stdout
+    shortcut("inspect", shards, "--verify", cwd=tmp_path)
+    before = (run / "resume.pt").read_bytes()
+    shortcut("train", *CHARS, "--model", "gpt", "--set", f"data.shards={shards}", "--out", run, cwd=tmp_path)
+    assert (run / "resume.pt").read_bytes() == before
 
 
 def test_a_lock_ends_with_its_block(tmp_path):

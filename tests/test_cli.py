@@ -160,6 +160,29 @@ def test_a_signal_saves_and_the_run_goes_on(text_run, tmp_path, number, code):
     assert (tmp_path / "run" / "resume.pt").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_evaluation_of_a_run_and_the_run_goes_on(text_run, tmp_path, number, code):
+    # Training takes the first signal as a request to save; what follows it in the same process must not.
+    settings = set_flags(
+        *TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "train.steps=2", "eval.stride=8", "sample.tokens=400"
+    )
+    arguments = ["run", "--recipe", "text-tiny", text_run / "texts", "--out", "run", *settings]
+    command = [sys.executable, "-m", "shortcut_cli", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "resume.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == code, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "run" / "samples").exists()
+    shortcut(*arguments, cwd=tmp_path)
+    assert (tmp_path / "run" / "samples").exists()
+
+
 def test_recipes_commands(tmp_path):
     listed = json.loads(shortcut("recipes", "list", "--json", cwd=tmp_path).stdout)
     assert [entry["name"] for entry in listed["recipes"]] == recipe.names()

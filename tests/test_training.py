@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -22,7 +23,10 @@ def keys(text_run, *settings):
     return recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", *settings])
 
 
-def go(resolved, folder, stop=lambda: None, resume="auto"):
+NEVER = nullcontext(lambda: None)
+
+
+def go(resolved, folder, stop=NEVER, resume="auto"):
     return training.train(resolved, folder, device="cpu", resume=resume, report=quiet, stop=stop)
 
 
@@ -43,7 +47,7 @@ def stop_after(steps):
         asked += 1
         return 75 if asked == steps else None
 
-    return stop
+    return nullcontext(stop)
 
 
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
@@ -213,7 +217,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(text_run, tmp_path):
         device="cpu",
         resume="auto",
         report=lambda event, **fields: notes.append(fields["text"]) if event == "note" else None,
-        stop=lambda: None,
+        stop=NEVER,
     )
     assert "cut off" in notes[0]
     assert "going on from the state before it, resume.prev.pt" in notes[0]

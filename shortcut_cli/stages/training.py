@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards, Split
 
 Report = Callable[..., None]
-Stop = Callable[[], int | None]
-"""Asked after every step: None to go on, or the exit code with which to save and leave."""
+Stop = AbstractContextManager[Callable[[], int | None]]
+"""What it gives is asked after every step: None to go on, or the exit code with which to save and leave."""
 PREVIOUS = "resume.prev.pt"  # the state before the one in resume.pt
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -71,8 +72,8 @@ class Trainer:
         self.state = State()
         self.log = Log(folder, resolved.train.tensorboard)
 
-    def run(self, stop: Stop) -> None:
-        """Train to the last step. Raises Interrupted where `stop` asks for it, after saving."""
+    def run(self, asked: Callable[[], int | None]) -> None:
+        """Train to the last step. Raises Interrupted where `asked` returns an exit code, after saving."""
         self.began = time.monotonic() - self.state.seconds
         self.model.train()
         while self.state.step < self.keys.steps:
@@ -85,7 +86,7 @@ class Trainer:
             if last or self.state.step % self.keys.eval_every == 0:
                 self._validate()
                 self.save()
-            code = stop()
+            code = asked()
             if code is not None and not last:
                 self.save()
                 raise Interrupted(
@@ -292,7 +293,8 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
         else:
             trainer.resume(began)
             report("note", text=f"going on at step {trainer.state.step}" if worked else "this run is finished already")
-        trainer.run(stop)
+        with stop as asked:
+            trainer.run(asked)
     return {
         "run": str(folder / "run.pt"),
         "worked": worked,
