@@ -18,7 +18,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from shortcut_cli import checkpoint, composer, recipe, shards, workers
+from shortcut_cli import checkpoint, composer, recipe, sealed, shards, workers
 from shortcut_cli.errors import Rejected, ShortcutError
 from shortcut_cli.shards import Shards
 from shortcut_cli.stages.preparation import prepare
@@ -80,8 +80,8 @@ class Material:
         self.recipe = (folder / "run" / "recipe.toml").read_bytes()
         self.manifest = (folder / "shards" / "manifest.json").read_bytes()
         self.idx = (folder / "shards" / "train-00000.idx").read_bytes()
-        sealed = (folder / "run" / "run.pt").read_bytes()
-        self.checkpoint = sealed[: -checkpoint.SEAL_BYTES]
+        whole = (folder / "run" / "run.pt").read_bytes()
+        self.checkpoint = whole[: -sealed.SEAL_BYTES]
         self.midi = next((folder / "midi").glob("*.mid")).read_bytes()
         self.wav = next((folder / "wavs").glob("*.wav")).read_bytes()[:20_000]
 
@@ -119,7 +119,7 @@ class Material:
     def checkpoint_of(self, content):
         path = self.folder / "fuzz.pt"
         digest = hashlib.sha256(content).hexdigest()
-        path.write_bytes(content + checkpoint.SEAL + digest.encode())
+        path.write_bytes(content + sealed.SEAL + digest.encode())
         checkpoint.open_run(path, "cpu").tokenizer()
 
 

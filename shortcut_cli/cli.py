@@ -24,6 +24,10 @@ recipes_app = typer.Typer(help="The recipes that come with shortcut, and your ow
 app.add_typer(recipes_app, name="recipes")
 prove_app = typer.Typer(help="Run what shortcut promises on your own data, and compare.", no_args_is_help=True)
 app.add_typer(prove_app, name="prove")
+codec_app = typer.Typer(
+    help="Neural codecs: train your own, measure any, fetch EnCodec's weights.", no_args_is_help=True
+)
+app.add_typer(codec_app, name="codec")
 signals = Signals()
 
 
@@ -33,6 +37,13 @@ class Domain(StrEnum):
     audio = "audio"
     midi = "midi"
     text = "text"
+
+
+class CodecName(StrEnum):
+    """The weights of `codec get`."""
+
+    encodec_24khz = "encodec_24khz"
+    encodec_48khz = "encodec_48khz"
 
 
 class Split(StrEnum):
@@ -62,6 +73,7 @@ Checkpoint = Annotated[Path, typer.Option("--ckpt", metavar="run.pt", help="Chec
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes (default: all cores).")]
 MaxBad = Annotated[str, typer.Option("--max-bad", metavar="N|P%", help="Rejected files that are still a success.")]
 Prompt = Annotated[Path | None, typer.Option("--prompt", metavar="FILE", help="A file of the domain to go on from.")]
+ResumeOption = Annotated[Resume, typer.Option("--resume", help="Go on with an unfinished run, or begin again.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write into.")]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, files or globs.")]
 
@@ -134,9 +146,7 @@ def train(
     model: Annotated[str | None, typer.Option("--model", help="Architecture, instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed, instead of the recipe's.")] = None,
     out: Out = None,
-    resume: Annotated[
-        Resume, typer.Option("--resume", help="Go on with an unfinished run, or begin again.")
-    ] = Resume.auto,
+    resume: ResumeOption = Resume.auto,
     device: Device = "auto",
     settings: Settings = None,
     as_json: AsJson = False,
@@ -407,6 +417,76 @@ def prove_tokens(
 
 def _named(result: dict[str, Any]) -> dict[str, Any]:
     return {key.replace("_", " "): value for key, value in result.items() if key != "schema_version"}
+
+
+@codec_app.command("train")
+def codec_train(
+    paths: Paths,
+    recipe: RecipeOption = "codec-mini",
+    out: Out = None,
+    workers: Workers = None,
+    resume: ResumeOption = Resume.auto,
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a codec on sound files; an interrupted run goes on where it was."""
+    from shortcut_cli import recipe as recipes
+    from shortcut_cli.stages import codec_training
+
+    resolved = recipes.read_codec(recipe, _settings(settings))
+    folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
+    with console.Reporter() as report:
+        summary = codec_training.train(
+            resolved,
+            paths,
+            folder,
+            n_workers=workers or os.cpu_count() or 1,
+            device=_device(device),
+            resume=resume,
+            report=report,
+            stop=signals,
+        )
+    console.result({"schema_version": 1, **summary}, summary["codec"], as_json=as_json)
+
+
+@codec_app.command("get")
+def codec_get(
+    name: Annotated[CodecName, typer.Argument(help="Official weights of EnCodec.")], as_json: AsJson = False
+) -> None:
+    """Fetch EnCodec's weights into the cache; a download that broke off goes on where it was."""
+    from shortcut_cli.codec import weights
+
+    with console.Reporter() as report:
+        there = weights.cached(name).is_file()
+        path = weights.fetch(
+            name,
+            lambda done, total: report("progress", task=f"get {name}", done=done, total=total or done, unit="bytes"),
+        )
+    result = {"schema_version": 1, "name": str(name), "path": str(path), "worked": not there}
+    console.result(result, str(path), as_json=as_json)
+
+
+@codec_app.command("eval")
+def codec_eval(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A codec.pt, or a name such as mini.")],
+    paths: Paths,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the reconstructions here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare sound with what a codec makes of it, at every bandwidth, and with Opus."""
+    from shortcut_cli.stages import codec_evaluation
+
+    with console.Reporter() as report:
+        result = codec_evaluation.evaluate(weights, paths, out, report=report)
+    columns = ("codec", "kbit/s", "SI-SDR dB", "log-mel distance", "STOI", "PESQ")
+    shares = ", ".join(f"{perplexity:.0f}" for perplexity in result["perplexity"])
+    title = (
+        f"{result['files']:,} files, {len(result['rejects']):,} rejected, {result['seconds']:,.0f} s; encodes "
+        f"{result['encode_x_realtime']:,.0f} and decodes {result['decode_x_realtime']:,.0f} times faster than time, "
+        f"codebooks of perplexity {shares}"
+    )
+    console.result(result, console.table(title, columns, codec_evaluation.rows(result)), as_json=as_json)
 
 
 @app.command()

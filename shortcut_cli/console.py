@@ -97,8 +97,9 @@ class Reporter:
             err.print(fields["text"], markup=False, highlight=False, soft_wrap=True)
         elif event == "validation":
             best = " (best so far)" if fields["loss"] <= fields["best"] else ""
+            shown = fields.get("text") or f"{fields['loss']:.4f} nats/token"
             err.print(
-                f"step {fields['step']:,}: validation {fields['loss']:.4f} nats/token{best}",
+                f"step {fields['step']:,}: validation {shown}{best}",
                 highlight=False,
                 soft_wrap=True,
             )

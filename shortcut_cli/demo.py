@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from shortcut_cli import composer, recipe
-from shortcut_cli.codec import weights
-from shortcut_cli.errors import Unavailable
+from shortcut_cli.loop import Stop
 from shortcut_cli.pipeline import train_score_sample
 from shortcut_cli.stages.preparation import prepare
-from shortcut_cli.stages.training import Stop
 
 Report = Callable[..., None]
 MODELS = ("gpt", "shortcut")
@@ -21,13 +19,11 @@ SEED = 1
 def demo(folder: Path, *, n_workers: int, device: str, report: Report, stop: Stop) -> dict[str, Any]:
     """Prepare, train, evaluate and sample text, music and sound in `folder`; finished parts are skipped.
 
-    Returns a row for each model and the samples of all. Sound is left out, with a note, where there is no codec.
+    Returns a row for each model and the samples of all.
     """
     rows: list[dict[str, Any]] = []
     samples: list[str] = []
     for name, material in (("text-tiny", _text), ("music-tiny", _midi), ("audio-tiny", _audio)):
-        if name == "audio-tiny" and not _codec(report):
-            continue
         resolved = recipe.read(name, [f"data.shards={folder / 'shards' / name}"])
         data = _once(folder / "data" / name, material, report)
         prepare(resolved, [str(data)], Path(resolved.data.shards), n_workers=n_workers, max_bad="0", report=report)
@@ -61,14 +57,3 @@ def _midi(folder: Path) -> int:
 
 def _audio(folder: Path) -> int:
     return composer.write_audio(folder, pieces=AUDIO_PIECES, seed=SEED)
-
-
-def _codec(report: Report) -> bool:
-    """Whether the demo's codec is there or can be fetched; says in a line how to get it where not."""
-    name = recipe.read("audio-tiny").tokenizer.weights
-    try:
-        weights.resolve(name)
-    except Unavailable as missing:
-        report("note", text=f"sound is left out: {missing.message.splitlines()[0]} ({missing.hint.splitlines()[0]})")
-        return False
-    return True

@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from shortcut_cli.recipe import TrainKeys
+from shortcut_cli.recipe import ScheduleKeys
 
 
-def adamw(model: torch.nn.Module, keys: TrainKeys) -> torch.optim.AdamW:
+def adamw(model: torch.nn.Module, keys: ScheduleKeys) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone, fused where the device has it (CPU and CUDA do)."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     rest = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
@@ -15,7 +15,7 @@ def adamw(model: torch.nn.Module, keys: TrainKeys) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=keys.lr, betas=(keys.beta1, keys.beta2), fused=True)
 
 
-def learning_rate(step: int, keys: TrainKeys) -> float:
+def learning_rate(step: int, keys: ScheduleKeys) -> float:
     """Learning rate of step `step`, counted from 0: linear warm-up, then the schedule down to min_lr * lr."""
     if step < keys.warmup:
         return keys.lr * (step + 1) / keys.warmup
@@ -38,7 +38,11 @@ class Average:
         self.weights = {name: weight.detach().clone().float() for name, weight in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: torch.nn.Module) -> None:
-        """Move the average towards the weights that the model has now."""
+    def update(self, model: torch.nn.Module, step: int) -> None:
+        """Move the average towards the weights that the model has after step `step`, counted from 0.
+
+        The first steps count for less than `decay` would have them do, so that the initial weights are soon forgotten.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, weight in model.state_dict().items():
-            self.weights[name].lerp_(weight.float(), 1 - self.decay)
+            self.weights[name].lerp_(weight.float(), 1 - decay)

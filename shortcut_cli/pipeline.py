@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from shortcut_cli import checkpoint, files
+from shortcut_cli.loop import Stop
 from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards
 from shortcut_cli.stages.evaluation import evaluate
 from shortcut_cli.stages.preparation import prepare
 from shortcut_cli.stages.sampling import sample
-from shortcut_cli.stages.training import Stop, train
+from shortcut_cli.stages.training import train
 
 Report = Callable[..., None]
 

@@ -5,11 +5,12 @@ The keys of a tokenizer stand in [tokenizer], those of an architecture in [model
 as `Options` by the class that the registry names, so that a new one needs no change here.
 """
 
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
@@ -66,12 +67,11 @@ class ModelKeys(Keys):
         return self
 
 
-class TrainKeys(Keys):
-    """[train]: the optimiser, its schedule, and how often to look."""
+class ScheduleKeys(Keys):
+    """What every training has in [train]: AdamW, its schedule, and how often to look."""
 
     steps: int = Field(description="optimiser steps", ge=1)
     batch_size: int = Field(description="windows in a step", ge=1)
-    accumulation: int = Field(1, description="parts that a step's windows are divided into, to save memory", ge=1)
     lr: float = Field(description="peak learning rate", gt=0)
     min_lr: float = Field(0.1, description="final learning rate as a share of lr", ge=0, le=1)
     warmup: int = Field(100, description="steps of linear warm-up", ge=0)
@@ -83,10 +83,6 @@ class TrainKeys(Keys):
     beta1: float = Field(0.9, description="AdamW", ge=0, lt=1)
     beta2: float = Field(0.95, description="AdamW", ge=0, lt=1)
     clip: float = Field(1.0, description="largest norm of the gradient; 0 switches clipping off", ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on CUDA, fp32 elsewhere"
-    )
-    compile: bool = Field(False, description="torch.compile the model")
     ema: float = Field(
         0.0, description="decay of an average of the weights that is evaluated and kept; 0: off", ge=0, lt=1
     )
@@ -94,8 +90,18 @@ class TrainKeys(Keys):
     log_every: int = Field(10, description="steps between two lines of log.jsonl", ge=1)
     eval_every: int = Field(250, description="steps between two validations and savings", ge=1)
     eval_windows: int = Field(64, description="windows of the validation split used during training", ge=1)
-    deterministic: bool = Field(False, description="only deterministic kernels, so that CUDA runs repeat to the bit")
     tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra `tensorboard`)")
+
+
+class TrainKeys(ScheduleKeys):
+    """[train]: the optimiser, its schedule, and how often to look."""
+
+    accumulation: int = Field(1, description="parts that a step's windows are divided into, to save memory", ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on CUDA, fp32 elsewhere"
+    )
+    compile: bool = Field(False, description="torch.compile the model")
+    deterministic: bool = Field(False, description="only deterministic kernels, so that CUDA runs repeat to the bit")
 
     @model_validator(mode="after")
     def _parts_divide_batch(self) -> "TrainKeys":
@@ -142,6 +148,95 @@ class Recipe(Keys):
         if self.eval.stride > self.model.context:
             raise ValueError(f"eval.stride {self.eval.stride} is larger than model.context {self.model.context}")
         return self
+
+
+class CodecDataKeys(Keys):
+    """[data] of a codec: clips, and which of them belong together."""
+
+    speaker: str = Field(
+        "",
+        description="regular expression; files whose path has the same first match come into the same split, as those "
+        "of a speaker; empty: each file by itself",
+    )
+    val: float = Field(0.1, description="share of the validation split", gt=0, lt=0.5)
+    segment_s: float = Field(1.0, description="length of a training window, in seconds", ge=0.2, le=60)
+    speed: float = Field(
+        0.0,
+        description="windows are played at a random speed, pitch included, up to this share faster or slower",
+        ge=0,
+        lt=0.5,
+    )
+    gain_db: float = Field(0.0, description="windows get a random gain of up to this many dB, up or down", ge=0, le=40)
+    mix: float = Field(0.0, description="share of the windows to which another one is added", ge=0, le=1)
+    file_timeout_s: float = Field(7200, description="a file that takes longer than this is rejected, in seconds", gt=0)
+    file_memory_mb: int = Field(
+        4096, description="a file that takes more memory than this, libraries included, is rejected, in MB", ge=1024
+    )
+
+    @model_validator(mode="after")
+    def _speaker_is_an_expression(self) -> "CodecDataKeys":
+        try:
+            re.compile(self.speaker)
+        except re.error as error:
+            raise ValueError(f"data.speaker is no regular expression: {error}") from error
+        return self
+
+
+class FrameKeys(Keys):
+    """[codec.frame]: STFT and ConvNeXt blocks at frame rate."""
+
+    width: int = Field(160, description="width of the blocks", ge=8)
+    encoder_blocks: int = Field(6, description="ConvNeXt blocks before the quantizer", ge=1)
+    decoder_blocks: int = Field(8, description="ConvNeXt blocks after it", ge=1)
+    expansion: int = Field(4, description="inner width of a block, as a multiple of its width", ge=1)
+    kernel: int = Field(7, description="frames that a block's convolution sees", ge=2)
+
+
+class SeanetKeys(Keys):
+    """[codec.seanet]: EnCodec's own encoder and decoder."""
+
+    filters: int = Field(32, description="filters of the outermost convolution", ge=2)
+
+
+class CodecKeys(Keys):
+    """[codec]: the network and its codebooks, of 1,024 codes each."""
+
+    network: Literal["frame", "seanet"] = Field(
+        "frame", description="frame: STFT and ConvNeXt blocks at frame rate; seanet: EnCodec's own encoder and decoder"
+    )
+    codebooks: int = Field(8, description="residual codebooks of 1,024 codes, 0.75 kbit/s each", ge=1, le=32)
+    dimension: int = Field(64, description="of the embedding that is quantized", ge=2)
+    codebook_decay: float = Field(0.99, description="of the running means that the codes follow", gt=0, lt=1)
+    frame: FrameKeys = Field(default_factory=FrameKeys, description="keys of the network frame alone")
+    seanet: SeanetKeys = Field(default_factory=SeanetKeys, description="keys of the network seanet alone")
+
+
+class CodecTrainKeys(ScheduleKeys):
+    """[train] of a codec: the optimiser, and what each loss weighs."""
+
+    mel: float = Field(1.0, description="weight of the distance of log-mel spectra at four window lengths", ge=0)
+    wave: float = Field(
+        0.1, description="weight of the mean absolute difference of samples, of windows of equal loudness", ge=0
+    )
+    commitment: float = Field(1.0, description="weight of the distance of embeddings from their codes", ge=0)
+    adversarial_from: int = Field(
+        0, description="step from which EnCodec's discriminator and loss balancer take part; 0: never", ge=0
+    )
+    adversarial: float = Field(3.0, description="weight of the adversarial loss", ge=0)
+    features: float = Field(3.0, description="weight of the distance of the discriminator's features", ge=0)
+    discriminator_filters: int = Field(32, description="filters of the discriminator", ge=1)
+    discriminator_lr: float = Field(3e-4, description="learning rate of the discriminator, times the schedule", gt=0)
+
+
+class CodecRecipe(Keys):
+    """A recipe of `shortcut codec train`."""
+
+    data: CodecDataKeys
+    codec: CodecKeys
+    train: CodecTrainKeys
+
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, CodecRecipe)
 
 
 @cache
@@ -195,6 +290,24 @@ def read(name: str, settings: Iterable[str] = ()) -> Recipe:
 
     Raises UsageError that names the file, the key, the value got and what would be right.
     """
+    found = read_any(name, settings)
+    if isinstance(found, CodecRecipe):
+        raise UsageError(f"recipe {name} is one of a codec", f"shortcut codec train PATH... --recipe {name}")
+    return found
+
+
+def read_codec(name: str, settings: Iterable[str] = ()) -> CodecRecipe:
+    """As `read`, for the recipe of a codec."""
+    found = read_any(name, settings)
+    if not isinstance(found, CodecRecipe):
+        raise UsageError(
+            f"recipe {name} is not one of a codec", f"shortcut train --recipe {name}, or a [codec] section"
+        )
+    return found
+
+
+def read_any(name: str, settings: Iterable[str] = ()) -> Recipe | CodecRecipe:
+    """As `read`, for a recipe of either kind: that of a codec has a section [codec]."""
     path = find(name)
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -204,7 +317,7 @@ def read(name: str, settings: Iterable[str] = ()) -> Recipe:
         ) from error
     for setting in settings:
         _apply(tree, setting)
-    return validate(tree, str(path))
+    return validate_codec(tree, str(path)) if "codec" in tree else validate(tree, str(path))
 
 
 def validate(tree: Mapping[str, Any], where: str) -> Recipe:
@@ -212,11 +325,20 @@ def validate(tree: Mapping[str, Any], where: str) -> Recipe:
 
     Raises UsageError with one line for each wrong key.
     """
+    return _checked(schema(), tree, where)
+
+
+def validate_codec(tree: Mapping[str, Any], where: str) -> CodecRecipe:
+    """As `validate`, for the recipe of a codec."""
+    return _checked(CodecRecipe, tree, where)
+
+
+def _checked(kind: type[AnyRecipe], tree: Mapping[str, Any], where: str) -> AnyRecipe:
     try:
-        return schema().model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
-        raise UsageError(f"{where} is not a valid recipe\n" + "\n".join(lines), _near(error)) from error
+        raise UsageError(f"{where} is not a valid recipe\n" + "\n".join(lines), _near(error, kind)) from error
 
 
 def with_settings(recipe: Recipe, settings: Iterable[str], where: str = "--set") -> Recipe:
@@ -269,35 +391,40 @@ def _explain(problem: Any) -> str:
     return f"  {key}: {text}" + ("" if isinstance(got, (dict, BaseModel)) else f", got {got!r}")
 
 
-def _near(error: ValidationError) -> str:
+def _near(error: ValidationError, kind: type[Recipe] | type[CodecRecipe]) -> str:
     """The hint for the first unknown key: its nearest relatives among all keys."""
     for problem in error.errors():
         if problem["type"] == "extra_forbidden":
-            return registry.did_you_mean(_key(problem["loc"]), list(keys()))
+            known = codec_keys() if kind is CodecRecipe else keys()
+            return registry.did_you_mean(_key(problem["loc"]), list(known))
     return "`shortcut recipes show music` is a whole recipe; docs/recipes.md lists every key"
 
 
 def keys() -> dict[str, str]:
     """Every key that a recipe can have, dotted, with its description."""
-    found: dict[str, str] = {}
-
-    def walk(prefix: str, section: type[BaseModel]) -> None:
-        for name, field in section.model_fields.items():
-            inner = field.annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                walk(f"{prefix}{name}.", inner)
-            else:
-                found.setdefault(prefix + name, field.description or "")
-
     sections = schema().model_fields
-    for name in ("data", "model", "train", "eval", "sample"):
-        walk(f"{name}.", cast(type[BaseModel], sections[name].annotation))
+    names = ("data", "model", "train", "eval", "sample")
+    found = {key: text for name in names for key, text in _section_keys(f"{name}.", sections[name].annotation)}
     for name in registry.TOKENIZERS:
-        walk("tokenizer.", registry.load(registry.TOKENIZERS, name).Options)
+        for key, text in _section_keys("tokenizer.", registry.load(registry.TOKENIZERS, name).Options):
+            found.setdefault(key, text)
     return found
 
 
-def dump(recipe: Recipe) -> str:
+def codec_keys() -> dict[str, str]:
+    """Every key that the recipe of a codec can have, dotted, with its description."""
+    return dict(_section_keys("", CodecRecipe))
+
+
+def _section_keys(prefix: str, section: Any) -> Iterator[tuple[str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _section_keys(f"{prefix}{name}.", field.annotation)
+        else:
+            yield prefix + name, field.description or ""
+
+
+def dump(recipe: Recipe | CodecRecipe) -> str:
     """The recipe as a TOML text that `read` gives back equal."""
     lines: list[str] = []
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from shortcut_cli import files
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+USERS_CACHE = files.cache_folder()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,9 @@ def key_table():
     ]
     lines += ["| key | meaning |", "|---|---|"]
     lines += [f"| `{key}` | {text} |" for key, text in recipe.keys().items()]
+    lines += ["", "The recipe of a codec, `shortcut recipes show codec-mini`, has these.", ""]
+    lines += ["| key | meaning |", "|---|---|"]
+    lines += [f"| `{key}` | {text} |" for key, text in recipe.codec_keys().items()]
     return "\n".join(lines) + "\n"
 
 
@@ -42,7 +45,9 @@ def test_every_command_is_named():
     from shortcut_cli.cli import app
 
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert len(commands) >= 9
+    for group in app.registered_groups:
+        commands |= {f"{group.name} {command.name}" for command in group.typer_instance.registered_commands}
+    assert len(commands) >= 18
     for name in commands:
         assert f"shortcut {name}" in README
 
@@ -53,9 +58,10 @@ def test_every_option_is_named_in_readme():
     from shortcut_cli.cli import app
 
     group = typer.main.get_command(app)
+    inner = [command for one in group.commands.values() for command in getattr(one, "commands", {}).values()]
     options = {
         option
-        for command in group.commands.values()
+        for command in [*group.commands.values(), *inner]
         for parameter in command.params
         for option in parameter.opts
         if option.startswith("-") and option not in ("--help",)

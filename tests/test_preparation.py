@@ -55,7 +55,7 @@ DOMAINS = [
     ("music-tiny", "midi", ("tokenizer.transpose=[1, -1]",)),
     ("music-tiny", "midi", ("tokenizer.bpe=600",)),
     ("text-tiny", "texts", ("tokenizer.vocabulary=300",)),
-    ("audio-tiny", "wavs", ("tokenizer.weights=untrained:0", "tokenizer.codebooks=2")),
+    ("audio-tiny", "wavs", ("tokenizer.codebooks=2",)),
 ]
 
 
@@ -227,7 +227,7 @@ def test_midi_to_samples_through_the_command_line(material, tmp_path, model):
 
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
 def test_sound_to_samples_through_the_command_line(material, tmp_path, model):
-    flags = set_flags(*SMALL, "tokenizer.weights=untrained:0", "sample.tokens=75", f"model.name={model}")
+    flags = set_flags(*SMALL, "sample.tokens=75", f"model.name={model}")
     done = shortcut("run", "--recipe", "audio-tiny", material / "wavs", "--json", *flags, cwd=tmp_path)
     result = json.loads(done.stdout)
     assert result["eval"]["unit"] == "second"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TEXT_SETTINGS
 
-from shortcut_cli import checkpoint, recipe
+from shortcut_cli import checkpoint, loop, recipe
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
 from shortcut_cli.stages import proof, training
 
@@ -131,7 +131,7 @@ def test_too_little_data_is_a_usage_error(text_run, tmp_path):
 
 
 def test_the_log_is_cut_at_the_saved_step(tmp_path):
-    log = training.Log(tmp_path, tensorboard=False)
+    log = loop.Log(tmp_path, tensorboard=False)
     for step in (1, 2, 3):
         log.write(step=step, loss=1.0)
     with open(log.path, "a") as stream:
@@ -229,7 +229,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(text_run, tmp_path):
 def test_two_damaged_states_are_refused(text_run, tmp_path):
     with pytest.raises(Interrupted):
         go(keys(text_run), tmp_path, stop_after(9))
-    for name in ("resume.pt", training.PREVIOUS):
+    for name in ("resume.pt", loop.PREVIOUS):
         (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(CheckFailed) as refused:
         go(keys(text_run), tmp_path)

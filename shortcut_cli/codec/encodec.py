@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shortcut_cli.codec.stream import HOP, LEVELS, MONO, STEREO, Layout, regular
 from shortcut_cli.errors import CheckFailed
 
-HOP = 320  # samples in a frame: 75 frames a second
 BLOCK_FRAMES = 75
 
 
@@ -43,37 +43,102 @@ def package() -> Any:
             del sys.modules["torchaudio"]
 
 
-def build() -> Any:
-    """The 24 kHz model of the package with random weights."""
+def build(layout: Layout = MONO) -> Any:
+    """The 24 kHz or the 48 kHz model of the package with random weights."""
     with warnings.catch_warnings():
         # The package uses the older weight_norm, which torch deprecates.
         warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
-        return package().EncodecModel.encodec_model_24khz(pretrained=False)
+        kinds = package().EncodecModel
+        return (kinds.encodec_model_24khz if layout == MONO else kinds.encodec_model_48khz)(pretrained=False)
 
 
-def load(path: Path) -> Any:
-    """The model with the weights of a checkpoint of the package.
+def load(path: Path) -> tuple[Any, Layout]:
+    """The model with the weights of a checkpoint of the package, and its layout.
 
     Raises CheckFailed where the file is no such checkpoint; no code in it is run.
     """
-    model = build()
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        # Only the 24 kHz model has weight norm.
+        layout = MONO if any(name.endswith("weight_g") for name in weights) else STEREO
+        model = build(layout)
+        model.load_state_dict(weights)
     except Exception as error:  # torch.load raises anything on a file that it did not write
         problem = str(error).splitlines()[0]
-        raise CheckFailed(f"{path} is not a 24 kHz checkpoint of the `encodec` package: {problem}") from error
-    return model
+        raise CheckFailed(f"{path} is not a checkpoint of the `encodec` package: {problem}") from error
+    return model, layout
+
+
+def quantizer(dimension: int, codebooks: int, codes: int, decay: float) -> Any:
+    """The package's residual vector quantizer (Zeghidour et al. 2021, arXiv 2107.03312) over embeddings (B, D, T).
+
+    Its own revival of dead codes is switched off: it puts a new vector in `embed` and then overwrites it, in the same
+    call, by the running mean of the old one. `rvq.quantize` revives them.
+    """
+    kinds = package().qt
+    return kinds.ResidualVectorQuantizer(
+        dimension, codebooks, codes, decay, kmeans_init=True, kmeans_iters=10, threshold_ema_dead_code=0
+    )
+
+
+def seanet(dimension: int, filters: int) -> tuple[Any, Any]:
+    """The encoder and decoder of the 24 kHz model with `filters` filters in the outermost layer (32 there)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        kinds = package().m
+        shared = {"dimension": dimension, "n_filters": filters, "causal": True}
+        return kinds.SEANetEncoder(**shared), kinds.SEANetDecoder(**shared)
+
+
+class Spectrogram(nn.Module):
+    """What the discriminator asks of torchaudio: the complex STFT, by the norm of the window, (B, C, F, frames)."""
+
+    def __init__(self, n_fft: int, hop_length: int, win_length: int, **_: Any) -> None:
+        super().__init__()
+        assert n_fft == win_length, (n_fft, win_length)
+        self.hop_length = hop_length
+        self.register_buffer("window", torch.hann_window(win_length), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, N)."""
+        window = self.get_buffer("window")
+        found = torch.stft(
+            x.flatten(0, 1), len(window), self.hop_length, window=window, center=False, return_complex=True
+        )
+        return found.unflatten(0, x.shape[:2]) / window.square().sum().sqrt()
+
+
+def discriminator(filters: int) -> Any:
+    """The package's multi-scale STFT discriminator (EnCodec, 3.4): (B, 1, N) -> logits and features of each scale."""
+    package()
+    stand_in: Any = types.ModuleType("torchaudio")
+    stand_in.transforms = types.SimpleNamespace(Spectrogram=Spectrogram)
+    kept = sys.modules.get("torchaudio")
+    sys.modules["torchaudio"] = stand_in
+    try:
+        import encodec.msstftd as kinds
+
+        kinds.torchaudio = stand_in
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+            return kinds.MultiScaleSTFTDiscriminator(filters=filters)
+    finally:
+        del sys.modules["torchaudio"]
+        if kept is not None:
+            sys.modules["torchaudio"] = kept
 
 
 @torch.no_grad()
-def untrained(seed: int) -> Any:
-    """The model with weights drawn from a seed, for tests: its codes vary, and all codebooks are in use.
+def untrained(seed: int, layout: Layout = MONO) -> Any:
+    """A model with weights drawn from a seed, for tests: its codes vary, and all codebooks are in use.
 
     Convolutions and LSTM are drawn so that signals keep their size; codebooks in the scale of what they quantize.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = build()
+    model = build(layout)
     for name, weight in sorted(model.named_parameters()):
+        if ".norm." in name:
+            continue
         if not name.endswith("weight_g"):
             scale = 1.0 / math.sqrt(weight[0].numel()) if weight.dim() > 1 else 0.0
             weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
@@ -92,7 +157,9 @@ class Codec:
     """A 24 kHz model, ready to encode and decode streams; weight norms are folded into the weights."""
 
     def __init__(self, model: Any, block_frames: int = BLOCK_FRAMES) -> None:
+        self.layout = MONO
         self.block_frames = block_frames  # computed at once; the codes do not depend on it
+        self.codebooks = len(model.quantizer.vq.layers)
         self.model = model.eval().requires_grad_(False)
         for module in model.modules():
             if hasattr(module, "weight_g"):
@@ -105,7 +172,7 @@ class Codec:
         The codes are those of one pass over all samples, for any division into blocks.
         """
         stream = Stream(self.model.encoder.model)
-        for samples, last in _regular(blocks, self.block_frames * HOP):
+        for samples, last in regular(blocks, self.block_frames * HOP):
             embedding = stream.push(torch.from_numpy(samples)[None, None], last)  # (1, 128, frames)
             yield self.model.quantizer.vq.encode(embedding, n_q=codebooks)[:, 0].T.numpy()  # (Q, 1, frames)
 
@@ -113,9 +180,62 @@ class Codec:
     def decode(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Codes, integer (frames, codebooks) blocks, -> samples, float32 blocks of HOP samples a frame."""
         stream = Stream(self.model.decoder.model)
-        for codes, last in _regular(blocks, self.block_frames):
+        for codes, last in regular(blocks, self.block_frames):
             embedding = self.model.quantizer.vq.decode(torch.from_numpy(codes.T.astype(np.int64))[:, None])
             yield stream.push(embedding, last)[0, 0].numpy()
+
+
+class Segments:
+    """The 48 kHz stereo model, which works on segments of one second that overlap by a hundredth, each for itself.
+
+    A segment is brought to the same loudness before it is coded. That loudness goes with its codes, in whole dB.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.layout = STEREO
+        self.codebooks = len(model.quantizer.vq.layers)
+        self.model = model.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def encode(self, blocks: Iterable[np.ndarray], codebooks: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Samples, float32 (samples, 2) blocks, -> for each segment its level, 0 .. LEVELS - 1 dB below full scale, and
+        its codes, int64 (frames, codebooks). The codes are those of the package's own pass over the whole.
+        """
+        for samples in _overlapping(blocks, self.layout):
+            x = torch.from_numpy(np.ascontiguousarray(samples.T))[None]  # (1, 2, N)
+            scale = 1e-8 + x.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt()
+            level = round(min(max(-20 * math.log10(scale.item()), 0), LEVELS - 1))
+            codes = self.model.quantizer.vq.encode(self.model.encoder(x / scale), n_q=codebooks)  # (Q, 1, frames)
+            yield level, codes[:, 0].T.numpy()
+
+    @torch.inference_mode()
+    def decode(self, segments: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
+        """What `encode` gave -> samples, float32 (samples, 2) blocks; where segments overlap they fade over."""
+        shape = 0.5 - (torch.linspace(0, 1, self.layout.segment + 2)[1:-1] - 0.5).abs()
+        tail, advance = torch.zeros(3, 0), self.layout.advance  # two channels, and the sum of what they are weighted by
+        for level, codes in segments:
+            z = self.model.quantizer.vq.decode(torch.from_numpy(codes.T.astype(np.int64))[:, None])
+            x = self.model.decoder(z)[0] * 10 ** (-level / 20)  # (2, N)
+            weighted = torch.cat((x * shape[: x.shape[1]], shape[None, : x.shape[1]]))
+            overlap = min(tail.shape[1], weighted.shape[1])
+            weighted[:, :overlap] += tail[:, :overlap]
+            done, tail = weighted[:, :advance], weighted[:, advance:]
+            yield (done[:2] / done[2]).T.numpy()
+        if tail.shape[1]:
+            yield (tail[:2] / tail[2]).T.numpy()
+
+
+def _overlapping(blocks: Iterable[np.ndarray], layout: Layout) -> Iterator[np.ndarray]:
+    """Samples (N, channels) in segments, each of which begins `advance` after the one before; the last are shorter."""
+    held = np.zeros((0, layout.channels), np.float32)
+    for block in blocks:
+        held = np.concatenate((held, block))
+        while len(held) > layout.segment:
+            yield held[: layout.segment]
+            held = held[layout.advance :]
+    while len(held):
+        yield held[: layout.segment]
+        held = held[layout.advance :]
 
 
 class Stream:
@@ -181,21 +301,3 @@ class Stream:
         x = x.permute(2, 0, 1)
         y, self.carried[module] = module.lstm(x, self.carried.get(module))
         return (y + x if module.skip else y).permute(1, 2, 0)
-
-
-def _regular(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """The same rows in blocks of `size`, each with whether it is the last; what is left over joins the last one."""
-    held: list[np.ndarray] = []
-    count = 0
-    for block in blocks:
-        held.append(block)
-        count += len(block)
-        if count >= 2 * size:
-            rows = np.concatenate(held)
-            first = 0
-            while count - first >= 2 * size:
-                yield rows[first : first + size], False
-                first += size
-            held, count = [rows[first:]], count - first
-    if count:
-        yield np.concatenate(held), True

@@ -51,12 +51,14 @@ def _devices() -> Iterator[Check]:
 def _codecs() -> Iterator[Check]:
     from shortcut_cli.codec import weights
 
+    for name, path in weights.EMBEDDED.items():
+        yield Check(f"codec {name}", path.is_file(), str(path), "install shortcut-cli again: it comes with it")
     for name in weights.OFFICIAL:
         path = weights.cached(name)
         if path.is_file():
             yield Check(f"codec {name}", True, str(path))
         else:
-            remedy = f"it is fetched at first use; without a network put the file at {path}"
+            remedy = f"shortcut codec get {name}, or at first use; without a network put the file at {path}"
             yield Check(f"codec {name}", False, "not fetched yet", remedy)
 
 

@@ -1,9 +1,10 @@
-"""Inspect: what a shards folder, a checkpoint or a recipe is, and whether it is whole."""
+"""Inspect: what a shards folder, a checkpoint, a codec or a recipe is, and whether it is whole."""
 
 from pathlib import Path
 from typing import Any
 
 from shortcut_cli import checkpoint, recipe, shards
+from shortcut_cli.codec import own
 from shortcut_cli.errors import CheckFailed, UsageError
 
 
@@ -15,9 +16,9 @@ def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
     if path.is_dir():
         return _shards(path, verify)
     if path.suffix == ".toml":
-        return {"kind": "recipe", "path": str(path)} | recipe.read(str(path)).model_dump()
+        return {"kind": "recipe", "path": str(path)} | recipe.read_any(str(path)).model_dump()
     if path.suffix == ".pt":
-        return _checkpoint(path)
+        return _codec(path) if own.is_codec(path) else _checkpoint(path)
     raise UsageError(f"{path} is neither a shards folder nor a .pt nor a .toml file")
 
 
@@ -32,6 +33,21 @@ def _shards(folder: Path, verify: bool) -> dict[str, Any]:
             raise CheckFailed(f"{folder} is not as it was written\n" + "\n".join(f"  {line}" for line in problems))
     kept = {key: value for key, value in manifest.items() if key not in ("files", "request")}
     return {"kind": "shards", "path": str(folder), "verified": verify, **kept}
+
+
+def _codec(path: Path) -> dict[str, Any]:
+    codec, content = own.load(path), own.read(path)
+    return {
+        "kind": "codec",
+        "path": str(path),
+        "network": content["recipe"]["codec"]["network"],
+        "codebooks": codec.codebooks,
+        "parameters": sum(tensor.numel() for tensor in content["weights"].values()),
+        "step": content["step"],
+        "scores": content["scores"],
+        "versions": content["versions"],
+        "recipe": content["recipe"],
+    }
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -58,7 +74,7 @@ def check_recipes(paths: list[str]) -> list[dict[str, Any]]:
     found = []
     for path in paths:
         try:
-            recipe.read(path)
+            recipe.read_any(path)
             problem = ""
         except UsageError as error:
             problem = error.message

@@ -4,29 +4,20 @@ Each step depends on the weights, the optimiser's state and its own number: the 
 the step, the learning rate from the step, and dropout is seeded for each step. So resume.pt needs no generator state.
 """
 
-import ctypes
-import json
 import math
-import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shortcut_cli import batches, checkpoint, files, metrics, optim, recipe, registry
-from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
+from shortcut_cli import batches, checkpoint, files, loop, metrics, optim, recipe, registry, sealed
+from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
+from shortcut_cli.loop import PREVIOUS, STATE, Log, Report, Stop, keep_freed_memory
 from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards, Split
-
-Report = Callable[..., None]
-Stop = AbstractContextManager[Callable[[], int | None]]
-"""What it gives is asked after every step: None to go on, or the exit code with which to save and leave."""
-PREVIOUS = "resume.prev.pt"  # the state before the one in resume.pt
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass
@@ -37,19 +28,6 @@ class State:
     best: float = math.inf  # lowest validation loss so far, nats per token
     seconds: float = 0.0  # of training, all parts of a resumed run together
     pending: list[float] = field(default_factory=list)  # losses of the steps since the last line of the log
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of giving it back to the system.
-
-    A step frees and asks for the same large blocks again and again; by default each comes back as fresh pages, whose
-    first touch costs more than the arithmetic of norms and activations. RMS norm of (16, 256, 256), forward and
-    backward on two cores: 12.4 ms before, 3.7 ms with it. Elsewhere than on glibc this does nothing.
-    """
-    library = ctypes.CDLL(None)
-    if sys.platform == "linux" and hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class Trainer:
@@ -89,11 +67,7 @@ class Trainer:
             code = asked()
             if code is not None and not last:
                 self.save()
-                raise Interrupted(
-                    f"stopped at step {self.state.step} of {self.keys.steps}; the state is saved in {self.folder}",
-                    "run the same command again to go on",
-                    exit_code=code,
-                )
+                raise loop.interrupted(self.folder, self.state.step, self.keys.steps, code)
 
     def step(self, number: int) -> tuple[float, float]:
         """One optimiser step; returns the loss in nats per token and the norm of the gradient before clipping."""
@@ -121,7 +95,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
-            self.average.update(self.model)
+            self.average.update(self.model, number)
         return total, norm
 
     @torch.no_grad()
@@ -162,7 +136,7 @@ class Trainer:
             "shards": self.shards.manifest["checksum"],
             "step": self.state.step,
             "scores": {"validation": self.state.best},
-            "versions": checkpoint.versions(),
+            "versions": sealed.versions(),
         }
 
     def save(self) -> None:
@@ -174,7 +148,7 @@ class Trainer:
             "state": {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best},
         }
         content = self.content(self.model.state_dict()) | extra
-        checkpoint.save(self.folder / "resume.pt", content, previous=self.folder / PREVIOUS)
+        checkpoint.save(self.folder / STATE, content, previous=self.folder / PREVIOUS)
 
     def resume(self, content: dict[str, Any]) -> None:
         """Take over the state of a resume.pt; the log of an unfinished run loses what was written after it."""
@@ -213,37 +187,6 @@ class Trainer:
         self.report("progress", task="train", done=state.step, total=keys.steps, unit="steps", **line)
 
 
-class Log:
-    """log.jsonl, every step once, and TensorBoard events where they are wanted."""
-
-    def __init__(self, folder: Path, tensorboard: bool) -> None:
-        self.path = folder / "log.jsonl"
-        self.events: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ModuleNotFoundError as error:
-                raise Unavailable(
-                    "train.tensorboard needs TensorBoard, which is not installed",
-                    "pip install 'shortcut-cli[tensorboard]'",
-                ) from error
-            self.events = SummaryWriter(folder / "tensorboard")
-
-    def write(self, *, step: int, **values: float) -> None:
-        """Append one line."""
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
-        if self.events:
-            for name, value in values.items():
-                self.events.add_scalar(name, value, step)
-
-    def cut(self, step: int) -> None:
-        """Drop what was logged after `step`, a half-written last line included."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        whole = (line for line in lines if line.endswith("\n"))
-        files.write(self.path, "".join(line for line in whole if json.loads(line)["step"] <= step))
-
-
 def validation_batch_starts(split: Split, context: int, count: int) -> list[int]:
     """First tokens of at most `count` windows of context + 1 ids, evenly spread over a split, none overlapping."""
     fitting = (split.tokens - 1) // context
@@ -280,13 +223,13 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
     if resolved.train.deterministic:
         torch.use_deterministic_algorithms(True)
     with files.held(folder, "shortcut train"):
-        began = _earlier(folder, resume, report)
+        began = loop.earlier(folder, "run.pt", resume, report, checkpoint.load)
         trainer = Trainer(resolved, folder, device, report)
         if began is not None:
             _check_same(began, trainer)
         worked = began is None or began["step"] < resolved.train.steps
         if began is None:
-            for name in ("log.jsonl", "run.pt", "resume.pt", PREVIOUS):
+            for name in ("log.jsonl", "run.pt", STATE, PREVIOUS):
                 (folder / name).unlink(missing_ok=True)
             files.write(folder / "recipe.toml", recipe.dump(resolved))
             report("note", text=_describe(trainer))
@@ -305,35 +248,12 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
     }
 
 
-def _earlier(folder: Path, resume: str, report: Report) -> dict[str, Any] | None:
-    """The state to go on from: that of resume.pt, or the one before where resume.pt is missing or damaged."""
-    kept = [path for path in (folder / "resume.pt", folder / PREVIOUS) if path.exists()]
-    if resume == "never":
-        return None
-    for number, path in enumerate(kept, 1):
-        try:
-            return checkpoint.load(path)
-        except (CheckFailed, UsageError) as error:
-            if number == len(kept):
-                raise CheckFailed(error.message, "--resume never begins again and overwrites the run") from error
-            report("note", text=f"{error.message}; going on from the state before it, {kept[number].name}")
-    if (folder / "run.pt").exists():
-        raise UsageError(
-            f"{folder} has a run.pt but no resume.pt to go on from", "choose another --out, or --resume never"
-        )
-    return None
-
-
 def _check_same(began: dict[str, Any], trainer: Trainer) -> None:
     changes = recipe.differences(began["recipe"], trainer.recipe.model_dump())
     changes = [line for line in changes if not line.startswith("data.shards:")]
     if began["shards"] != trainer.shards.manifest["checksum"]:
         changes.append(f"shards: {began['shards'][:12]} -> {trainer.shards.manifest['checksum'][:12]}")
-    if changes:
-        raise UsageError(
-            f"{trainer.folder} holds a run of something else\n" + "\n".join(f"  {line}" for line in changes),
-            "choose another --out, or --resume never to begin again and overwrite it",
-        )
+    loop.refuse(trainer.folder, changes)
 
 
 def _describe(trainer: Trainer) -> str:

@@ -1,7 +1,9 @@
-"""Audio: EnCodec's codes, frame by frame; the natural unit is the second.
+"""Audio: a codec's codes, frame by frame; the natural unit is the second.
 
 Codebook q's code c of a frame is the id q * 1024 + c, the codebooks of a frame one after the other; the end id follows.
-Any rate, width and number of channels that libsndfile reads becomes 24 kHz mono, in blocks.
+Any rate, width and number of channels that libsndfile reads becomes 24 kHz mono, in blocks. EnCodec's 48 kHz stereo
+model codes segments of one second, each brought to one loudness: that loudness, in dB below full scale, comes before
+the codes of its segment, as one of 64 more ids.
 """
 
 import gzip
@@ -22,14 +24,12 @@ from pydantic import Field
 
 from shortcut_cli import files
 from shortcut_cli.codec import weights
-from shortcut_cli.errors import CheckFailed, Rejected
+from shortcut_cli.codec.stream import CODES, LEVELS, MONO, Layout
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.recipe import Keys
 from shortcut_cli.tokenizers.base import Assign, Document, Guide, Piece, Source, Tokenizer
 
 FORMAT = 1
-SAMPLE_RATE_HZ = 24_000
-FRAMES_A_SECOND = 75
-CODES = 1024
 READ_FRAMES = 1 << 16
 BLOCK_IDS = 1 << 20
 
@@ -40,8 +40,8 @@ class AudioOptions(Keys):
     name: Literal["audio"] = Field(description="the domain")
     weights: str = Field(
         "encodec_24khz",
-        description="encodec_24khz (fetched once), the path of a checkpoint of the encodec package, or untrained:SEED "
-        "(for tests)",
+        description="mini (comes with shortcut), encodec_24khz or encodec_48khz (fetched once), the path of a codec.pt "
+        "or of a checkpoint of the encodec package, or untrained:SEED (for tests)",
     )
     codebooks: int = Field(1, description="of 1,024 codes each, 0.75 kbit/s each; 1 is the coarse stream", ge=1, le=32)
 
@@ -65,38 +65,58 @@ class AudioTokenizer(Tokenizer):
 
     @cached_property
     def codec(self) -> Any:
-        """The codec with its weights."""
-        from shortcut_cli.codec import encodec
+        """The codec with its weights. Raises UsageError where it has fewer codebooks than the recipe asks for."""
+        from shortcut_cli.codec import encodec, opening
 
-        return encodec.Codec(self._model(), round(encodec.BLOCK_FRAMES * self.block_scale))
+        with self._file() as path:
+            block_frames = round(encodec.BLOCK_FRAMES * self.block_scale)
+            if path is None:
+                codec = opening.codec(self.options.weights, block_frames)
+            else:
+                codec = opening.of_file(path, block_frames)
+        if self.options.codebooks > codec.codebooks:
+            raise UsageError(
+                f"tokenizer.codebooks is {self.options.codebooks}, but {self.options.weights} has {codec.codebooks}",
+                f"--set tokenizer.codebooks={codec.codebooks}",
+            )
+        return codec
 
-    def _model(self) -> Any:
-        from shortcut_cli.codec import encodec
+    @cached_property
+    def layout(self) -> Layout:
+        """What sound the codec takes, and how its codes come."""
+        known = weights.layout(self.options.weights)
+        if known is not None:
+            return known
+        from shortcut_cli.codec import opening
 
-        seed = weights.seed(self.options.weights)
-        if seed is not None:
-            return encodec.untrained(seed)
+        with self._file() as path:
+            return opening.layout(path or weights.resolve(self.options.weights))
+
+    @contextmanager
+    def _file(self) -> Iterator[Path | None]:
+        """The checkpoint that came with a run, as a file; None where the weights are to be found by their name."""
         if not self.state:
-            return encodec.load(weights.resolve(self.options.weights))
+            yield None
+            return
         with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
             path = Path(folder) / "weights.th"
             path.write_bytes(self.state)
-            return encodec.load(path)
+            yield path
 
     @property
     def vocabulary(self) -> int:
-        """1,024 ids a codebook, and the end id."""
-        return self.options.codebooks * CODES + 1
+        """1,024 ids a codebook, the levels where there are segments, and the end id."""
+        return self.end + 1
 
     @property
     def end(self) -> int:
         """The last id."""
-        return self.options.codebooks * CODES
+        return self.options.codebooks * CODES + (LEVELS if self.layout.segment else 0)
 
     @property
     def stride(self) -> int:
-        """The codebooks of a frame belong together."""
-        return self.options.codebooks
+        """The codebooks of a frame belong together, or a whole segment with its level."""
+        return self.options.codebooks * (self.layout.frames or 1) + bool(self.layout.segment)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,9 +150,14 @@ class AudioTokenizer(Tokenizer):
         yield Document(source.sha256, source.start, source.staged.stat().st_size // 2, units)
 
     def _ids(self, path: Path, length: "Length") -> Iterator[np.ndarray]:
-        first = np.arange(self.options.codebooks) * CODES
-        for codes in self.codec.encode(read_samples(path, length, self.block_scale), self.options.codebooks):
-            yield (codes + first).reshape(-1)  # (frames Q,)
+        books = self.options.codebooks
+        first = np.arange(books) * CODES
+        if not self.layout.segment:
+            for codes in self.codec.encode(read_samples(path, length, self.block_scale), books):
+                yield (codes + first).reshape(-1)  # (frames Q,)
+            return
+        for level, codes in self.codec.encode(read_samples(path, length, self.block_scale, self.layout), books):
+            yield np.concatenate(([books * CODES + level], (codes + first).reshape(-1)))  # (1 + frames Q,)
 
     def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Piece]:
         """The staged ids; cuts are moved to the beginning of a frame."""
@@ -145,7 +170,7 @@ class AudioTokenizer(Tokenizer):
             end = asked - asked % self.stride
             part = ids[first:end]
             whole = len(part) == document.size
-            units = document.units if whole else {"second": len(part) / self.stride / FRAMES_A_SECOND}
+            units = document.units if whole else {"second": self.layout.seconds(self._frames(len(part)))}
             yield Piece(document, split, units, _blocks(part))
             first = end
 
@@ -153,42 +178,59 @@ class AudioTokenizer(Tokenizer):
         """The ids of one file."""
         return np.concatenate(list(self._ids(path, Length())))
 
+    def _frames(self, ids: int) -> int:
+        """Frames in so many ids from the beginning of a segment on; an unfinished last one does not count."""
+        whole, rest = divmod(ids, self.stride)
+        return whole * (self.layout.frames or 1) + max(0, rest - 1) // self.options.codebooks
+
     def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
-        """Write 24 kHz mono PCM16; an unfinished last frame is left out."""
+        """Write PCM16 of the codec's rate and channels; an unfinished last frame is left out."""
         import soundfile
 
         found = np.array(ids, np.int64)
         ends = np.flatnonzero(found == self.end)
         found = found[: ends[0]] if len(ends) else found
-        frames = found[: len(found) - len(found) % self.stride].reshape(-1, self.stride)
-        codes = frames - np.arange(self.stride) * CODES
-        assert ((codes >= 0) & (codes < CODES)).all(), "ids out of turn: sample with `allowed`"
+        kind = {"samplerate": self.layout.rate_hz, "channels": self.layout.channels, "format": "WAV"}
         count = 0
-        with files.writing(path) as stream:
-            kind = {"samplerate": SAMPLE_RATE_HZ, "channels": 1, "format": "WAV", "subtype": "PCM_16"}
-            with soundfile.SoundFile(stream, "w", **kind) as sound:
-                for samples in self.codec.decode([codes]) if len(codes) else ():
-                    sound.write(samples.clip(-1, 1))
-                    count += len(samples)
-        return {"second": count / SAMPLE_RATE_HZ}
+        with files.writing(path) as stream, soundfile.SoundFile(stream, "w", **kind, subtype="PCM_16") as sound:
+            for samples in self.codec.decode(self._coded(found)):
+                sound.write(samples.clip(-1, 1))
+                count += len(samples)
+        return {"second": count / self.layout.rate_hz}
+
+    def _coded(self, ids: np.ndarray) -> Iterator[Any]:
+        """What the codec decodes: codes (frames, Q), or a level and codes for each segment."""
+        books = self.options.codebooks
+        segmented = bool(self.layout.segment)
+        for first in range(0, len(ids), self.stride if segmented else BLOCK_IDS // books * books):
+            part = ids[first : first + self.stride] if segmented else ids[first : first + BLOCK_IDS // books * books]
+            rows = part[segmented:]
+            codes = rows[: len(rows) - len(rows) % books].reshape(-1, books) - np.arange(books) * CODES
+            assert ((codes >= 0) & (codes < CODES)).all(), "ids out of turn: sample with `allowed`"
+            if len(codes):
+                yield (int(part[0]) - books * CODES, codes) if segmented else codes
 
     def guide(self) -> Guide:
         """The codes of the codebook whose turn it is; the end only between frames, and not first."""
-        return Turns(self._turns)
+        return Turns(self._masks, self.options.codebooks, self.stride if self.layout.segment else 0)
 
     @cached_property
-    def _turns(self) -> np.ndarray:
-        """Masks (Q + 1, V): one for each codebook, and that of the beginning last."""
+    def _masks(self) -> np.ndarray:
+        """Masks (Q + 2, V): for each codebook; that of the end alone; and the levels."""
         book = np.arange(self.vocabulary) // CODES
-        masks = book == np.array([*range(self.stride), 0])[:, None]
-        masks[0, self.end] = True
+        books = self.options.codebooks
+        masks = book == np.arange(books + 2)[:, None]
+        masks[books:] = False
+        masks[books, self.end] = True
+        masks[books + 1, books * CODES : self.end] = True
+        masks[:books, self.end] = False
         return masks
 
     def save(self, folder: Path) -> None:
         """tokenizer.json; and the weights, but those that have an official name or a seed."""
         content = {"format": FORMAT, "weights": self.options.weights, "sha256": self._weights_sha256}
         files.write(folder / "tokenizer.json", json.dumps(content, indent=1) + "\n")
-        named = self.options.weights in weights.OFFICIAL or weights.seed(self.options.weights) is not None
+        named = self.options.weights in weights.NAMES or weights.seed(self.options.weights) is not None
         if not named:
             files.write(folder / "weights.th", self.state or weights.resolve(self.options.weights).read_bytes())
 
@@ -213,24 +255,32 @@ def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class Turns(Guide):
-    """Follows the frames of a sample."""
+    """Follows the frames of a sample, and its segments where there are some."""
 
-    def __init__(self, masks: np.ndarray) -> None:
-        self.masks = masks  # (Q + 1, V)
+    def __init__(self, masks: np.ndarray, codebooks: int, segment: int) -> None:
+        self.masks = masks  # (Q + 2, V): codebooks, end, levels
+        self.codebooks = codebooks
+        self.segment = segment  # ids of a segment, its level included; 0: no segments
         self.count = 0
 
     @property
     def least(self) -> int:  # type: ignore[override]
-        """A whole frame."""
-        return max(0, len(self.masks) - 1 - self.count)
+        """A whole frame, and the level before it."""
+        return max(0, self.codebooks + bool(self.segment) - self.count)
 
     def allowed(self, left: int) -> np.ndarray:
-        """The codes of one codebook."""
+        """The codes of one codebook, or the levels."""
         del left
-        return np.asarray(self.masks[self.count % (len(self.masks) - 1) if self.count else -1])
+        place = self.count % self.segment if self.segment else self.count
+        turn = (place - bool(self.segment)) % self.codebooks
+        if self.segment and place == 0:
+            mask, between = self.masks[-1], True
+        else:
+            mask, between = self.masks[turn], turn == 0 and place > bool(self.segment)
+        return np.asarray(mask | self.masks[-2] if between and self.count else mask)
 
     def push(self, token: int) -> None:
-        """One more code."""
+        """One more id."""
         del token
         self.count += 1
 
@@ -246,10 +296,10 @@ class Length:
         self.seconds = 0.0
 
 
-def read_samples(path: Path, length: Length, scale: float = 1.0) -> Iterator[np.ndarray]:
-    """The samples of a sound file, 24 kHz mono, float32 blocks; `length` is complete at the end.
+def read_samples(path: Path, length: Length, scale: float = 1.0, layout: Layout = MONO) -> Iterator[np.ndarray]:
+    """The samples of a sound file, float32 blocks: mono (N,), or stereo (N, 2); `length` is complete at the end.
 
-    scale: size of the blocks, relative to READ_FRAMES; the samples do not depend on it.
+    scale: size of the blocks, relative to READ_FRAMES; the samples do not depend on it. layout: rate and channels.
 
     Raises Rejected where libsndfile can't read the file, or where there is no sample or one that is not finite.
     """
@@ -258,7 +308,7 @@ def read_samples(path: Path, length: Length, scale: float = 1.0) -> Iterator[np.
     with _plain(path) as opened:
         try:
             with soundfile.SoundFile(opened) as sound:
-                yield from _resampled(sound, length, round(READ_FRAMES * scale))
+                yield from _resampled(sound, length, round(READ_FRAMES * scale), layout)
         except soundfile.LibsndfileError as error:
             raise Rejected(f"can't be read by libsndfile: {error.error_string.rstrip('.')}") from error
         except TypeError as error:
@@ -266,23 +316,31 @@ def read_samples(path: Path, length: Length, scale: float = 1.0) -> Iterator[np.
             raise Rejected("has no header that says its format") from error
 
 
-def _resampled(sound: Any, length: Length, frames: int) -> Iterator[np.ndarray]:
+def _resampled(sound: Any, length: Length, frames: int, layout: Layout) -> Iterator[np.ndarray]:
     import soxr
 
     rate_hz = sound.samplerate
-    resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
+    resampler = soxr.ResampleStream(rate_hz, layout.rate_hz, layout.channels, dtype="float32")
     count = 0
     while len(block := sound.read(frames, dtype="float32", always_2d=True)):
-        mono = block.mean(axis=1)
-        if not np.isfinite(mono).all():
-            raise Rejected(f"has a sample that is not a finite number, at {count + int(np.isfinite(mono).argmin())}")
-        count += len(mono)
-        yield mono if rate_hz == SAMPLE_RATE_HZ else resampler.resample_chunk(mono)
+        mixed = block.mean(axis=1) if layout.channels == 1 else _stereo(block)
+        finite = np.isfinite(mixed) if layout.channels == 1 else np.isfinite(mixed).all(axis=1)
+        if not finite.all():
+            raise Rejected(f"has a sample that is not a finite number, at {count + int(finite.argmin())}")
+        count += len(mixed)
+        yield mixed if rate_hz == layout.rate_hz else resampler.resample_chunk(mixed)
     if not count:
         raise Rejected("has no samples")
-    if rate_hz != SAMPLE_RATE_HZ:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    if rate_hz != layout.rate_hz:
+        yield resampler.resample_chunk(mixed[:0], last=True)
     length.seconds = count / rate_hz
+
+
+def _stereo(block: np.ndarray) -> np.ndarray:
+    """Two channels as they are; one twice; more than two, their mean twice."""
+    if block.shape[1] == 2:
+        return block
+    return np.repeat(block.mean(axis=1, keepdims=True), 2, axis=1)
 
 
 @contextmanager

@@ -1,0 +1,200 @@
+"""Sound for the training of codecs: files -> 24 kHz clips in two memory-mapped files, and random windows of them."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shortcut_cli import batches, files, inputs, workers
+from shortcut_cli.codec.stream import RATE_HZ
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.recipe import CodecDataKeys
+from shortcut_cli.tokenizers.audio import AudioTokenizer, Length, read_samples
+
+FORMAT = 1
+FULL_SCALE = 32767
+Samples = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One file in clips.json."""
+
+    path: str  # below the folder that was named
+    sha256: str
+    split: str
+    start: int  # samples in the split before it
+    samples: int
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A folder that `stage` wrote."""
+
+    folder: Path
+    clips: list[Clip]
+    rejected: int
+
+    @property
+    def fingerprint(self) -> list[tuple[str, str]]:
+        """Which files of which content lie in which split."""
+        return [(clip.split, clip.sha256) for clip in self.clips]
+
+    def seconds(self, split: str) -> float:
+        """Length of a split."""
+        return sum(clip.samples for clip in self.clips if clip.split == split) / RATE_HZ
+
+
+def stage(
+    paths: Iterable[str], folder: Path, keys: CodecDataKeys, *, n_workers: int, report: Callable[..., None]
+) -> Clips:
+    """Read sound files into `folder`: train.s16 and val.s16, clips.json, rejects.jsonl. Done once: then it only reads.
+
+    Equal files are kept once. Raises UsageError where nothing is left for a split, or where `folder` was made of other
+    files or keys.
+    """
+    found = inputs.find(paths, AudioTokenizer.suffixes)
+    unique = {files.sha256(path): (relative, path) for relative, path in reversed(found.files)}
+    request = {"files": sorted(unique), "speaker": keys.speaker, "val": keys.val}
+    made = folder / "clips.json"
+    if made.exists():
+        return _made(folder, request)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(path, folder / f"{sha256}.s16") for sha256, (_, path) in unique.items()]
+    rejects = [{"path": path, "reason": reason} for path, reason in found.rejects]
+    read: dict[str, int] = {}
+    names = {target.stem: relative for (_, target), (relative, _) in zip(jobs, unique.values(), strict=True)}
+    results = workers.in_order(
+        _read, jobs, (), workers=n_workers, timeout_s=keys.file_timeout_s, memory_mb=keys.file_memory_mb
+    )
+    for done, (job, result) in enumerate(results, 1):
+        if isinstance(result, Rejected):
+            rejects.append({"path": names[job[1].stem], "sha256": job[1].stem, "reason": str(result)})
+        else:
+            read[job[1].stem] = result
+        report("progress", task="read", done=done, total=len(jobs), unit="files")
+    files.write(folder / "rejects.jsonl", "".join(json.dumps(entry) + "\n" for entry in rejects))
+    splits = divide({sha256: names[sha256] for sha256 in read}, keys.speaker, keys.val)
+    clips = []
+    for split in ("train", "val"):
+        start = 0
+        with files.writing(folder / f"{split}.s16") as stream:
+            for sha256 in sorted(read, key=lambda sha256: names[sha256]):
+                if splits[sha256] == split:
+                    with open(folder / f"{sha256}.s16", "rb") as part:
+                        shutil.copyfileobj(part, stream)
+                    clips.append(Clip(names[sha256], sha256, split, start, read[sha256]))
+                    start += read[sha256]
+    content = {
+        "format": FORMAT,
+        "request": request,
+        "rejected": len(rejects),
+        "clips": [asdict(clip) for clip in clips],
+    }
+    files.write(made, json.dumps(content, indent=1) + "\n")
+    for _, target in jobs:
+        target.unlink(missing_ok=True)
+    return _made(folder, request)
+
+
+def _made(folder: Path, request: dict[str, object]) -> Clips:
+    path = folder / "clips.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        clips = [Clip(**entry) for entry in content["clips"]]
+        known, rejected = content["request"], content["rejected"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckFailed(f"{path} is not what `shortcut codec train` wrote: {error!r}") from error
+    for split in ("train", "val"):
+        size = 2 * sum(clip.samples for clip in clips if clip.split == split)
+        if (folder / f"{split}.s16").stat().st_size != size:
+            raise CheckFailed(f"{folder / split}.s16 is not {size:,} bytes long, as {path} says")
+    changed = [key for key in request if request[key] != known.get(key)]
+    if changed:
+        raise UsageError(
+            f"{folder} was made of something else: its {', '.join(changed)} differ",
+            "choose another --out, or remove that folder to read the files again",
+        )
+    return Clips(folder, clips, rejected)
+
+
+def _read(job: tuple[Path, Path]) -> int:
+    """Write the samples of a file, 16 bits each, and return how many they are."""
+    path, target = job
+    with files.writing(target) as stream:
+        for samples in read_samples(path, Length()):
+            stream.write((samples.clip(-1, 1) * FULL_SCALE).round().astype("<i2").tobytes())
+    return target.stat().st_size // 2
+
+
+def divide(names: dict[str, str], speaker: str, val: float) -> dict[str, str]:
+    """The split of each file, by SHA-256: whole groups of files, in the order of a hash of the group.
+
+    names: path of each. speaker: files whose paths have the same first match of it are a group; empty: each is one.
+
+    Raises UsageError where there are fewer than two groups.
+    """
+    groups: dict[str, list[str]] = {}
+    for sha256, name in names.items():
+        match = re.search(speaker, name) if speaker else None
+        groups.setdefault(match.group() if match else sha256, []).append(sha256)
+    if len(groups) < 2:
+        raise UsageError(
+            f"{len(names)} files make {len(groups)} groups; training and validation need one each",
+            "give more files, or another data.speaker",
+        )
+    order = sorted(groups, key=lambda group: batches.key(*group.encode()))
+    held = set(order[: max(1, round(val * len(order)))])
+    return {sha256: "val" if group in held else "train" for group, members in groups.items() for sha256 in members}
+
+
+class Windows:
+    """Random windows of a split, drawn from a seed and the number of the step."""
+
+    def __init__(self, clips: Clips, split: str, keys: CodecDataKeys, seed: int) -> None:
+        self.keys, self.seed = keys, seed
+        self.size = round(keys.segment_s * RATE_HZ)
+        self.samples = np.memmap(clips.folder / f"{split}.s16", "<i2", "r")
+        mine = [clip for clip in clips.clips if clip.split == split]
+        self.starts = np.array([clip.start for clip in mine])
+        self.ends = self.starts + np.array([clip.samples for clip in mine])
+
+    def batch(self, step: int, count: int) -> Samples:
+        """The windows of a step, float32 (count, samples)."""
+        return np.stack([self._window(np.random.default_rng(batches.key(self.seed, step, i))) for i in range(count)])
+
+    def spread(self, count: int) -> Samples:
+        """`count` windows as they are, evenly spread over the split, float32 (count, samples)."""
+        places = [(2 * index + 1) * len(self.samples) // (2 * count) for index in range(count)]
+        return np.stack([self._cut(place, self.size) for place in places])
+
+    def _cut(self, place: int, size: int) -> Samples:
+        """`size` samples around a place of the split, of one clip, filled up with silence where it is shorter."""
+        clip = int(np.searchsorted(self.starts, place, "right")) - 1
+        first = max(int(self.starts[clip]), min(place - size // 2, int(self.ends[clip]) - size))
+        found = self.samples[first : min(first + size, int(self.ends[clip]))].astype(np.float32) / FULL_SCALE
+        return np.pad(found, (0, size - len(found)))
+
+    def _one(self, rng: np.random.Generator) -> Samples:
+        import soxr
+
+        rate = math.exp(rng.uniform(-1, 1) * math.log1p(self.keys.speed)) if self.keys.speed else 1.0
+        size = math.ceil(self.size * rate)
+        found = self._cut(int(rng.integers(len(self.samples))), size)
+        if rate != 1.0:
+            found = soxr.resample(found, RATE_HZ * rate, RATE_HZ, "MQ")[: self.size]
+            found = np.pad(found, (0, self.size - len(found)))
+        return found * np.float32(10 ** (rng.uniform(-1, 1) * self.keys.gain_db / 20))
+
+    def _window(self, rng: np.random.Generator) -> Samples:
+        found = self._one(rng)
+        if rng.random() < self.keys.mix:
+            found = found + self._one(rng)
+        loudest = np.abs(found).max(initial=0)
+        return found / loudest if loudest > 1 else found

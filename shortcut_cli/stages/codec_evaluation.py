@@ -1,0 +1,195 @@
+"""Measure a codec: what comes back at each bandwidth, how the codebooks are used, and how fast it is."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shortcut_cli import files, inputs
+from shortcut_cli.codec import objectives, opening, rvq
+from shortcut_cli.codec.stream import CODES, HOP, RATE_HZ
+from shortcut_cli.errors import Rejected, UsageError
+from shortcut_cli.tokenizers.audio import AudioTokenizer, Length, read_samples
+
+KBPS = RATE_HZ / HOP * math.log2(CODES) / 1000  # of one codebook
+OPUS = "opus"
+PESQ_RATE_HZ = 16_000
+Samples = npt.NDArray[np.float32]
+Report = Callable[..., None]
+
+
+@dataclass
+class Sums:
+    """Means over files of figures that some files do not have."""
+
+    values: dict[str, list[float]]
+
+    def add(self, figures: dict[str, float | None]) -> None:
+        """One more file; None: this file has no such figure."""
+        for name, value in figures.items():
+            if value is not None:
+                self.values.setdefault(name, []).append(value)
+
+    def means(self) -> dict[str, float | None]:
+        """The mean of each figure; None where no file had it."""
+        return {name: (sum(found) / len(found) if found else None) for name, found in self.values.items()}
+
+
+def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Report) -> dict[str, Any]:
+    """Code and decode every file with the codec `weights` (a name, or a file), and compare.
+
+    Returns the result of `shortcut codec eval --json`: for each bandwidth, and for Opus at its lowest rate, means over
+    the files of SI-SDR (dB), log-mel distance, STOI (Taal et al. 2011) and wide-band PESQ (ITU-T P.862.2); the
+    perplexity of each codebook over all files; speeds as multiples of real time. A figure is None where its package is
+    missing, or where it is not defined for any file.
+
+    out: folder for the reconstructions. Raises UsageError where there is nothing to read.
+    """
+    found = inputs.find(paths, AudioTokenizer.suffixes)
+    if not found.files:
+        raise UsageError(f"no {' '.join(AudioTokenizer.suffixes)} files in {' '.join(map(str, paths))}")
+    codec = opening.codec(weights)
+    measures = Measures()
+    if measures.missing:
+        report("note", text=f"without {measures.missing}: pip install 'shortcut-cli[measure]'")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    counts = [count for count in (1, 2, 4, 8, 16, 32) if count <= codec.codebooks]
+    rows = {count: Sums({}) for count in (*counts, 0)}  # 0: Opus
+    codes, rejects = [], [{"path": name, "reason": reason} for name, reason in found.rejects]
+    seconds, spent = 0.0, {"encode": 0.0, "decode": 0.0}
+    for done, (relative, path) in enumerate(found.files, 1):
+        try:
+            x = np.concatenate(list(read_samples(path, Length())))
+        except Rejected as error:
+            rejects.append({"path": relative, "reason": str(error)})
+            continue
+        began = time.perf_counter()
+        coded = np.concatenate(list(codec.encode([x], codec.codebooks)))  # (frames, Q)
+        spent["encode"] += time.perf_counter() - began
+        seconds += len(x) / RATE_HZ
+        codes.append(coded)
+        for count in counts:
+            began = time.perf_counter()
+            y = np.concatenate(list(codec.decode([coded[:, :count]])))[: len(x)]
+            spent["decode"] += (time.perf_counter() - began) / len(counts)
+            rows[count].add(measures(x, y))
+            _keep(out, relative, f"{count * KBPS:g}kbps", y)
+        y, kbps = _opus(x)
+        rows[0].add({"kbps": kbps, **measures(x, y)})
+        _keep(out, relative, OPUS, y)
+        report("progress", task="codec eval", done=done, total=len(found.files), unit="files")
+    if not codes:
+        raise UsageError("none of the files can be read: " + "; ".join(f"{r['path']}: {r['reason']}" for r in rejects))
+    return {
+        "schema_version": 1,
+        "weights": weights,
+        "files": len(codes),
+        "rejects": rejects,
+        "seconds": seconds,
+        "bandwidths": [{"kbps": count * KBPS, **rows[count].means()} for count in counts],
+        "opus": rows[0].means(),
+        "perplexity": rvq.perplexities(torch.from_numpy(np.concatenate(codes).T.copy()), CODES),
+        "encode_x_realtime": seconds / spent["encode"],
+        "decode_x_realtime": seconds / spent["decode"],
+        "threads": torch.get_num_threads(),
+    }
+
+
+class Measures:
+    """The figures of one reconstruction; `missing` names the packages that are not installed."""
+
+    def __init__(self) -> None:
+        self.mel = objectives.LogMel()
+        self.stoi, self.pesq, absent = None, None, []
+        try:
+            from pystoi import stoi
+
+            self.stoi = stoi
+        except ModuleNotFoundError:
+            absent.append("STOI (pystoi)")
+        try:
+            from pesq import pesq
+
+            self.pesq = pesq
+        except ModuleNotFoundError:
+            absent.append("PESQ (pesq)")
+        self.missing = " and ".join(absent)
+
+    def __call__(self, x: Samples, y: Samples) -> dict[str, float | None]:
+        """x: the original, y: what came back, float32 (samples,) at 24 kHz each, equally long."""
+        both = torch.from_numpy(np.stack((x, y)))
+        longest = self.mel.scales[-1][0]
+        padded = torch.nn.functional.pad(both, (0, max(0, longest - both.shape[1])))
+        silent = not x.any()
+        return {
+            "si_sdr_db": None if silent else objectives.si_sdr_db(both[:1], both[1:]).item(),
+            "log_mel": self.mel(padded[:1], padded[1:]).item(),
+            "stoi": self._stoi(x, y),
+            "pesq": self._pesq(x, y),
+        }
+
+    def _stoi(self, x: Samples, y: Samples) -> float | None:
+        """None where less than 30 frames of x are loud enough, for which it is not defined."""
+        if self.stoi is None or not x.any():
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            try:
+                return float(self.stoi(x, y, RATE_HZ))
+            except (RuntimeWarning, ValueError):
+                return None
+
+    def _pesq(self, x: Samples, y: Samples) -> float | None:
+        """None where PESQ finds no utterance."""
+        if self.pesq is None or not x.any() or not y.any():
+            return None
+        import soxr
+        from pesq import PesqError
+
+        a, b = (soxr.resample(part, RATE_HZ, PESQ_RATE_HZ) for part in (x, y))
+        try:
+            return float(self.pesq(PESQ_RATE_HZ, a, b, "wb"))
+        except (PesqError, ValueError):
+            return None
+
+
+def _opus(x: Samples) -> tuple[Samples, float]:
+    """x after Opus at libsndfile's lowest rate (6 kbit/s), and the kbit/s of the file, headers included."""
+    import io
+
+    import soundfile
+
+    stream = io.BytesIO()
+    kind = {"samplerate": RATE_HZ, "channels": 1, "format": "OGG", "subtype": "OPUS", "compression_level": 1.0}
+    with soundfile.SoundFile(stream, "w", **kind) as sound:
+        sound.write(x)
+    size = len(stream.getvalue())
+    stream.seek(0)
+    y, _ = soundfile.read(stream, dtype="float32")
+    return np.pad(y[: len(x)], (0, max(0, len(x) - len(y)))), size * 8 / 1000 / (len(x) / RATE_HZ)
+
+
+def _keep(out: Path | None, relative: str, label: str, y: Samples) -> None:
+    if out is None:
+        return
+    import soundfile
+
+    name = f"{Path(relative).with_suffix('').as_posix().replace('/', '_')}-{label}.wav"
+    with files.writing(out / name) as stream:
+        soundfile.write(stream, y.clip(-1, 1), RATE_HZ, format="WAV", subtype="PCM_16")
+
+
+def rows(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """The table of a result: codec, kbit/s, SI-SDR, log-mel distance, STOI, PESQ."""
+    names = ("kbps", "si_sdr_db", "log_mel", "stoi", "pesq")
+    for entry in result["bandwidths"]:
+        yield (result["weights"], *(entry.get(name) for name in names))
+    yield (OPUS, *(result["opus"].get(name) for name in names))
