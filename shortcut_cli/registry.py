@@ -15,6 +15,14 @@ TOKENIZERS = {
 MODELS = {
     "gpt": "shortcut_cli.models.gpt:GPT",
     "shortcut": "shortcut_cli.models.shortcut:Shortcut",
+    "shortcut_gated": "shortcut_cli.models.shortcut_gated:ShortcutGated",
+    "shortcut_local": "shortcut_cli.models.shortcut_local:ShortcutLocal",
+    "dense_last": "shortcut_cli.models.dense_last:DenseLast",
+    "late_kv": "shortcut_cli.models.late_kv:LateKV",
+    "value_residual": "shortcut_cli.models.value_residual:ValueResidual",
+    "denseformer": "shortcut_cli.models.denseformer:DenseFormer",
+    "attnres": "shortcut_cli.models.attnres:AttnRes",
+    "depth_attention": "shortcut_cli.models.depth_attention:DepthAttention",
 }
 
 

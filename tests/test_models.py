@@ -16,7 +16,9 @@ from shortcut_cli.models.shortcut import ShortcutOptions, tapped_layers
 from shortcut_cli.recipe import ModelKeys
 
 VOCABULARY, CONTEXT = 37, 24
-Keys = create_model("Keys", __base__=ModelKeys, shortcut=(ShortcutOptions, ShortcutOptions()))
+SECTIONS = {name: registry.load(registry.MODELS, name).Options for name in registry.MODELS}
+SECTIONS = {name: options for name, options in SECTIONS.items() if options.model_fields}
+Keys = create_model("Keys", __base__=ModelKeys, **{name: (kind, kind()) for name, kind in SECTIONS.items()})
 ARMS = [
     ("gpt", {}),
     ("shortcut", {}),
@@ -28,6 +30,19 @@ ARMS = [
     ("shortcut", {"concat": "feature"}),
     ("shortcut", {"mode": "gated", "concat": "feature"}),
     ("shortcut", {"attention": "merge", "taps": "every:2"}),
+    ("shortcut_gated", {}),
+    ("shortcut_local", {}),
+    ("dense_last", {}),
+    ("late_kv", {}),
+    ("late_kv", {"layer": 1}),
+    ("value_residual", {}),
+    ("value_residual", {"gate": "token"}),
+    ("denseformer", {}),
+    ("denseformer", {"dilation": 2, "period": 3}),
+    ("attnres", {}),
+    ("attnres", {"variant": "block", "blocks": 5}),
+    ("attnres", {"variant": "delta"}),
+    ("depth_attention", {}),
 ]
 PATHS = [
     {"mode": mode, "taps": taps, "project": project, "depth_embedding": True, "map_width": 20}
@@ -37,12 +52,16 @@ PATHS = [
 
 def make(name, options, *, seed=1, open_gates=False, **shape):
     shape = {"layers": 6, "width": 32, "heads": 4, "context": CONTEXT, "ffn": 64} | shape
-    keys = Keys(name=name, **shape, shortcut=ShortcutOptions(**options))
+    sections = {name: SECTIONS[name](**options)} if options else {}
+    keys = Keys(name=name, **shape, **sections)
     model = registry.load(registry.MODELS, name)(keys, VOCABULARY, seed)
     if open_gates:
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("gate"):
                 torch.nn.init.constant_(parameter, 0.7)
+            elif any(parameter_name.endswith(router) for router in model.routers()):
+                generator = torch.Generator().manual_seed(len(parameter_name))
+                torch.nn.init.normal_(parameter, 0.2, 0.5, generator=generator)
     return model
 
 

@@ -144,6 +144,16 @@ class _Heads(torch.autograd.Function):
         return grad.flatten(2).type_as(q), None, None
 
 
+@dataclass
+class History:
+    """What lower layers leave for higher ones to read, of the tokens of one call."""
+
+    states: list[Tensor] = field(default_factory=list)  # embedding, then the output of each layer, (B, T, D) each
+    deltas: list[Tensor] = field(default_factory=list)  # embedding, then what each sublayer added, (B, T, D) each
+    keys: list[Tensor] = field(default_factory=list)  # of each layer, turned by their time, (B, H, T, d) each
+    values: list[Tensor] = field(default_factory=list)  # of each layer, before any mixing, (B, H, T, d) each
+
+
 class Cache:
     """Keys and values of the tokens so far, one entry a token in each slot, or several; time-major."""
 
@@ -189,12 +199,21 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(keys.width, 3 * keys.width, bias=False)
         self.out = nn.Linear(keys.width, keys.width, bias=False)
 
-    def forward(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         q, k, v = split_heads(self.query_key_value(x), table, self.heads)  # (B, H, T, d)
+        if history is not None:
+            v = self.mix(x, q, k, v, history)
         if cache:
             k, v = cache.extend(self.layer, k, v)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(-2))
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
+        """The values that are attended to and cached, of the layer's own v, (B, H, T, d); x (B, T, D) is its input."""
+        del x, q
+        history.keys.append(k)
+        history.values.append(v)
+        return v
 
 
 class FeedForward(nn.Module):
@@ -256,12 +275,18 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(keys)
         self.dropout = nn.Dropout(keys.dropout)
 
-    def forward(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x, h = self.attention_norm.fork(x)
-        x = join(x, self.dropout(self.attention(h, table, cache)))
+        x = join(x, self.dropout(self.attention(h, table, cache, history)))
         x, h = self.feed_forward_norm.fork(x)
         return join(x, self.dropout(self.feed_forward(h)))
+
+    def delta(self, x: Tensor, sublayer: int, table: Tensor, cache: Cache | None) -> Tensor:
+        """What attention (sublayer 0) or the feed-forward (1) adds where it reads x: (B, T, D) -> (B, T, D)."""
+        if sublayer == 0:
+            return self.dropout(self.attention(self.attention_norm(x), table, cache))
+        return self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class Decoder(nn.Module):
@@ -303,6 +328,14 @@ class Decoder(nn.Module):
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
             scale = 1 / math.sqrt(2 * self.keys.layers) if name.endswith(".out.weight") else 1.0
             weight.copy_(torch.randn(weight.shape, generator=generator) * (INIT_STD * scale))
+        self.begin()
+
+    def begin(self) -> None:
+        """What an architecture sets beside, after all matrices have been drawn: gates, routers, static mixes."""
+
+    def routers(self) -> list[str]:
+        """Parameters (by the end of their names) that route: no weight decay, and `train.router_lr` times the rate."""
+        return []
 
     def forward(self, ids: Tensor, cache: Cache | None = None, trace: Trace | None = None) -> Tensor:
         """Logits (B, T, V) of the ids that follow each of `ids`, int64 (B, T).

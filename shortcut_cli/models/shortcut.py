@@ -10,7 +10,7 @@ and no equations were available; everything else is our choice, and a key where 
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -196,13 +196,22 @@ class TapBlock(nn.Module):
 class Shortcut(Decoder):
     """A decoder whose final layer attends to the intermediate layers; with no taps it is the baseline."""
 
-    Options = ShortcutOptions
+    Options: ClassVar[type[Keys]] = ShortcutOptions
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
-        self.options: ShortcutOptions = keys.shortcut  # type: ignore[attr-defined]
+        self.options = self.options_of(keys)
         self.tapped = tapped_layers(self.options.taps, keys.layers)
         super().__init__(keys, vocabulary, seed)
         self.taps = self._labels()
+
+    def options_of(self, keys: ModelKeys) -> ShortcutOptions:
+        """The keys that this arm goes by."""
+        options: ShortcutOptions = keys.shortcut  # type: ignore[attr-defined]
+        return options
+
+    def sources(self, states: list[Tensor]) -> list[Tensor]:
+        """What the taps read of the embedding and the outputs of all layers but the last, (B, T, D) each."""
+        return [states[layer] for layer in self.tapped]
 
     def make_block(self, layer: int) -> nn.Module:
         """The last layer reads the taps, where there are some."""
@@ -217,7 +226,7 @@ class Shortcut(Decoder):
         history = [x]
         for block in self.blocks[:-1]:
             history.append(block(history[-1], table, cache))
-        return self.blocks[-1](history[-1], [history[layer] for layer in self.tapped], table, cache, trace)
+        return self.blocks[-1](history[-1], self.sources(history), table, cache, trace)
 
     def cache_entries(self) -> list[int]:
         """As many keys in the last slot as it has sources; `gated` keeps its own apart from the taps'."""

@@ -1,0 +1,19 @@
+"""The modern variant: all layers tapped through linear maps, added to the last layer's own attention behind a gate.
+
+At the start the gate is zero and the model is the baseline. At the paper's probable size it adds a tenth of the
+parameters that the paper's four maps add.
+"""
+
+from shortcut_cli.models.shortcut import Shortcut, ShortcutOptions
+from shortcut_cli.recipe import Keys, ModelKeys
+
+
+class ShortcutGated(Shortcut):
+    """`shortcut` with taps = all, map = linear and mode = gated."""
+
+    Options = Keys
+
+    def options_of(self, keys: ModelKeys) -> ShortcutOptions:
+        """Fixed."""
+        del keys
+        return ShortcutOptions(taps="all", map="linear", mode="gated")  # type: ignore[call-arg]

@@ -1,0 +1,68 @@
+"""Value residual (ResFormer, Zhou et al. 2024, arXiv 2410.17897): every layer also reads the values of the first.
+
+    V_l <- a_l V_1 + b_l V_l            l > 1, scalars, 0.5 each at first (the paper's learnable form)
+    V_l <- V_l + relu(W_l x_l) V_1      gate = "token": a weight for each token and head (SATFormer, arXiv 2605.03953)
+
+Mixed values are what is cached, so that generation costs nothing more.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shortcut_cli.models.blocks import Attention, Block, Cache, Decoder, History, Trace
+from shortcut_cli.recipe import Keys, ModelKeys
+
+
+class ValueResidualOptions(Keys):
+    """[model.value_residual]"""
+
+    gate: Literal["scalar", "token"] = Field(
+        "scalar", description="scalar: two learned numbers a layer; token: a weight for each token and head"
+    )
+
+
+class ValueAttention(Attention):
+    """Attention whose values are mixed with those of the first layer."""
+
+    def __init__(self, keys: ModelKeys, layer: int, options: ValueResidualOptions) -> None:
+        super().__init__(keys, layer)
+        self.share = nn.Parameter(torch.full((2,), 0.5)) if options.gate == "scalar" else None  # of V_1, of V_l
+        self.gate = nn.Linear(keys.width, keys.heads, bias=False) if options.gate == "token" else None
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
+        """(B, H, T, d)."""
+        del q, k
+        first = history.values[0]
+        if self.gate is not None:
+            return v + F.relu(self.gate(x)).mT.unsqueeze(-1) * first
+        assert self.share is not None
+        return self.share[0] * first + self.share[1] * v
+
+
+class ValueResidual(Decoder):
+    """The baseline with a value residual."""
+
+    Options = ValueResidualOptions
+
+    def make_block(self, layer: int) -> nn.Module:
+        """The first layer is the baseline's."""
+        block = Block(self.keys, layer)
+        if layer:
+            block.attention = ValueAttention(self.keys, layer, self.keys.value_residual)  # type: ignore[attr-defined]
+        return block
+
+    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+        """All layers: (B, T, D) -> (B, T, D)."""
+        del trace
+        history = History()
+        for block in self.blocks:
+            x = block(x, table, cache, history)
+        return x
+
+    def routers(self) -> list[str]:
+        """The scalars or gates."""
+        return ["attention.share", "attention.gate.weight"]
