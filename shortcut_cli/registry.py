@@ -23,6 +23,10 @@ MODELS = {
     "denseformer": "shortcut_cli.models.denseformer:DenseFormer",
     "attnres": "shortcut_cli.models.attnres:AttnRes",
     "depth_attention": "shortcut_cli.models.depth_attention:DepthAttention",
+    "moda": "shortcut_cli.models.moda:MoDA",
+    "mudd": "shortcut_cli.models.mudd:Mudd",
+    "mudd_last": "shortcut_cli.models.mudd_last:MuddLast",
+    "hyper": "shortcut_cli.models.hyper:Hyper",
 }
 
 

@@ -149,6 +149,79 @@ def attnres(model, x):
     raise AssertionError
 
 
+def moda(model, x):
+    below = []
+    for layer, block in enumerate(model.blocks):
+        q, k, v = heads(model, layer, normed(x, block.attention_norm.weight))
+        out = torch.zeros_like(q)
+        for t in range(q.shape[1]):
+            seen = torch.cat([k[:, : t + 1], *(key[:, t : t + 1] for key, _ in below)], 1)
+            read = torch.cat([v[:, : t + 1], *(value[:, t : t + 1] for _, value in below)], 1)
+            scores = torch.einsum("bhd,bshd->bhs", q[:, t], seen) / math.sqrt(q.shape[-1])
+            out[:, t] = torch.einsum("bhs,bshd->bhd", scores.softmax(-1), read)
+        below.append((k, v))
+        x = x + out.flatten(-2) @ block.attention.out.weight.T
+        x = x + fed(model, layer, x)
+    return x
+
+
+def routed(mix, states):
+    """The streams of a MUDD router."""
+    x = normed(states[-1], 1)
+    weights = F.gelu(x @ mix.inner.weight.T) @ mix.outer.weight.T
+    weights = weights.unflatten(-1, (-1, len(states))) + mix.static  # (B, T, C, n)
+    return [
+        sum(weights[:, :, stream, j, None] * state for j, state in enumerate(states))
+        for stream in range(weights.shape[2])
+    ]
+
+
+def streamed(model, layer, streams):
+    block, weight = model.blocks[layer], model.blocks[layer].attention_norm.weight
+    q, k, v = (heads(model, layer, normed(x, weight))[part] for part, x in enumerate(streams[:3]))
+    x = streams[3] + look(q, k, v).flatten(-2) @ block.attention.out.weight.T
+    return x + fed(model, layer, x)
+
+
+def mudd(model, x):
+    states, streams = [x], [x] * 4
+    for layer, mix in enumerate(model.mixes):
+        states.append(streamed(model, layer, streams))
+        streams = routed(mix, states)
+    return streams[0]
+
+
+def mudd_last(model, x):
+    states = [x]
+    for layer in range(len(model.blocks)):
+        if layer < 4:
+            x = layer_output(model, layer, x)
+        else:
+            values, residual = routed(model.mixes[layer - 4], [states[0], states[3], x])
+            x = streamed(model, layer, [residual, residual, values, residual])
+        states.append(x)
+    return x
+
+
+def hyper(model, x):
+    n = model.keys.hyper.streams
+    streams = [x] * n
+    for number, connection in enumerate(model.connections):
+        read, carry, write = connection.read, connection.carry, connection.write
+        if model.keys.hyper.weights == "dynamic":
+            moved = [torch.tanh(normed(h, connection.norm) @ connection.route.weight.T) for h in streams]
+            read = [read[i] + connection.scale[0] * moved[i][..., :1] for i in range(n)]
+            carry = [
+                [carry[i, j] + connection.scale[0] * moved[i][..., 1 + j, None] for j in range(n)] for i in range(n)
+            ]
+            write = [write[i] + connection.scale[1] * moved[i][..., -1:] for i in range(n)]
+        else:
+            carry = [[carry[i, j] for j in range(n)] for i in range(n)]
+        y = (attended, fed)[number % 2](model, number // 2, sum(a * h for a, h in zip(read, streams, strict=True)))
+        streams = [sum(carry[i][j] * streams[i] for i in range(n)) + write[j] * y for j in range(n)]
+    return sum(streams) / n
+
+
 REFERENCES = [
     (gpt, {}),
     (value_residual, {}),
@@ -161,6 +234,11 @@ REFERENCES = [
     (attnres, {}),
     (attnres, {"variant": "block", "blocks": 5}),
     (attnres, {"variant": "delta"}),
+    (moda, {}),
+    (mudd, {}),
+    (mudd_last, {}),
+    (hyper, {}),
+    (hyper, {"weights": "static", "streams": 3}),
 ]
 
 
@@ -185,7 +263,7 @@ def test_an_architecture_is_its_formula(plain, options):
         assert (grads[name] - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-9, name
 
 
-@pytest.mark.parametrize("name", ["denseformer", "dense_last", "shortcut_gated"])
+@pytest.mark.parametrize("name", ["denseformer", "dense_last", "shortcut_gated", "mudd", "mudd_last", "hyper"])
 def test_the_identity_at_the_start_is_the_baseline_bit_for_bit(name):
     assert torch.equal(make("gpt", {})(ids()), make(name, {})(ids()))
 

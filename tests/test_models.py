@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shortcut_cli import metrics, registry
 from shortcut_cli.errors import UsageError
+from shortcut_cli.models import merge
 from shortcut_cli.models.blocks import Trace, rotate
 from shortcut_cli.models.shortcut import ShortcutOptions, tapped_layers
 from shortcut_cli.recipe import ModelKeys
@@ -43,6 +44,11 @@ ARMS = [
     ("attnres", {"variant": "block", "blocks": 5}),
     ("attnres", {"variant": "delta"}),
     ("depth_attention", {}),
+    ("moda", {}),
+    ("mudd", {}),
+    ("mudd_last", {}),
+    ("hyper", {}),
+    ("hyper", {"weights": "static", "streams": 2}),
 ]
 PATHS = [
     {"mode": mode, "taps": taps, "project": project, "depth_embedding": True, "map_width": 20}
@@ -100,14 +106,16 @@ class TestEveryArm:
             full = model(x)
             cache = model.new_cache(2, CONTEXT)
             parts = [model(x[:, a:b], cache) for a, b in itertools.pairwise([0, 5, 6, 9, *range(10, CONTEXT + 1)])]
-        assert torch.allclose(torch.cat(parts, 1), full, atol=1e-5)
+        assert (torch.cat(parts, 1) - full).abs().max() < 1e-5 * full.abs().max().clamp(min=1)
 
-    def test_the_flops_are_those_that_torch_counts(self, name, options):
+    def test_the_flops_are_those_that_torch_counts(self, name, options, monkeypatch):
         model = make(name, options).eval()
         # torch counts no FLOPs of the CPU's fused attention, so the plain one runs.
         path = {} if options.get("attention") != "merge" else {"attention": "mask"}
-        counted = make(name, options | path).eval()
-        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counted = make(name, options | path).eval().requires_grad_(False)
+        plain = lambda q, k, v, n, *below: merge.plain_with_depth(q, k, v, list(below[:n]), list(below[n:]))  # noqa: E731
+        monkeypatch.setattr(merge._Depth, "apply", plain)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             counted(ids(rows=1))
         assert counter.get_total_flops() == model.flops(CONTEXT, causal=False)
         assert model.flops(CONTEXT) < model.flops(CONTEXT, causal=False)
@@ -245,8 +253,6 @@ def test_both_paths_equal_the_formula(options, attention):
 
 
 def test_the_merged_attention_equals_one_softmax_to_double_precision():
-    from shortcut_cli.models import merge
-
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(2, 3, 17, *shape, 8, dtype=torch.float64, generator=generator) for shape in ((), (4,), (4,))]
     results = []

@@ -67,3 +67,59 @@ class _Merge(torch.autograd.Function):
             grads_k.append(part_k)
             grads_v.append(part_v)
         return grad_q, torch.stack(grads_k, 3), torch.stack(grads_v, 3)
+
+
+def attend_with_depth(q: Tensor, k: Tensor, v: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """One softmax over times and depth: the last T of S times see k, v (B, H, S, d) up to themselves, and N more.
+
+    q: (B, H, T, d); keys, values: (B, H, T, d) each, seen at their own time alone. Returns (B, H, T, d).
+    """
+    if q.device.type == "cpu" and q.shape[2] == k.shape[2]:
+        out: Tensor = _Depth.apply(q, k, v, len(keys), *keys, *values)
+        return out
+    return plain_with_depth(q, k, v, keys, values)
+
+
+def plain_with_depth(q: Tensor, k: Tensor, v: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """The same by the formula."""
+    scale, late = q.shape[-1] ** -0.5, k.shape[2] - q.shape[2]
+    hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(late + 1)
+    times = (q.float() @ k.float().mT * scale).masked_fill(hidden, -torch.inf)
+    depth = torch.stack([(q.float() * key.float()).sum(-1) for key in keys], -1) * scale  # (B, H, T, N)
+    shares = torch.cat((times, depth), -1).softmax(-1).type_as(v)
+    out = shares[..., : k.shape[2]] @ v
+    for number, value in enumerate(values):
+        out = out + shares[..., k.shape[2] + number, None] * value
+    return out
+
+
+class _Depth(torch.autograd.Function):
+    """Fused attention over times, merged with the few depth keys by their log-sum-exps; backward as in `_Merge`."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, count: int, *below: Tensor) -> Tensor:
+        keys, values = below[:count], below[count:]
+        out, lse = flash(q, k, v, 0.0, True)
+        scores = torch.stack([(q * key).sum(-1).float() for key in keys]) * q.shape[-1] ** -0.5  # (N, B, H, T)
+        total = torch.logaddexp(lse, scores.logsumexp(0))
+        shares = (scores - total).exp()
+        y = out * (lse - total).exp().unsqueeze(-1)
+        for share, value in zip(shares, values, strict=True):
+            y.addcmul_(share.unsqueeze(-1), value)
+        y = y.type_as(q)
+        ctx.save_for_backward(q, k, v, y, total, shares, *below)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, total, shares, *below = ctx.saved_tensors
+        keys, values = below[: len(shares)], below[len(shares) :]
+        grad_q, grad_k, grad_v = flash_backward(grad.contiguous(), q, k, v, y, total, 0.0, True)
+        inner = torch.linalg.vecdot(grad, y)  # (B, H, T)
+        grads_k, grads_v = [], []
+        for share, key, value in zip(shares, keys, values, strict=True):
+            by_score = (share * (torch.linalg.vecdot(grad, value) - inner) * q.shape[-1] ** -0.5).unsqueeze(-1)
+            grad_q = torch.addcmul(grad_q, by_score, key)
+            grads_k.append(by_score * q)
+            grads_v.append(share.unsqueeze(-1) * grad)
+        return grad_q, grad_k, grad_v, None, *grads_k, *grads_v

@@ -1,0 +1,109 @@
+"""Hyper-connections (Zhu et al. 2024, arXiv 2409.19606): n residual streams, read and written by learned weights.
+
+For a sublayer F and streams H (n, D):
+
+    h = a^T H,      H <- R^T H + b (x) F(h)                          static: vectors a, b (n) and a matrix R (n, n)
+    a <- a + s_a tanh(N(H) w_a),  R <- R + s_a tanh(N(H) W_r),  b <- b + s_b tanh(N(H) w_b)       dynamic, by the token
+
+N is a norm of each stream. At first a reads stream (number of the sublayer mod n), R = I, b = 1, the w are zero and the
+s 0.01: every stream is the baseline's residual stream. The head reads their mean; the paper's sum is n times that,
+which the norm before the head undoes. Two or four streams start as the baseline bit for bit.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Trace
+from shortcut_cli.recipe import Keys, ModelKeys
+
+
+class HyperOptions(Keys):
+    """[model.hyper]"""
+
+    streams: int = Field(4, description="residual streams", ge=1, le=16)
+    weights: Literal["static", "dynamic"] = Field("dynamic", description="static: learned; dynamic: by the token too")
+
+
+class Connection(nn.Module):
+    """How one sublayer reads and writes the streams."""
+
+    def __init__(self, width: int, options: HyperOptions, number: int) -> None:
+        super().__init__()
+        n = options.streams
+        self.number, self.streams = number, n
+        self.read = nn.Parameter(torch.zeros(n))
+        self.carry = nn.Parameter(torch.eye(n))
+        self.write = nn.Parameter(torch.ones(n))
+        self.dynamic = options.weights == "dynamic"
+        if self.dynamic:
+            self.norm = nn.Parameter(torch.ones(width))
+            self.route = nn.Linear(width, n + 2, bias=False)  # for `read`, the n columns of `carry`, and `write`
+            self.scale = nn.Parameter(torch.full((2,), 0.01))  # of the first two, and of the last
+
+    def begin(self) -> None:
+        """The baseline."""
+        self.read.zero_()
+        self.read[self.number % self.streams] = 1
+        self.carry.copy_(torch.eye(self.streams))
+        if self.dynamic:
+            self.route.weight.zero_()
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Streams (B, T, n, D) -> weights: to read (B, T, n), to carry (B, T, n, n), to write (B, T, n)."""
+        if not self.dynamic:
+            shape = h.shape[:3]
+            return self.read.expand(shape), self.carry.expand(*shape, -1), self.write.expand(shape)
+        moved = torch.tanh(self.route(F.rms_norm(h, h.shape[-1:], self.norm, EPSILON)))  # (B, T, n, n + 2)
+        read = self.read + self.scale[0] * moved[..., 0]
+        carry = self.carry + self.scale[0] * moved[..., 1:-1]
+        write = self.write + self.scale[1] * moved[..., -1]
+        return read, carry, write
+
+
+class Hyper(Decoder):
+    """The baseline's sublayers on n residual streams."""
+
+    Options = HyperOptions
+
+    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
+        self.options: HyperOptions = keys.hyper  # type: ignore[attr-defined]
+        super().__init__(keys, vocabulary)
+        self.connections = nn.ModuleList(
+            Connection(keys.width, self.options, number) for number in range(2 * keys.layers)
+        )
+        if seed is not None:
+            self.initialise(seed)
+
+    def begin(self) -> None:
+        """The baseline."""
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            connection.begin()
+
+    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+        """All layers: (B, T, D) -> (B, T, D)."""
+        del trace
+        h = x.unsqueeze(2).expand(-1, -1, self.options.streams, -1)  # (B, T, n, D)
+        for number, connection in enumerate(self.connections):
+            read, carry, write = connection(h)
+            block = self.blocks[number // 2]
+            assert isinstance(block, Block)
+            y = block.delta((read.unsqueeze(-2) @ h).squeeze(-2), number % 2, table, cache)
+            h = carry.mT @ h + write.unsqueeze(-1) * y.unsqueeze(-2)
+        return h.mean(2)
+
+    def multiplications(self) -> int:
+        """Reading, carrying, and routing by each stream, beside the matrices."""
+        n = self.options.streams
+        sublayers, width = 2 * self.keys.layers, self.keys.width
+        again = (n - 1) * (n + 2) * width if self.options.weights == "dynamic" else 0
+        return super().multiplications() + sublayers * ((n + n * n) * width + again)
+
+    def routers(self) -> list[str]:
+        """All that weighs streams."""
+        names = ("read", "carry", "write", "norm", "route.weight", "scale")
+        return [f"connections.{n}.{name}" for n in range(len(self.connections)) for name in names]
