@@ -1,18 +1,38 @@
 """AdamW in two groups, and the learning rate of each step."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from shortcut_cli.recipe import ScheduleKeys
 
 
-def adamw(model: torch.nn.Module, keys: ScheduleKeys) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone, fused where the device has it (CPU and CUDA do)."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-    rest = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": keys.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=keys.lr, betas=(keys.beta1, keys.beta2), fused=True)
+def adamw(
+    model: torch.nn.Module, keys: ScheduleKeys, routers: Sequence[str] = (), router_lr: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone, fused where the device has it (CPU and CUDA do).
+
+    routers: parameters, by the end of their names, that get no weight decay and `router_lr` times the learning rate.
+    """
+    groups: dict[str, list[torch.nn.Parameter]] = {"matrices": [], "rest": [], "routers": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = "routers" if name.endswith(tuple(routers)) else "matrices" if parameter.dim() >= 2 else "rest"
+            groups[kind].append(parameter)
+    settings = [
+        {"params": groups["matrices"], "weight_decay": keys.weight_decay},
+        {"params": groups["rest"], "weight_decay": 0.0},
+    ]
+    if groups["routers"]:
+        settings.append({"params": groups["routers"], "weight_decay": 0.0, "scale": router_lr})
+    return torch.optim.AdamW(settings, lr=keys.lr, betas=(keys.beta1, keys.beta2), fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def learning_rate(step: int, keys: ScheduleKeys) -> float:

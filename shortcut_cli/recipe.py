@@ -97,6 +97,9 @@ class TrainKeys(ScheduleKeys):
     """[train]: the optimiser, its schedule, and how often to look."""
 
     accumulation: int = Field(1, description="parts that a step's windows are divided into, to save memory", ge=1)
+    router_lr: float = Field(
+        1.0, description="learning rate of gates, routers and static mixes over depth, as a multiple of lr", gt=0
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on CUDA, fp32 elsewhere"
     )

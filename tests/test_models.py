@@ -67,7 +67,7 @@ def make(name, options, *, seed=1, open_gates=False, **shape):
                 torch.nn.init.constant_(parameter, 0.7)
             elif any(parameter_name.endswith(router) for router in model.routers()):
                 generator = torch.Generator().manual_seed(len(parameter_name))
-                torch.nn.init.normal_(parameter, 0.2, 0.5, generator=generator)
+                torch.nn.init.normal_(parameter, 0.2, 0.2, generator=generator)
     return model
 
 

@@ -241,3 +241,23 @@ def test_what_a_killed_process_left_is_removed(text_run, tmp_path):
     (tmp_path / f".eval.json.{os.getpid()}.tmp").write_bytes(b"of another command that is at work")
     go(keys(text_run), tmp_path)
     assert [path.name for path in tmp_path.glob(".*.tmp")] == [f".eval.json.{os.getpid()}.tmp"]
+
+
+def test_routers_have_no_weight_decay_and_a_rate_of_their_own():
+    from test_models import make
+
+    from shortcut_cli import optim
+
+    model = make("mudd", {})
+    keys = recipe.read("text-tiny", ["train.router_lr=0.25"]).train
+    optimizer = optim.adamw(model, keys, model.routers(), keys.router_lr)
+    optim.set_rate(optimizer, 0.5)
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    found = {named[p]: group for group in optimizer.param_groups for p in group["params"]}
+    assert found.keys() == set(named.values())
+    for name, group in found.items():
+        routing = name.startswith("mixes.")
+        assert group["lr"] == (0.125 if routing else 0.5)
+        assert group["weight_decay"] == (
+            keys.weight_decay if "weight" in name and "norm" not in name and not routing else 0
+        )

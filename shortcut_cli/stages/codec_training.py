@@ -101,8 +101,7 @@ class Trainer:
                 f"the last good state is kept in {self.folder}",
                 "a lower train.lr, a longer train.warmup or train.clip = 1.0 usually helps",
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        optim.set_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:

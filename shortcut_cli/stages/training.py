@@ -44,7 +44,7 @@ class Trainer:
         kind = registry.load(registry.MODELS, resolved.model.name)
         self.model = kind(resolved.model, shards.tokenizer["vocabulary"], self.keys.seed).to(device)
         self.forward = torch.compile(self.model) if self.keys.compile else self.model
-        self.optimizer = optim.adamw(self.model, self.keys)
+        self.optimizer = optim.adamw(self.model, self.keys, self.model.routers(), self.keys.router_lr)
         self.average = optim.Average(self.model, self.keys.ema) if self.keys.ema else None
         self.bf16 = self.keys.precision == "bf16" or (self.keys.precision == "auto" and device.startswith("cuda"))
         self.state = State()
@@ -90,8 +90,7 @@ class Trainer:
                 f"the last good state is kept in {self.folder}",
                 "a lower train.lr, a longer train.warmup or train.clip = 1.0 usually helps",
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(number, keys)
+        optim.set_rate(self.optimizer, optim.learning_rate(number, keys))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
