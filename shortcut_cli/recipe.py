@@ -250,10 +250,9 @@ def schema() -> type[Recipe]:
     for options in tokenizers[1:]:
         union = union | options
     architectures: dict[str, Any] = {}
-    for name in registry.MODELS:
-        options = registry.load(registry.MODELS, name).Options
-        if options.model_fields:
-            architectures[name] = (options, Field(default_factory=options, description=f"keys of {name} alone"))
+    for name in registry.MODEL_OPTIONS:
+        options = registry.load(registry.MODEL_OPTIONS, name)
+        architectures[name] = (options, Field(default_factory=options, description=f"keys of {name} alone"))
     model = create_model("Model", __base__=ModelKeys, **architectures)
     tokenizer: Any = Annotated[union, Field(discriminator="name")]
     return create_model("Recipe", __base__=Recipe, tokenizer=(tokenizer, ...), model=(model, ...))

@@ -29,6 +29,15 @@ MODELS = {
     "hyper": "shortcut_cli.models.hyper:Hyper",
 }
 
+MODEL_OPTIONS = {  # of the architectures that have keys of their own
+    "shortcut": "shortcut_cli.models.options:ShortcutOptions",
+    "late_kv": "shortcut_cli.models.options:LateKVOptions",
+    "value_residual": "shortcut_cli.models.options:ValueResidualOptions",
+    "denseformer": "shortcut_cli.models.options:DenseFormerOptions",
+    "attnres": "shortcut_cli.models.options:AttnResOptions",
+    "hyper": "shortcut_cli.models.options:HyperOptions",
+}
+
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """A sentence that proposes the nearest of `known`, or lists them all."""

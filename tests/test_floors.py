@@ -115,3 +115,8 @@ def test_the_command_line_loads_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_reading_a_recipe_loads_no_torch():
+    code = "import sys\nfrom shortcut_cli import recipe\nrecipe.read('music')\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

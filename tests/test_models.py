@@ -13,12 +13,12 @@ from shortcut_cli import metrics, registry
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
 from shortcut_cli.models.blocks import Trace, rotate
-from shortcut_cli.models.shortcut import ShortcutOptions, tapped_layers
+from shortcut_cli.models.options import ShortcutOptions
+from shortcut_cli.models.shortcut import tapped_layers
 from shortcut_cli.recipe import ModelKeys
 
 VOCABULARY, CONTEXT = 37, 24
-SECTIONS = {name: registry.load(registry.MODELS, name).Options for name in registry.MODELS}
-SECTIONS = {name: options for name, options in SECTIONS.items() if options.model_fields}
+SECTIONS = {name: registry.load(registry.MODEL_OPTIONS, name) for name in registry.MODEL_OPTIONS}
 Keys = create_model("Keys", __base__=ModelKeys, **{name: (kind, kind()) for name, kind in SECTIONS.items()})
 ARMS = [
     ("gpt", {}),

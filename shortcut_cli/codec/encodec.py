@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from shortcut_cli.codec.stream import HOP, LEVELS, MONO, STEREO, Layout, regular
 from shortcut_cli.errors import CheckFailed
 
-BLOCK_FRAMES = 75
+BLOCK_FRAMES = 150  # encoding with one thread: 13.2 times real time at 75, 13.8 at 150, 13.7 at 300
 
 
 def package() -> Any:
@@ -244,7 +244,8 @@ class Stream:
     def __init__(self, network: nn.Sequential) -> None:
         self.network = network
         self.kinds = sys.modules["encodec.modules"]
-        self.carried: dict[nn.Module, Any] = {}
+        self.carried: dict[nn.Module | None, Any] = {}
+        self.padded: set[nn.Module] = set()  # convolutions whose input has what they carry before it already
 
     def push(self, x: Tensor, last: bool) -> Tensor:
         """The output of one block (1, C, T). Every block but the last is a whole number of frames."""
@@ -256,8 +257,13 @@ class Stream:
 
     def _run(self, module: nn.Module, x: Tensor, last: bool) -> Tensor:
         if isinstance(module, nn.Sequential):
-            for part in module:
-                x = self._run(part, x, last)
+            parts = list(module)
+            for number, part in enumerate(parts):
+                following = parts[number + 1] if number + 1 < len(parts) else None
+                if isinstance(part, nn.ELU) and not last and following in self.carried:
+                    x = self._into_padding(part, following, x)
+                else:
+                    x = self._run(part, x, last)
             return x
         if isinstance(module, self.kinds.seanet.SEANetResnetBlock):
             return self._run(module.shortcut, x, last) + self._run(module.block, x, last)
@@ -270,6 +276,19 @@ class Stream:
         y: Tensor = module(x)
         return y
 
+    def _into_padding(self, elu: nn.ELU, convolution: Any, x: Tensor) -> Tensor:
+        """ELU of x, written behind what the convolution after it carries, which saves that a copy."""
+        before = self.carried[convolution]
+        if not isinstance(convolution, self.kinds.SConv1d) or not before.shape[-1]:
+            y: Tensor = elu(x)
+            return y
+        reach = before.shape[-1]
+        padded = x.new_empty(*x.shape[:-1], reach + x.shape[-1])
+        padded[..., :reach] = before
+        torch.ops.aten.elu.out(x, elu.alpha, out=padded[..., reach:])
+        self.padded.add(convolution)
+        return padded
+
     def _convolve(self, module: Any, x: Tensor, last: bool) -> Tensor:
         """The samples that the kernel reaches back to come from the block before, at the start by reflection."""
         conv = module.conv.conv
@@ -277,7 +296,9 @@ class Stream:
         reach = (conv.kernel_size[0] - 1) * conv.dilation[0] - (stride - 1)
         # The package fills up the last frame by reflection at the end.
         missing = -x.shape[-1] % stride if last else 0
-        if module in self.carried:
+        if module in self.padded:
+            self.padded.remove(module)
+        elif module in self.carried:
             x = torch.cat((self.carried[module], x), -1)
         elif reach:
             x = F.pad(x, (reach, 0), "reflect")

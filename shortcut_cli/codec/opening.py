@@ -1,5 +1,6 @@
 """A codec from what a recipe or a command line calls it."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,24 @@ def codec(name: str, block_frames: int = encodec.BLOCK_FRAMES) -> Any:
     not what it should be.
     """
     if (drawn := weights.seed(name)) is not None:
-        return _packaged(encodec.untrained(*drawn), drawn[1], block_frames)
+        return _drawn(*drawn, block_frames)
     return of_file(weights.resolve(name), block_frames)
 
 
 def of_file(path: Path, block_frames: int = encodec.BLOCK_FRAMES) -> Any:
     """The codec of a codec.pt, or of a checkpoint of the `encodec` package."""
+    status = path.stat()
+    return _read(path, status.st_mtime_ns, status.st_size, block_frames)
+
+
+# A worker process is given the tokenizer anew with every file; a codec keeps nothing of a stream, and serves them all.
+@lru_cache(maxsize=2)
+def _drawn(seed: int, layout: Layout, block_frames: int) -> Any:
+    return _packaged(encodec.untrained(seed, layout), layout, block_frames)
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, _changed_ns: int, _size: int, block_frames: int) -> Any:
     if sealed.is_sealed(path):
         return own.load(path)
     return _packaged(*encodec.load(path), block_frames)

@@ -13,30 +13,17 @@ The head reads once more, over everything. Variants:
 Checked against `naive_attnres` of flash-linear-attention.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Trace
 from shortcut_cli.models.mixing import softmax_read
-from shortcut_cli.recipe import Keys, ModelKeys
-
-
-class AttnResOptions(Keys):
-    """[model.attnres]"""
-
-    variant: Literal["full", "block", "delta"] = Field(
-        "full", description="sources: full: every sublayer; block: sums of groups; delta: added to the residual sum"
-    )
-    blocks: int = Field(8, description="block: groups of sublayers", ge=1)
+from shortcut_cli.models.options import AttnResOptions
+from shortcut_cli.recipe import ModelKeys
 
 
 class AttnRes(Decoder):
     """The baseline's sublayers, joined by softmax reads over depth."""
-
-    Options = AttnResOptions
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         self.options: AttnResOptions = keys.attnres  # type: ignore[attr-defined]

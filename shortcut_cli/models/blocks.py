@@ -6,13 +6,13 @@ Axes: B batch, T time, L layer (depth), H heads, D width, V vocabulary, M source
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortcut_cli.recipe import Keys, ModelKeys
+from shortcut_cli.recipe import ModelKeys
 
 INIT_STD = 0.02
 EPSILON = 1e-6  # of the norms
@@ -296,7 +296,6 @@ class Decoder(nn.Module):
     shape start equal in all architectures.
     """
 
-    Options: ClassVar[type[Keys]] = Keys
     table: Tensor
     taps: tuple[str, ...] = ()  # what the last layer attends to beside its own input
 

@@ -6,25 +6,16 @@ Every `period` layers, over every `dilation`th state (their DWA).
 """
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from shortcut_cli.models.blocks import Cache, Decoder, Trace
 from shortcut_cli.models.mixing import weighted_sum
-from shortcut_cli.recipe import Keys, ModelKeys
-
-
-class DenseFormerOptions(Keys):
-    """[model.denseformer]"""
-
-    dilation: int = Field(1, description="a mix reads every dilation-th state below, its own first", ge=1)
-    period: int = Field(1, description="only every period-th layer is followed by a mix", ge=1)
+from shortcut_cli.models.options import DenseFormerOptions
+from shortcut_cli.recipe import ModelKeys
 
 
 class DenseFormer(Decoder):
     """The baseline with a static mix of states after its layers."""
-
-    Options = DenseFormerOptions
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         options: DenseFormerOptions = keys.denseformer  # type: ignore[attr-defined]

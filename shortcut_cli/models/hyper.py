@@ -10,22 +10,13 @@ s 0.01: every stream is the baseline's residual stream. The head reads their mea
 which the norm before the head undoes. Two or four streams start as the baseline bit for bit.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Trace
-from shortcut_cli.recipe import Keys, ModelKeys
-
-
-class HyperOptions(Keys):
-    """[model.hyper]"""
-
-    streams: int = Field(4, description="residual streams", ge=1, le=16)
-    weights: Literal["static", "dynamic"] = Field("dynamic", description="static: learned; dynamic: by the token too")
+from shortcut_cli.models.options import HyperOptions
+from shortcut_cli.recipe import ModelKeys
 
 
 class Connection(nn.Module):
@@ -66,8 +57,6 @@ class Connection(nn.Module):
 
 class Hyper(Decoder):
     """The baseline's sublayers on n residual streams."""
-
-    Options = HyperOptions
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         self.options: HyperOptions = keys.hyper  # type: ignore[attr-defined]

@@ -9,52 +9,16 @@ and no equations were available; everything else is our choice, and a key where 
     y   = h + W_O softmax(q . K[m, j] over all taps m and times j <= i) V,   y = y + feed-forward(norm(y))
 """
 
-import re
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
 from shortcut_cli.models.blocks import Cache, Decoder, FeedForward, RMSNorm, Trace, attend, join, rotate, split_heads
-from shortcut_cli.recipe import Keys, ModelKeys
-
-TAPS_FORM = re.compile(r"paper|all|none|every:[1-9]\d*|\d+(,\d+)*")
-
-
-class ShortcutOptions(Keys):
-    """[model.shortcut]"""
-
-    taps: str = Field(
-        "paper",
-        description="layers that are tapped: paper (2, 4, 6 ... but the last two), all, every:K, none, or a list as "
-        '"2,4,6,8"; 0 is the embedding',
-    )
-    map: Literal["mlp", "linear", "identity"] = Field("mlp", description="what each tap goes through, after a norm")
-    map_width: int = Field(1024, description="neurons of the mlp map", ge=1)
-    share_map: bool = Field(False, description="one map for all taps")
-    concat: Literal["time", "feature"] = Field(
-        "time", description="time: a key for each tap and time, in one softmax; feature: taps side by side in one key"
-    )
-    mode: Literal["replace", "add", "gated"] = Field(
-        "replace",
-        description="replace: taps instead of the last layer's own keys (the paper); add: both in one softmax; gated: "
-        "own attention plus a gate, zero at first, times attention to the taps",
-    )
-    project: Literal["shared", "per_tap"] = Field("shared", description="keys and values: one projection, or one a tap")
-    depth_embedding: bool = Field(False, description="add a learned vector to the features of each tap")
-    attention: Literal["mask", "merge"] = Field(
-        "mask", description="mask: one attention with a mask; merge: one causal attention a tap, merged; equal results"
-    )
-
-    @field_validator("taps")
-    @classmethod
-    def _known_form(cls, taps: str) -> str:
-        if not TAPS_FORM.fullmatch(taps):
-            raise ValueError('is none of paper, all, none, every:K, or a list as "2,4,6,8"')
-        return taps
+from shortcut_cli.models.options import ShortcutOptions
+from shortcut_cli.recipe import ModelKeys
 
 
 def tapped_layers(taps: str, layers: int) -> list[int]:
@@ -195,8 +159,6 @@ class TapBlock(nn.Module):
 
 class Shortcut(Decoder):
     """A decoder whose final layer attends to the intermediate layers; with no taps it is the baseline."""
-
-    Options: ClassVar[type[Keys]] = ShortcutOptions
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         self.options = self.options_of(keys)

@@ -4,14 +4,13 @@ At the start the gate is zero and the model is the baseline. At the paper's prob
 parameters that the paper's four maps add.
 """
 
-from shortcut_cli.models.shortcut import Shortcut, ShortcutOptions
-from shortcut_cli.recipe import Keys, ModelKeys
+from shortcut_cli.models.options import ShortcutOptions
+from shortcut_cli.models.shortcut import Shortcut
+from shortcut_cli.recipe import ModelKeys
 
 
 class ShortcutGated(Shortcut):
     """`shortcut` with taps = all, map = linear and mode = gated."""
-
-    Options = Keys
 
     def options_of(self, keys: ModelKeys) -> ShortcutOptions:
         """Fixed."""

@@ -6,13 +6,10 @@ What a shortcut gains over this, it gains by reading across layers, and not by h
 from torch import Tensor
 
 from shortcut_cli.models.shortcut import Shortcut
-from shortcut_cli.recipe import Keys
 
 
 class ShortcutLocal(Shortcut):
     """`shortcut` with [model.shortcut]'s keys, without its cross-layer reads."""
-
-    Options = Keys
 
     def sources(self, states: list[Tensor]) -> list[Tensor]:
         """The state that the last layer reads, once for each tap."""

@@ -6,23 +6,13 @@
 Mixed values are what is cached, so that generation costs nothing more.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shortcut_cli.models.blocks import Attention, Block, Cache, Decoder, History, Trace
-from shortcut_cli.recipe import Keys, ModelKeys
-
-
-class ValueResidualOptions(Keys):
-    """[model.value_residual]"""
-
-    gate: Literal["scalar", "token"] = Field(
-        "scalar", description="scalar: two learned numbers a layer; token: a weight for each token and head"
-    )
+from shortcut_cli.models.options import ValueResidualOptions
+from shortcut_cli.recipe import ModelKeys
 
 
 class ValueAttention(Attention):
@@ -45,8 +35,6 @@ class ValueAttention(Attention):
 
 class ValueResidual(Decoder):
     """The baseline with a value residual."""
-
-    Options = ValueResidualOptions
 
     def make_block(self, layer: int) -> nn.Module:
         """The first layer is the baseline's."""
