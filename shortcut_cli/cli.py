@@ -53,6 +53,15 @@ class Split(StrEnum):
     test = "test"
 
 
+class Match(StrEnum):
+    """What the baselines of `compare` have as much of as their arm."""
+
+    none = "none"
+    params = "params"
+    flops = "flops"
+    time = "time"
+
+
 class Resume(StrEnum):
     """What `train` does with an unfinished run."""
 
@@ -299,6 +308,50 @@ def run_pipeline(
     console.result({"schema_version": 1, **result}, _scores(result["train"]["run"], result["eval"]), as_json=as_json)
     if not as_json:
         console.result(None, "\n".join(result["samples"]), as_json=False)
+
+
+@app.command()
+def compare(
+    recipe: RecipeOption,
+    models: Annotated[str, typer.Option("--models", metavar="A,B,...", help="Architectures; gpt is always there.")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")] = 3,
+    match: Annotated[Match, typer.Option("--match", help="What an arm's baseline has as much of.")] = Match.params,
+    lrs: Annotated[
+        str | None, typer.Option("--lrs", metavar="X,Y,...", help="Learning rates: each arm takes its best.")
+    ] = None,
+    margin: Annotated[float, typer.Option("--margin", help="Of equality, nats per token.")] = 0.005,
+    out: Out = None,
+    device: Annotated[str, typer.Option("--device", help="One, or several: cuda:0,cuda:1.")] = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train architectures and their matched baselines over seeds, and say what differs."""
+    from shortcut_cli import compare as stage
+    from shortcut_cli import recipe as recipes
+    from shortcut_cli.stages import comparison
+
+    resolved = recipes.read(recipe, _settings(settings))
+    try:
+        rates = [float(rate) for rate in lrs.split(",")] if lrs else []
+    except ValueError as error:
+        raise UsageError(f"--lrs {lrs} is not a list of numbers", "for example --lrs 5e-4,1e-3,2e-3") from error
+    with console.Reporter() as report:
+        result = stage.compare(
+            resolved,
+            models.split(","),
+            out or Path("comparisons") / Path(recipe).stem,
+            seeds=seeds,
+            match=match,
+            lrs=rates,
+            margin=margin,
+            devices=[_device(name) for name in device.split(",")],
+            report=report,
+            stop=signals,
+        )
+    table = console.table("means over seeds", comparison.headings(result), comparison.table(result))
+    console.result(result, table, as_json=as_json)
+    if not as_json:
+        console.result(None, "\n".join(entry["verdict"] for entry in result["contrasts"]), as_json=False)
 
 
 @app.command()

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shortcut_cli import checkpoint, files
 from shortcut_cli.loop import Stop
 from shortcut_cli.recipe import Recipe
@@ -23,10 +25,13 @@ def run_folder(recipe_name: str, recipe: Recipe) -> Path:
 
 
 def score(path: Path, shards: Path | None, split: str | None, *, device: str, report: Report) -> dict[str, Any]:
-    """Evaluate a checkpoint and keep the result in eval.json beside it, by split."""
+    """Evaluate a checkpoint and keep the result in eval.json beside it, by split, and its groups in eval-SPLIT.npz."""
     run = checkpoint.open_run(path, device)
     name = split or run.recipe.eval.split
     result = evaluate(run, Shards(shards or Path(run.recipe.data.shards)), name, device=device, report=report)
+    groups = result.pop("groups")
+    with files.writing(path.parent / f"eval-{name}.npz") as stream:
+        np.savez(stream, **groups)
     result["checkpoint_sha256"] = files.sha256(path)
     kept = path.parent / "eval.json"
     results: dict[str, Any] = {"schema_version": 1, "splits": {}}

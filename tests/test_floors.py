@@ -35,6 +35,7 @@ FLOORS = {
     "generate": 3,
     "stages": 4,
     "pipeline": 5,
+    "compare": 5,
     "demo": 5,
     "console": 5,
     "signals": 5,

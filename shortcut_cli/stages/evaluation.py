@@ -47,7 +47,8 @@ def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report
     """Score a run on a split of a shards folder.
 
     Returns nats per token with a 95 % interval, perplexity, accuracy, bits per natural unit, the unigram entropy of
-    the split, and for models that attend to layers their mean depth weights.
+    the split, and for models that attend to layers their mean depth weights; "groups": sums over each document (or
+    block), arrays "nats" and "tokens".
 
     Raises UsageError where the shards were made by another tokenizer.
     """
@@ -143,6 +144,7 @@ def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, 
         "bits_per_unit": metrics.bits_per_unit(nats, split.units[unit]),
         "bits_per_unit_interval_95": [low * per_unit / math.log(2), high * per_unit / math.log(2)],
         "unigram_entropy": metrics.entropy(totals.counts),
+        "groups": {"nats": totals.nats, "tokens": totals.tokens},
     }
     if totals.depth is not None:
         shares = (totals.depth / tokens).tolist()  # (H, M)
