@@ -4,8 +4,8 @@
 
 Shape, optimiser and way of timing as in benchmarks/train.py. For each arm: tokens/s, the ratio of its step time to that
 of `gpt` (round by round), the ratio of their FLOPs (counted by the model; a test holds that torch counts the same), how
-much slower it is than its FLOPs, the peak memory of its process, and cache bytes a token. "time / FLOPs" is 1 where time
-follows the FLOPs; 1.25 is the limit.
+much slower it is than its FLOPs, the peak memory of its process, and cache bytes a token. "time / FLOPs" is 1 where
+time follows the FLOPs; 1.25 is the limit.
 """
 
 import argparse

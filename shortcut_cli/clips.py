@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Clips:
 
 
 def stage(
-    paths: Iterable[str], folder: Path, keys: CodecDataKeys, *, n_workers: int, report: Callable[..., None]
+    paths: Sequence[str], folder: Path, keys: CodecDataKeys, *, n_workers: int, report: Callable[..., None]
 ) -> Clips:
     """Read sound files into `folder`: train.s16 and val.s16, clips.json, rejects.jsonl. Done once: then it only reads.
 
@@ -60,14 +60,21 @@ def stage(
     files or keys.
     """
     found = inputs.find(paths, AudioTokenizer.suffixes)
-    unique = {files.sha256(path): (relative, path) for relative, path in reversed(found.files)}
+    rejects = [{"path": path, "reason": reason} for path, reason in found.rejects]
+    unique: dict[str, tuple[str, Path]] = {}
+    for relative, path in found.files:
+        try:
+            unique.setdefault(files.sha256(path), (relative, path))
+        except OSError as error:
+            rejects.append({"path": relative, "reason": f"can't be read: {error.strerror}"})
+    if not unique:
+        raise UsageError(f"no {' '.join(AudioTokenizer.suffixes)} files can be read in {' '.join(paths)}")
     request = {"files": sorted(unique), "speaker": keys.speaker, "val": keys.val}
     made = folder / "clips.json"
     if made.exists():
         return _made(folder, request)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(path, folder / f"{sha256}.s16") for sha256, (_, path) in unique.items()]
-    rejects = [{"path": path, "reason": reason} for path, reason in found.rejects]
     read: dict[str, int] = {}
     names = {target.stem: relative for (_, target), (relative, _) in zip(jobs, unique.values(), strict=True)}
     results = workers.in_order(
