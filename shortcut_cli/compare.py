@@ -24,7 +24,7 @@ import numpy as np
 
 from shortcut_cli import files, matching, recipe, statistics
 from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
-from shortcut_cli.loop import Stop
+from shortcut_cli.loop import Stop, read_log
 from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards
 from shortcut_cli.stages import comparison
@@ -239,7 +239,7 @@ class Runner:
 
     def validation(self, cell: Cell) -> float:
         """The best validation loss of a cell."""
-        return min(line["validation"] for line in _log(cell.folder(self.out)) if "validation" in line)
+        return min(line["validation"] for line in read_log(cell.folder(self.out)) if "validation" in line)
 
     def step_seconds(self, arm: Arm) -> float:
         """Seconds of one training step, measured in a short run of its own."""
@@ -283,13 +283,9 @@ class Runner:
         }
 
 
-def _log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def _speed(folder: Path) -> float:
     """Tokens per second: the median over the pieces of the log between which nothing was validated."""
-    lines = _log(folder)
+    lines = read_log(folder)
     found = [
         (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])
         for a, b in itertools.pairwise(lines)
@@ -303,7 +299,7 @@ def _curve(folders: Sequence[Path]) -> list[dict[str, float]]:
     by_step: dict[int, list[tuple[float, float]]] = {}
     for folder in folders:
         seconds = 0.0
-        for line in _log(folder):
+        for line in read_log(folder):
             seconds = line.get("seconds", seconds)
             if "validation" in line:
                 by_step.setdefault(line["step"], []).append((line["validation"], seconds))

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -63,6 +64,40 @@ class Log:
         files.write(self.path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
+def run(trainer: Any, asked: Callable[[], int | None]) -> None:
+    """Take a trainer from where it is to its last step; log, validate and save on the way, as its keys say.
+
+    A trainer has keys (steps, log_every, eval_every), state (step, seconds, and pending: what `step` gave since the
+    last line of the log), folder and began, and does step(number), write_log(), validate() and save().
+
+    Raises Interrupted where `asked` returns an exit code, after saving.
+    """
+    keys, state = trainer.keys, trainer.state
+    trainer.began = time.monotonic() - state.seconds
+    while state.step < keys.steps:
+        state.pending.append(trainer.step(state.step))
+        state.step += 1
+        last = state.step == keys.steps
+        if last or state.step % keys.log_every == 0:
+            trainer.write_log()
+        if last or state.step % keys.eval_every == 0:
+            trainer.validate()
+            trainer.save()
+        code = asked()
+        if code is not None and not last:
+            trainer.save()
+            raise Interrupted(
+                f"stopped at step {state.step} of {keys.steps}; the state is saved in {trainer.folder}",
+                "run the same command again to go on",
+                exit_code=code,
+            )
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def earlier(folder: Path, result: str, resume: str, report: Report, load: Callable[[Path], Any]) -> Any | None:
     """The state to go on from: that of resume.pt, or the one before where resume.pt is missing or damaged.
 
@@ -93,12 +128,3 @@ def refuse(folder: Path, changes: list[str]) -> None:
             f"{folder} holds a run of something else\n" + "\n".join(f"  {line}" for line in changes),
             "choose another --out, or --resume never to begin again and overwrite it",
         )
-
-
-def interrupted(folder: Path, step: int, steps: int, code: int) -> Interrupted:
-    """The error with which a training ends that a signal stopped, after saving."""
-    return Interrupted(
-        f"stopped at step {step} of {steps}; the state is saved in {folder}",
-        "run the same command again to go on",
-        exit_code=code,
-    )

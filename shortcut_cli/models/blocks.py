@@ -388,3 +388,26 @@ class Decoder(nn.Module):
     def multiplications(self) -> int:
         """Multiply-adds of all matrices for one token, attention apart."""
         return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+
+
+class ReadingDecoder(Decoder):
+    """A decoder in which the attention of every layer but the first reads what the layers below left."""
+
+    def attention(self, layer: int) -> Attention:
+        """The attention of a layer above the first, numbered from 0."""
+        raise NotImplementedError
+
+    def make_block(self, layer: int) -> nn.Module:
+        """The first layer is the baseline's: there is nothing below it."""
+        block = Block(self.keys, layer)
+        if layer:
+            block.attention = self.attention(layer)
+        return block
+
+    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+        """All layers: (B, T, D) -> (B, T, D)."""
+        del trace
+        history = History()
+        for block in self.blocks:
+            x = block(x, table, cache, history)
+        return x

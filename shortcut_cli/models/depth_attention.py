@@ -8,9 +8,9 @@ the scale, are our reading. Keys are turned by their time, which two vectors of 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shortcut_cli.models.blocks import Attention, Block, Cache, Decoder, History, Trace
+from shortcut_cli.models.blocks import Attention, History, ReadingDecoder
 from shortcut_cli.models.mixing import weighted_sum
 
 
@@ -25,20 +25,9 @@ class DepthMixing(Attention):
         return weighted_sum(shares, history.values).type_as(v)
 
 
-class DepthAttention(Decoder):
+class DepthAttention(ReadingDecoder):
     """The baseline with values that are mixed over depth."""
 
-    def make_block(self, layer: int) -> nn.Module:
-        """The first layer has nothing below it to mix."""
-        block = Block(self.keys, layer)
-        if layer:
-            block.attention = DepthMixing(self.keys, layer)
-        return block
-
-    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
-        """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
-        history = History()
-        for block in self.blocks:
-            x = block(x, table, cache, history)
-        return x
+    def attention(self, layer: int) -> Attention:
+        """Above the first layer."""
+        return DepthMixing(self.keys, layer)

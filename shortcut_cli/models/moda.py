@@ -6,10 +6,10 @@ Nothing is added to the cache: depth keys are those of the current token. The va
 feed-forward states to keys and values. Keys are turned by their time, which query and depth keys share.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shortcut_cli.models import merge
-from shortcut_cli.models.blocks import Attention, Block, Cache, Decoder, History, Trace, split_heads
+from shortcut_cli.models.blocks import Attention, Cache, History, ReadingDecoder, split_heads
 
 
 class DepthKeys(Attention):
@@ -27,20 +27,9 @@ class DepthKeys(Attention):
         return self.out(merge.attend_with_depth(q, k, v, *below).transpose(1, 2).flatten(-2))
 
 
-class MoDA(Decoder):
+class MoDA(ReadingDecoder):
     """The baseline whose attention also reads the layers below at its own time."""
 
-    def make_block(self, layer: int) -> nn.Module:
-        """The first layer has none below."""
-        block = Block(self.keys, layer)
-        if layer:
-            block.attention = DepthKeys(self.keys, layer)
-        return block
-
-    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
-        """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
-        history = History()
-        for block in self.blocks:
-            x = block(x, table, cache, history)
-        return x
+    def attention(self, layer: int) -> Attention:
+        """Above the first layer."""
+        return DepthKeys(self.keys, layer)

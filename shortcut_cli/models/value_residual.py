@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortcut_cli.models.blocks import Attention, Block, Cache, Decoder, History, Trace
+from shortcut_cli.models.blocks import Attention, History, ReadingDecoder
 from shortcut_cli.models.options import ValueResidualOptions
 from shortcut_cli.recipe import ModelKeys
 
@@ -33,23 +33,12 @@ class ValueAttention(Attention):
         return self.share[0] * first + self.share[1] * v
 
 
-class ValueResidual(Decoder):
+class ValueResidual(ReadingDecoder):
     """The baseline with a value residual."""
 
-    def make_block(self, layer: int) -> nn.Module:
-        """The first layer is the baseline's."""
-        block = Block(self.keys, layer)
-        if layer:
-            block.attention = ValueAttention(self.keys, layer, self.keys.value_residual)  # type: ignore[attr-defined]
-        return block
-
-    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
-        """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
-        history = History()
-        for block in self.blocks:
-            x = block(x, table, cache, history)
-        return x
+    def attention(self, layer: int) -> Attention:
+        """Above the first layer."""
+        return ValueAttention(self.keys, layer, self.keys.value_residual)  # type: ignore[attr-defined]
 
     def routers(self) -> list[str]:
         """The scalars or gates."""

@@ -5,7 +5,6 @@ As in `training`, each step depends on the weights, the states of the optimisers
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class State:
 
 
 class Trainer:
-    """One run: its network, data and folder."""
+    """One run: its network, data and folder. `loop.run` takes it from where it is to the last step."""
 
     def __init__(self, resolved: CodecRecipe, folder: Path, data: clips.Clips, device: str, report: Report) -> None:
         self.recipe, self.keys, self.folder = resolved, resolved.train, folder
@@ -52,25 +51,9 @@ class Trainer:
         self.average = optim.Average(self.network, self.keys.ema) if self.keys.ema else None
         self.opponent = Opponent(resolved, device) if self.keys.adversarial_from else None
         self.state = State()
+        self.began = 0.0  # when the training would have begun, had it not been interrupted
         self.log = loop.Log(folder, self.keys.tensorboard)
-
-    def run(self, asked: Callable[[], int | None]) -> None:
-        """Train to the last step. Raises Interrupted where `asked` returns an exit code, after saving."""
-        self.began = time.monotonic() - self.state.seconds
         self.network.train()
-        while self.state.step < self.keys.steps:
-            self.state.pending.append(self.step(self.state.step))
-            self.state.step += 1
-            last = self.state.step == self.keys.steps
-            if last or self.state.step % self.keys.log_every == 0:
-                self._log()
-            if last or self.state.step % self.keys.eval_every == 0:
-                self._validate()
-                self.save()
-            code = asked()
-            if code is not None and not last:
-                self.save()
-                raise loop.interrupted(self.folder, self.state.step, self.keys.steps, code)
 
     def step(self, number: int) -> dict[str, float]:
         """One optimiser step; returns its losses, by name, and the norm of the gradient before clipping."""
@@ -166,7 +149,8 @@ class Trainer:
         if self.state.step < self.keys.steps:
             self.log.cut(self.state.step)
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
+        """Log the validation's figures, and keep codec.pt where they are the best so far."""
         scores = self.scores()
         distance = sum(value for name, value in scores.items() if name.startswith("mel_"))
         self.log.write(step=self.state.step, **scores)
@@ -177,7 +161,8 @@ class Trainer:
             self.state.best = distance
             own.save(self.folder / RESULT, self.recipe, self.weights(), step=self.state.step, scores=scores)
 
-    def _log(self) -> None:
+    def write_log(self) -> None:
+        """A line of the log, and of progress."""
         state, keys = self.state, self.keys
         means = {name: sum(values[name] for values in state.pending) / len(state.pending) for name in state.pending[-1]}
         seconds = time.monotonic() - self.began
@@ -278,7 +263,7 @@ def train(
             report("note", text=f"going on at step {trainer.state.step}")
         worked = trainer.state.step < resolved.train.steps
         with stop as asked:
-            trainer.run(asked)
+            loop.run(trainer, asked)
     return {
         "codec": str(folder / RESULT),
         "worked": worked,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shortcut_cli import checkpoint, files, inputs, recipe, registry
+from shortcut_cli import checkpoint, files, inputs, loop, recipe, registry
 from shortcut_cli.errors import ShortcutError, UsageError
 from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards, Split, noted_paths
@@ -104,8 +104,7 @@ def _saved_step(run: Path) -> int:
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in loop.read_log(run)]
 
 
 def tokens(folder: Path, paths: list[str], *, count: int, seed: int, report: Report) -> dict[str, Any]:

@@ -6,7 +6,6 @@ the step, the learning rate from the step, and dropout is seeded for each step. 
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ class State:
 
 
 class Trainer:
-    """One run: its model, data and folder. `run` takes it from where it is to the last step."""
+    """One run: its model, data and folder. `loop.run` takes it from where it is to the last step."""
 
     def __init__(self, resolved: Recipe, folder: Path, device: str, report: Report) -> None:
         self.recipe, self.keys = resolved, resolved.train
@@ -48,29 +47,13 @@ class Trainer:
         self.average = optim.Average(self.model, self.keys.ema) if self.keys.ema else None
         self.bf16 = self.keys.precision == "bf16" or (self.keys.precision == "auto" and device.startswith("cuda"))
         self.state = State()
+        self.began = 0.0  # when the training would have begun, had it not been interrupted
+        self.norm = 0.0  # of the last step's gradient, before clipping
         self.log = Log(folder, resolved.train.tensorboard)
-
-    def run(self, asked: Callable[[], int | None]) -> None:
-        """Train to the last step. Raises Interrupted where `asked` returns an exit code, after saving."""
-        self.began = time.monotonic() - self.state.seconds
         self.model.train()
-        while self.state.step < self.keys.steps:
-            loss, norm = self.step(self.state.step)
-            self.state.step += 1
-            self.state.pending.append(loss)
-            last = self.state.step == self.keys.steps
-            if last or self.state.step % self.keys.log_every == 0:
-                self._log(norm)
-            if last or self.state.step % self.keys.eval_every == 0:
-                self._validate()
-                self.save()
-            code = asked()
-            if code is not None and not last:
-                self.save()
-                raise loop.interrupted(self.folder, self.state.step, self.keys.steps, code)
 
-    def step(self, number: int) -> tuple[float, float]:
-        """One optimiser step; returns the loss in nats per token and the norm of the gradient before clipping."""
+    def step(self, number: int) -> float:
+        """One optimiser step; returns the loss in nats per token."""
         keys = self.keys
         if self.recipe.model.dropout:
             torch.manual_seed(batches.key(keys.seed, number) >> 1)
@@ -95,7 +78,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model, number)
-        return total, norm
+        self.norm = norm
+        return total
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -162,7 +146,8 @@ class Trainer:
         if self.state.step < self.keys.steps:
             self.log.cut(self.state.step)
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
+        """Log the validation loss, and keep run.pt where it is the lowest so far."""
         loss = self.validation_loss()
         self.log.write(step=self.state.step, validation=loss)
         self.report("validation", step=self.state.step, loss=loss, best=min(loss, self.state.best))
@@ -170,14 +155,15 @@ class Trainer:
             self.state.best = loss
             checkpoint.save(self.folder / "run.pt", self.content(self.weights()))
 
-    def _log(self, norm: float) -> None:
+    def write_log(self) -> None:
+        """A line of the log, and of progress."""
         state, keys = self.state, self.keys
         seconds = time.monotonic() - self.began
         line = {
             "step": state.step,
             "loss": sum(state.pending) / len(state.pending),
             "lr": optim.learning_rate(state.step - 1, keys),
-            "gradient_norm": norm,
+            "gradient_norm": self.norm,
             "tokens": state.step * keys.batch_size * self.recipe.model.context,
             "seconds": round(seconds, 3),
         }
@@ -236,7 +222,7 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
             trainer.resume(began)
             report("note", text=f"going on at step {trainer.state.step}" if worked else "this run is finished already")
         with stop as asked:
-            trainer.run(asked)
+            loop.run(trainer, asked)
     return {
         "run": str(folder / "run.pt"),
         "worked": worked,
