@@ -164,6 +164,9 @@ class Runner:
         for device in devices:
             self.devices.put(device)
         self.width = len(devices)
+        # Several processes on one CPU that each take all its cores wait for one another.
+        threads = max(1, (os.cpu_count() or 1) // self.width)
+        self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if self.width > 1 else {})
         self.asked: Callable[[], int | None] = lambda: None
         self.spent: list[float] = []
         self.lock = threading.Lock()
@@ -211,7 +214,7 @@ class Runner:
         with open(self.out / "output.txt", "ab") as output:
             # Our own program; a session of its own, so that Ctrl-C reaches it through us, once.
             process = subprocess.Popen(  # noqa: S603
-                command, stdout=output, stderr=subprocess.PIPE, start_new_session=True
+                command, stdout=output, stderr=subprocess.PIPE, start_new_session=True, env=self.environment
             )
             said: list[bytes] = []
             reader = threading.Thread(target=lambda: said.append(process.stderr.read() if process.stderr else b""))
