@@ -175,7 +175,7 @@ def test_dead_codes_are_put_where_vectors_are():
     with torch.no_grad():
         book.embed[:500] += 100  # where nothing will ever fall
         book.embed_avg[:500] += 100 * book.cluster_size[:500, None]
-    for _ in range(300):
+    for _ in range(600):
         rvq.quantize(quantizer, z, torch.full((4,), 1))
     assert book.embed.abs().max() < 10
     codes = quantizer.vq.layers[0].encode(z)
