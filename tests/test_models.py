@@ -308,6 +308,7 @@ def test_the_papers_probable_size():
     maps = 4 * (2 * 128 * 1024 + 128)
     assert counts["one"] - counts["gpt"] == maps
     assert counts["per"] - counts["one"] == 3 * 2 * 128**2
+    assert make("shortcut_gated", {}, **shape).count()["trunk"] - counts["gpt"] == 181_384
 
 
 def plainly(model, x, targets):

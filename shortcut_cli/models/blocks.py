@@ -148,8 +148,6 @@ class _Heads(torch.autograd.Function):
 class History:
     """What lower layers leave for higher ones to read, of the tokens of one call."""
 
-    states: list[Tensor] = field(default_factory=list)  # embedding, then the output of each layer, (B, T, D) each
-    deltas: list[Tensor] = field(default_factory=list)  # embedding, then what each sublayer added, (B, T, D) each
     keys: list[Tensor] = field(default_factory=list)  # of each layer, turned by their time, (B, H, T, d) each
     values: list[Tensor] = field(default_factory=list)  # of each layer, before any mixing, (B, H, T, d) each
 

@@ -73,7 +73,23 @@ class StreamBlock(Block):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class Mudd(Decoder):
+class Routed(Decoder):
+    """A decoder with `mixes`, one Router each; the baseline at the start."""
+
+    mixes: nn.ModuleList
+
+    def begin(self) -> None:
+        """The baseline."""
+        for mix in self.mixes:
+            assert isinstance(mix, Router)
+            mix.begin()
+
+    def routers(self) -> list[str]:
+        """Static and dynamic weights."""
+        return [f"mixes.{n}.{name}" for n in range(len(self.mixes)) for name in ROUTING]
+
+
+class Mudd(Routed):
     """The baseline with multiway dynamic dense connections after every layer."""
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
@@ -84,12 +100,6 @@ class Mudd(Decoder):
         )
         if seed is not None:
             self.initialise(seed)
-
-    def begin(self) -> None:
-        """The baseline."""
-        for mix in self.mixes:
-            assert isinstance(mix, Router)
-            mix.begin()
 
     def make_block(self, layer: int) -> nn.Module:
         """The first layer reads the embedding alone."""
@@ -104,7 +114,3 @@ class Mudd(Decoder):
             states.append(y)
             streams = mix(states)
         return streams[0]
-
-    def routers(self) -> list[str]:
-        """Static and dynamic weights."""
-        return [f"mixes.{n}.{name}" for n in range(len(self.mixes)) for name in ROUTING]

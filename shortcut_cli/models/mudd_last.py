@@ -6,14 +6,14 @@ one. Queries and keys read the mixed residual stream. The baseline at the start.
 
 from torch import Tensor, nn
 
-from shortcut_cli.models.blocks import Block, Cache, Decoder, Trace
-from shortcut_cli.models.mudd import ROUTING, Router, StreamBlock
+from shortcut_cli.models.blocks import Block, Cache, Trace
+from shortcut_cli.models.mudd import Routed, Router, StreamBlock
 from shortcut_cli.recipe import ModelKeys
 
 LAYERS = 2
 
 
-class MuddLast(Decoder):
+class MuddLast(Routed):
     """The baseline whose last layers read two mixes of three states."""
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
@@ -23,12 +23,6 @@ class MuddLast(Decoder):
         self.mixes = nn.ModuleList(Router(keys.width, 2, 3) for _ in range(self.first, keys.layers))
         if seed is not None:
             self.initialise(seed)
-
-    def begin(self) -> None:
-        """The baseline."""
-        for mix in self.mixes:
-            assert isinstance(mix, Router)
-            mix.begin()
 
     def make_block(self, layer: int) -> nn.Module:
         """The last two read streams."""
@@ -48,7 +42,3 @@ class MuddLast(Decoder):
                 x = block.read([residual, residual, values, residual], table, cache)
             states.append(x)
         return x
-
-    def routers(self) -> list[str]:
-        """Static and dynamic weights."""
-        return [f"mixes.{n}.{name}" for n in range(len(self.mixes)) for name in ROUTING]

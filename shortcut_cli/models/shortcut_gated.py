@@ -1,7 +1,7 @@
 """The modern variant: all layers tapped through linear maps, added to the last layer's own attention behind a gate.
 
-At the start the gate is zero and the model is the baseline. At the paper's probable size it adds a tenth of the
-parameters that the paper's four maps add.
+At the start the gate is zero and the model is the baseline. At the paper's probable size (10 layers, width 128) it adds
+181,384 parameters to the trunk, 9 %, where `shortcut` adds 1,049,088, 53 %.
 """
 
 from shortcut_cli.models.options import ShortcutOptions
