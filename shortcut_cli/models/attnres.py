@@ -17,9 +17,41 @@ import torch
 from torch import Tensor, nn
 
 from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Trace
-from shortcut_cli.models.mixing import softmax_read
+from shortcut_cli.models.mixing import States, depth_scores
 from shortcut_cli.models.options import AttnResOptions
 from shortcut_cli.recipe import ModelKeys
+
+
+class Sources:
+    """What a softmax over depth reads; queries (L, D), norms included, one for each of the reads in their order."""
+
+    def __init__(self, queries: Tensor, most: int, like: Tensor) -> None:
+        self.states = States(most, len(queries) - 1, like)
+        self.queries = queries
+        self.number = 0  # of the read that comes next
+        self.scores: list[dict[int, Tensor]] = []  # of each source: for each read to come, (B, T)
+
+    def put(self, x: Tensor) -> Tensor:
+        """Another source; returns it."""
+        x = self.states.put(x)
+        self.scores.append(self._scores(x))
+        return x
+
+    def replace(self, x: Tensor) -> None:
+        """Another source instead of the last one."""
+        self.scores[-1] = self._scores(self.states.replace(x))
+
+    def _scores(self, x: Tensor) -> dict[int, Tensor]:
+        scores = depth_scores(x, self.queries[self.number :], EPSILON)
+        return dict(enumerate(scores.unbind(-1), self.number))
+
+    def read(self) -> Tensor:
+        """Sum of softmax_i(query . RMSNorm(v_i)) v_i over the sources v_i so far: (B, T, D)."""
+        number, self.number = self.number, self.number + 1
+        if len(self.scores) == 1:
+            return self.states.rows[0]
+        shares = torch.stack([scores[number] for scores in self.scores], -1).softmax(-1)  # (B, T, n)
+        return self.states.mix(shares.unsqueeze(2))[0]
 
 
 class AttnRes(Decoder):
@@ -46,32 +78,43 @@ class AttnRes(Decoder):
         del trace
         return self._delta(x, table, cache) if self.options.variant == "delta" else self._reads(x, table, cache)
 
-    def _read(self, number: int, sources: list[Tensor]) -> Tensor:
-        return softmax_read(self.queries[number] * self.key_norms[number], sources, EPSILON)
-
     def _sublayers(self) -> list[tuple[Block, int]]:
         return [(block, part) for block in self.blocks for part in (0, 1)]  # type: ignore[misc]
 
+    def _begins(self, number: int) -> bool:
+        """Whether a sublayer is a source of its own, or the first of a group."""
+        sublayers = 2 * self.keys.layers
+        groups = min(self.options.blocks, sublayers) if self.options.variant == "block" else sublayers
+        return number == 0 or number * groups // sublayers != (number - 1) * groups // sublayers
+
     def _reads(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
-        sublayers = self._sublayers()
-        groups = min(self.options.blocks, len(sublayers)) if self.options.variant == "block" else len(sublayers)
-        sources = [x]
-        for number, (block, part) in enumerate(sublayers):
-            y = block.delta(self._read(number, sources), part, table, cache)
-            begins = number == 0 or number * groups // len(sublayers) != (number - 1) * groups // len(sublayers)
-            if begins:
-                sources.append(y)
+        sources = Sources(self.queries * self.key_norms, 2 * self.keys.layers + 1, x)
+        sources.put(x)
+        for number, (block, part) in enumerate(self._sublayers()):
+            y = block.delta(sources.read(), part, table, cache)
+            if self._begins(number):
+                sources.put(y)
             else:
-                sources[-1] = sources[-1] + y
-        return self._read(len(sublayers), sources)
+                sources.replace(sources.states.rows[-1] + y)
+        return sources.read()
 
     def _delta(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
-        deltas: list[Tensor] = []
-        for number, (block, part) in enumerate(self._sublayers()):
-            h = x + self._read(number - 1, deltas) if deltas else x
-            deltas.append(block.delta(h, part, table, cache))
-            x = x + deltas[-1]
+        sublayers = self._sublayers()
+        deltas = Sources(self.queries * self.key_norms, len(sublayers) - 1, x)
+        for number, (block, part) in enumerate(sublayers):
+            h = x + deltas.read() if number else x
+            y = block.delta(h, part, table, cache)
+            x = x + (deltas.put(y) if number + 1 < len(sublayers) else y)
         return x
+
+    def multiplications(self) -> int:
+        """Scores, of each source for the reads to come, and sums, beside the matrices."""
+        reads = len(self.queries)
+        sources = [1 + number for number in range(reads)]
+        if self.options.variant == "block":
+            sources = [1 + sum(self._begins(below) for below in range(number)) for number in range(reads)]
+        sums = sum(count for count in sources if count > 1)
+        return super().multiplications() + (reads * (reads + 1) // 2 + sums) * self.keys.width
 
     def routers(self) -> list[str]:
         """Pseudo-queries, and the weights of their norms."""

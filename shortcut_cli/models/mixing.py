@@ -1,6 +1,12 @@
-"""Reads over depth, at each position for itself: weighted sums of states that lower layers left."""
+"""Reads over depth, at each position for itself: weighted sums of states that lower layers left.
+
+On a CPU such reads take the time of passing over memory, not of arithmetic. `States` keeps the states of a token side by
+side, so that a read is one small matrix product a token, and adds up the gradient of a state once, over all reads,
+where autograd would do so after each.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,17 +49,152 @@ class _Sum(torch.autograd.Function):
         return by_weight, *grads
 
 
-def softmax_read(query: Tensor, sources: Sequence[Tensor], eps: float) -> Tensor:
-    """AttnRes (Kimi Team 2026, arXiv 2603.15031): sum of softmax_i(query . RMSNorm(v_i)) v_i over N sources v_i.
+class States:
+    """What lower layers left, (B, T, D) each, and reads over all of it; `most` rows at most, reads of `streams` in all.
 
-    query: (D,), the layer's pseudo-query times the weight of the norm; sources (B, T, D) each -> (B, T, D).
+    A model takes back what `put` returns, and goes on with that.
     """
-    scores = torch.stack([_score(query, source, eps) for source in sources])  # (N, B, T)
-    return weighted_sum(scores.softmax(0), sources)
+
+    def __init__(self, most: int, streams: int, like: Tensor) -> None:
+        self.rows: list[Tensor] = []
+        self.handles: list[Tensor] = []  # tie a read to the rows below it in autograd's graph
+        self.spans: list[_Span] = []
+        plain = like.device.type != "cpu" or like.dtype == torch.bfloat16 or torch.compiler.is_compiling()
+        self.store = None if plain else _Store(most, streams, like)
+
+    def put(self, x: Tensor) -> Tensor:
+        """Another state."""
+        self.rows.append(x)
+        return x if self.store is None else self._keep(self.store, None)
+
+    def replace(self, x: Tensor) -> Tensor:
+        """Another state instead of the last one."""
+        before, self.rows[-1] = self.rows[-1], x
+        if self.store is None:
+            return x
+        self.spans.pop().end = self.store.read
+        self.handles.pop()
+        return self._keep(self.store, before)
+
+    def _keep(self, store: "_Store", before: Tensor | None) -> Tensor:
+        row = len(self.rows) - 1
+        self.spans.append(_Span(row, store.read))
+        self.rows[row], handle = _Put.apply(self.rows[row], before, store, self.spans[-1])
+        self.handles.append(handle)
+        return self.rows[row]
+
+    def mix(self, weights: Tensor) -> list[Tensor]:
+        """C sums over the n states there are: weights (B, T, C, n) -> (B, T, D) each."""
+        assert weights.shape[-1] == len(self.rows), (weights.shape, len(self.rows))
+        if self.store is None:
+            return [weighted_sum(weight, self.rows) for weight in weights.permute(2, 3, 0, 1)]
+        y: Tensor = _Mix.apply(weights, self.store, *self.handles)
+        self.store.read += weights.shape[2]
+        return list(y.unbind(2))
 
 
-def _score(query: Tensor, source: Tensor, eps: float) -> Tensor:
-    """query . source / rms(source), fp32 (B, T)."""
-    wide = source.float()
-    mean = torch.linalg.vecdot(wide, wide) / wide.shape[-1]
-    return (wide @ query) * torch.rsqrt(mean + eps)
+class _Store:
+    """The memory of States, of which no tensor leads into autograd's graph, since that leads here."""
+
+    def __init__(self, most: int, streams: int, like: Tensor) -> None:
+        batch, times, width = like.shape
+        self.states = like.new_empty((batch * times, most, width))
+        self.streams, self.read = streams, 0  # rows of gradient in all, and those of the reads so far
+        self.grads: Tensor | None = None  # (B T, streams, D)
+        self.weights: dict[int, Tensor] = {}  # (B T, C, n) of each read by its first row of gradient, from backward on
+
+
+@dataclass
+class _Span:
+    """The reads that a state is in."""
+
+    row: int
+    start: int
+    end: int | None = None  # None: all that follow
+
+
+class _Put(torch.autograd.Function):
+    """Copies a state to its row; backward sums its gradient over all reads."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, before: Tensor | None, store: _Store, span: _Span) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.store, ctx.span = store, span
+        ctx.save_for_backward(before)
+        ctx.shape = x.shape
+        store.states[:, span.row] = x.flatten(0, 1)
+        return x, x.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        store, span = ctx.store, ctx.span
+        (before,) = ctx.saved_tensors
+        end = store.read if span.end is None else span.end
+        weights = [weight[:, :, span.row] for first, weight in sorted(store.weights.items()) if span.start <= first < end]
+        if before is not None:
+            store.states[:, span.row] = before.flatten(0, 1)
+        if not weights:
+            return grad, None, None, None
+        assert sum(weight.shape[1] for weight in weights) == end - span.start, "a read that led nowhere"
+        joined = torch.cat(weights, 1).unsqueeze(1)  # (B T, 1, K)
+        total = _product(joined, store.grads[:, span.start : end]).view(ctx.shape)
+        return total if grad is None else total.add_(grad), None, None, None
+
+
+class _Mix(torch.autograd.Function):
+    """One small matrix product a token; backward leaves the gradient of its sums to `_Put`, and gives that of weights."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, store: _Store, *handles: Tensor) -> Tensor:
+        del handles
+        flat = weights.detach().flatten(0, 1).to(store.states.dtype)  # (B T, C, n)
+        ctx.store, ctx.first = store, store.read
+        ctx.save_for_backward(flat)
+        return _product(flat, store.states[:, : flat.shape[2]]).view(*weights.shape[:3], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        store = ctx.store
+        (weights,) = ctx.saved_tensors  # (B T, C, n)
+        tokens, streams, count = weights.shape
+        flat = grad.reshape(tokens, streams, -1)
+        if store.grads is None:
+            store.grads = flat.new_empty((tokens, store.streams, flat.shape[2]))
+        store.grads[:, ctx.first : ctx.first + streams] = flat
+        store.weights[ctx.first] = weights
+        by_weight = torch.bmm(flat, store.states[:, :count].transpose(1, 2))
+        return by_weight.view(*grad.shape[:2], streams, count), None, *(None,) * count
+
+
+def _product(weights: Tensor, rows: Tensor) -> Tensor:
+    """(N, C, n) by (N, n, D); with one row torch's batched product takes eight times as long as its multiplication."""
+    return weights.transpose(1, 2) * rows if weights.shape[1:] == (1, 1) else torch.bmm(weights, rows)
+
+
+def depth_scores(x: Tensor, queries: Tensor, eps: float) -> Tensor:
+    """queries . RMSNorm(x), the norm without weights: x (B, T, D), queries (L, D) -> (B, T, L), fp32."""
+    if x.device.type != "cpu" or x.dtype == torch.bfloat16 or torch.compiler.is_compiling():
+        wide = x.float()
+        return (wide @ queries.t()) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    scores: Tensor = _Scores.apply(x, queries, eps)
+    return scores
+
+
+class _Scores(torch.autograd.Function):
+    """With s = r q . x and r = 1 / rms(x), ds / dx = r q - s r^2 x / D."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, queries: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+        scores = (x @ queries.t()).mul_(scale)
+        ctx.save_for_backward(x, queries, scale, scores)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, queries, scale, scores = ctx.saved_tensors
+        slope = grad * scale  # (B, T, L)
+        own = torch.linalg.vecdot(slope, scores).unsqueeze(-1).mul_(scale).div_(-x.shape[-1])
+        grad_x = (slope @ queries).addcmul_(x, own)
+        return grad_x, slope.flatten(0, 1).t() @ x.flatten(0, 1), None

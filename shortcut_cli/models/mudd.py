@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shortcut_cli.models.blocks import EPSILON, Attention, Block, Cache, Decoder, Trace, attend, split_heads
-from shortcut_cli.models.mixing import weighted_sum
+from shortcut_cli.models.mixing import States
 from shortcut_cli.recipe import ModelKeys
 
 ROUTING = ("static", "inner.weight", "outer.weight")  # parameters of a Router
@@ -36,12 +36,10 @@ class Router(nn.Module):
         self.static.zero_()
         self.static[:, -1] = 1
 
-    def forward(self, states: list[Tensor]) -> list[Tensor]:
-        """States (B, T, D) each -> streams (B, T, D) each."""
-        x = F.rms_norm(states[-1], states[-1].shape[-1:], eps=EPSILON)
-        dynamic = self.outer(F.gelu(self.inner(x))).unflatten(-1, self.shape)  # (B, T, C, n)
-        weights = (dynamic + self.static).permute(2, 3, 0, 1)  # (C, n, B, T)
-        return [weighted_sum(weight, states) for weight in weights]
+    def forward(self, x: Tensor) -> Tensor:
+        """The current state (B, T, D) -> weights (B, T, C, n)."""
+        x = F.rms_norm(x, x.shape[-1:], eps=EPSILON)
+        return self.outer(F.gelu(self.inner(x))).unflatten(-1, self.shape) + self.static
 
 
 class StreamAttention(Attention):
@@ -105,12 +103,17 @@ class Mudd(Routed):
         """The first layer reads the embedding alone."""
         return StreamBlock(self.keys, layer) if layer else Block(self.keys, layer)
 
+    def multiplications(self) -> int:
+        """The mixes, beside the matrices."""
+        mixed = sum(mix.shape[0] * mix.shape[1] for mix in self.mixes)  # type: ignore[index, operator]
+        return super().multiplications() + mixed * self.keys.width
+
     def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
         del trace
-        states, streams = [x], [x]
+        states = States(self.keys.layers + 1, 4 * self.keys.layers - 3, x)
+        streams = [states.put(x)]
         for block, mix in zip(self.blocks, self.mixes, strict=True):
-            y = block.read(streams, table, cache) if isinstance(block, StreamBlock) else block(x, table, cache)
-            states.append(y)
-            streams = mix(states)
+            y = block.read(streams, table, cache) if isinstance(block, StreamBlock) else block(streams[0], table, cache)
+            streams = states.mix(mix(states.put(y)))
         return streams[0]

@@ -7,6 +7,7 @@ one. Queries and keys read the mixed residual stream. The baseline at the start.
 from torch import Tensor, nn
 
 from shortcut_cli.models.blocks import Block, Cache, Trace
+from shortcut_cli.models.mixing import weighted_sum
 from shortcut_cli.models.mudd import Routed, Router, StreamBlock
 from shortcut_cli.recipe import ModelKeys
 
@@ -37,8 +38,9 @@ class MuddLast(Routed):
             if not isinstance(block, StreamBlock):
                 x = block(x, table, cache)
             else:
-                middle = states[min(self.middle, layer)]
-                values, residual = self.mixes[layer - self.first]([states[0], middle, x])
+                read = [states[0], states[min(self.middle, layer)], x]
+                weights = self.mixes[layer - self.first](x).permute(2, 3, 0, 1)  # (C, n, B, T)
+                values, residual = (weighted_sum(weight, read) for weight in weights)
                 x = block.read([residual, residual, values, residual], table, cache)
             states.append(x)
         return x
