@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -258,24 +259,31 @@ def sample(
 
 @app.command()
 def attention(
-    ckpt: Checkpoint, prompt: Prompt = None, out: Out = None, device: Device = "auto", as_json: AsJson = False
+    ckpt: Checkpoint,
+    prompt: Annotated[Path | None, typer.Option("--prompt", metavar="FILE", help="Look at this file.")] = None,
+    shards: Annotated[Path | None, typer.Option("--shards", metavar="DIR", help="Default: the recipe's.")] = None,
+    split: Annotated[Split, typer.Option("--split", help="Looked at without --prompt.")] = Split.val,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Of the model's context, at most.")] = 64,
+    out: Out = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
-    """Draw where the final layer looked: a picture, and the numbers behind it."""
-    from shortcut_cli import checkpoint
-    from shortcut_cli.shards import Shards
-    from shortcut_cli.stages import attention as stage
-    from shortcut_cli.stages.sampling import prompt_ids
+    """Show where the final layer looked, and what each layer that it reads is worth."""
+    from shortcut_cli.pipeline import look
 
-    where = _device(device)
-    run = checkpoint.open_run(ckpt, where)
-    if prompt is not None:
-        ids = prompt_ids(run.tokenizer(), prompt)
-    else:
-        split = Shards(Path(run.recipe.data.shards)).split("val")
-        ids = split.read(0, min(split.tokens, run.recipe.model.context))
-    result = stage.attend(run, ids, out or ckpt.parent / "attention", device=where)
-    title = f"{result['picture']}, {result['numbers']}"
-    console.result(result, console.pairs(title, result["mean_weights"]), as_json=as_json)
+    folder = out or ckpt.parent / "attention"
+    with console.Reporter() as report:
+        result = look(ckpt, prompt, shards, split, windows, folder, device=_device(device), report=report)
+    title = f"{folder}: {result['tokens']:,} tokens, {result['nats_per_token']:.4f} nats each"
+    columns = ("source", "mass", "tokens back", "nats if closed", "95 %", "nats if exchanged", "95 %")
+    console.result(result, console.table(title, columns, _uses(result)), as_json=as_json)
+
+
+def _uses(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for entry in result["sources"]:
+        costs = [entry["closed"], entry["exchanged"] or {}]
+        cells = [cost.get(key) for cost in costs for key in ("nats_per_token", "interval_95")]
+        yield entry["source"], entry["mass"], entry["distance_tokens"], *cells
 
 
 @app.command("run")

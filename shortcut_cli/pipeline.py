@@ -11,9 +11,10 @@ from shortcut_cli import checkpoint, files
 from shortcut_cli.loop import Stop
 from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards
-from shortcut_cli.stages.evaluation import evaluate
+from shortcut_cli.stages import attention
+from shortcut_cli.stages.evaluation import check_tokenizer, evaluate
 from shortcut_cli.stages.preparation import prepare
-from shortcut_cli.stages.sampling import sample
+from shortcut_cli.stages.sampling import prompt_ids, sample
 from shortcut_cli.stages.training import train
 
 Report = Callable[..., None]
@@ -40,6 +41,42 @@ def score(path: Path, shards: Path | None, split: str | None, *, device: str, re
     results["splits"][name] = result
     files.write(kept, json.dumps(results, indent=1) + "\n")
     return result
+
+
+def look(
+    path: Path,
+    prompt: Path | None,
+    shards: Path | None,
+    split: str,
+    windows: int,
+    out: Path,
+    *,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Where a checkpoint's final layer looks in a file, or in windows of a split; see `stages.attention.attend`."""
+    run = checkpoint.open_run(path, device)
+    if prompt is not None:
+        tokenizer = run.tokenizer()
+        row = np.concatenate(([tokenizer.end], prompt_ids(tokenizer, prompt)))
+        tokens = len(row)
+
+        def read(first: int, count: int) -> np.ndarray:
+            return row[first : first + count]
+    else:
+        opened = Shards(shards or Path(run.recipe.data.shards))
+        check_tokenizer(run, opened)
+        ids, end = opened.split(split), opened.tokenizer["end"]
+        tokens = ids.tokens + 1
+
+        def read(first: int, count: int) -> np.ndarray:
+            return ids.read(first - 1, count) if first else np.concatenate(([end], ids.read(0, count - 1)))
+
+    keys = run.recipe.eval
+    found = attention.cut(read, tokens, run.recipe.model.context, windows)
+    return attention.attend(
+        run, found, out, resamples=keys.resamples, batch=keys.batch_size, device=device, report=report
+    )
 
 
 def _scored(path: Path, split: str) -> dict[str, Any] | None:

@@ -20,9 +20,24 @@ EPSILON = 1e-6  # of the norms
 
 @dataclass
 class Trace:
-    """Asks a forward pass to keep where its last layer looked."""
+    """Asks a forward pass to keep where its last layer looked, and, if asked to, to change what it finds there."""
 
+    measure_distances: bool = False
+    closed: int | None = None  # a source that gets no attention; the others share its part
+    exchanged: int | None = None  # a source whose keys and values come from the next window of the batch, same times
     depth_weights: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: each source's share
+    distances: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: mean, in tokens
+
+    def change(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, M, d) as the pass shall find them."""
+        if self.exchanged is not None:
+            m = self.exchanged
+            k, v = k.clone(), v.clone()
+            k[:, :, :, m], v[:, :, :, m] = (x[:, :, :, m].roll(1, 0) for x in (k, v))
+        if self.closed is not None:
+            kept = [m for m in range(k.shape[3]) if m != self.closed]
+            k, v = k[:, :, :, kept], v[:, :, :, kept]
+        return k, v
 
 
 class RMSNorm(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -38,6 +39,20 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     shares = scores.masked_fill(hidden[:, None], -torch.inf).flatten(-2).softmax(-1).view_as(scores)
     out = torch.einsum("bhimj,bhjmd->bhid", shares.type_as(v), v)
     return out, shares.detach().sum(-1).transpose(2, 3)
+
+
+def distances(q: Tensor, k: Tensor) -> Tensor:
+    """Mean distance in time, in tokens, of what causal attention reads of each source, fp32 (B, H, M, T).
+
+    q: (B, H, T, d), k: (B, H, T, M, d). The mean time of the keys is the attention to values that are times.
+    """
+    times = torch.arange(q.shape[2], device=q.device, dtype=torch.float32)
+    values = times[:, None].expand(q.shape)
+    q, k = q.float(), k.float()
+    means = [
+        F.scaled_dot_product_attention(q, k[:, :, :, m], values, is_causal=True)[..., 0] for m in range(k.shape[3])
+    ]
+    return times - torch.stack(means, 2)
 
 
 class _Merge(torch.autograd.Function):

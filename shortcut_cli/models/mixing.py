@@ -1,7 +1,7 @@
 """Reads over depth, at each position for itself: weighted sums of states that lower layers left.
 
-On a CPU such reads take the time of passing over memory, not of arithmetic. `States` keeps the states of a token side by
-side, so that a read is one small matrix product a token, and adds up the gradient of a state once, over all reads,
+On a CPU such reads take the time of passing over memory, not of arithmetic. `States` keeps the states of a token side
+by side, so that a read is one small matrix product a token, and adds up the gradient of a state once, over all reads,
 where autograd would do so after each.
 """
 
@@ -130,7 +130,9 @@ class _Put(torch.autograd.Function):
         store, span = ctx.store, ctx.span
         (before,) = ctx.saved_tensors
         end = store.read if span.end is None else span.end
-        weights = [weight[:, :, span.row] for first, weight in sorted(store.weights.items()) if span.start <= first < end]
+        weights = [
+            weight[:, :, span.row] for first, weight in sorted(store.weights.items()) if span.start <= first < end
+        ]
         if before is not None:
             store.states[:, span.row] = before.flatten(0, 1)
         if not weights:
@@ -142,7 +144,7 @@ class _Put(torch.autograd.Function):
 
 
 class _Mix(torch.autograd.Function):
-    """One small matrix product a token; backward leaves the gradient of its sums to `_Put`, and gives that of weights."""
+    """One small matrix product a token; backward gives the gradient of the weights, and leaves that of the states."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, store: _Store, *handles: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class Mudd(Routed):
 
     def multiplications(self) -> int:
         """The mixes, beside the matrices."""
-        mixed = sum(mix.shape[0] * mix.shape[1] for mix in self.mixes)  # type: ignore[index, operator]
+        mixed = sum(mix.outer.out_features for mix in self.mixes)  # type: ignore[union-attr, misc]
         return super().multiplications() + mixed * self.keys.width
 
     def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:

@@ -126,9 +126,14 @@ class TapAttention(nn.Module):
         k, v = (x.permute(0, 3, 1, 2, 4) for x in (k, v))  # (B, H, T, M, d)
         if trace is not None or (self.path == "merge" and cache is None):
             assert cache is None, "depth weights come from whole windows"
-            y, weights = merge.attend(q, k, v)
-            if trace is not None:
-                trace.depth_weights = weights
+            if trace is None:
+                return merge.attend(q, k, v)[0]
+            k, v = trace.change(k, v)
+            if not k.shape[3]:
+                return torch.zeros_like(q)
+            y, trace.depth_weights = merge.attend(q, k, v)
+            if trace.measure_distances:
+                trace.distances = merge.distances(q, k)
             return y
         k, v = k.flatten(2, 3), v.flatten(2, 3)
         if cache:

@@ -52,7 +52,7 @@ def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report
 
     Raises UsageError where the shards were made by another tokenizer.
     """
-    _check_tokenizer(run, shards)
+    check_tokenizer(run, shards)
     split, keys = shards.split(name), run.recipe.eval
     if not split.tokens:
         raise UsageError(f"the {name} split of {shards.folder} is empty")
@@ -67,7 +67,8 @@ def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report
     return _summary(run, shards, split, totals, over, keys)
 
 
-def _check_tokenizer(run: Run, shards: Shards) -> None:
+def check_tokenizer(run: Run, shards: Shards) -> None:
+    """Raises UsageError where the shards were made by another tokenizer than the run's."""
     ours, theirs = run.content["tokenizer"]["fingerprint"], shards.tokenizer["fingerprint"]
     if ours != theirs:
         raise UsageError(

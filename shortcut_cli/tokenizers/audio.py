@@ -8,6 +8,7 @@ the codes of its segment, as one of 64 more ids.
 
 import gzip
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -24,13 +25,14 @@ from pydantic import Field
 
 from shortcut_cli import files
 from shortcut_cli.codec import weights
-from shortcut_cli.codec.stream import CODES, LEVELS, MONO, Layout
+from shortcut_cli.codec.stream import CODES, HOP, LEVELS, MONO, Layout
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.recipe import Keys
-from shortcut_cli.tokenizers.base import Assign, Document, Guide, Piece, Source, Tokenizer
+from shortcut_cli.tokenizers.base import Assign, Classes, Document, Excerpt, Guide, Piece, Source, Tokenizer
 
 FORMAT = 1
 READ_FRAMES = 1 << 16
+SILENCE_DB = 30  # below the loudest frame
 BLOCK_IDS = 1 << 20
 
 
@@ -209,6 +211,55 @@ class AudioTokenizer(Tokenizer):
             assert ((codes >= 0) & (codes < CODES)).all(), "ids out of turn: sample with `allowed`"
             if len(codes):
                 yield (int(part[0]) - books * CODES, codes) if segmented else codes
+
+    def classes(self, ids: np.ndarray) -> dict[str, Classes]:
+        """By codebook; and by the loudness of the frame, where the codec has no segments.
+
+        A frame is silent where it is 30 dB or more below the loudest of the row.
+        """
+        books = self.options.codebooks
+        names = [f"codebook {book + 1}" for book in range(books)] + ["level"] * bool(self.layout.segment) + ["end"]
+        found = {"codebook": Classes(names, np.where(ids == self.end, len(names) - 1, ids // CODES))}
+        if not self.layout.segment:
+            loudness = np.full(len(ids), -np.inf)
+            for first, end in self._whole_frames(ids):
+                samples = self._sound(ids[first:end])
+                power = np.square(samples.reshape((end - first) // books, -1)).mean(1)
+                loudness[first:end] = np.repeat(10 * np.log10(power + 1e-12), books)
+            silent = loudness < loudness.max() - SILENCE_DB
+            found["loudness"] = Classes(["loud", "silent"], np.where(np.isinf(loudness), -1, silent))
+        return found
+
+    def _whole_frames(self, ids: np.ndarray) -> Iterator[tuple[int, int]]:
+        """(first, end) of the rows of whole frames between end ids."""
+        books = self.options.codebooks
+        cuts = [-1, *np.flatnonzero(ids == self.end).tolist(), len(ids)]
+        for before, after in itertools.pairwise(cuts):
+            part = ids[before + 1 : after]
+            begins = np.flatnonzero(part // CODES == 0)
+            if len(begins):
+                first = before + 1 + int(begins[0])
+                end = first + (after - first) // books * books
+                if end > first:
+                    yield first, end
+
+    def _sound(self, ids: np.ndarray) -> np.ndarray:
+        return np.concatenate(list(self.codec.decode(self._coded(ids))))
+
+    def excerpt(self, ids: np.ndarray) -> Excerpt:
+        """The sound, that of a frame in equal parts for its codebooks; silence where no whole frame is.
+
+        Nothing where the codec has segments.
+        """
+        if self.layout.segment:
+            return Excerpt()
+        books = self.options.codebooks
+        share = HOP // books
+        samples = np.zeros((len(ids), share), np.float32)
+        for first, end in self._whole_frames(ids):
+            frames = self._sound(ids[first:end]).reshape(-1, HOP)
+            samples[first:end] = frames[:, : share * books].reshape(-1, share)
+        return Excerpt(samples=samples.reshape(-1), rate_hz=self.layout.rate_hz)
 
     def guide(self) -> Guide:
         """The codes of the codebook whose turn it is; the end only between frames, and not first."""

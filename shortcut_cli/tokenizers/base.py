@@ -58,6 +58,24 @@ Assign = Callable[[Document], list[tuple[str, int]]]
 """Divides a document: (split, size) for each part in order; the sizes sum to the document's size."""
 
 
+@dataclass(frozen=True)
+class Classes:
+    """One way to sort tokens: the names of its classes, and the class of each token, -1 for none."""
+
+    names: list[str]
+    of: np.ndarray  # (T,)
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What a row of T ids stands for, along the axis of its tokens."""
+
+    texts: list[str] | None = None  # of each token
+    notes: np.ndarray | None = None  # (N, 4): token at which it begins, token at which it ends, pitch, velocity
+    samples: np.ndarray | None = None  # of sound, from the first token to the last
+    rate_hz: int = 0
+
+
 class Guide:
     """Follows one sample and says which ids may come next, so that it decodes to a file with something in it.
 
@@ -143,6 +161,14 @@ class Tokenizer(ABC):
 
         Ids from the first end id on are ignored.
         """
+
+    @abstractmethod
+    def classes(self, ids: np.ndarray) -> dict[str, Classes]:
+        """Ways to sort the tokens of a row of ids (T,), from anywhere in a document, by name."""
+
+    @abstractmethod
+    def excerpt(self, ids: np.ndarray) -> Excerpt:
+        """What a row of ids (T,) stands for."""
 
     def guide(self) -> Guide:
         """The guide of a sample from its beginning on."""

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.recipe import Keys
-from shortcut_cli.tokenizers.base import Assign, Document, Guide, Piece, Source, Tokenizer
+from shortcut_cli.tokenizers.base import Assign, Classes, Document, Excerpt, Guide, Piece, Source, Tokenizer
 
 FORMAT = 1
 BLOCK_IDS = 1 << 20
@@ -254,12 +254,47 @@ class MidiTokenizer(Tokenizer):
         ids, _ = self._read(path)
         return self._compress(ids.tolist()) if self.trained else ids
 
+    def classes(self, ids: np.ndarray) -> dict[str, Classes]:
+        """By MidiTok's type; ids of a BPE that join several are a class of their own."""
+        kinds, of_id = self._kinds
+        return {"type": Classes(kinds, of_id[ids])}
+
+    @cached_property
+    def _kinds(self) -> tuple[list[str], np.ndarray]:
+        of_id = ["joined" if len(words) > 1 else words[0].partition("_")[0] for words in self.grammar.spelled]
+        of_id = ["end" if kind == "EOS" else kind for kind in of_id]
+        kinds = sorted(set(of_id) - {"PAD", "BOS"})
+        return kinds, np.array([kinds.index(kind) if kind in kinds else -1 for kind in of_id])
+
+    def excerpt(self, ids: np.ndarray) -> Excerpt:
+        """Notes, each from the token that makes it whole to that of the first note that begins after its end."""
+        found: list[tuple[int, int, int, int, int]] = []  # token, start, end, pitch, velocity
+        for token in range(len(ids)):
+            words = self.grammar.spelled[int(ids[token])]
+            if not any(word.partition("_")[0] in CLOSING_TYPES for word in words):
+                continue
+            notes = [note for track in self._score(ids[: token + 1])[0].tracks for note in track.notes]
+            known = {(start, pitch) for _, start, _, pitch, _ in found}
+            new = [note for note in notes if (note.start, note.pitch) not in known]
+            found += [(token, note.start, note.end, note.pitch, note.velocity) for note in new]
+        rows = [
+            (token, min((other for other, start, *_ in found if start >= end), default=len(ids)), pitch, velocity)
+            for token, _, end, pitch, velocity in found
+        ]
+        return Excerpt(notes=np.array(rows, np.int64).reshape(-1, 4))
+
     def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
         """Write a MIDI file; the units have "dropped" too, the ids that were left out since they may not follow.
 
         MidiTok trusts the order of types: it takes what stands behind a pitch for its velocity, and writes files that
         no reader takes. What was encoded from a file, or sampled with `allowed`, loses nothing.
         """
+        score, dropped = self._score(ids)
+        files.write(path, score.dumps_midi())
+        return _units(score, score.note_num()) | {"dropped": dropped}
+
+    def _score(self, ids: Sequence[int] | np.ndarray) -> tuple[Any, int]:
+        """What ids stand for up to the first end id, and how many of them were left out."""
         import miditok
 
         found = [int(i) for i in ids]
@@ -268,9 +303,7 @@ class MidiTokenizer(Tokenizer):
         sequence = miditok.TokSequence(ids=list(legal))
         sequence.are_ids_encoded = bool(self.trained)
         one_stream = self.base.config.one_token_stream_for_programs
-        score = self.full.decode(sequence if one_stream else [sequence])
-        files.write(path, score.dumps_midi())
-        return _units(score, score.note_num()) | {"dropped": len(found) - len(legal)}
+        return self.full.decode(sequence if one_stream else [sequence]), len(found) - len(legal)
 
     def guide(self) -> Guide:
         """What MidiTok's own table lets follow; the end only after a whole note, for which there is always room."""

@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.recipe import Keys
-from shortcut_cli.tokenizers.base import Assign, Document, Guide, Piece, Source, Tokenizer
+from shortcut_cli.tokenizers.base import Assign, Classes, Document, Excerpt, Guide, Piece, Source, Tokenizer
 
 FORMAT = 1
 IDENTITY = {"algorithm", "alphabet", "documents", "normalization"}  # what counts beside the SentencePiece model
@@ -39,6 +39,7 @@ SEGMENT_CHARS = 1000  # a segment ends with the first newline from here on
 LONGEST_CHARS = 4096  # or is cut here, after the last space in it
 BATCH_CHARS = 1 << 21  # handed to SentencePiece at once
 SPACE = "\u2581"
+CHARACTER_CLASSES = ("letter", "digit", "space", "punctuation", "byte or control", "end")
 TRAINING_LINE_BYTES = 4096  # SentencePiece leaves out longer lines (its max_sentence_length is 4192)
 
 
@@ -242,6 +243,29 @@ class TextTokenizer(Tokenizer):
         content = self.pieces.decode(until(ids, self.end)).encode()
         files.write(path, content)
         return {"byte": len(content)}
+
+    def classes(self, ids: np.ndarray) -> dict[str, Classes]:
+        """By the first character of a piece, the space before it apart."""
+        return {"character": Classes([*CHARACTER_CLASSES], self._classes[ids])}
+
+    @cached_property
+    def _classes(self) -> np.ndarray:
+        return np.array([CHARACTER_CLASSES.index(self._class(i)) for i in range(self.vocabulary)])
+
+    def _class(self, token: int) -> str:
+        if token == self.end:
+            return "end"
+        text = self.pieces.spelling(token)
+        if text is None:
+            return "byte or control"
+        first = text.lstrip(" ")[:1]
+        if not first or first.isspace():
+            return "space"
+        return "letter" if first.isalpha() else "digit" if first.isdigit() else "punctuation"
+
+    def excerpt(self, ids: np.ndarray) -> Excerpt:
+        """The text of each piece; a byte of a longer character as its number."""
+        return Excerpt(texts=["<end>" if i == self.end else self.pieces.shown(int(i)) for i in ids])
 
     def guide(self) -> Guide:
         """No control pieces, and no end before anything is there."""
@@ -512,6 +536,14 @@ class Characters:
         """The characters of the ids."""
         return "".join(self.alphabet[i] for i in ids)
 
+    def spelling(self, token: int) -> str | None:
+        """The character of an id."""
+        return self.alphabet[token]
+
+    def shown(self, token: int) -> str:
+        """The character of an id."""
+        return self.alphabet[token]
+
 
 class Pieces:
     """A SentencePiece model."""
@@ -554,6 +586,17 @@ class Pieces:
             return parts[0]
         between = np.array(self.escaped, np.int32)
         return np.concatenate([parts[0], *(ids for part in parts[1:] for ids in (between, part))])
+
+    def spelling(self, token: int) -> str | None:
+        """The text of an id, its space included; None where it is a byte or no text."""
+        if self.processor.is_byte(token) or self.processor.is_control(token) or self.processor.is_unknown(token):
+            return None
+        return str(self.processor.id_to_piece(token)).replace(SPACE, " ")
+
+    def shown(self, token: int) -> str:
+        """The text of an id, or its name."""
+        text = self.spelling(token)
+        return str(self.processor.id_to_piece(token)) if text is None else text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids. Escaped U+2581 comes back as itself, since its bytes are decoded as UTF-8."""

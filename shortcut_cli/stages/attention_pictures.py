@@ -1,0 +1,141 @@
+"""The pictures of `shortcut attention`: heat maps over an excerpt with what it stands for, and use by class."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shortcut_cli import files
+from shortcut_cli.metrics import Floats
+from shortcut_cli.tokenizers.base import Excerpt
+
+MOST_STRIPS = 4
+FEWEST = 20  # tokens of a class that is drawn; the numbers have all
+STRIP = {"text": 64, "other": 256}  # tokens in a strip, as many as can still be told apart
+
+
+def draw_excerpt(shares: Floats, sources: tuple[str, ...], excerpt: Excerpt, path: Path) -> None:
+    """Strips, one below the other: share of each source by token, shares (M, T), and the excerpt itself."""
+    tokens = shares.shape[1]
+    length = STRIP["text" if excerpt.texts is not None else "other"]
+    starts = list(range(0, tokens, length))[:MOST_STRIPS]
+    below = [0.6, 1.2] if excerpt.samples is not None else [0.8 if excerpt.texts is not None else 1.2]
+    if excerpt.samples is None and excerpt.notes is None and excerpt.texts is None:
+        below = []
+    heights = [0.3 * len(sources) + 0.4, *below]
+    figure = _figure((14, 0.6 + len(starts) * (sum(heights) + 0.5)))
+    grid = figure.subplots(len(starts) * len(heights), 1, squeeze=False, height_ratios=heights * len(starts))[:, 0]
+    most = float(shares[:, : starts[-1] + length].max())
+    for number, start in enumerate(starts):
+        axes = grid[number * len(heights)]
+        end = min(start + length, tokens)
+        edges = (start - 0.5, end - 0.5, -0.5, len(sources) - 0.5)
+        image = axes.imshow(
+            shares[:, start:end],
+            aspect="auto",
+            origin="lower",
+            interpolation="nearest",
+            vmin=0,
+            vmax=most,
+            extent=edges,
+        )
+        axes.set_yticks(range(len(sources)), sources, fontsize="small")
+        figure.colorbar(image, ax=axes, pad=0.01)
+        for lower in grid[number * len(heights) + 1 : (number + 1) * len(heights)]:
+            lower.set_xlim(start - 0.5, start + length - 0.5)
+        axes.set_xlim(start - 0.5, start + length - 0.5)
+        _draw_content(excerpt, grid[number * len(heights) + 1 : (number + 1) * len(heights)], start, end, tokens)
+    grid[0].set_title(
+        "share of the final layer's attention where a token is predicted, mean over heads", fontsize="medium"
+    )
+    grid[-1].set_xlabel("token")
+    _save(figure, path)
+
+
+def _draw_content(excerpt: Excerpt, rows: Any, start: int, end: int, tokens: int) -> None:
+    if excerpt.texts is not None:
+        rows[0].set_axis_off()
+        for token in range(start, end):
+            text = excerpt.texts[token].replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace("$", "\\$")
+            rows[0].text(token, 1, text, rotation=90, ha="center", va="top", fontsize="small", family="monospace")
+        rows[0].set_ylim(0, 1)
+    if excerpt.notes is not None:
+        pitches = excerpt.notes[:, 2]
+        for first, last, pitch, velocity in excerpt.notes:
+            if last >= start and first < end:
+                rows[0].barh(pitch, last - first, left=first, height=0.9, color=str(0.8 - velocity / 160))
+        if len(pitches):
+            rows[0].set_ylim(pitches.min() - 2, pitches.max() + 2)
+        rows[0].set_ylabel("pitch", fontsize="small")
+    if excerpt.samples is not None:
+        share = len(excerpt.samples) // tokens
+        part = excerpt.samples[start * share : end * share]
+        rows[0].plot(np.linspace(start - 0.5, end - 0.5, len(part), endpoint=False), part, linewidth=0.4)
+        rows[0].set_xticks([])
+        window = min(512, len(part))
+        overlap = window * 3 // 4
+        edges = (start - 0.5, end - 0.5)
+        with np.errstate(divide="ignore"):  # silence is minus infinity dB, and drawn as such
+            rows[1].specgram(part, window, excerpt.rate_hz, noverlap=overlap, xextent=edges, vmin=-140)
+        rows[1].set_ylim(0, 8000)
+        rows[1].set_ylabel("Hz", fontsize="small")
+
+
+def draw_use(result: dict[str, Any], path: Path) -> None:
+    """Mass beside what closing and exchanging a source costs, for all tokens and by class, and mass by head.
+
+    Classes of fewer than 20 tokens are left out.
+    """
+    names = [entry["source"] for entry in result["sources"]]
+    ways = [(way, [entry for entry in rows if entry["tokens"] >= FEWEST]) for way, rows in result["classes"].items()]
+    most = max([len(rows) for _, rows in ways], default=1)
+    figure = _figure((13, 3.2 + len(ways) * (0.8 + 0.28 * most)))
+    grid = figure.subplots(1 + len(ways), 3, squeeze=False, height_ratios=[3, *[0.8 + 0.28 * most] * len(ways)])
+    grid[0, 0].barh(names, [entry["mass"] for entry in result["sources"]])
+    grid[0, 0].set_xlabel("share of attention (mass)")
+    for change, place in (("closed", -0.2), ("exchanged", 0.2)):
+        costs = [entry[change] for entry in result["sources"]]
+        if None not in costs:
+            values = [cost["nats_per_token"] for cost in costs]
+            bars = [cost["interval_95"] or [value, value] for cost, value in zip(costs, values, strict=True)]
+            errors = np.abs(np.array(bars).T - np.array(values))
+            grid[0, 1].barh(np.arange(len(names)) + place, values, 0.38, xerr=errors, label=change)
+    grid[0, 1].set_yticks(range(len(names)), names)
+    grid[0, 1].set_xlabel("loss added, nats per token")
+    grid[0, 1].legend(fontsize="x-small")
+    heads = np.array([entry["mass_by_head"] for entry in result["sources"]])  # (M, H)
+    _heat(figure, grid[0, 2], heads, names, [str(head + 1) for head in range(heads.shape[1])], "mass by head")
+    for row, (way, classes) in enumerate(ways, 1):
+        labels = [f"{entry['class']} ({entry['tokens']:,})" for entry in classes]
+        for column, (key, title) in enumerate((("mass", "mass"), ("closed", "closed"), ("exchanged", "exchanged"))):
+            axes = grid[row, column]
+            if classes and classes[0][key] is not None:  # None: nothing could be exchanged
+                words = f"{title}, by {way}" + ("" if key == "mass" else ": nats added")
+                _heat(figure, axes, np.array([entry[key] for entry in classes]), labels, names, words)
+            else:
+                axes.set_axis_off()
+    _save(figure, path)
+
+
+def _heat(figure: Any, axes: Any, values: Floats, rows: list[str], columns: list[str], title: str) -> None:
+    most = float(np.abs(values).max()) if values.size else 1.0
+    limits: dict[str, Any] = {"vmin": -most, "vmax": most, "cmap": "RdBu_r"} if values.min() < 0 else {"vmin": 0}
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", **limits)
+    axes.set_yticks(range(len(rows)), rows, fontsize="x-small")
+    axes.set_xticks(range(len(columns)), columns, fontsize="x-small", rotation=30 if len(columns) > 2 else 0)
+    axes.set_title(title, fontsize="small")
+    figure.colorbar(image, ax=axes)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    with files.writing(path) as stream:
+        figure.savefig(stream, format="png", dpi=110)
