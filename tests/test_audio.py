@@ -203,3 +203,36 @@ def test_a_stranger_as_checkpoint_runs_no_code(tmp_path):
 def test_unknown_weights_are_a_usage_error(name):
     with pytest.raises(UsageError):
         AudioTokenizer(AudioOptions(name="audio", weights=name)).fingerprint  # noqa: B018
+
+
+def test_classes_are_codebooks_and_loudness(tmp_path):
+    """Two seconds of a tone with silence between, cut anywhere, with an end id in the middle."""
+    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="mini", codebooks=2))
+    sound = np.concatenate([tone(1), np.zeros(24_000, np.float32), tone(1)])
+    soundfile.write(tmp_path / "a.wav", sound, 24_000, subtype="FLOAT")
+    ids = tokenizer.prompt(tmp_path / "a.wav")
+    row = np.concatenate([ids[3:], [tokenizer.end], ids[:101]])
+    classes = tokenizer.classes(row)
+    books, loudness = classes["codebook"], classes["loudness"]
+    assert [books.names[i] for i in books.of[:3]] == ["codebook 2", "codebook 1", "codebook 2"]
+    assert books.names[books.of[len(ids) - 3]] == "end"
+    assert loudness.of[0] == -1
+    assert loudness.of[len(ids) - 3] == loudness.of[-1] == -1
+    quiet = loudness.of[2 * 75 + 10 : 2 * 150 - 20]
+    loud = np.concatenate([loudness.of[10:120], loudness.of[2 * 150 + 10 : len(ids) - 20]])
+    assert (quiet == 1).mean() > 0.8
+    assert (loud == 0).mean() > 0.8
+
+
+@pytest.mark.parametrize("codebooks", [1, 3, 8])
+def test_an_excerpt_is_the_sound_of_its_tokens(tmp_path, codebooks):
+    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="mini", codebooks=codebooks))
+    soundfile.write(tmp_path / "a.wav", tone(0.5), 24_000, subtype="FLOAT")
+    ids = tokenizer.prompt(tmp_path / "a.wav")
+    whole = tokenizer.excerpt(ids)
+    assert len(whole.samples) == len(ids) * (320 // codebooks)
+    tokenizer.decode(ids.tolist(), tmp_path / "b.wav")
+    decoded, _ = soundfile.read(tmp_path / "b.wav", dtype="float32")
+    frames = whole.samples.reshape(len(ids) // codebooks, -1)
+    assert np.allclose(frames.clip(-1, 1), decoded.reshape(-1, 320)[:, : frames.shape[1]], atol=1e-3)
+    assert not tokenizer.excerpt(ids[:1] + 1024 * (codebooks - 1)).samples.any() or codebooks == 1

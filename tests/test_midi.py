@@ -344,3 +344,33 @@ def test_gzip(tmp_path, pieces):
     (tmp_path / "x.mid.gz").write_bytes(gzip.compress(pieces[0].read_bytes()))
     tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     assert tokenizer.prompt(tmp_path / "x.mid.gz").tolist() == tokenizer.prompt(pieces[0]).tolist()
+
+
+@pytest.mark.parametrize(("scheme", "programs"), SCHEMES)
+def test_an_excerpt_has_every_note_at_the_token_that_makes_it_whole(pieces, scheme, programs):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
+    ids = tokenizer.prompt(pieces[0])[:150]
+    shown = tokenizer.excerpt(ids).notes
+    score, _ = tokenizer._score(ids)
+    expected = sorted((note.pitch, note.velocity) for track in score.tracks for note in track.notes)
+    assert sorted((pitch, velocity) for _, _, pitch, velocity in shown.tolist()) == expected
+    kinds, found = tokenizer.classes(ids)["type"].names, tokenizer.classes(ids)["type"].of
+    for first, last, pitch, _ in shown.tolist():
+        word = tokenizer.grammar.spelled[ids[first]][0]
+        assert word.partition("_")[0] in midi.CLOSING_TYPES
+        assert kinds[found[first]] == word.partition("_")[0]
+        assert first <= last <= len(ids)
+        if scheme == "MIDILike":
+            assert word.endswith(f"_{pitch}")
+
+
+def test_classes_are_types_and_joined_pieces_of_bpe(tmp_path, pieces):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=600))
+    tokenizer.fit([source(tmp_path, path) for path in pieces], whole)
+    ids = np.concatenate([tokenizer.prompt(pieces[0]), [tokenizer.end]])
+    classes = tokenizer.classes(ids)["type"]
+    for token, number in zip(ids, classes.of, strict=True):
+        words = tokenizer.grammar.spelled[token]
+        expected = "joined" if len(words) > 1 else words[0].partition("_")[0]
+        assert classes.names[number] == ("end" if token == tokenizer.end else expected)
+    assert "joined" in {classes.names[number] for number in classes.of}

@@ -321,3 +321,38 @@ def test_masks_leave_out_control_pieces(trained):
     assert not beginning[trained.end]
     assert later[trained.end]
     assert not later[trained.pieces.processor.unk_id()]
+
+
+def test_classes_and_excerpts_of_characters():
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars", alphabet=" ab1.\n"))
+    ids = np.array([0, 1, 3, 4, 5, 2, 6])
+    classes = tokenizer.classes(ids)["character"]
+    assert [classes.names[i] for i in classes.of] == [
+        "space",
+        "letter",
+        "digit",
+        "punctuation",
+        "space",
+        "letter",
+        "end",
+    ]
+    assert tokenizer.excerpt(ids).texts == [" ", "a", "1", ".", "\n", "b", "<end>"]
+
+
+def test_classes_and_excerpts_of_pieces(trained, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("the cat, 12 dogs\n\u4e00")
+    ids = np.concatenate([trained.prompt(path), [trained.end]])
+    shown = trained.excerpt(ids).texts
+    assert "".join(text for text in shown if not text.startswith("<")) == "the cat, 12 dogs\n"
+    classes = trained.classes(ids)["character"]
+    for piece, number in zip(shown, classes.of, strict=True):
+        first = piece.strip(" ")[:1]
+        if piece.startswith("<"):
+            expected = "end" if piece == "<end>" else "byte or control"
+        elif not first.strip():
+            expected = "space"
+        else:
+            expected = {(True, False): "letter", (False, True): "digit"}.get((first.isalpha(), first.isdigit()))
+        assert classes.names[number] == (expected or "punctuation")
+    assert len(set(classes.of.tolist())) == 6
