@@ -108,6 +108,18 @@ class TestEveryArm:
             parts = [model(x[:, a:b], cache) for a, b in itertools.pairwise([0, 5, 6, 9, *range(10, CONTEXT + 1)])]
         assert (torch.cat(parts, 1) - full).abs().max() < 1e-5 * full.abs().max().clamp(min=1)
 
+    def test_compiled_equals_eager_in_one_graph(self, name, options):
+        """torch.compile's tracing and its gradients; what its backend then makes of the graph is torch's own."""
+        x = ids(rows=1, length=8)
+        model = make(name, options, open_gates=True, layers=4)
+        expected, logits = gradients(model, x), model(x)
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        for parameter_name, grad in gradients(compiled, x).items():
+            wanted = expected[parameter_name.removeprefix("_orig_mod.")]
+            assert (grad - wanted).abs().max() < 1e-3 * wanted.abs().max(), parameter_name
+        assert torch.allclose(compiled(x), logits, atol=1e-5)
+
     def test_the_flops_are_those_that_torch_counts(self, name, options, monkeypatch):
         model = make(name, options).eval()
         # torch counts no FLOPs of the CPU's fused attention, so the plain one runs.

@@ -40,6 +40,11 @@ class Trace:
         return k, v
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Whether the functions that are written for a CPU are to be used: not while torch.compile looks for the whole."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019)."""
 
@@ -53,7 +58,7 @@ class RMSNorm(nn.Module):
 
     def fork(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x itself, for the residual stream, and its norm: what pre-norm layers need, with one gradient for both."""
-        if x.device.type != "cpu":
+        if not on_cpu(x):
             return x, F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
         if not torch.is_grad_enabled():
             return x, _cpu_norm(x, self.weight)[0]
@@ -104,6 +109,9 @@ def rotary_table(context: int, head_width: int, base: float) -> Tensor:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels by their time's angles: x (B, T, ..., d), table (T, d / 2)."""
     angles = table.view(-1, *(1,) * (x.dim() - 3), table.shape[-1])
+    if torch.compiler.is_compiling():  # which makes nothing of complex numbers
+        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), torch.view_as_real(angles).unbind(-1)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)
     return torch.view_as_real(_pairs(x) * angles).flatten(-2).type_as(x)
 
 
@@ -115,6 +123,9 @@ def _pairs(x: Tensor) -> Tensor:
 
 def split_heads(qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """One projection (B, T, 3 D) -> queries, keys (both turned) and values, (B, H, T, d) each; table (T, d / 2)."""
+    if torch.compiler.is_compiling():
+        q, k, v = (y.unflatten(-1, (heads, -1)) for y in qkv.chunk(3, -1))  # (B, T, H, d)
+        return rotate(q, table).transpose(1, 2), rotate(k, table).transpose(1, 2), v.transpose(1, 2)
     if torch.is_grad_enabled():
         q, k, v = _Heads.apply(qkv, table, heads)
         return q, k, v
@@ -243,7 +254,7 @@ class FeedForward(nn.Module):
         if self.gated:
             gate, h = self.inner(x).chunk(2, -1)
             return self.out(F.silu(gate) * h)
-        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        if on_cpu(x) and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
             y: Tensor = _CpuFeedForward.apply(x, self.inner.weight, self.out.weight)
             return y
         return self.out(F.gelu(self.inner(x)))

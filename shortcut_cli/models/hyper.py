@@ -12,9 +12,9 @@ which the norm before the head undoes. Two or four streams start as the baseline
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Trace
+from shortcut_cli.models.mixing import depth_scores
 from shortcut_cli.models.options import HyperOptions
 from shortcut_cli.recipe import ModelKeys
 
@@ -48,7 +48,8 @@ class Connection(nn.Module):
         if not self.dynamic:
             shape = h.shape[:3]
             return self.read.expand(shape), self.carry.expand(*shape, -1), self.write.expand(shape)
-        moved = torch.tanh(self.route(F.rms_norm(h, h.shape[-1:], self.norm, EPSILON)))  # (B, T, n, n + 2)
+        scores = depth_scores(h.flatten(1, 2), self.route.weight * self.norm, EPSILON)
+        moved = torch.tanh(scores).view(*h.shape[:3], -1)  # (B, T, n, n + 2)
         read = self.read + self.scale[0] * moved[..., 0]
         carry = self.carry + self.scale[0] * moved[..., 1:-1]
         write = self.write + self.scale[1] * moved[..., -1]
@@ -76,13 +77,14 @@ class Hyper(Decoder):
     def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
         del trace
-        h = x.unsqueeze(2).expand(-1, -1, self.options.streams, -1)  # (B, T, n, D)
+        # Contiguous: torch multiplies expanded matrices one by one.
+        h = x.unsqueeze(2).expand(-1, -1, self.options.streams, -1).contiguous()  # (B, T, n, D)
         for number, connection in enumerate(self.connections):
             read, carry, write = connection(h)
             block = self.blocks[number // 2]
             assert isinstance(block, Block)
             y = block.delta((read.unsqueeze(-2) @ h).squeeze(-2), number % 2, table, cache)
-            h = carry.mT @ h + write.unsqueeze(-1) * y.unsqueeze(-2)
+            h = torch.cat((carry.mT, write.unsqueeze(-1)), -1) @ torch.cat((h, y.unsqueeze(-2)), -2)
         return h.mean(2)
 
     def multiplications(self) -> int:
@@ -90,7 +92,7 @@ class Hyper(Decoder):
         n = self.options.streams
         sublayers, width = 2 * self.keys.layers, self.keys.width
         again = (n - 1) * (n + 2) * width if self.options.weights == "dynamic" else 0
-        return super().multiplications() + sublayers * ((n + n * n) * width + again)
+        return super().multiplications() + sublayers * ((n + n * (n + 1)) * width + again)
 
     def routers(self) -> list[str]:
         """All that weighs streams."""

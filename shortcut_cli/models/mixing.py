@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shortcut_cli.models.blocks import on_cpu
+
 
 def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
     """Sum of weights[i] * states[i]: weights (N,), (N, B, T), or (N, B, T, 1); N states (B, T, D) -> (B, T, D).
@@ -21,8 +23,13 @@ def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
     assert len(weights) == len(states), (weights.shape, len(states))
     if weights.dim() == 3:
         weights = weights.unsqueeze(-1)
-    total: Tensor = _Sum.apply(weights.float(), *states)
-    return total
+    if torch.compiler.is_compiling():
+        total = states[0] * weights[0]
+        for weight, state in zip(weights[1:], states[1:], strict=True):
+            total = total + state * weight
+        return total
+    summed: Tensor = _Sum.apply(weights.float(), *states)
+    return summed
 
 
 class _Sum(torch.autograd.Function):
@@ -59,8 +66,8 @@ class States:
         self.rows: list[Tensor] = []
         self.handles: list[Tensor] = []  # tie a read to the rows below it in autograd's graph
         self.spans: list[_Span] = []
-        plain = like.device.type != "cpu" or like.dtype == torch.bfloat16 or torch.compiler.is_compiling()
-        self.store = None if plain else _Store(most, streams, like)
+        buffered = on_cpu(like) and like.dtype != torch.bfloat16
+        self.store = _Store(most, streams, like) if buffered else None
 
     def put(self, x: Tensor) -> Tensor:
         """Another state."""
@@ -175,7 +182,7 @@ def _product(weights: Tensor, rows: Tensor) -> Tensor:
 
 def depth_scores(x: Tensor, queries: Tensor, eps: float) -> Tensor:
     """queries . RMSNorm(x), the norm without weights: x (B, T, D), queries (L, D) -> (B, T, L), fp32."""
-    if x.device.type != "cpu" or x.dtype == torch.bfloat16 or torch.compiler.is_compiling():
+    if not on_cpu(x) or x.dtype == torch.bfloat16:
         wide = x.float()
         return (wide @ queries.t()) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     scores: Tensor = _Scores.apply(x, queries, eps)
