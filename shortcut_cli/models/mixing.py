@@ -182,28 +182,67 @@ def _product(weights: Tensor, rows: Tensor) -> Tensor:
 
 def depth_scores(x: Tensor, queries: Tensor, eps: float) -> Tensor:
     """queries . RMSNorm(x), the norm without weights: x (B, T, D), queries (L, D) -> (B, T, L), fp32."""
+    return fork_scores(x, queries, eps)[1]
+
+
+def fork_scores(x: Tensor, queries: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x itself, and its `depth_scores`. The gradient of that x is added to where it lies: nothing else may need it."""
     if not on_cpu(x) or x.dtype == torch.bfloat16:
         wide = x.float()
-        return (wide @ queries.t()) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    scores: Tensor = _Scores.apply(x, queries, eps)
-    return scores
+        return x, (wide @ queries.t()) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    x, scores = _Scores.apply(x, queries, eps)
+    return x, scores
 
 
 class _Scores(torch.autograd.Function):
     """With s = r q . x and r = 1 / rms(x), ds / dx = r q - s r^2 x / D."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, queries: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, queries: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
         scores = (x @ queries.t()).mul_(scale)
         ctx.save_for_backward(x, queries, scale, scores)
-        return scores
+        return x, scores
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, stream: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if grad is None:
+            return stream, None, None
         x, queries, scale, scores = ctx.saved_tensors
         slope = grad * scale  # (B, T, L)
         own = torch.linalg.vecdot(slope, scores).unsqueeze(-1).mul_(scale).div_(-x.shape[-1])
-        grad_x = (slope @ queries).addcmul_(x, own)
-        return grad_x, slope.flatten(0, 1).t() @ x.flatten(0, 1), None
+        flat = slope.flatten(0, -2)
+        if stream is None:
+            stream = slope @ queries
+        else:
+            stream.view(-1, stream.shape[-1]).addmm_(flat, queries)
+        return stream.addcmul_(x, own), flat.t() @ x.flatten(0, -2), None
+
+
+def fork_read(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, T, n, D) itself, and its sum over n by weights (B, T, n); the gradient of that x as in `fork_scores`."""
+    if not on_cpu(x) or x.dtype == torch.bfloat16:
+        return x, (weights.unsqueeze(-2) @ x).squeeze(-2)
+    x, read = _Read.apply(x, weights)
+    return x, read
+
+
+class _Read(torch.autograd.Function):
+    """One row by n a token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weights)
+        return x, (weights.unsqueeze(-2) @ x).squeeze(-2)
+
+    @staticmethod
+    def backward(ctx: Any, stream: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if grad is None:
+            return stream, None
+        x, weights = ctx.saved_tensors
+        by_weight = (grad.unsqueeze(-2) @ x.mT).squeeze(-2)
+        rows, columns = grad.unsqueeze(-2), weights.unsqueeze(-1)
+        return rows * columns if stream is None else stream.addcmul_(rows, columns), by_weight
