@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from shortcut_cli import batches, metrics, optim, recipe, registry, shards
-from shortcut_cli.loop import keep_freed_memory
+from shortcut_cli.workers import keep_freed_memory
 
 BATCH, CONTEXT, VOCABULARY = 16, 256, 1024
 STEPS_A_ROUND = 3

@@ -1,8 +1,6 @@
 """What every training shares: its log, its states, and how it goes on from one."""
 
-import ctypes
 import json
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,20 +15,6 @@ Stop = AbstractContextManager[Callable[[], int | None]]
 """What it gives is asked after every step: None to go on, or the exit code with which to save and leave."""
 STATE = "resume.pt"
 PREVIOUS = "resume.prev.pt"  # the state before the one in resume.pt
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of giving it back to the system.
-
-    A step frees and asks for the same large blocks again and again; by default each comes back as fresh pages, whose
-    first touch costs more than the arithmetic of norms and activations. RMS norm of (16, 256, 256), forward and
-    backward on two cores: 12.4 ms before, 3.7 ms with it. Elsewhere than on glibc this does nothing.
-    """
-    library = ctypes.CDLL(None)
-    if sys.platform == "linux" and hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class Log:

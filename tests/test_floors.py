@@ -28,6 +28,7 @@ FLOORS = {
     "loop": 3,
     "matching": 3,
     "metrics": 3,
+    "pictures": 3,
     "statistics": 3,
     "optim": 3,
     "splits": 3,

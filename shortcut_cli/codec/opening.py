@@ -7,6 +7,7 @@ from typing import Any
 from shortcut_cli import sealed
 from shortcut_cli.codec import encodec, own, weights
 from shortcut_cli.codec.stream import MONO, Layout
+from shortcut_cli.workers import keep_freed_memory
 
 
 def codec(name: str, block_frames: int = encodec.BLOCK_FRAMES) -> Any:
@@ -47,4 +48,5 @@ def layout(path: Path) -> Layout:
 
 
 def _packaged(model: Any, found: Layout, block_frames: int) -> Any:
+    keep_freed_memory()
     return encodec.Codec(model, block_frames) if found == MONO else encodec.Segments(model)

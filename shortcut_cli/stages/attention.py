@@ -209,14 +209,14 @@ def _class(name: str, one: Sums, many: bool) -> dict[str, Any]:
 def _write(
     run: Run, tokenizer: Tokenizer, ids: Ids, excerpt: dict[str, Any], result: dict[str, Any], folder: Path
 ) -> None:
-    from shortcut_cli.stages import attention_pictures
+    from shortcut_cli import pictures
 
     folder.mkdir(parents=True, exist_ok=True)
     picture, use, numbers, content = (folder / name for name in NAMES)
     with files.writing(numbers) as stream:
         np.savez(stream, ids=ids, sources=np.array(run.model.taps), **excerpt)
     shares = excerpt["depth_weights"].mean(0)  # (M, T)
-    attention_pictures.draw_excerpt(shares, run.model.taps, tokenizer.excerpt(ids), picture)
-    attention_pictures.draw_use(result, use)
+    pictures.draw_excerpt(shares, run.model.taps, tokenizer.excerpt(ids), picture)
+    pictures.draw_use(result, use)
     result |= {"picture": str(picture), "use": str(use), "numbers": str(numbers)}
     files.write(content, json.dumps(result, indent=1) + "\n")

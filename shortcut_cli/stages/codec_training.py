@@ -19,6 +19,7 @@ from shortcut_cli.codec.stream import CODES
 from shortcut_cli.errors import CheckFailed, ShortcutError
 from shortcut_cli.loop import PREVIOUS, STATE, Report, Stop
 from shortcut_cli.recipe import CodecRecipe
+from shortcut_cli.workers import keep_freed_memory
 
 KBPS = 0.75  # of one codebook
 RESULT = "codec.pt"
@@ -245,7 +246,7 @@ def train(
     Raises UsageError where the folder holds a run of another recipe or other files, Interrupted after a signal,
     ShortcutError where a loss is not finite.
     """
-    loop.keep_freed_memory()
+    keep_freed_memory()
     with files.held(folder, "shortcut codec train"):
         began = loop.earlier(folder, RESULT, resume, report, lambda path: sealed.load(path, STATE))
         data = clips.stage(paths, folder / "data", resolved.data, n_workers=n_workers, report=report)

@@ -14,9 +14,10 @@ import torch
 
 from shortcut_cli import batches, checkpoint, files, loop, metrics, optim, recipe, registry, sealed
 from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
-from shortcut_cli.loop import PREVIOUS, STATE, Log, Report, Stop, keep_freed_memory
+from shortcut_cli.loop import PREVIOUS, STATE, Log, Report, Stop
 from shortcut_cli.recipe import Recipe
 from shortcut_cli.shards import Shards, Split
+from shortcut_cli.workers import keep_freed_memory
 
 
 @dataclass
