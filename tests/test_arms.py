@@ -1,11 +1,14 @@
 """Every architecture against its formula: slow, plain, in double precision, written from the papers."""
 
 import math
+import weakref
 
 import pytest
 import torch
 from test_models import ids, make
 from torch.nn import functional as F
+
+from shortcut_cli.models import mixing
 
 
 def normed(x, weight):
@@ -282,3 +285,19 @@ def test_the_controls_of_the_shortcut():
     assert torch.equal(one(x), late(x))
     gated = make("shortcut", {"taps": "all", "map": "linear", "mode": "gated"})
     assert torch.equal(gated(x), make("shortcut_gated", {})(x))
+
+
+@pytest.mark.parametrize(("name", "options"), [("attnres", {}), ("attnres", {"variant": "block"}), ("mudd", {})])
+def test_the_states_of_a_step_die_with_it(name, options, monkeypatch):
+    """Autograd's graph leads to them; were there a way back, no collector would see the circle, and memory grow."""
+    made = []
+    begin = mixing._Store.__init__
+
+    def remember(store, *arguments):
+        made.append(weakref.ref(store))
+        begin(store, *arguments)
+
+    monkeypatch.setattr(mixing._Store, "__init__", remember)
+    model = make(name, options, open_gates=True)
+    model(ids()).square().sum().backward()
+    assert [store() for store in made] == [None]
