@@ -19,8 +19,8 @@ def tables(name):
     recipe, unit = result["recipe"], result["arms"][0]["unit"]
     shape, train = recipe["model"], recipe["train"]
     yield (
-        f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, feed-forward {shape['ffn']}, context "
-        f"{shape['context']}; {train['steps']} steps of {result['tokens_per_step']:,} tokens, {result['epochs']:.1f} "
+        f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, feed-forward {shape['ffn']}, "
+        f"context {shape['context']}; {train['steps']} steps of {result['tokens_per_step']:,} tokens, {result['epochs']:.1f} "
         f"epochs; matched by {result['match']}; {result['split']} split; seeds {result['arms'][0]['seeds']}."
     )
     heads = ["arm", "layers x width x feed-forward", "learning rate", "trunk parameters", "training FLOPs a token"]
