@@ -20,8 +20,8 @@ def tables(name):
     shape, train = recipe["model"], recipe["train"]
     yield (
         f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, feed-forward {shape['ffn']}, "
-        f"context {shape['context']}; {train['steps']} steps of {result['tokens_per_step']:,} tokens, {result['epochs']:.1f} "
-        f"epochs; matched by {result['match']}; {result['split']} split; seeds {result['arms'][0]['seeds']}."
+        f"context {shape['context']}; {train['steps']} steps of {result['tokens_per_step']:,} tokens, "
+        f"{result['epochs']:.1f} epochs; matched by {result['match']}; {result['split']} split; seeds {result['arms'][0]['seeds']}."
     )
     heads = ["arm", "layers x width x feed-forward", "learning rate", "trunk parameters", "training FLOPs a token"]
     heads += ["tokens/s", "peak MB", "cache bytes a token", "nats per token, each seed", "mean", f"bits per {unit}"]
