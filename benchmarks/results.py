@@ -21,7 +21,8 @@ def tables(name):
     yield (
         f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, feed-forward {shape['ffn']}, "
         f"context {shape['context']}; {train['steps']} steps of {result['tokens_per_step']:,} tokens, "
-        f"{result['epochs']:.1f} epochs; matched by {result['match']}; {result['split']} split; seeds {result['arms'][0]['seeds']}."
+        f"{result['epochs']:.1f} epochs; matched by {result['match']}; {result['split']} split; "
+        f"seeds {result['arms'][0]['seeds']}."
     )
     heads = ["arm", "layers x width x feed-forward", "learning rate", "trunk parameters", "training FLOPs a token"]
     heads += ["tokens/s", "peak MB", "cache bytes a token", "nats per token, each seed", "mean", f"bits per {unit}"]
