@@ -52,10 +52,12 @@ class Connection(nn.Module):
             shape = h.shape[:3]
             return h, self.read.expand(shape), self.carry.expand(*shape, -1), self.write.expand(shape)
         h, scores = fork_scores(h, self.route.weight * self.norm, EPSILON)
-        moved = torch.tanh(scores)  # (B, T, n, n + 2)
-        read = self.read + self.scale[0] * moved[..., 0]
-        carry = self.carry + self.scale[0] * moved[..., 1:-1]
-        write = self.write + self.scale[1] * moved[..., -1]
+        fixed = torch.cat((self.read[:, None], self.carry, self.write[:, None]), 1)  # (n, n + 2)
+        scale = torch.cat((self.scale[:1].expand(self.streams + 1), self.scale[1:]))
+        weights = torch.addcmul(fixed, torch.tanh(scores), scale)  # (B, T, n, n + 2)
+        read, carry, write = weights.split((1, self.streams, 1), -1)
+        # Contiguous: torch multiplies others one by one.
+        read, write = (x.squeeze(-1).contiguous() for x in (read, write))
         return h, read, carry, write
 
 
