@@ -184,7 +184,8 @@ class Codec:
         )
         for rows, last in regular(features, RECURRENT_BLOCKS * self.block_frames):
             embedding = rest.push(torch.from_numpy(rows).T[None], last)  # (1, 128, frames)
-            yield self.model.quantizer.vq.encode(embedding, n_q=codebooks)[:, 0].T.numpy()  # (Q, 1, frames)
+            for part in embedding.split(self.block_frames, -1):
+                yield self.model.quantizer.vq.encode(part, n_q=codebooks)[:, 0].T.numpy()  # (Q, 1, frames)
 
     @torch.inference_mode()
     def decode(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -291,40 +292,42 @@ class Stream:
     def _row(self, parts: list[nn.Module], x: Tensor, last: bool) -> Tensor:
         for number, part in enumerate(parts):
             following = parts[number + 1] if number + 1 < len(parts) else None
-            if isinstance(part, nn.ELU) and not last and following in self.carried:
-                x = self._into_padding(part, following, x)
+            reach = self._reach(following) if isinstance(part, nn.ELU) else 0
+            if reach:
+                x = self._into_padding(following, reach, x)
             elif isinstance(part, nn.ELU) and number:
                 x = F.elu_(x)  # what the part before made, and nothing else reads
             else:
                 x = self._run(part, x, last)
         return x
 
-    def _into_padding(self, elu: nn.ELU, convolution: Any, x: Tensor) -> Tensor:
-        """ELU of x, written behind what the convolution after it carries, which saves that a copy."""
-        before = self.carried[convolution]
-        if not isinstance(convolution, self.kinds.SConv1d) or not before.shape[-1]:
-            y: Tensor = elu(x)
-            return y
-        reach = before.shape[-1]
+    def _reach(self, module: nn.Module | None) -> int:
+        """How far a convolution reaches back; 0 for anything else."""
+        if not isinstance(module, self.kinds.SConv1d):
+            return 0
+        conv: Any = module.conv.conv  # type: ignore[union-attr]
+        return int((conv.kernel_size[0] - 1) * conv.dilation[0] - (conv.stride[0] - 1))
+
+    def _into_padding(self, convolution: Any, reach: int, x: Tensor) -> Tensor:
+        """ELU of x, written behind what the convolution after it carries, or reflects, which saves that a copy."""
         padded = x.new_empty(*x.shape[:-1], reach + x.shape[-1])
-        padded[..., :reach] = before
-        torch.ops.aten.elu.out(x, elu.alpha, out=padded[..., reach:])
+        torch.ops.aten.elu.out(x, out=padded[..., reach:])
+        before = self.carried.get(convolution)
+        padded[..., :reach] = padded[..., reach + 1 : 2 * reach + 1].flip(-1) if before is None else before
         self.padded.add(convolution)
         return padded
 
     def _convolve(self, module: Any, x: Tensor, last: bool) -> Tensor:
         """The samples that the kernel reaches back to come from the block before, at the start by reflection."""
-        conv = module.conv.conv
-        stride = conv.stride[0]
-        reach = (conv.kernel_size[0] - 1) * conv.dilation[0] - (stride - 1)
-        # The package fills up the last frame by reflection at the end.
-        missing = -x.shape[-1] % stride if last else 0
+        conv, reach = module.conv.conv, self._reach(module)
         if module in self.padded:
             self.padded.remove(module)
         elif module in self.carried:
             x = torch.cat((self.carried[module], x), -1)
         elif reach:
             x = F.pad(x, (reach, 0), "reflect")
+        # The package fills up the last frame by reflection at the end.
+        missing = (reach - x.shape[-1]) % conv.stride[0] if last else 0
         if missing:
             x = F.pad(x, (0, missing), "reflect")
         self.carried[module] = x[..., x.shape[-1] - reach :]
