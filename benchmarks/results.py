@@ -24,6 +24,7 @@ def tables(name):
         f"{result['epochs']:.1f} epochs; matched by {result['match']}; {result['split']} split; "
         f"seeds {result['arms'][0]['seeds']}."
     )
+    yield ""
     heads = ["arm", "layers x width x feed-forward", "learning rate", "trunk parameters", "training FLOPs a token"]
     heads += ["tokens/s", "peak MB", "cache bytes a token", "nats per token, each seed", "mean", f"bits per {unit}"]
     yield line(heads)
