@@ -24,9 +24,10 @@ from torch.nn import functional as F
 from shortcut_cli.codec.stream import HOP, LEVELS, MONO, STEREO, Layout, regular
 from shortcut_cli.errors import CheckFailed
 
-BLOCK_FRAMES = 150  # encoding with one thread: 13.2 times real time at 75, 13.8 at 150, 13.7 at 300
-# The LSTM goes over several blocks at once, since every call of it arranges its 17 MB of weights anew: 55 ms for 150
-# frames, 188 ms for 600 on one core; convolutions take no less a frame in larger blocks.
+# Two processes at once, one thread each: 15.3 times real time at 50, 15.7 at 75, 15.9 at 150, 15.9 at 200.
+BLOCK_FRAMES = 150
+# The LSTM goes over several blocks at once: 0.37 ms a frame for 150 of them, 0.31 ms for 600, on one core;
+# convolutions take no less in larger blocks.
 RECURRENT_BLOCKS = 4
 SHORT_FRAMES = 16  # more than any layer's padding
 
