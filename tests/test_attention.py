@@ -144,6 +144,8 @@ class TestARun:
         assert sum(entry["tokens"] for entry in classes) == result["tokens"]
         weights = np.array([entry["tokens"] for entry in classes]) / result["tokens"]
         assert weights @ [entry["nats_per_token"] for entry in classes] == pytest.approx(result["nats_per_token"])
+        by_head = np.tensordot(weights, [entry["mass_by_head"] for entry in classes], 1)  # (H, M)
+        assert np.allclose(by_head.T, [source["mass_by_head"] for source in result["sources"]], atol=1e-6)
         for m, source in enumerate(result["sources"]):
             for key in ("mass", "closed", "exchanged"):
                 whole = source[key] if key == "mass" else source[key]["nats_per_token"]

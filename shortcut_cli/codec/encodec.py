@@ -2,7 +2,8 @@
 
 The network is causal: a convolution needs the samples that its kernel reaches back to, the LSTM its state. Both are
 carried from block to block, so memory does not grow with the length of a file. What a block computes depends on its
-place alone, not on how the samples came in: blocks are cut here, always BLOCK_FRAMES frames long.
+place alone, not on how the samples came in: blocks are cut here, always BLOCK_FRAMES frames long, and four of them for
+the LSTM and what follows it.
 
 Only this file imports `encodec`, whose package imports torchaudio. Its Linux wheel does not load beside a CPU build of
 torch, and nothing of it is needed to encode or decode, so a placeholder stands in for it during the import.

@@ -32,7 +32,7 @@ class Sums:
 
     tokens: int = 0
     nats: float = 0.0
-    mass: Any = 0.0  # (M,)
+    mass: Any = 0.0  # (H, M)
     closed: Any = 0.0  # (M,) nats
     exchanged: Any = 0.0  # (M,) nats
 
@@ -102,7 +102,7 @@ def attend(
         }  # (B, M, T) each
         _add(found, losses, weights.double().cpu().numpy(), distances.double().cpu().numpy(), changed)
         for row, targets in enumerate(part[:, 1:]):
-            mass = weights[row].mean(0).double().cpu().numpy()  # (M, T)
+            mass = weights[row].double().cpu().numpy()  # (H, M, T)
             _sort(found, tokenizer.classes(targets), losses[row], mass, {c: x[row] for c, x in changed.items()})
     result = _result(run, windows, found, resamples)
     _write(run, tokenizer, windows[0, 1:], excerpt, result, folder)
@@ -139,7 +139,7 @@ def _add(found: Found, losses: Floats, weights: Floats, distances: Floats, chang
 def _sort(
     found: Found, sorted_by: dict[str, Classes], losses: Floats, mass: Floats, changed: dict[str, Floats]
 ) -> None:
-    """Add one window to the classes of its targets: losses (T,), mass and changed losses (M, T)."""
+    """Add one window to the classes of its targets: losses (T,), mass (H, M, T) and changed losses (M, T)."""
     for way, classes in sorted_by.items():
         sums = found.classes.setdefault(way, {name: Sums() for name in classes.names})
         for number, name in enumerate(classes.names):
@@ -147,7 +147,7 @@ def _sort(
             one = sums[name]
             one.tokens += int(here.sum())
             one.nats += float(losses[here].sum())
-            one.mass = one.mass + mass[:, here].sum(1)
+            one.mass = one.mass + mass[..., here].sum(-1)
             for change, rows in changed.items():
                 setattr(one, change, getattr(one, change) + rows[:, here].sum(1))
 
@@ -200,7 +200,8 @@ def _class(name: str, one: Sums, many: bool) -> dict[str, Any]:
         "class": name,
         "tokens": one.tokens,
         "nats_per_token": one.nats / one.tokens,
-        "mass": (one.mass / one.tokens).tolist(),
+        "mass": (one.mass.mean(0) / one.tokens).tolist(),
+        "mass_by_head": (one.mass / one.tokens).tolist(),
         "closed": ((one.closed - one.nats) / one.tokens).tolist(),
         "exchanged": ((one.exchanged - one.nats) / one.tokens).tolist() if many else None,
     }
