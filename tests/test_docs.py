@@ -1,5 +1,6 @@
 """Every command, recipe and key is in the documents, and README begins with the two commands."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -68,3 +69,16 @@ def test_every_option_is_named_in_readme():
     }
     missing = {option for option in options if f"`{option}" not in README and f"{option} " not in README}
     assert not missing
+
+
+def test_results_are_those_of_their_files():
+    path = ROOT / "benchmarks" / "results.py"
+    spec = importlib.util.spec_from_file_location("results", path)
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    written = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    names = sorted(found.parent.name for found in results.FOLDER.glob("*/compare.json"))
+    assert names
+    for name in names:
+        assert "\n".join(results.tables(name)) in written
+        assert (results.FOLDER / name / "compare.html").is_file()
