@@ -1,5 +1,6 @@
 """The pictures of `shortcut attention`: heat maps over an excerpt with what it stands for, and use by class."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from shortcut_cli.metrics import Floats
 from shortcut_cli.tokenizers.base import Excerpt
 
 MOST_STRIPS = 4
-FEWEST = 20  # tokens of a class that is drawn; the numbers have all
 STRIP = {"text": 64, "other": 256}  # tokens in a strip, as many as can still be told apart
+MOST = MOST_STRIPS * STRIP["other"]  # tokens that are drawn
+FEWEST = 20  # tokens of a class that is drawn; the numbers have all
 
 
 def draw_excerpt(shares: Floats, sources: tuple[str, ...], excerpt: Excerpt, path: Path) -> None:
@@ -76,7 +78,7 @@ def _draw_content(excerpt: Excerpt, rows: Any, start: int, end: int, tokens: int
         overlap = window * 3 // 4
         edges = (start - 0.5, end - 0.5)
         with np.errstate(divide="ignore"):  # silence is minus infinity dB, and drawn as such
-            rows[1].specgram(part, window, excerpt.rate_hz, noverlap=overlap, xextent=edges, vmin=-140)
+            rows[1].specgram(part, NFFT=window, Fs=excerpt.rate_hz, noverlap=overlap, xextent=edges, vmin=-140)
         rows[1].set_ylim(0, 8000)
         rows[1].set_ylabel("Hz", fontsize="small")
 
@@ -137,5 +139,7 @@ def _figure(size: tuple[float, float]) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with files.writing(path) as stream:
+    with files.writing(path) as stream, warnings.catch_warnings():
+        # matplotlib's font lacks many scripts, and draws a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(stream, format="png", dpi=110)

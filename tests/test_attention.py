@@ -9,11 +9,12 @@ import torch
 from conftest import shortcut
 from test_models import ids, make, reference
 
-from shortcut_cli import checkpoint, pipeline
+from shortcut_cli import checkpoint, pictures, pipeline
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
 from shortcut_cli.models.blocks import Trace
 from shortcut_cli.stages import attention
+from shortcut_cli.tokenizers.base import Excerpt
 
 FORMS = [
     {"mode": "replace", "taps": "2,4"},
@@ -193,3 +194,22 @@ class TestARun:
             cwd=tmp_path,
         )
         assert "nats if closed" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "excerpt",
+    [
+        Excerpt(),
+        Excerpt(texts=["a$", "\n", "\u4e00", "x_y^{"] * 75),
+        Excerpt(notes=np.array([[3, 30, 60, 90], [250, 300, 72, 1]])),
+        Excerpt(notes=np.zeros((0, 4), int)),
+        Excerpt(samples=np.sin(np.arange(300 * 320) / 9).astype(np.float32), rate_hz=24_000),
+        Excerpt(samples=np.zeros(300 * 40, np.float32), rate_hz=24_000),
+    ],
+    ids=["nothing", "text", "notes", "no notes", "sound", "silence"],
+)
+def test_every_excerpt_is_drawn_without_a_warning(tmp_path, excerpt, recwarn):
+    shares = np.full((3, 300), 1 / 3)
+    pictures.draw_excerpt(shares, ("embedding", "layer 2", "layer 4"), excerpt, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    assert not [str(warning.message) for warning in recwarn]

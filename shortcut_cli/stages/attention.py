@@ -216,8 +216,8 @@ def _write(
     picture, use, numbers, content = (folder / name for name in NAMES)
     with files.writing(numbers) as stream:
         np.savez(stream, ids=ids, sources=np.array(run.model.taps), **excerpt)
-    shares = excerpt["depth_weights"].mean(0)  # (M, T)
-    pictures.draw_excerpt(shares, run.model.taps, tokenizer.excerpt(ids), picture)
+    shares = excerpt["depth_weights"].mean(0)[:, : pictures.MOST]  # (M, T)
+    pictures.draw_excerpt(shares, run.model.taps, tokenizer.excerpt(ids[: pictures.MOST]), picture)
     pictures.draw_use(result, use)
     result |= {"picture": str(picture), "use": str(use), "numbers": str(numbers)}
     files.write(content, json.dumps(result, indent=1) + "\n")
