@@ -1,6 +1,7 @@
 """Sound: the codes of one pass for any division into blocks, and files of every kind or a reason."""
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,40 @@ def test_two_streams_do_not_disturb_each_other(codec):
     assert all(np.array_equal(x, y) for x, y in zip(alone, together, strict=True))
 
 
+def many(codec, streams, codebooks=4):
+    """What `encode_many` gives: codes (frames, Q) or the reason, stream by stream."""
+    parts, found = {}, {}
+    for number, codes in codec.encode_many(streams, codebooks):
+        assert number not in found, "something came after the end"
+        if isinstance(codes, np.ndarray):
+            parts.setdefault(number, []).append(codes)
+        else:
+            found[number] = codes or np.concatenate(parts[number])
+    return [found[number] for number in range(len(found))]
+
+
+def test_streams_beside_each_other_have_the_codes_that_they_have_alone(package, codec):
+    lengths = [60_001, 1, 319, 200_000, 24_000, 5000, 233_333, 48_000, 12_345, 80_000, 7]
+    samples = [tone(10, seed=n)[:length] for n, length in enumerate(lengths)]
+    assert len(samples) > encodec.ROWS
+    expected = [one_pass(package, x)[:, :4] for x in samples]
+    for order in (range(11), range(10, -1, -1), [3], [1], [4, 6]):
+        found = many(codec, [cut(samples[n], 9000) for n in order])
+        assert all(np.array_equal(codes, expected[n]) for codes, n in zip(found, order, strict=True))
+
+
+def test_a_stream_that_breaks_off_costs_itself(codec):
+    def broken():
+        yield tone(4)
+        raise Rejected("enough")
+
+    samples = tone(6, seed=1)
+    first, reason, last = many(codec, [cut(samples, 9000), broken(), cut(samples[:99_999], 50_000)])
+    assert str(reason) == "enough"
+    assert np.array_equal(first, np.concatenate(list(codec.encode([samples], 4))))
+    assert np.array_equal(last, np.concatenate(list(codec.encode([samples[:99_999]], 4))))
+
+
 def test_fewer_codebooks_are_the_first_ones(codec):
     samples = tone(1.5)
     full, some = (np.concatenate(list(codec.encode([samples], count))) for count in (32, 3))
@@ -92,6 +127,45 @@ def source(tmp_path, path):
 @pytest.fixture(scope="module")
 def tokenizer():
     return AudioTokenizer(AudioOptions(name="audio", weights="untrained:0", codebooks=2))
+
+
+def test_large_files_are_alone_and_small_ones_in_groups_that_get_smaller(tmp_path, tokenizer):
+    sources = []
+    for number in range(200):
+        path = tmp_path / f"{number}.wav"
+        with open(path, "wb") as stream:
+            stream.truncate(9_000_000 - number if number % 50 == 7 else 100 + number)
+        sources.append(source(tmp_path, path))
+    sources.append(source(tmp_path, tmp_path / "gone.wav"))
+    groups = tokenizer.group(sources, 2)
+    assert sorted(one.relative for group in groups for one in group) == sorted(one.relative for one in sources)
+    assert [[one.relative for one in group] for group in groups[:4]] == [
+        ["7.wav"],
+        ["57.wav"],
+        ["107.wav"],
+        ["157.wav"],
+    ]
+    counts = [len(group) for group in groups[4:]]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (16, 1)
+    assert len(AudioTokenizer(AudioOptions(name="audio", weights="mini")).group(sources, 2)) == 201
+
+
+def test_what_is_staged_together_is_what_a_survey_stages(tmp_path, tokenizer):
+    sources = []
+    for number in range(3):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, tone(1 + number / 10, seed=number), 24_000)
+        sources.append(source(tmp_path, path))
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    together = [replace(one, staged=tmp_path / f"together-{one.relative}") for one in sources]
+    tokenizer.stage([*together[:2], source(tmp_path, broken), together[2]])
+    assert not source(tmp_path, broken).staged.exists()
+    for one, other in zip(sources, together, strict=True):
+        staged = other.staged.read_bytes()
+        assert list(tokenizer.survey(other)) == list(tokenizer.survey(one))
+        assert other.staged.read_bytes() == staged == one.staged.read_bytes()
 
 
 def test_ids_take_turns_and_decode(tmp_path, tokenizer):

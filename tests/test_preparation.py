@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from shortcut_cli import composer, recipe
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
 from shortcut_cli.shards import Shards
 from shortcut_cli.stages.preparation import prepare, too_many
+from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.workers import in_order
 
 SMALL = ("train.steps=4", "train.eval_every=2", "train.warmup=1", "sample.n=1", "model.context=64", "eval.stride=64")
@@ -56,6 +59,7 @@ DOMAINS = [
     ("music-tiny", "midi", ("tokenizer.bpe=600",)),
     ("text-tiny", "texts", ("tokenizer.vocabulary=300",)),
     ("audio-tiny", "wavs", ("tokenizer.codebooks=2",)),
+    ("audio-tiny", "wavs", ("tokenizer.codebooks=2", "tokenizer.weights=untrained:0")),
 ]
 
 
@@ -183,7 +187,6 @@ def test_max_bad_of_another_form(limit):
 
 def misbehave(job):
     """In a worker: die, hang, refuse, or return."""
-    import signal
     import time
 
     if job == "dies":
@@ -212,6 +215,33 @@ def test_a_job_that_crashes_hangs_or_grows_costs_itself():
     assert "more than 2000 MB" in results["grows"]
     assert "more than 2000 MB" in results["grows in torch"]
     assert results["refuses"] == "no"
+
+
+class Fragile(AudioTokenizer):
+    """Dies where it reads a file of that name."""
+
+    def _samples(self, path, length):
+        if path.stem == "dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super()._samples(path, length)
+
+
+def test_a_file_that_kills_a_group_costs_itself(material, tmp_path, monkeypatch):
+    """Five files are encoded together, and one of them takes the process with it."""
+    settings = ("tokenizer.weights=untrained:0", "data.split=contiguous")
+    shutil.copytree(material / "wavs", tmp_path / "wavs")
+    expected = run("audio-tiny", [tmp_path / "wavs"], tmp_path / "expected", *settings)
+    (tmp_path / "wavs" / "dies.wav").write_bytes(b"RIFF")
+    monkeypatch.setattr("shortcut_cli.registry.load", lambda *_: Fragile)
+    monkeypatch.setattr(AudioTokenizer, "group", lambda _self, sources, _n: [list(sources)])
+    found = run("audio-tiny", [tmp_path / "wavs"], tmp_path / "found", *settings, max_bad="1")
+    (reject,) = map(json.loads, (tmp_path / "found" / "rejects.jsonl").read_text().splitlines())
+    assert reject["source"] == "dies.wav"
+    assert "SIGSEGV" in reject["reason"]
+    assert found["splits"] == expected["splits"]
+    for split in ("train", "val", "test"):
+        name = f"{split}-00000.bin"
+        assert (tmp_path / "found" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])

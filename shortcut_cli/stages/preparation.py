@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,12 +167,21 @@ def _already(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def _survey(tokenizer: Tokenizer, val: float, test: float, source: Source) -> splits.Tally:
-    """In a worker process: read one source to its end."""
-    tally = splits.Tally(val, test)
-    for document in tokenizer.survey(source):
-        tally.add(document)
-    return tally
+def _survey(tokenizer: Tokenizer, val: float, test: float, group: list[Source]) -> list[splits.Tally | Rejected]:
+    """In a worker process: read sources to their ends, or say why one can't be used."""
+    if len(group) > 1:
+        tokenizer.stage(group)
+    found: list[splits.Tally | Rejected] = []
+    for source in group:
+        tally = splits.Tally(val, test)
+        try:
+            for document in tokenizer.survey(source):
+                tally.add(document)
+        except Rejected as reason:
+            found.append(reason)
+        else:
+            found.append(tally)
+    return found
 
 
 class _Job:
@@ -218,23 +227,36 @@ class _Job:
 
     def _survey(self, sources: list[Source], task: str) -> list[tuple[Source, splits.Tally]]:
         """Survey in worker processes; sources that are rejected are noted and left out."""
-        data = self.recipe.data
-        results = workers.in_order(
-            _survey,
-            sources,
-            (self.tokenizer, data.val, data.test),
-            workers=max(1, min(self.n_workers, len(sources))),
-            timeout_s=data.file_timeout_s,
-            memory_mb=data.file_memory_mb,
-        )
+        found: dict[Source, splits.Tally | Rejected] = {}
+        groups = self.tokenizer.group(sources, self.n_workers)
+        while groups:
+            broken: list[Source] = []
+            for group, results in self._in_workers(groups):
+                if isinstance(results, Rejected) and len(group) > 1:
+                    broken += group  # one of them took the process with it: which one, they show alone
+                    continue
+                found |= zip(group, [results] if isinstance(results, Rejected) else results, strict=True)
+                self.report("progress", task=task, done=len(found), total=len(sources), unit="files")
+            groups = [[source] for source in broken]
         kept: list[tuple[Source, splits.Tally]] = []
-        for done, (source, result) in enumerate(results, 1):
+        for source in sources:
+            result = found[source]
             if isinstance(result, Rejected):
                 self.rejects.append(Reject(source.relative, source.sha256, str(result), source.variant))
             else:
                 kept.append((source, result))
-            self.report("progress", task=task, done=done, total=len(sources), unit="files")
         return kept
+
+    def _in_workers(self, groups: list[list[Source]]) -> Iterator[tuple[list[Source], Any]]:
+        data = self.recipe.data
+        return workers.in_order(
+            _survey,
+            groups,
+            (self.tokenizer, data.val, data.test),
+            workers=max(1, min(self.n_workers, len(groups))),
+            timeout_s=data.file_timeout_s,
+            memory_mb=data.file_memory_mb,
+        )
 
     def _add_up(self, surveyed: list[tuple[Source, splits.Tally]]) -> splits.Tally:
         total = splits.Tally(self.recipe.data.val, self.recipe.data.test)

@@ -3,7 +3,8 @@
 Preparation asks a tokenizer for three things, in this order:
 
 1. `survey`, in worker processes: read a source file once, say which documents it holds, or raise `Rejected`.
-   A tokenizer for which reading is the costly part (audio, midi) writes what it found to the staged file;
+   A tokenizer for which reading is the costly part (audio, midi) writes what it found to the staged file, and may
+   do so for a `group` of sources at once (`stage`);
 2. `fit`, once, on the documents of the training split alone, where there is something to learn;
 3. `encode`: the ids of each document, in blocks, in order.
 
@@ -142,6 +143,15 @@ class Tokenizer(ABC):
 
         Raises Rejected with the reason where the file can't be used.
         """
+
+    def group(self, sources: Sequence[Source], n_workers: int) -> list[list[Source]]:
+        """How a survey by so many processes divides the sources: `stage` gets each group before their surveys."""
+        del n_workers
+        return [[source] for source in sources]
+
+    def stage(self, sources: Sequence[Source]) -> None:
+        """Write the staged files of several sources at once, where that is faster; `survey` writes those left out."""
+        del sources
 
     def fit(self, sources: Sequence[Source], assign: Assign) -> str | None:
         """Learn from the parts that `assign` gives to "train", in bounded memory; returns what the user should know."""
