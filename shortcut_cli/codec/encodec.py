@@ -431,7 +431,7 @@ class Stream:
         missing = (reach - x.shape[-1]) % conv.stride[0] if last else 0
         if missing:
             x = F.pad(x, (0, missing), "reflect")
-        self.carried[module] = x[..., x.shape[-1] - reach :]
+        self.carried[module] = x[..., x.shape[-1] - reach :].clone()  # a view would keep all of x
         y: Tensor = conv(x)
         return y
 
@@ -441,7 +441,7 @@ class Stream:
         stride = conv.stride[0]
         assert conv.kernel_size[0] == 2 * stride, conv
         before = self.carried.get(module)
-        self.carried[module] = x[..., -1:]
+        self.carried[module] = x[..., -1:].clone()
         y: Tensor = conv(x if before is None else torch.cat((before, x), -1))
         return y[..., 0 if before is None else stride : -stride]
 
