@@ -31,29 +31,32 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path, previous: Path | None = None) -> Iterator[BufferedRandom]:
+def writing(path: Path, previous: Path | None = None, *, durable: bool = True) -> Iterator[BufferedRandom]:
     """A binary file that appears at `path` whole when the block ends well, and not at all otherwise.
 
-    previous: where the file that was at `path` until then is kept.
+    previous: where the file that was at `path` until then is kept. durable: whether that holds through a power cut
+    too, for which the disk is waited for (7 ms); without it a cut can leave any bytes, and who reads has to check.
     """
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w+b") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def write(path: Path, content: bytes | str) -> None:
-    """Write a whole file at once, complete or absent; text is UTF-8."""
-    with writing(path) as stream:
+def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Write a whole file at once, complete or absent, as `writing` does; text is UTF-8."""
+    with writing(path, durable=durable) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -1,6 +1,7 @@
 """Worker processes: a job that crashes, hangs or is killed costs itself, not the run."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -39,6 +40,9 @@ def keep_freed_memory() -> None:
 def _start() -> None:
     # One thread each: the parallelism is in the processes. Set before torch is imported in the worker.
     os.environ["OMP_NUM_THREADS"] = "1"
+    # A parser makes objects by the hundred thousand, in no circles: MidiTok takes 0.58 s for what takes it 0.80 s while
+    # the collector looks through them at every 700th.
+    gc.set_threshold(50_000)
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -152,6 +152,27 @@ def test_units_are_counted(tmp_path, pieces):
     assert np.concatenate(list(piece.ids)).tolist() == tokenizer.prompt(pieces[0]).tolist()
 
 
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-2], lambda b: bytes(len(b)), lambda b: b + b"ab"])
+@pytest.mark.parametrize("ending", ["", ".json"])
+def test_what_a_power_cut_left_of_a_staged_file_is_read_again(tmp_path, pieces, damage, ending):
+    tokenizer, wanted = MidiTokenizer(MidiOptions(name="midi")), source(tmp_path, pieces[0])
+    first = list(tokenizer.survey(wanted))
+    torn = wanted.staged.with_name(wanted.staged.name + ending)
+    before = wanted.staged.read_bytes()
+    torn.write_bytes(damage(torn.read_bytes()))
+    assert list(tokenizer.survey(wanted)) == first
+    assert wanted.staged.read_bytes() == before
+
+
+def test_midi_is_read_without_torch(tmp_path, pieces):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer\n"
+        f"assert len(MidiTokenizer(MidiOptions(name='midi')).prompt(Path({str(pieces[0])!r})))\n"
+        "assert 'torch' not in sys.modules\nimport miditok.pytorch_data\nassert 'torch' in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_cut_divides_tokens_and_notes(tmp_path, pieces):
     tokenizer = MidiTokenizer(MidiOptions(name="midi"))
     parts = list(tokenizer.encode(source(tmp_path, pieces[0]), lambda d: [("train", 100), ("val", d.size - 100)], 1))

@@ -8,13 +8,14 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -86,24 +87,10 @@ class MidiTokenizer(Tokenizer):
     def __getstate__(self) -> dict[str, Any]:
         return {"options": self.options, "trained": self.trained}
 
-    @cached_property
+    @property
     def base(self) -> Any:
         """MidiTok's tokenizer without BPE."""
-        import miditok
-
-        config = miditok.TokenizerConfig(
-            pitch_range=(0, 127),
-            drums_pitch_range=(0, 127),
-            num_velocities=self.options.velocities,
-            special_tokens=list(SPECIAL),
-            use_tempos=self.options.tempos,
-            use_time_signatures=self.options.time_signatures,
-            use_programs=self.options.programs,
-            use_pitchdrum_tokens=self.options.programs,
-            one_token_stream_for_programs=self.options.programs,
-            encode_ids_split="no",
-        )
-        return getattr(miditok, self.options.scheme)(config)
+        return _base(self.options.model_dump_json())
 
     @cached_property
     def full(self) -> Any:
@@ -147,12 +134,12 @@ class MidiTokenizer(Tokenizer):
 
     def survey(self, source: Source) -> Iterator[Document]:
         """One document, its base ids staged. Raises Rejected where the file is no MIDI, or has no notes."""
-        sidecar = source.staged.with_name(source.staged.name + ".json")
-        if not (source.staged.exists() and sidecar.exists()):
+        units = _staged_units(source)
+        if units is None:
             ids, units = self._read(source.path, source.variant)
-            files.write(sidecar, json.dumps(units))
-            files.write(source.staged, ids.astype("<u2").tobytes())
-        units = json.loads(sidecar.read_text())
+            content = ids.astype("<u2").tobytes()
+            files.write(_sidecar(source), json.dumps([units, _sum(content)]), durable=False)
+            files.write(source.staged, content, durable=False)
         name = source.sha256
         if source.variant:
             name = hashlib.sha256(f"{source.sha256} {source.variant}".encode()).hexdigest()
@@ -243,9 +230,7 @@ class MidiTokenizer(Tokenizer):
             yield from (ids[first : first + BLOCK_IDS] for first in range(0, len(ids), BLOCK_IDS))
 
     def _compress(self, ids: list[int]) -> np.ndarray:
-        import miditok
-
-        sequence = miditok.TokSequence(ids=ids)
+        sequence = _miditok().TokSequence(ids=ids)
         self.full.encode_token_ids(sequence)
         return np.array(sequence.ids, np.int64)
 
@@ -295,12 +280,10 @@ class MidiTokenizer(Tokenizer):
 
     def _score(self, ids: Sequence[int] | np.ndarray) -> tuple[Any, int]:
         """What ids stand for up to the first end id, and how many of them were left out."""
-        import miditok
-
         found = [int(i) for i in ids]
         found = found[: found.index(self.end)] if self.end in found else found
         legal = self.grammar.legal(found)
-        sequence = miditok.TokSequence(ids=list(legal))
+        sequence = _miditok().TokSequence(ids=list(legal))
         sequence.are_ids_encoded = bool(self.trained)
         one_stream = self.base.config.one_token_stream_for_programs
         return self.full.decode(sequence if one_stream else [sequence]), len(found) - len(legal)
@@ -314,10 +297,10 @@ class MidiTokenizer(Tokenizer):
         """Which id may follow which."""
         return Grammar(self.full, self.end)
 
-    @cached_property
+    @property
     def base_grammar(self) -> "Grammar":
         """The same for the ids below BPE."""
-        return Grammar(self.base, self.end)
+        return _base_grammar(self.options.model_dump_json())
 
     def save(self, folder: Path) -> None:
         """tokenizer.json: MidiTok's own."""
@@ -340,6 +323,60 @@ class MidiTokenizer(Tokenizer):
             raise CheckFailed(f"{folder} holds a MIDI tokenizer of another configuration than the recipe's")
         _ = loaded.full
         return loaded
+
+
+def _miditok() -> Any:
+    """MidiTok without its data sets for PyTorch, which it does without: their import takes four fifths of its time."""
+    others = sys.modules.setdefault("miditok.pytorch_data", None)  # type: ignore[arg-type]
+    import miditok
+
+    if others is None:
+        sys.modules.pop("miditok.pytorch_data", None)
+    return miditok
+
+
+@lru_cache(maxsize=8)
+def _base(options: str) -> Any:
+    """MidiTok's tokenizer without BPE for these options (JSON): made once a process, not for every file."""
+    keys, library = MidiOptions.model_validate_json(options), _miditok()
+    config = library.TokenizerConfig(
+        pitch_range=(0, 127),
+        drums_pitch_range=(0, 127),
+        num_velocities=keys.velocities,
+        special_tokens=list(SPECIAL),
+        use_tempos=keys.tempos,
+        use_time_signatures=keys.time_signatures,
+        use_programs=keys.programs,
+        use_pitchdrum_tokens=keys.programs,
+        one_token_stream_for_programs=keys.programs,
+        encode_ids_split="no",
+    )
+    return getattr(library, keys.scheme)(config)
+
+
+@lru_cache(maxsize=8)
+def _base_grammar(options: str) -> "Grammar":
+    base = _base(options)
+    return Grammar(base, int(base["EOS_None"]))
+
+
+def _sidecar(source: Source) -> Path:
+    """What a staged file does not say: the natural units, and a sum of its bytes."""
+    return source.staged.with_name(source.staged.name + ".json")
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _staged_units(source: Source) -> dict[str, float] | None:
+    """The units of what is staged; None where nothing is, or not all of it reached the disk."""
+    try:
+        units, expected = json.loads(_sidecar(source).read_bytes())
+        found: dict[str, float] | None = units if _sum(source.staged.read_bytes()) == expected else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return found
 
 
 class Grammar:
@@ -590,12 +627,10 @@ def _versions() -> str:
 
 def _from_json(scheme: str, content: str) -> Any:
     """MidiTok's tokenizer from its own JSON, which it only reads from a file."""
-    import miditok
-
     with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
         path = Path(folder) / "tokenizer.json"
         path.write_text(content, encoding="utf-8")
         try:
-            return getattr(miditok, scheme)(params=path)
+            return getattr(_miditok(), scheme)(params=path)
         except Exception as error:  # the reader of the BPE raises Exception itself
             raise CheckFailed(f"MidiTok can't read its own tokenizer file: {error!r}") from error
