@@ -152,7 +152,7 @@ def test_units_are_counted(tmp_path, pieces):
     assert np.concatenate(list(piece.ids)).tolist() == tokenizer.prompt(pieces[0]).tolist()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-2], lambda b: bytes(len(b)), lambda b: b + b"ab"])
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda b: b[:-2], lambda b: bytes(len(b)), lambda b: b + b"ab"])
 @pytest.mark.parametrize("ending", ["", ".json"])
 def test_what_a_power_cut_left_of_a_staged_file_is_read_again(tmp_path, pieces, damage, ending):
     tokenizer, wanted = MidiTokenizer(MidiOptions(name="midi")), source(tmp_path, pieces[0])
