@@ -5,10 +5,13 @@
 Both read every sound file of FOLDER, bring it to 24 kHz mono by soxr, and encode it with the same weights, in turn; the
 package as its README does it, in one process with as many threads as there are cores, model loading left out;
 `shortcut` as a whole command, writing included, once as it is and once less its start: the time of the same command on
-one clip of a tenth of a second. The codes are compared.
+one clip of a tenth of a second. The codes are compared. Two entries of a codebook can be equally near in single
+precision, and then rounding decides: where codes differ, how near is said too.
 """
 
 import argparse
+import collections
+import json
 import os
 import statistics
 import subprocess
@@ -24,7 +27,7 @@ import torch
 
 from shortcut_cli import inputs
 from shortcut_cli.codec import encodec, weights
-from shortcut_cli.shards import SPLITS, Shards
+from shortcut_cli.shards import Shards
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 
 
@@ -35,15 +38,19 @@ def plain_model(name):
     return model.eval()
 
 
+def read(path):
+    """24 kHz mono."""
+    x, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    return soxr.resample(x.mean(axis=1), rate_hz, 24_000) if rate_hz != 24_000 else x.mean(axis=1)
+
+
 def plain(model, paths, codebooks):
     """Seconds of the package, and the codes of each file, (Q, frames)."""
     started = time.perf_counter()
     found = []
     with torch.no_grad():
         for path in paths:
-            x, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-            mono = soxr.resample(x.mean(axis=1), rate_hz, 24_000) if rate_hz != 24_000 else x.mean(axis=1)
-            embedding = model.encoder(torch.from_numpy(mono)[None, None])
+            embedding = model.encoder(torch.from_numpy(read(path))[None, None])
             found.append(model.quantizer.encode(embedding, model.frame_rate, codebooks * 0.75)[:, 0].numpy())
     return time.perf_counter() - started, found
 
@@ -58,17 +65,38 @@ def prepare(folder, out, name, codebooks):
 
 
 def different(out, expected, codebooks):
-    """How many of the documents in a shards folder have codes that the package did not give."""
+    """(source, our codes, the package's) of the documents in a shards folder whose codes the package did not give."""
     opened = Shards(out)
-    wanted = {(codes + 1024 * np.arange(codebooks)[:, None]).T.astype(np.uint16).tobytes() for codes in expected}
-    wrong = 0
-    for name in SPLITS:
-        split = opened.split(name)
-        ids = split.read(0, split.tokens)
-        ends = np.flatnonzero(ids == codebooks * 1024)
-        for first, last in zip(np.concatenate(([0], ends[:-1] + 1)), ends, strict=True):
-            wrong += ids[first:last].astype(np.uint16).tobytes() not in wanted
-    return wrong
+    read = collections.Counter()
+    for line in (out / "documents.jsonl").read_text().splitlines():
+        document = json.loads(line)
+        split, size = document["split"], document["tokens"]
+        ids = opened.split(split).read(read[split], size)[:-1].astype(np.int64)  # without the end id
+        read[split] += size
+        ours = (ids.reshape(-1, codebooks) - 1024 * np.arange(codebooks)).T
+        if not np.array_equal(ours, expected[document["source"]]):
+            yield document["source"], ours, expected[document["source"]]
+
+
+def describe(model, path, ours, theirs):
+    """Where two rows of codes (Q, frames) part, and how far apart the two entries are in double precision.
+
+    The residual that a codebook quantizes is that of the codes before it, which are equal up to the first that differs.
+    """
+    if ours.shape != theirs.shape:
+        return f"{ours.shape[1]} frames where the package gave {theirs.shape[1]}"
+    frame = int(np.flatnonzero((ours != theirs).any(0))[0])
+    book = int(np.flatnonzero(ours[:, frame] != theirs[:, frame])[0])
+    with torch.no_grad():
+        residual = model.encoder(torch.from_numpy(read(path)).double()[None, None])[0, :, frame]
+        layers = [layer._codebook.embed.double() for layer in model.quantizer.vq.layers]
+        for layer, code in zip(layers[:book], ours[:book, frame], strict=True):
+            residual = residual - layer[code]
+        mine, other = (float((residual - layers[book][codes[book, frame]]).square().sum()) for codes in (ours, theirs))
+    return (
+        f"{(ours != theirs).sum()} codes, the first at frame {frame}, codebook {book}; in double precision its entry "
+        f"is {abs(other - mine) / mine:.1e} {'nearer' if mine < other else 'farther'} than the package's"
+    )
 
 
 def main():
@@ -78,7 +106,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--weights", default="untrained:0")
     options = parser.parse_args()
-    paths = [path for _, path in inputs.find([str(options.folder)], AudioTokenizer.suffixes).files]
+    sources = dict(inputs.find([str(options.folder)], AudioTokenizer.suffixes).files)
+    paths = list(sources.values())
     seconds = sum(info.frames / info.samplerate for info in map(soundfile.info, paths))
     model = plain_model(options.weights)
     print(f"{len(paths)} files, {seconds / 60:.1f} min, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
@@ -95,12 +124,15 @@ def main():
             start = prepare(short, Path(scratch) / f"start-{number}", options.weights, options.codebooks)
             times["shortcut prepare"].append(whole)
             times["shortcut prepare, less its start"].append(whole - start)
-        wrong = different(out, expected, options.codebooks)
+        wrong = list(different(out, dict(zip(sources, expected, strict=True)), options.codebooks))
     base = statistics.median(times["package"])
     for name, found in times.items():
         median = statistics.median(found)
         print(f"{name}: {median:.1f} s, {seconds / median:.1f} times real time, {base / median:.2f} x the package")
-    print(f"documents with other codes: {wrong} of {len(paths)}")
+    print(f"documents with other codes: {len(wrong)} of {len(paths)}")
+    model = model.double()
+    for source, ours, theirs in wrong:
+        print(f"{source}: {describe(model, sources[source], ours, theirs)}")
 
 
 if __name__ == "__main__":
