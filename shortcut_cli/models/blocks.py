@@ -146,11 +146,6 @@ def _turned(qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Ten
     return q, k, v.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _wide(table: Tensor, heads: int) -> Tensor:
-    """(T, d / 2) -> (T, heads d / 2): one long row to multiply with; a short one a head takes 1.06 ms, this 0.89 ms."""
-    return table.repeat(1, heads)
-
-
 class _Heads(torch.autograd.Function):
     """`split_heads` with its gradient.
 
@@ -167,7 +162,7 @@ class _Heads(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         heads = grads[0].shape[1]
         q, k, v = (grad.transpose(1, 2).flatten(-2) for grad in grads)  # (B, T, D)
-        back = _wide(ctx.saved_tensors[0].conj(), heads)
+        back = ctx.saved_tensors[0].conj().repeat(1, heads)  # one long row: 0.89 ms; a short one a head takes 1.06 ms
         grad = q.new_empty(*q.shape[:2], 3, q.shape[-1], dtype=torch.float32)
         torch.mul(_pairs(q), back, out=_pairs(grad[:, :, 0]))
         torch.mul(_pairs(k), back, out=_pairs(grad[:, :, 1]))
