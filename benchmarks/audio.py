@@ -67,12 +67,12 @@ def prepare(folder, out, name, codebooks):
 def different(out, expected, codebooks):
     """(source, our codes, the package's) of the documents in a shards folder whose codes the package did not give."""
     opened = Shards(out)
-    read = collections.Counter()
+    place = collections.Counter()
     for line in (out / "documents.jsonl").read_text().splitlines():
         document = json.loads(line)
         split, size = document["split"], document["tokens"]
-        ids = opened.split(split).read(read[split], size)[:-1].astype(np.int64)  # without the end id
-        read[split] += size
+        ids = opened.split(split).read(place[split], size)[:-1].astype(np.int64)  # without the end id
+        place[split] += size
         ours = (ids.reshape(-1, codebooks) - 1024 * np.arange(codebooks)).T
         if not np.array_equal(ours, expected[document["source"]]):
             yield document["source"], ours, expected[document["source"]]

@@ -256,6 +256,10 @@ def test_an_architecture_is_its_formula(plain, options):
             elif name.endswith("outer.weight"):
                 # As they are, MUDD's streams grow from 0.2 to 2,800 over the layers, and 1e-5 is what rounding costs.
                 parameter.div_(8)
+        if plain is hyper:
+            # What its first connection reads is one state times a number, which a norm divides out again but for its
+            # epsilon: at the usual size of the embedding that gradient is what remains of sums that cancel.
+            model.embedding.weight.div_(10)
     x = ids()
     found = model(x)
     found.square().sum().backward()
@@ -265,11 +269,8 @@ def test_an_architecture_is_its_formula(plain, options):
     expected = head(slow, plain(slow, slow.embedding(x)))
     assert (found - expected).norm() < 1e-5 * expected.norm()
     expected.square().sum().backward()
-    # What hyper's first connection reads is one state times a number, which a norm divides out again: its gradient is
-    # what remains of sums that cancel, 7e-5 of the whole, and carries the rounding of the whole.
-    rounding = 1e-7 * sum(parameter.grad.square().sum() for parameter in slow.parameters()).sqrt()
     for name, parameter in slow.named_parameters():
-        assert (grads[name] - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + rounding, name
+        assert (grads[name] - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-9, name
 
 
 @pytest.mark.parametrize("name", ["denseformer", "dense_last", "shortcut_gated", "mudd", "mudd_last", "hyper"])

@@ -164,7 +164,7 @@ def test_what_a_power_cut_left_of_a_staged_file_is_read_again(tmp_path, pieces, 
     assert wanted.staged.read_bytes() == before
 
 
-def test_midi_is_read_without_torch(tmp_path, pieces):
+def test_midi_is_read_without_torch(pieces):
     code = (
         "import sys\nfrom pathlib import Path\nfrom shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer\n"
         f"assert len(MidiTokenizer(MidiOptions(name='midi')).prompt(Path({str(pieces[0])!r})))\n"

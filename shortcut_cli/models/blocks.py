@@ -135,7 +135,8 @@ def split_heads(qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor,
 def _turned(qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys lie head by head, which attention reads faster than it reads what lies token by token.
 
-    With attention at (16, 256, 768) and 8 heads, forward on two cores: 16.3 ms where it took 18.0 ms.
+    At (16, 256, 768) and 8 heads, forward on two cores: 16.3 ms of attention where it took 18.0 ms, for 1.0 ms more of
+    turning; backward 40.7 ms where it took 41.9 ms.
     """
     qk, v = qkv.tensor_split((qkv.shape[-1] // 3 * 2,), -1)
     pairs = _pairs(qk).unflatten(-1, (2, heads, -1))  # (B, T, 2, H, d / 2)
