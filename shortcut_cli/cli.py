@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -15,19 +14,33 @@ from shortcut_cli import __version__, console
 from shortcut_cli.errors import CheckFailed, ShortcutError, Unavailable, UsageError
 from shortcut_cli.signals import Signals
 
-app = typer.Typer(
-    help="Tokenize sound, music and text; train, evaluate and sample cross-layer attention models on them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-recipes_app = typer.Typer(help="The recipes that come with shortcut, and your own.", no_args_is_help=True)
+
+def _group(text: str) -> typer.Typer:
+    """A group of commands with plain help: Typer's Rich help takes longer to import than `--help` may take in all."""
+    return typer.Typer(
+        help=text,
+        callback=_help,
+        invoke_without_command=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": 100},
+    )
+
+
+def _help(context: typer.Context) -> None:
+    """The help of a group that was called without a command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(UsageError.exit_code)
+
+
+app = _group("Tokenize sound, music and text; train, evaluate and sample cross-layer attention models on them.")
+recipes_app = _group("The recipes that come with shortcut, and your own.")
 app.add_typer(recipes_app, name="recipes")
-prove_app = typer.Typer(help="Run what shortcut promises on your own data, and compare.", no_args_is_help=True)
+prove_app = _group("Run what shortcut promises on your own data, and compare.")
 app.add_typer(prove_app, name="prove")
-codec_app = typer.Typer(
-    help="Neural codecs: train your own, measure any, fetch EnCodec's weights.", no_args_is_help=True
-)
+codec_app = _group("Neural codecs: train, measure, fetch EnCodec's weights.")
 app.add_typer(codec_app, name="codec")
 signals = Signals()
 
@@ -85,7 +98,7 @@ MaxBad = Annotated[str, typer.Option("--max-bad", metavar="N|P%", help="Rejected
 Prompt = Annotated[Path | None, typer.Option("--prompt", metavar="FILE", help="A file of the domain to go on from.")]
 ResumeOption = Annotated[Resume, typer.Option("--resume", help="Go on with an unfinished run, or begin again.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write into.")]
-Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, files or globs.")]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
 
 
 def _device(name: str) -> str:
@@ -161,7 +174,7 @@ def train(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model on shards; an interrupted run goes on where it was."""
+    """Train a model on shards. An interrupted run goes on where it was."""
     from shortcut_cli import recipe as recipes
     from shortcut_cli.pipeline import run_folder
     from shortcut_cli.stages import training
@@ -181,7 +194,7 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a checkpoint over every token of a split, in natural units."""
+    """Score a checkpoint on every token of a split. Also in natural units: per byte, second or note."""
     from shortcut_cli.pipeline import score
 
     with console.Reporter() as report:
@@ -228,7 +241,7 @@ def sample(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Sample files from a checkpoint: .wav, .mid or .txt, with a .json beside each."""
+    """Sample .wav, .mid or .txt files. Each has a .json beside it."""
     from shortcut_cli import checkpoint
     from shortcut_cli import recipe as recipes
     from shortcut_cli.stages import sampling
@@ -268,7 +281,7 @@ def attention(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Show where the final layer looked, and what each layer that it reads is worth."""
+    """Show where the final layer looked, and what each layer adds."""
     from shortcut_cli.pipeline import look
 
     folder = out or ckpt.parent / "attention"
@@ -333,7 +346,7 @@ def compare(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train architectures and their matched baselines over seeds, and say what differs."""
+    """Train arms and matched baselines over seeds. A page says what differs, and how surely."""
     from shortcut_cli import compare as stage
     from shortcut_cli import recipe as recipes
     from shortcut_cli.stages import comparison
@@ -422,7 +435,7 @@ def recipes_copy(
 
 
 @recipes_app.command("check")
-def recipes_check(paths: Annotated[list[str], typer.Argument(metavar="FILE...")], as_json: AsJson = False) -> None:
+def recipes_check(paths: Annotated[list[str], typer.Argument(metavar="FILE")], as_json: AsJson = False) -> None:
     """Validate recipe files; exit 4 where one is wrong."""
     from shortcut_cli.stages.inspection import check_recipes
 
@@ -445,7 +458,12 @@ def prove_resume(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train twice, once killed at random moments and resumed; the weights are equal, or exit 4."""
+    """Train twice, once killed and resumed, and compare.
+
+    The kills come at random moments. Exit 4 where weights or logs differ.
+    """
+    import tempfile
+
     from shortcut_cli import recipe as recipes
     from shortcut_cli.stages import proof
 
@@ -461,12 +479,15 @@ def prove_resume(
 @prove_app.command("tokens")
 def prove_tokens(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shards folder.")],
-    paths: Annotated[list[str] | None, typer.Argument(metavar="[PATH...]", help="What it was prepared from.")] = None,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="What it was prepared from.")] = None,
     sources: Annotated[int, typer.Option("--sources", min=1, help="How many random files to read again.")] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Of the choice.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Tokenize random documents again from their sources, in other blocks; the ids are equal, or exit 4."""
+    """Tokenize random documents again from their sources.
+
+    In other blocks. Exit 4 where ids differ.
+    """
     from shortcut_cli.stages import proof
 
     with console.Reporter() as report:
@@ -491,7 +512,7 @@ def codec_train(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a codec on sound files; an interrupted run goes on where it was."""
+    """Train a codec on sound files. An interrupted run goes on where it was."""
     from shortcut_cli import recipe as recipes
     from shortcut_cli.stages import codec_training
 
@@ -515,7 +536,7 @@ def codec_train(
 def codec_get(
     name: Annotated[CodecName, typer.Argument(help="Official weights of EnCodec.")], as_json: AsJson = False
 ) -> None:
-    """Fetch EnCodec's weights into the cache; a download that broke off goes on where it was."""
+    """Fetch EnCodec's weights into the cache. A download that broke off goes on where it was."""
     from shortcut_cli.codec import weights
 
     with console.Reporter() as report:
@@ -535,7 +556,7 @@ def codec_eval(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the reconstructions here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare sound with what a codec makes of it, at every bandwidth, and with Opus."""
+    """Compare sound with what a codec makes of it. At every bandwidth, and with Opus."""
     from shortcut_cli.stages import codec_evaluation
 
     with console.Reporter() as report:
@@ -552,7 +573,7 @@ def codec_eval(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what works on this machine and what to do about the rest."""
+    """Say what works on this machine, and what to do about the rest."""
     from shortcut_cli.stages.doctor import examine
 
     checks = examine()
@@ -567,7 +588,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(out: Out = None, workers: Workers = None, device: Device = "auto", as_json: AsJson = False) -> None:
-    """All domains end to end on generated data, offline, in about two minutes."""
+    """All domains end to end, on generated data, offline. Takes about two minutes."""
     from shortcut_cli.demo import demo as play
 
     with console.Reporter() as report:
@@ -596,19 +617,15 @@ def demo(out: Out = None, workers: Workers = None, device: Device = "auto", as_j
         console.result(None, "\n".join(result["samples"]), as_json=False)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.result(None, __version__, as_json=False)
-        raise typer.Exit(0)
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    pass
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit(0)
+    _help(context)
 
 
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -619,7 +636,12 @@ def main() -> None:
     console.harden()
     signals.install()
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:  # words that are no command, option or value of one
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "shortcut"
+        console.panel(UsageError(error.format_message(), f"{command} --help"))
+        sys.exit(UsageError.exit_code)
     except ShortcutError as error:
         console.panel(error)
         sys.exit(error.exit_code)

@@ -1,27 +1,40 @@
-"""What reaches the screen: progress and notes on stderr, the result on stdout."""
+"""What reaches the screen: progress and notes on stderr, the result on stdout.
+
+Rich is imported by what draws with it: it is a third of the time of `--help`, which does not.
+"""
 
 import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from shortcut_cli.errors import ShortcutError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 PLAIN_INTERVAL_S = 10.0
 PIPE_WIDTH = 120  # of what no terminal gives a width
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
-err = Console(stderr=True)
+
+
+@cache
+def _out() -> "Console":
+    from rich.console import Console
+
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(soft_wrap=True, width=None if known else PIPE_WIDTH)
+
+
+@cache
+def _err() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def harden() -> None:
@@ -32,20 +45,26 @@ def harden() -> None:
 
 def panel(error: ShortcutError) -> None:
     """One panel on stderr: what went wrong, and what to do."""
+    from rich.markup import escape
+    from rich.panel import Panel
+
     hint = f"\n\n[bold]Next:[/] {escape(error.hint)}" if error.hint else ""
-    err.print(Panel(escape(error.message) + hint, title="Error", title_align="left", border_style="red"))
+    _err().print(Panel(escape(error.message) + hint, title="Error", title_align="left", border_style="red"))
 
 
-def result(data: Any, table: Table | str, *, as_json: bool) -> None:
+def result(data: Any, table: "Table | str", *, as_json: bool) -> None:
     """The result of a command on stdout: one JSON document, or a table or text."""
     if as_json:
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
     else:
-        out.print(table, markup=False) if isinstance(table, str) else out.print(table)
+        _out().print(table, markup=False) if isinstance(table, str) else _out().print(table)
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> "Table":
     """A table whose columns after the first are aligned to the right."""
+    from rich.markup import escape
+    from rich.table import Table
+
     made = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
         made.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -54,7 +73,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
     return made
 
 
-def pairs(title: str, rows: Mapping[str, Any]) -> Table:
+def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
     """A table of names and values."""
     return table(title, ("", "value"), rows.items())
 
@@ -73,8 +92,9 @@ def cell(value: Any) -> str:
 
 
 def _progress() -> "Progress":
-    """Bars on stderr, with rate and time left; imported when one is drawn: 7 % of the time of `--help`."""
+    """Bars on stderr, with rate and time left."""
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
@@ -83,7 +103,7 @@ def _progress() -> "Progress":
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
     more = (Rate(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
-    return Progress(*columns, *more, console=err, transient=True)
+    return Progress(*columns, *more, console=_err(), transient=True)
 
 
 class Reporter:
@@ -104,16 +124,16 @@ class Reporter:
     def __call__(self, event: str, **fields: Any) -> None:
         """Show one event of a stage: "note", "validation" or "progress"."""
         if event == "note":
-            err.print(fields["text"], markup=False, highlight=False, soft_wrap=True)
+            _err().print(fields["text"], markup=False, highlight=False, soft_wrap=True)
         elif event == "validation":
             best = " (best so far)" if fields["loss"] <= fields["best"] else ""
             shown = fields.get("text") or f"{fields['loss']:.4f} nats/token"
-            err.print(
+            _err().print(
                 f"step {fields['step']:,}: validation {shown}{best}",
                 highlight=False,
                 soft_wrap=True,
             )
-        elif err.is_terminal:
+        elif _err().is_terminal:
             self._bar(**fields)
         else:
             self._plain(**fields)
@@ -147,4 +167,4 @@ class Reporter:
         self.printed = now
         rate = f", {tokens / seconds:,.0f} tokens/s, {seconds / done * (total - done):,.0f} s left" if seconds else ""
         shown = "" if loss is None else f", loss {loss:.4f}"
-        err.print(f"{task}: {done:,} of {total:,} {unit}{shown}{rate}", highlight=False, soft_wrap=True)
+        _err().print(f"{task}: {done:,} of {total:,} {unit}{shown}{rate}", highlight=False, soft_wrap=True)

@@ -39,7 +39,10 @@ def test_help_is_quick(tmp_path):
     [
         (["prepare", "midi", "nowhere"], 2, "nowhere does not exist"),
         (["prepare", "midi", "empty"], 2, "no .mid"),
-        (["prepare", "video", "empty"], 2, "video"),
+        (["prepare", "video", "empty"], 2, "'video' is not one of 'audio', 'midi', 'text'"),
+        (["prepare"], 2, "prepare --help"),
+        (["trian"], 2, "No such command 'trian'"),
+        (["recipes", "list", "--josn"], 2, "No such option: --josn"),
         (["prepare", "text", "texts", "--recipe", "music"], 2, "recipe music is for midi"),
         (["prepare", "text", "texts", "--max-bad", "few"], 2, "--max-bad few"),
         (["train", "--recipe", "musik"], 2, "Did you mean 'music'?"),
@@ -65,6 +68,15 @@ def test_bad_input_is_one_panel_and_the_right_code(tmp_path, arguments, code, wo
     (tmp_path / "fake.mid").write_text("this is text")
     done = shortcut(*arguments, cwd=tmp_path, check=code)
     assert words in " ".join(one_panel(done).replace("│", " ").split())
+
+
+@pytest.mark.parametrize("group", [[], ["recipes"], ["prove"], ["codec"]])
+def test_a_group_alone_shows_its_help_and_fails(tmp_path, group):
+    done = shortcut(*group, cwd=tmp_path, check=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("Usage: ")
+    assert " ".join(["", *group, "[OPTIONS] COMMAND"]) in done.stderr.splitlines()[0]
+    assert done.stderr == shortcut(*group, "--help", cwd=tmp_path).stdout
 
 
 def test_text_from_files_to_samples(tmp_path):

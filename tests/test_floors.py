@@ -121,6 +121,16 @@ def test_the_command_line_loads_nothing_heavy(arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
+def test_help_is_drawn_without_rich(arguments):
+    code = (
+        f"import sys\nfrom shortcut_cli.cli import app\napp({arguments!r}, standalone_mode=False)\n"
+        "assert 'rich.console' not in sys.modules and 'typer.rich_utils' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_reading_a_recipe_loads_no_torch():
     code = "import sys\nfrom shortcut_cli import recipe\nrecipe.read('music')\nassert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
