@@ -12,7 +12,7 @@ from torch.utils import flop_counter
 from shortcut_cli import metrics, registry
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
-from shortcut_cli.models.blocks import Trace, rotate
+from shortcut_cli.models.blocks import FEW_ROWS, LARGE_MATRIX, Linear, Trace, rotate
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.shortcut import tapped_layers
 from shortcut_cli.recipe import ModelKeys
@@ -359,6 +359,30 @@ def test_the_fused_operations_have_the_gradients_of_torchs_own():
     )
     for name, (a, b) in zip(weights, pairs, strict=True):
         assert (a - b).norm() < 1e-4 * b.norm(), name
+
+
+@pytest.mark.parametrize("leaving", [LARGE_MATRIX // 64, LARGE_MATRIX // 64 + 1])
+def test_a_product_divided_among_threads_is_that_product(leaving, monkeypatch):
+    matrix = Linear(64, leaving)
+    x = torch.randn(FEW_ROWS + 1, 3, 64)
+    exact = x.double() @ matrix.weight.double().t()
+    parts = []
+    whole = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: parts.append(len(b)) or whole(a, b))
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            for rows in (x[:1, :1], x[:FEW_ROWS, 1:2], x[:2, :].transpose(0, 1), x[:, 0], x):
+                with torch.inference_mode():
+                    y = matrix(rows)
+                wanted = rows.double() @ matrix.weight.double().t()
+                assert y.shape == wanted.shape
+                assert (y - wanted).abs().max() < 1e-5 * exact.abs().max()
+    finally:
+        torch.set_num_threads(threads)
+    # The first three have few rows.
+    assert parts == [math.gcd(leaving, number) for number in (1, 2, 3) for _ in range(3)]
 
 
 @pytest.mark.parametrize("name", ["gpt", "shortcut"])

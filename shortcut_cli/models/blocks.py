@@ -16,6 +16,9 @@ from shortcut_cli.recipe import ModelKeys
 
 INIT_STD = 0.02
 EPSILON = 1e-6  # of the norms
+FEW_ROWS = 16  # up to which a product with a large matrix is divided among the threads by its columns
+LARGE_MATRIX = 2**17  # weights
+_EPSILON = torch.tensor(EPSILON, dtype=torch.float64)  # which takes the type of what it is added to
 
 
 @dataclass
@@ -45,6 +48,29 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+class Linear(nn.Linear):
+    """A matrix without a bias. While sampling on a CPU, its rows are divided among the threads.
+
+    A product of a few rows by a matrix runs in one thread; here it is one product a thread. All matrices of 6 layers of
+    width 256, on two cores: 3.1 ms for one row, where they took 3.7 ms; 4.5 ms for four rows, of 5.9 ms.
+    """
+
+    def __init__(self, entering: int, leaving: int) -> None:
+        super().__init__(entering, leaving, bias=False)
+        self.large = entering * leaving >= LARGE_MATRIX
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., entering) -> (..., leaving)."""
+        entering = self.in_features
+        few = self.large and x.numel() <= FEW_ROWS * entering
+        if not few or torch.is_grad_enabled() or not on_cpu(x):
+            return F.linear(x, self.weight)
+        parts = math.gcd(self.out_features, torch.get_num_threads())
+        rows = x.reshape(1, -1, entering).expand(parts, -1, -1)
+        y = torch.bmm(rows, self.weight.view(parts, -1, entering).mT)  # (parts, rows, leaving / parts)
+        return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019)."""
 
@@ -69,7 +95,7 @@ class RMSNorm(nn.Module):
 def _cpu_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """RMS norm in few passes over memory, and 1 / rms(x): torch 2.14 has no fused kernel for it on a CPU."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = norm.square_().mul_(1 / x.shape[-1]).add_(EPSILON).rsqrt_()
+    scale = torch.addcmul(_EPSILON, norm, norm, value=1 / x.shape[-1]).rsqrt_()
     return (x * scale).mul_(weight), scale
 
 
@@ -138,13 +164,13 @@ def _turned(qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Ten
     At (16, 256, 768) and 8 heads, forward on two cores: 16.3 ms of attention where it took 18.0 ms, for 1.0 ms more of
     turning; backward 40.7 ms where it took 41.9 ms.
     """
-    qk, v = qkv.tensor_split((qkv.shape[-1] // 3 * 2,), -1)
-    pairs = _pairs(qk).unflatten(-1, (2, heads, -1))  # (B, T, 2, H, d / 2)
-    batch, times, *_, half = pairs.shape
-    turned = qkv.new_empty((2, batch, heads, times, 2 * half), dtype=torch.float32)
-    torch.mul(pairs, table[:, None, None], out=_pairs(turned).permute(1, 3, 0, 2, 4))
-    q, k = turned.type_as(qkv)
-    return q, k, v.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, times = qkv.shape[:2]
+    shape = (batch, times, 3, heads, -1)
+    pairs = torch.view_as_complex(qkv.float().view(*shape, 2)[..., :2, :, :, :]).permute(2, 0, 3, 1, 4)
+    turned = pairs.new_empty(pairs.shape)  # (2, B, H, T, d / 2)
+    torch.mul(pairs, table, out=turned)
+    q, k = torch.view_as_real(turned).flatten(-2).type_as(qkv).unbind()
+    return q, k, qkv.view(shape)[:, :, 2].transpose(1, 2)
 
 
 class _Heads(torch.autograd.Function):
@@ -221,8 +247,8 @@ class Attention(nn.Module):
     def __init__(self, keys: ModelKeys, layer: int) -> None:
         super().__init__()
         self.heads, self.layer = keys.heads, layer
-        self.query_key_value = nn.Linear(keys.width, 3 * keys.width, bias=False)
-        self.out = nn.Linear(keys.width, keys.width, bias=False)
+        self.query_key_value = Linear(keys.width, 3 * keys.width)
+        self.out = Linear(keys.width, keys.width)
 
     def forward(self, x: Tensor, table: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -247,8 +273,8 @@ class FeedForward(nn.Module):
     def __init__(self, keys: ModelKeys) -> None:
         super().__init__()
         self.gated = keys.activation == "swiglu"
-        self.inner = nn.Linear(keys.width, keys.ffn * (2 if self.gated else 1), bias=False)
-        self.out = nn.Linear(keys.ffn, keys.width, bias=False)
+        self.inner = Linear(keys.width, keys.ffn * (2 if self.gated else 1))
+        self.out = Linear(keys.ffn, keys.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -331,7 +357,7 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(keys.dropout)
         self.blocks = nn.ModuleList(self.make_block(layer) for layer in range(keys.layers))
         self.norm = RMSNorm(keys.width)
-        self.head = nn.Linear(keys.width, vocabulary, bias=False)
+        self.head = Linear(keys.width, vocabulary)
         if keys.tied:
             self.head.weight = self.embedding.weight
         self.register_buffer("table", rotary_table(keys.context, keys.width // keys.heads, keys.rope_base), False)

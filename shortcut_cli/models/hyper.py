@@ -13,7 +13,7 @@ which the norm before the head undoes. Two or four streams start as the baseline
 import torch
 from torch import Tensor, nn
 
-from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Trace
+from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Linear, Trace
 from shortcut_cli.models.mixing import fork_read, fork_scores
 from shortcut_cli.models.options import HyperOptions
 from shortcut_cli.recipe import ModelKeys
@@ -32,7 +32,7 @@ class Connection(nn.Module):
         self.dynamic = options.weights == "dynamic"
         if self.dynamic:
             self.norm = nn.Parameter(torch.ones(width))
-            self.route = nn.Linear(width, n + 2, bias=False)  # for `read`, the n columns of `carry`, and `write`
+            self.route = Linear(width, n + 2)  # for `read`, the n columns of `carry`, and `write`
             self.scale = nn.Parameter(torch.full((2,), 0.01))  # of the first two, and of the last
 
     def begin(self) -> None:

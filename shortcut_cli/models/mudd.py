@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortcut_cli.models.blocks import EPSILON, Attention, Block, Cache, Decoder, Trace, attend, split_heads
+from shortcut_cli.models.blocks import EPSILON, Attention, Block, Cache, Decoder, Linear, Trace, attend, split_heads
 from shortcut_cli.models.mixing import States
 from shortcut_cli.recipe import ModelKeys
 
@@ -26,8 +26,8 @@ class Router(nn.Module):
     def __init__(self, width: int, streams: int, states: int) -> None:
         super().__init__()
         self.shape = (streams, states)
-        self.inner = nn.Linear(width, streams * states, bias=False)
-        self.outer = nn.Linear(streams * states, streams * states, bias=False)
+        self.inner = Linear(width, streams * states)
+        self.outer = Linear(streams * states, streams * states)
         self.static = nn.Parameter(torch.zeros(streams, states))
 
     def begin(self) -> None:

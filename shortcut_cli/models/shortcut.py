@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
-from shortcut_cli.models.blocks import Cache, Decoder, FeedForward, RMSNorm, Trace, attend, join, rotate, split_heads
+from shortcut_cli.models.blocks import (
+    Cache,
+    Decoder,
+    FeedForward,
+    Linear,
+    RMSNorm,
+    Trace,
+    attend,
+    join,
+    rotate,
+    split_heads,
+)
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.recipe import ModelKeys
 
@@ -60,9 +71,9 @@ class Features(nn.Module):
 
 def _map(width: int, options: ShortcutOptions) -> nn.Module:
     if options.map == "mlp":
-        inner, out = nn.Linear(width, options.map_width, bias=False), nn.Linear(options.map_width, width, bias=False)
+        inner, out = Linear(width, options.map_width), Linear(options.map_width, width)
         return nn.Sequential(inner, nn.GELU(), out)
-    return nn.Linear(width, width, bias=False) if options.map == "linear" else nn.Identity()
+    return Linear(width, width) if options.map == "linear" else nn.Identity()
 
 
 class TapAttention(nn.Module):
@@ -76,14 +87,14 @@ class TapAttention(nn.Module):
         self.own = options.mode != "replace"
         width = keys.width
         if self.own:
-            self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+            self.query_key_value = Linear(width, 3 * width)
         else:
-            self.query = nn.Linear(width, width, bias=False)
+            self.query = Linear(width, width)
         entering = width * taps if self.by_feature else width
         projections = taps if options.project == "per_tap" and not self.by_feature else 1
-        self.key_value = nn.ModuleList(nn.Linear(entering, 2 * width, bias=False) for _ in range(projections))
+        self.key_value = nn.ModuleList(Linear(entering, 2 * width) for _ in range(projections))
         self.gate = nn.Parameter(torch.zeros(keys.heads)) if options.mode == "gated" else None
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width)
 
     def forward(
         self, x: Tensor, tapped: list[Tensor], table: Tensor, cache: Cache | None, trace: Trace | None

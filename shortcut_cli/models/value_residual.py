@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortcut_cli.models.blocks import Attention, History, ReadingDecoder
+from shortcut_cli.models.blocks import Attention, History, Linear, ReadingDecoder
 from shortcut_cli.models.options import ValueResidualOptions
 from shortcut_cli.recipe import ModelKeys
 
@@ -21,7 +21,7 @@ class ValueAttention(Attention):
     def __init__(self, keys: ModelKeys, layer: int, options: ValueResidualOptions) -> None:
         super().__init__(keys, layer)
         self.share = nn.Parameter(torch.full((2,), 0.5)) if options.gate == "scalar" else None  # of V_1, of V_l
-        self.gate = nn.Linear(keys.width, keys.heads, bias=False) if options.gate == "token" else None
+        self.gate = Linear(keys.width, keys.heads) if options.gate == "token" else None
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
         """(B, H, T, d)."""
