@@ -10,7 +10,7 @@ import pytest
 
 from shortcut_cli import files
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 USERS_CACHE = files.cache_folder()
 
 
@@ -30,7 +30,7 @@ def shortcut(*arguments, cwd, check=0, **environment):
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
