@@ -10,7 +10,10 @@ import pytest
 
 from shortcut_cli import files
 
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit what the process that starts them has set
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 USERS_CACHE = files.cache_folder()
 
 
