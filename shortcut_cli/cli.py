@@ -1,12 +1,15 @@
-"""The command line: it parses, makes one call, and shows the result. Heavy imports live inside the bodies."""
+"""The command line: it parses, makes one call, and shows the result.
+
+Heavy imports live inside the bodies, after what can be found wrong without them.
+"""
 
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -114,6 +117,13 @@ def _device(name: str) -> str:
     return name
 
 
+def _recognise(ckpt: Path) -> None:
+    """Raise UsageError where `ckpt` is no checkpoint at all, before anything heavy is imported."""
+    from shortcut_cli import sealed
+
+    sealed.recognise(ckpt, "run.pt")
+
+
 def _settings(given: list[str] | None, **flags: object) -> list[str]:
     """--set settings, then flags, which win; a flag that was not given is None."""
     return [*(given or []), *(f"{key.replace('__', '.')}={value}" for key, value in flags.items() if value is not None)]
@@ -176,11 +186,11 @@ def train(
 ) -> None:
     """Train a model on shards. An interrupted run goes on where it was."""
     from shortcut_cli import recipe as recipes
-    from shortcut_cli.pipeline import run_folder
-    from shortcut_cli.stages import training
 
     resolved = recipes.read(recipe, _settings(settings, model__name=model, train__seed=seed))
-    folder = out or run_folder(recipe, resolved)
+    folder = out or recipes.run_folder(recipe, resolved)
+    from shortcut_cli.stages import training
+
     with console.Reporter() as report:
         summary = training.train(resolved, folder, device=_device(device), resume=resume, report=report, stop=signals)
     console.result({"schema_version": 1, **summary}, summary["run"], as_json=as_json)
@@ -195,6 +205,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a checkpoint on every token of a split. Also in natural units: per byte, second or note."""
+    _recognise(ckpt)
     from shortcut_cli.pipeline import score
 
     with console.Reporter() as report:
@@ -242,6 +253,8 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Sample .wav, .mid or .txt files. Each has a .json beside it."""
+    if ckpt is not None:
+        _recognise(ckpt)
     from shortcut_cli import checkpoint
     from shortcut_cli import recipe as recipes
     from shortcut_cli.stages import sampling
@@ -282,6 +295,7 @@ def attention(
     as_json: AsJson = False,
 ) -> None:
     """Show where the final layer looked, and what each layer adds."""
+    _recognise(ckpt)
     from shortcut_cli.pipeline import look
 
     folder = out or ckpt.parent / "attention"
@@ -311,15 +325,16 @@ def run_pipeline(
     as_json: AsJson = False,
 ) -> None:
     """Prepare, train, eval and sample; finished stages are skipped."""
-    from shortcut_cli import pipeline
     from shortcut_cli import recipe as recipes
 
     resolved = recipes.read(recipe, _settings(settings))
+    from shortcut_cli import pipeline
+
     with console.Reporter() as report:
         result = pipeline.run_all(
             resolved,
             paths,
-            out or pipeline.run_folder(recipe, resolved),
+            out or recipes.run_folder(recipe, resolved),
             n_workers=workers or os.cpu_count() or 1,
             max_bad=max_bad,
             device=_device(device),
@@ -347,15 +362,16 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Train arms and matched baselines over seeds. A page says what differs, and how surely."""
-    from shortcut_cli import compare as stage
     from shortcut_cli import recipe as recipes
-    from shortcut_cli.stages import comparison
 
     resolved = recipes.read(recipe, _settings(settings))
     try:
         rates = [float(rate) for rate in lrs.split(",")] if lrs else []
     except ValueError as error:
         raise UsageError(f"--lrs {lrs} is not a list of numbers", "for example --lrs 5e-4,1e-3,2e-3") from error
+    from shortcut_cli import compare as stage
+    from shortcut_cli.stages import comparison
+
     with console.Reporter() as report:
         result = stage.compare(
             resolved,
@@ -465,9 +481,10 @@ def prove_resume(
     import tempfile
 
     from shortcut_cli import recipe as recipes
-    from shortcut_cli.stages import proof
 
     resolved = recipes.read(recipe, _settings(settings))
+    from shortcut_cli.stages import proof
+
     with console.Reporter() as report, tempfile.TemporaryDirectory(prefix="shortcut-") as scratch:
         folder = out or Path(scratch) / "runs"
         result = proof.resume(resolved, folder, kills=kills, seed=seed, device=_device(device), report=report)
@@ -514,9 +531,10 @@ def codec_train(
 ) -> None:
     """Train a codec on sound files. An interrupted run goes on where it was."""
     from shortcut_cli import recipe as recipes
-    from shortcut_cli.stages import codec_training
 
     resolved = recipes.read_codec(recipe, _settings(settings))
+    from shortcut_cli.stages import codec_training
+
     folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
     with console.Reporter() as report:
         summary = codec_training.train(
@@ -632,15 +650,20 @@ SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EP
 
 
 def main() -> None:
-    """The `shortcut` command: every ShortcutError becomes one panel and its exit code; bugs keep their traceback."""
+    """The `shortcut` command."""
+    guarded(lambda: app(standalone_mode=False))
+
+
+def guarded(command: Callable[[], Any]) -> NoReturn:
+    """Run a command to the end of the process: a ShortcutError is one panel and its exit code; bugs keep theirs."""
     console.harden()
     signals.install()
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(command())
     except typer.TyperException as error:  # words that are no command, option or value of one
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "shortcut"
-        console.panel(UsageError(error.format_message(), f"{command} --help"))
+        path = context.command_path if context else "shortcut"
+        console.panel(UsageError(error.format_message(), f"{path} --help"))
         sys.exit(UsageError.exit_code)
     except ShortcutError as error:
         console.panel(error)

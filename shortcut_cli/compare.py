@@ -1,7 +1,7 @@
 """Compare: architectures on the same data, each against its matched baseline, over seeds; finished cells are skipped.
 
-A cell is an ordinary run folder, trained and scored by `shortcut train` and `shortcut eval` in a process of its own, so
-that its peak memory is its own and several devices work at once.
+A cell is an ordinary run folder, as `shortcut train` and `shortcut eval` make one, in a process of its own, so that its
+peak memory is its own and several devices work at once.
 """
 
 import itertools
@@ -194,9 +194,7 @@ class Runner:
             planned = folder / "cell.toml"
             files.write(planned, recipe.dump(cell.recipe()))
             self.report("note", text=f"{folder.name} on {device}")
-            peak = self._shortcut("train", "--recipe", str(planned), "--out", str(folder), "--device", device)
-            self._shortcut("eval", "--ckpt", str(folder / "run.pt"), "--device", device)
-            files.write(folder / "cost.json", json.dumps({"peak_mb": peak, "device": device}) + "\n")
+            self._process(str(planned), str(folder), device)
             with self.lock:
                 self.spent.append(time.monotonic() - began)
         finally:
@@ -208,37 +206,29 @@ class Runner:
         assert code is not None
         raise Interrupted("the comparison is interrupted", "run the same command again to go on", exit_code=code)
 
-    def _shortcut(self, *arguments: str) -> float:
-        """Run a command to its end; returns its peak memory in MB. Raises what it failed with."""
-        command = [sys.executable, "-m", "shortcut_cli", *arguments]
+    def _process(self, *arguments: str) -> None:
+        """Run a cell to its end. Raises what it failed with."""
+        command = [sys.executable, "-m", "shortcut_cli.cell", *arguments]
         with open(self.out / "output.txt", "ab") as output:
             # Our own program; a session of its own, so that Ctrl-C reaches it through us, once.
             process = subprocess.Popen(  # noqa: S603
                 command, stdout=output, stderr=subprocess.PIPE, start_new_session=True, env=self.environment
             )
-            said: list[bytes] = []
-            reader = threading.Thread(target=lambda: said.append(process.stderr.read() if process.stderr else b""))
-            reader.start()
             told = False
             while True:
-                finished, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if finished:
+                try:
+                    _, said = process.communicate(timeout=POLL_S)
                     break
-                if self.asked() is not None and not told:
-                    process.terminate()
-                    told = True
-                time.sleep(POLL_S)
-            reader.join()
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.stderr:
-                process.stderr.close()
-            output.write(b"".join(said))
+                except subprocess.TimeoutExpired:
+                    if self.asked() is not None and not told:
+                        process.terminate()
+                        told = True
+            output.write(said)
         if self.asked() is not None:
             self._stopped()
         if process.returncode:
-            tail = b"".join(said).decode(errors="replace").strip().splitlines()[-12:]
+            tail = said.decode(errors="replace").strip().splitlines()[-12:]
             raise ShortcutError(f"{' '.join(arguments)} ended with {process.returncode}\n" + "\n".join(tail))
-        return usage.ru_maxrss / 1000
 
     def validation(self, cell: Cell) -> float:
         """The best validation loss of a cell."""

@@ -20,11 +20,6 @@ from shortcut_cli.stages.training import train
 Report = Callable[..., None]
 
 
-def run_folder(recipe_name: str, recipe: Recipe) -> Path:
-    """runs/RECIPE/MODEL-sSEED."""
-    return Path("runs") / Path(recipe_name).stem / f"{recipe.model.name}-s{recipe.train.seed}"
-
-
 def score(path: Path, shards: Path | None, split: str | None, *, device: str, report: Report) -> dict[str, Any]:
     """Evaluate a checkpoint and keep the result in eval.json beside it, by split, and its groups in eval-SPLIT.npz."""
     run = checkpoint.open_run(path, device)

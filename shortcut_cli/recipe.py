@@ -322,6 +322,11 @@ def read_any(name: str, settings: Iterable[str] = ()) -> Recipe | CodecRecipe:
     return validate_codec(tree, str(path)) if "codec" in tree else validate(tree, str(path))
 
 
+def run_folder(name: str, recipe: Recipe) -> Path:
+    """Where a run of the recipe of that name goes unless told otherwise: runs/RECIPE/MODEL-sSEED."""
+    return Path("runs") / Path(name).stem / f"{recipe.model.name}-s{recipe.train.seed}"
+
+
 def validate(tree: Mapping[str, Any], where: str) -> Recipe:
     """Check a recipe that was read from `where`, and return it.
 

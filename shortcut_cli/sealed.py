@@ -1,6 +1,7 @@
 """Files of tensors, numbers and strings that run no code when they are read, with a sum of all their bytes.
 
-A dictionary, written by PyTorch and read with `weights_only=True`. Its SHA-256 is the comment of the zip file.
+A dictionary, written by PyTorch and read with `weights_only=True`. Its SHA-256 is the comment of the zip file. PyTorch
+is imported where it is used, so that a path with a slip in it is told from a file before that has taken its seconds.
 """
 
 import hashlib
@@ -10,12 +11,13 @@ import pickletools
 import platform
 import zipfile
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from shortcut_cli import __version__, files
 from shortcut_cli.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 WRITERS = {
     "run.pt": "`shortcut train` writes run.pt into its run folder",
@@ -33,6 +35,8 @@ UNREADABLE = (
 
 def versions() -> dict[str, str]:
     """What a run was made with."""
+    import torch
+
     return {"shortcut": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
@@ -70,6 +74,8 @@ class _Noting:
 
 
 def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
+    import torch
+
     noting = _Noting(stream)
     try:
         torch.save(content, noting)  # type: ignore[arg-type]
@@ -122,20 +128,25 @@ def is_sealed(path: Path) -> bool:
         return stream.read(len(SEAL)) == SEAL
 
 
-def load(path: Path, name: str, device: str = "cpu") -> Any:
-    """Read what `save` wrote, every byte checked, without running any code that it may hold.
-
-    name: what such files are called, for the messages.
-
-    Raises UsageError where the file is no such file at all, CheckFailed where it is damaged.
-    """
+def recognise(path: Path, name: str) -> None:
+    """Raise UsageError where a path is no file of ours at all. name: what such files are called, for the messages."""
     if not path.is_file():
         raise UsageError(f"{name} {path} does not exist", WRITERS[name])
     with open(path, "rb") as stream:
         if stream.read(2) != b"PK":
             raise UsageError(f"{path} is not a {name}", WRITERS[name])
+
+
+def load(path: Path, name: str, device: str = "cpu") -> Any:
+    """Read what `save` wrote, every byte checked, without running any code that it may hold.
+
+    Raises what `recognise` raises, CheckFailed where the file is damaged.
+    """
+    recognise(path, name)
     _check_seal(path)
     _check_harmless(path)
+    import torch
+
     try:
         # Mapped storages can't grow, so a tensor that claims more than the file holds is an error.
         return torch.load(path, map_location=device, weights_only=True, mmap=True)
@@ -143,8 +154,10 @@ def load(path: Path, name: str, device: str = "cpu") -> Any:
         raise CheckFailed(f"{path} can't be read: {(str(error) or repr(error)).splitlines()[0]}") from error
 
 
-def are_tensors(found: Any, dtype: torch.dtype | None = None) -> bool:
+def are_tensors(found: Any, dtype: "torch.dtype | None" = None) -> bool:
     """Whether `found` is a dictionary of named tensors that hold every element they claim."""
+    import torch
+
     return isinstance(found, dict) and all(
         isinstance(name, str)
         and isinstance(tensor, torch.Tensor)

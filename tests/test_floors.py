@@ -41,6 +41,7 @@ FLOORS = {
     "console": 5,
     "signals": 5,
     "cli": 5,
+    "cell": 5,
 }
 ALONE = {"tokenizers": {"tokenizers", "codec"}, "models": {"models"}, "codec": {"codec"}, "stages": set()}
 ONE_FILE = {

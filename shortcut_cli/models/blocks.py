@@ -127,6 +127,8 @@ class _CpuFork(torch.autograd.Function):
 
 def rotary_table(context: int, head_width: int, base: float) -> Tensor:
     """exp(i * t * base^(-2k/d)) for time t and pair k (Su et al. 2021, eq. 34), complex64 (context, head_width / 2)."""
+    if torch.get_default_device().type == "meta":  # shapes alone; numbers there would import torch's compiler, 2 s
+        return torch.empty(context, head_width // 2, dtype=torch.complex64)
     frequencies = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies)
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
@@ -353,7 +355,9 @@ class Decoder(nn.Module):
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         super().__init__()
         self.keys, self.vocabulary = keys, vocabulary
-        self.embedding = nn.Embedding(vocabulary, keys.width)
+        # Empty: `initialise` or a checkpoint fills it. Drawing it here would be for nothing, and on the meta device
+        # would import torch's compiler, as in `rotary_table`.
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocabulary, keys.width), freeze=False)
         self.dropout = nn.Dropout(keys.dropout)
         self.blocks = nn.ModuleList(self.make_block(layer) for layer in range(keys.layers))
         self.norm = RMSNorm(keys.width)

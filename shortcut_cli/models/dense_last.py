@@ -18,7 +18,7 @@ class DenseLast(Decoder):
 
     def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
         super().__init__(keys, vocabulary)
-        self.mix = nn.Parameter(torch.eye(keys.layers + 1)[-1].clone())
+        self.mix = nn.Parameter(torch.tensor([0.0] * keys.layers + [1.0]))
         if seed is not None:
             self.initialise(seed)
 

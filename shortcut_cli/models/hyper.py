@@ -27,7 +27,7 @@ class Connection(nn.Module):
         n = options.streams
         self.number, self.streams = number, n
         self.read = nn.Parameter(torch.zeros(n))
-        self.carry = nn.Parameter(torch.eye(n))
+        self.carry = nn.Parameter(torch.zeros(n, n))  # until `begin`
         self.write = nn.Parameter(torch.ones(n))
         self.dynamic = options.weights == "dynamic"
         if self.dynamic:

@@ -1,10 +1,12 @@
-"""Inspect: what a shards folder, a checkpoint, a codec or a recipe is, and whether it is whole."""
+"""Inspect: what a shards folder, a checkpoint, a codec or a recipe is, and whether it is whole.
+
+Only checkpoints and codecs need PyTorch, so it is imported for them alone.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import checkpoint, recipe, shards
-from shortcut_cli.codec import own
+from shortcut_cli import recipe, sealed, shards
 from shortcut_cli.errors import CheckFailed, UsageError
 
 
@@ -18,6 +20,9 @@ def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
     if path.suffix == ".toml":
         return {"kind": "recipe", "path": str(path)} | recipe.read_any(str(path)).model_dump()
     if path.suffix == ".pt":
+        sealed.recognise(path, "run.pt")
+        from shortcut_cli.codec import own
+
         return _codec(path) if own.is_codec(path) else _checkpoint(path)
     raise UsageError(f"{path} is neither a shards folder nor a .pt nor a .toml file")
 
@@ -36,6 +41,8 @@ def _shards(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _codec(path: Path) -> dict[str, Any]:
+    from shortcut_cli.codec import own
+
     codec, content = own.load(path), own.read(path)
     return {
         "kind": "codec",
@@ -51,6 +58,8 @@ def _codec(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
+    from shortcut_cli import checkpoint
+
     run = checkpoint.open_run(path, "cpu")
     context = run.recipe.model.context
     return {
