@@ -1,10 +1,14 @@
 """Small real runs that several tests share, made once."""
 
+import json
 import os
+import select
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 
@@ -15,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit what the process that
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 USERS_CACHE = files.cache_folder()
+PATIENCE_S = 600
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,18 +28,48 @@ def _own_cache(tmp_path_factory):
     os.environ["SHORTCUT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-def shortcut(*arguments, cwd, check=0, **environment):
-    """Run the command in a process of its own; returns it, its exit code checked."""
-    done = subprocess.run(
-        [sys.executable, "-m", "shortcut_cli", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"COLUMNS": "200"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=600,
-    )
+@pytest.fixture(scope="session", autouse=True)
+def _warm_process():
+    yield
+    if warm.cache_info().currsize:
+        warm().communicate(timeout=60)
+
+
+@cache
+def warm():
+    """The process of warm.py."""
+    command = [sys.executable, Path(__file__).parent / "warm.py"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def shortcut(*arguments, cwd, check=0, fresh=False, **environment):
+    """Run the command; returns it as `subprocess.run` does, its exit code checked.
+
+    In a fork of a process that has imported torch. fresh: in a process of its own from the start.
+    """
+    arguments, environment = list(map(str, arguments)), os.environ | {"COLUMNS": "200"} | environment
+    with NamedTemporaryFile("r+") as stdout, NamedTemporaryFile("r+") as stderr:
+        if fresh:
+            command = [sys.executable, "-m", "shortcut_cli", *arguments]
+            code = subprocess.run(
+                command,
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                check=False,
+                timeout=PATIENCE_S,
+            ).returncode
+        else:
+            job = {"arguments": arguments, "cwd": str(cwd), "environment": environment}
+            warm().stdin.write(json.dumps(job | {"stdout": stdout.name, "stderr": stderr.name}) + "\n")
+            warm().stdin.flush()
+            assert select.select([warm().stdout], [], [], PATIENCE_S)[0], f"no end of {arguments}"
+            code = int(warm().stdout.readline())
+        stdout.seek(0)
+        stderr.seek(0)
+        done = subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
     assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

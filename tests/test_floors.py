@@ -135,3 +135,51 @@ def test_help_is_drawn_without_rich(arguments):
 def test_reading_a_recipe_loads_no_torch():
     code = "import sys\nfrom shortcut_cli import recipe\nrecipe.read('music')\nassert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["train", "--recipe", "musik"], 2),
+        (["train", "--recipe", "music", "--set", "train.stepz=1"], 2),
+        (["train", "--recipe", "music", "--model", "rnn"], 2),
+        (["run", "--recipe", "music", "--set", "train.steps=many", "."], 2),
+        (["compare", "--recipe", "music", "--models", "shortcut", "--lrs", "a"], 2),
+        (["codec", "train", ".", "--recipe", "music"], 2),
+        (["prove", "resume", "--recipe", "musik"], 2),
+        (["eval", "--ckpt", "missing.pt"], 2),
+        (["sample", "--ckpt", "missing.pt"], 2),
+        (["attention", "--ckpt", "missing.pt"], 2),
+        (["inspect", "missing.pt"], 2),
+        (["recipes", "check", "music"], 0),
+    ],
+)
+def test_a_slip_is_told_before_torch_is_loaded(tmp_path, monkeypatch, arguments, code):
+    monkeypatch.chdir(tmp_path)
+    code = (
+        f"import sys\nsys.argv = {['shortcut', *arguments]!r}\nfrom shortcut_cli import cli\ntry: cli.main()\n"
+        f"except SystemExit as end: assert (end.code or 0) == {code}, end.code\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shards_are_inspected_without_torch(text_run):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom shortcut_cli.stages import inspection\n"
+        f"inspection.inspect(Path({str(text_run / 'shards')!r}), verify=True)\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_opened_and_models_are_counted_without_torchs_compiler(text_run):
+    """Importing it takes about as long as importing torch."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom shortcut_cli import checkpoint, matching, recipe, registry\n"
+        f"checkpoint.open_run(Path({str(text_run / 'shortcut' / 'run.pt')!r}), 'cpu')\n"
+        "for name in registry.MODELS: matching.size(recipe.read('text-tiny', [f'model.name={name}']), 100)\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
