@@ -1,5 +1,6 @@
 """Small real runs that several tests share, made once."""
 
+import gc
 import json
 import os
 import select
@@ -18,6 +19,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit what the process that
     os.environ["OMP_NUM_THREADS"] = "1"
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+# torch's compiler makes objects by the hundred thousand, in few circles; a graph takes it 3.7 s for 5.5 s.
+gc.set_threshold(50_000)
 USERS_CACHE = files.cache_folder()
 PATIENCE_S = 600
 

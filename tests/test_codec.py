@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -406,6 +407,7 @@ def test_a_killed_codec_training_goes_on(sounds, tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         while not (tmp_path / "r" / "resume.pt").exists():
             assert process.poll() is None
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGTERM)
     assert process.returncode == 75
     shortcut(*command[3:], cwd=tmp_path)

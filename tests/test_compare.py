@@ -1,6 +1,8 @@
 """A comparison end to end, resumed and grown, and what it writes."""
 
+import fcntl
 import json
+import os
 
 import pytest
 from conftest import TEXT_SETTINGS, set_flags, shortcut
@@ -8,16 +10,29 @@ from conftest import TEXT_SETTINGS, set_flags, shortcut
 
 @pytest.fixture(scope="module")
 def compared(text_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compare")
+    """A folder with a comparison, its command and what that printed; made once, whatever the number of workers."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "compare"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "made.json").exists():
+            return folder, *json.loads((folder / "made.json").read_text())
+        made = _compare(text_run, folder)
+        (folder / "made.json").write_text(json.dumps(made))
+    return folder, *made
+
+
+def _compare(text_run, folder):
     flags = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.width=32", "model.ffn=64")
     command = ["compare", "--recipe", "text-tiny", "--models", "shortcut", "--seeds", "2", "--out", "c"]
     command += ["--lrs", "0.002,0.004", "--device", "cpu,cpu", "--json", *flags]
-    return folder, command, shortcut(*command, cwd=folder)
+    return command, shortcut(*command, cwd=folder).stdout
 
 
 def test_every_arm_stands_against_a_baseline_of_its_size(compared):
-    folder, _, done = compared
-    result = json.loads(done.stdout)
+    folder, _, printed = compared
+    result = json.loads(printed)
     assert result == json.loads((folder / "c" / "compare.json").read_text())
     arms = {row["label"]: row for row in result["arms"]}
     assert {"gpt", "shortcut"} < arms.keys()
@@ -39,9 +54,9 @@ def test_every_arm_stands_against_a_baseline_of_its_size(compared):
 
 
 def test_the_page_needs_nothing_else(compared):
-    folder, _, done = compared
+    folder, _, printed = compared
     page = (folder / "c" / "compare.html").read_text()
-    for entry in json.loads(done.stdout)["contrasts"]:
+    for entry in json.loads(printed)["contrasts"]:
         assert entry["verdict"] in page
     assert page.count("<svg") == 1
     assert "<script" not in page
@@ -49,11 +64,11 @@ def test_the_page_needs_nothing_else(compared):
 
 
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
-    folder, command, done = compared
+    folder, command, printed = compared
     before = {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
     assert len(before) >= 2 * 4
     again = shortcut(*command, cwd=folder)
-    assert json.loads(again.stdout) == json.loads(done.stdout)
+    assert json.loads(again.stdout) == json.loads(printed)
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
     refused = shortcut(*command, "--set", "train.clip=0.5", cwd=folder, check=2)
     assert "train.clip" in refused.stderr
