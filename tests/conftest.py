@@ -99,6 +99,7 @@ TEXT_SETTINGS = (
     "tokenizer.algorithm=chars",
     "tokenizer.alphabet=\n abcdefghijklmnopqrstuvwxyz0123456789",
     "train.steps=12",
+    "train.batch_size=8",
     "train.warmup=2",
     "train.eval_every=4",
     "train.log_every=2",

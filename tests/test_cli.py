@@ -112,7 +112,7 @@ def test_text_from_files_to_samples(tmp_path):
         assert path.suffix == ".txt"
         assert path.read_text()
         assert json.loads(path.with_suffix(".txt.json").read_text())["sampler"]["tokens"] == 50
-    done = shortcut("sample", "--ckpt", run / "run.pt", "--out", "samples", "-n", 2, cwd=tmp_path, check=2)
+    done = conftest.shortcut("sample", "--ckpt", run / "run.pt", "--out", "samples", "-n", 2, cwd=tmp_path, check=2)
     assert "exists already" in one_panel(done)
 
     done = shortcut("attention", "--ckpt", run / "run.pt", "--prompt", "texts/000.txt", "--json", cwd=tmp_path)

@@ -63,6 +63,7 @@ def test_sources_that_moved_or_changed(material, tmp_path):
 
 def test_a_training_killed_while_it_saves_ends_in_the_same_bytes(text_run, tmp_path):
     flags = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "train.steps=20", "train.eval_every=1")
+    flags += set_flags("train.eval_windows=4")
     command = ("prove", "resume", "--recipe", "text-tiny", "--kills", "2", "--json", "--out", "runs", *flags)
     result = json.loads(shortcut(*command, cwd=tmp_path).stdout)
     assert result["kills"] == 2
