@@ -167,6 +167,7 @@ class Runner:
         # Several processes on one CPU that each take all its cores wait for one another.
         threads = max(1, (os.cpu_count() or 1) // self.width)
         self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if self.width > 1 else {})
+        self.environment["COLUMNS"] = "76"  # the panel of a cell that fails fits into ours
         self.asked: Callable[[], int | None] = lambda: None
         self.spent: list[float] = []
         self.lock = threading.Lock()
@@ -194,7 +195,7 @@ class Runner:
             planned = folder / "cell.toml"
             files.write(planned, recipe.dump(cell.recipe()))
             self.report("note", text=f"{folder.name} on {device}")
-            self._process(str(planned), str(folder), device)
+            self._process(planned, folder, device)
             with self.lock:
                 self.spent.append(time.monotonic() - began)
         finally:
@@ -206,9 +207,9 @@ class Runner:
         assert code is not None
         raise Interrupted("the comparison is interrupted", "run the same command again to go on", exit_code=code)
 
-    def _process(self, *arguments: str) -> None:
+    def _process(self, planned: Path, folder: Path, device: str) -> None:
         """Run a cell to its end. Raises what it failed with."""
-        command = [sys.executable, "-m", "shortcut_cli.cell", *arguments]
+        command = [sys.executable, "-m", "shortcut_cli.cell", str(planned), str(folder), device]
         with open(self.out / "output.txt", "ab") as output:
             # Our own program; a session of its own, so that Ctrl-C reaches it through us, once.
             process = subprocess.Popen(  # noqa: S603
@@ -228,7 +229,7 @@ class Runner:
             self._stopped()
         if process.returncode:
             tail = said.decode(errors="replace").strip().splitlines()[-12:]
-            raise ShortcutError(f"{' '.join(arguments)} ended with {process.returncode}\n" + "\n".join(tail))
+            raise ShortcutError(f"{folder} on {device} ended with {process.returncode}\n" + "\n".join(tail))
 
     def validation(self, cell: Cell) -> float:
         """The best validation loss of a cell."""
