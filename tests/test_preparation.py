@@ -247,7 +247,7 @@ def test_a_file_that_kills_a_group_costs_itself(material, tmp_path, monkeypatch)
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
 def test_midi_to_samples_through_the_command_line(material, tmp_path, model):
     flags = set_flags(*SMALL, "sample.tokens=120", f"model.name={model}")
-    done = shortcut("run", "--recipe", "music-tiny", material / "midi", "--json", *flags, cwd=tmp_path)
+    done = shortcut("run", "--recipe", "music-tiny", material / "midi", "--json", *flags, cwd=tmp_path, fresh=True)
     result = json.loads(done.stdout)
     assert result["eval"]["unit"] == "note"
     (path,) = result["samples"]
@@ -258,7 +258,7 @@ def test_midi_to_samples_through_the_command_line(material, tmp_path, model):
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
 def test_sound_to_samples_through_the_command_line(material, tmp_path, model):
     flags = set_flags(*SMALL, "sample.tokens=75", f"model.name={model}")
-    done = shortcut("run", "--recipe", "audio-tiny", material / "wavs", "--json", *flags, cwd=tmp_path)
+    done = shortcut("run", "--recipe", "audio-tiny", material / "wavs", "--json", *flags, cwd=tmp_path, fresh=True)
     result = json.loads(done.stdout)
     assert result["eval"]["unit"] == "second"
     info = soundfile.info(tmp_path / result["samples"][0])
