@@ -110,6 +110,12 @@ def test_the_lower_floors_know_neither_torch_nor_numpy(path):
     assert not {module.split(".")[0] for module, _ in imports(path)} & {"torch", "numpy"}
 
 
+def run_fresh(code):
+    """Run Python code in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["recipes", "list"], ["train", "--help"]])
 def test_the_command_line_loads_nothing_heavy(arguments):
     code = (
@@ -118,8 +124,7 @@ def test_the_command_line_loads_nothing_heavy(arguments):
         "heavy = {'torch', 'numpy', 'encodec', 'miditok', 'sentencepiece', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
@@ -128,17 +133,16 @@ def test_help_is_drawn_without_rich(arguments):
         f"import sys\nfrom shortcut_cli.cli import app\napp({arguments!r}, standalone_mode=False)\n"
         "assert 'rich.console' not in sys.modules and 'typer.rich_utils' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_reading_a_recipe_loads_no_torch():
     code = "import sys\nfrom shortcut_cli import recipe\nrecipe.read('music')\nassert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    run_fresh(code)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    ("arguments", "exit_code"),
     [
         (["train", "--recipe", "musik"], 2),
         (["train", "--recipe", "music", "--set", "train.stepz=1"], 2),
@@ -154,14 +158,13 @@ def test_reading_a_recipe_loads_no_torch():
         (["recipes", "check", "music"], 0),
     ],
 )
-def test_a_slip_is_told_before_torch_is_loaded(tmp_path, monkeypatch, arguments, code):
+def test_a_slip_is_told_before_torch_is_loaded(tmp_path, monkeypatch, arguments, exit_code):
     monkeypatch.chdir(tmp_path)
     code = (
         f"import sys\nsys.argv = {['shortcut', *arguments]!r}\nfrom shortcut_cli import cli\ntry: cli.main()\n"
-        f"except SystemExit as end: assert (end.code or 0) == {code}, end.code\nassert 'torch' not in sys.modules"
+        f"except SystemExit as end: assert (end.code or 0) == {exit_code}, end.code\nassert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_shards_are_inspected_without_torch(text_run):
@@ -169,8 +172,7 @@ def test_shards_are_inspected_without_torch(text_run):
         "import sys\nfrom pathlib import Path\nfrom shortcut_cli.stages import inspection\n"
         f"inspection.inspect(Path({str(text_run / 'shards')!r}), verify=True)\nassert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_a_run_is_opened_and_models_are_counted_without_torchs_compiler(text_run):
@@ -181,5 +183,4 @@ def test_a_run_is_opened_and_models_are_counted_without_torchs_compiler(text_run
         "for name in registry.MODELS: matching.size(recipe.read('text-tiny', [f'model.name={name}']), 100)\n"
         "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
