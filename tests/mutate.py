@@ -1,7 +1,7 @@
 """Mutation testing: plant faults in a module one at a time, and see whether its tests notice.
 
     python tests/mutate.py metrics compare       these modules of [tool.mutation.modules] in pyproject.toml; none: all
-    python tests/mutate.py --again metrics       the mutants of the last run that survived, with the tests as they are now
+    python tests/mutate.py --again metrics       what survived the last run, with the tests as they are now
     python tests/mutate.py --report              what the runs so far gave, as the table of docs/testing.md
 
 Cosmic Ray (`pip install -e ".[test,mutation]"`) makes the mutants and keeps their results: a session a module in
@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -43,9 +44,6 @@ COPIES = 2  # of the checkout, each with a process at work
 PREPARED = ("torch._dynamo", "scipy.stats", "hypothesis", "pydantic", "miditok", "sentencepiece", "soundfile", "soxr")
 LOG = ".mutation.log"  # what pytest printed last, in a copy
 QUICK_S = (0.05, 0.5, 2.0, 10.0)  # tests are sorted by these steps, and stay in their order within one
-
-
-# Mutants ---------------------------------------------------------------------------------------------------------------
 
 
 def settings() -> dict:
@@ -65,7 +63,7 @@ def own_operators() -> dict:
             if self.other(node) is not None:
                 yield node.start_pos, node.end_pos
 
-        def mutate(self, node, index):
+        def mutate(self, node, index):  # noqa: ARG002
             return parso.python.tree.Name(node.get_first_leaf().prefix + self.other(node), node.start_pos)
 
         @classmethod
@@ -99,7 +97,7 @@ def own_operators() -> dict:
         """The other of two that are easily mistaken."""
 
         pairs = "min max, any all, argmin argmax, amin amax, floor ceil, median mean, mean sum, log2 log, sf cdf"
-        names = {a: b for pair in pairs.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
+        names: ClassVar = {a: b for pair in pairs.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
 
         def other(self, node):
             if node.type != "name" or not _is_used(node):
@@ -178,12 +176,12 @@ class _Bare(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_FunctionDef(self, node):  # noqa: N802
+    def visit_FunctionDef(self, node):
         node.returns = None
         self.generic_visit(node)
         return node
 
-    def visit_AnnAssign(self, node):  # noqa: N802
+    def visit_AnnAssign(self, node):
         node.annotation = ast.Constant(0)
         self.generic_visit(node)
         return node
@@ -200,9 +198,6 @@ def change(mutation) -> tuple[str, str]:
     lines = list(difflib.unified_diff(source.splitlines(), code.splitlines(), n=0, lineterm=""))[3:]
     sides = [" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+"]
     return sides[0], sides[1]
-
-
-# Tests of a mutant -----------------------------------------------------------------------------------------------------
 
 
 class Copy:
@@ -275,7 +270,7 @@ class _Order:
 
 
 def serve() -> None:
-    """Run jobs, lines of JSON on stdin, in forks of this process; answers each with a process group and an exit code."""
+    """Run jobs, lines of JSON on stdin, in forks of this process; answer each with its process and its exit code."""
     import gc
 
     sys.dont_write_bytecode = True  # two mutants of a file can be of one second and of one size
@@ -293,16 +288,26 @@ def serve() -> None:
             for descriptor in (1, 2):
                 os.dup2(said, descriptor)
             order = _Order(job["first"], job["known"])
-            flags = ["-o", "addopts=", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb", "short", "--assert", "plain"]
+            flags = [
+                "-o",
+                "addopts=",
+                "-q",
+                "-x",
+                "-n",
+                "0",
+                "-p",
+                "no:cacheprovider",
+                "--tb",
+                "short",
+                "--assert",
+                "plain",
+            ]
             code = pytest.main([*flags, *job["arguments"]], plugins=[order])
             Path(job["result"]).write_text(json.dumps({"failed": order.failed, "seconds": order.seconds}))
             os._exit(int(code))
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-# Runs ------------------------------------------------------------------------------------------------------------------
 
 
 class Run:
