@@ -1,0 +1,441 @@
+"""The stage that samples: what it writes, what it says of it, and how a sample is made again from that."""
+
+import hashlib
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_generate import Exact, plain_row
+
+from shortcut_cli import checkpoint, recipe
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.recipe import SampleKeys
+from shortcut_cli.stages.sampling import like, prompt_ids, sample
+from shortcut_cli.tokenizers.base import Guide
+
+VOCABULARY, END, CONTEXT = 12, 3, 8  # the end id is neither the first nor the last
+
+
+class Varied(Guide):
+    """No end before two ids are there, no id beside its equal or a neighbour."""
+
+    def __init__(self):
+        self.least, self.pushed = 2, []
+
+    def allowed(self, left):  # noqa: ARG002
+        mask = (np.arange(VOCABULARY) != END) | (self.least == 0)
+        for token in self.pushed[-1:]:
+            mask &= abs(np.arange(VOCABULARY) - token) > 1
+        return mask
+
+    def push(self, token):
+        self.pushed.append(token)
+        self.least = max(0, self.least - 1)
+
+
+class Marks:
+    """A tokenizer of files whose bytes are ids."""
+
+    end, extension = END, ".marks"
+
+    def __init__(self):
+        self.guides = []
+
+    def guide(self):
+        self.guides.append(Varied())
+        return self.guides[-1]
+
+    def prompt(self, path):
+        ids = np.frombuffer(path.read_bytes(), np.uint8)
+        if (ids >= VOCABULARY).any():
+            raise Rejected("has a byte that is no mark")
+        return ids.astype(np.int64)
+
+    def decode(self, ids, path):
+        text = bytes(ids)
+        path.write_bytes(text[: text.index(END)] if END in ids else text)
+        return {"mark": path.stat().st_size, "half": path.stat().st_size / 2}
+
+
+def keys(**given):
+    return SampleKeys(**({"n": 5, "tokens": 12, "seed": 7, "temperature": 1.2, "top_k": 9} | given))
+
+
+def nothing(*_, **__):
+    """No report."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a model and a tokenizer that are small and exact."""
+    path = tmp_path / "runs" / "run.pt"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    tokenizer = Marks()
+    name = SimpleNamespace(model=SimpleNamespace(name="some-arm"))
+    model = Exact(CONTEXT, VOCABULARY)
+    return SimpleNamespace(path=path, tokenizer=lambda: tokenizer, marks=tokenizer, model=model, recipe=name)
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    path = tmp_path / "prompts" / "first.marks"
+    path.parent.mkdir()
+    path.write_bytes(bytes([5, 0, 11, 2, 2]))
+    return path
+
+
+def plain(run, sampler, start):
+    """The new ids and forced steps of each sample behind `start`, which the end id begins."""
+    rows = []
+    for number in range(sampler.n):
+        guide = Varied()
+        for token in start[1:]:
+            guide.push(token)
+        rows.append(
+            plain_row(
+                run.model.logits,
+                start,
+                sampler.tokens,
+                keys=sampler,
+                number=number,
+                end=END,
+                context=CONTEXT,
+                guide=guide,
+            )
+        )
+    return rows
+
+
+def sidecar(path):
+    return json.loads(path.with_name(path.name + ".json").read_text())
+
+
+def by_name(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# What is written ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path, prompted):
+    """Ids begin with the end id, then the prompt, which is written too; every field of the .json is checked."""
+    folder, sampler, events = tmp_path / "out" / "deep", keys(top_p=0.95, min_p=0.01), []
+    given = [5, 0, 11, 2, 2] if prompted else []
+    paths = sample(
+        run,
+        folder,
+        sampler,
+        prompt=prompt if prompted else None,
+        device="cpu",
+        report=lambda event, **fields: events.append((event, fields)),
+    )
+    assert paths == [folder / f"sample-7-00{number}.marks" for number in range(5)]
+    assert sorted(by_name(folder)) == sorted(name for path in paths for name in (path.name, path.name + ".json"))
+    expected = plain(run, sampler, [END, *given])
+    for number, (path, (ids, forced)) in enumerate(zip(paths, expected, strict=True)):
+        ended = ids[-1] == END
+        content = bytes(given + ids[: len(ids) - ended])
+        assert path.read_bytes() == content
+        assert sidecar(path) == {
+            "schema_version": 1,
+            "checkpoint": "../../runs/run.pt",
+            "checkpoint_sha256": hashlib.sha256(b"weights").hexdigest(),
+            "model": "some-arm",
+            "sampler": {
+                "n": 5,
+                "tokens": 12,
+                "temperature": 1.2,
+                "top_k": 9,
+                "top_p": 0.95,
+                "min_p": 0.01,
+                "seed": 7,
+            },
+            "number": number,
+            "device": "cpu",
+            "prompt": "../../prompts/first.marks" if prompted else None,
+            "prompt_sha256": hashlib.sha256(bytes(given)).hexdigest() if prompted else None,
+            "prompt_tokens": len(given),
+            "tokens": len(ids),
+            "ended": ended,
+            "forced_steps": forced,
+            "units": {"mark": len(content), "half": len(content) / 2},
+        }
+    lengths = [len(ids) for ids, _ in expected]
+    assert len(set(lengths)) > 1
+    assert {ids[-1] == END for ids, _ in expected} == {False, True}
+    assert len({forced for _, forced in expected}) > 2
+    assert events == [
+        ("progress", {"task": "sample", "done": done, "total": 12, "unit": "tokens"})
+        for done in range(1, max(lengths) + 1)
+    ]
+    # The ids of a sample's guide: the prompt's, then its own, none of them an end.
+    pushed = [given + ids[: len(ids) - (ids[-1] == END)] for ids, _ in expected]
+    assert [guide.pushed for guide in run.marks.guides] == pushed
+
+
+@pytest.mark.parametrize("number", [0, 2, 4])
+def test_one_sample_alone_has_the_bytes_that_it_has_among_all(run, prompt, tmp_path, number):
+    every = sample(run, tmp_path / "all", keys(), prompt=prompt, device="cpu", report=nothing)
+    (one,) = sample(run, tmp_path / "one", keys(), prompt=prompt, device="cpu", report=nothing, only=number)
+    assert one == tmp_path / "one" / every[number].name
+    name = one.name
+    assert by_name(tmp_path / "one") == {name: every[number].read_bytes(), name + ".json": one_json(every[number])}
+    assert len({path.read_bytes() for path in every}) == 5
+
+
+def one_json(path):
+    return path.with_name(path.name + ".json").read_bytes()
+
+
+def test_samples_of_another_seed_lie_beside_and_differ(run, tmp_path):
+    paths = [
+        path
+        for seed in (7, 8, 12345)
+        for path in sample(run, tmp_path / "out", keys(seed=seed, n=2), prompt=None, device="cpu", report=nothing)
+    ]
+    assert [path.name for path in paths] == [
+        f"sample-{seed}-00{number}.marks" for seed in (7, 8, 12345) for number in (0, 1)
+    ]
+    assert len({path.read_bytes() for path in paths}) == 6
+
+
+def test_a_thousand_and_one_samples_have_names_of_their_own(run, tmp_path):
+    run.model.logits = lambda _: np.eye(VOCABULARY, dtype=np.float32)[END]
+    run.marks.guide = Guide
+    paths = sample(run, tmp_path / "out", keys(n=1001, tokens=1), prompt=None, device="cpu", report=nothing, only=1000)
+    assert [path.name for path in paths] == ["sample-7-1000.marks"]
+
+
+@pytest.mark.parametrize("there", [0, 3, 4])
+def test_no_sample_is_written_over_another(run, tmp_path, there):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / f"sample-7-00{there}.marks").write_bytes(b"mine")
+    before = by_name(folder)
+    with pytest.raises(UsageError, match=rf"sample-7-00{there}\.marks exists already") as raised:
+        sample(run, folder, keys(), prompt=None, device="cpu", report=nothing)
+    assert "--seed" in raised.value.hint
+    assert "--out" in raised.value.hint
+    assert by_name(folder) == before
+    assert not run.model.calls
+
+
+def test_one_sample_is_written_beside_the_others_but_not_over_itself(run, tmp_path):
+    every = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing)
+    before = by_name(tmp_path / "out")
+    with pytest.raises(UsageError, match="sample-7-001"):
+        sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing, only=1)
+    every[1].unlink()
+    sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing, only=1)
+    assert by_name(tmp_path / "out") == before
+
+
+def test_too_few_tokens_for_anything_are_refused_before_a_folder_is_made(run, prompt, tmp_path):
+    with pytest.raises(UsageError, match="1 tokens can't hold") as raised:
+        sample(run, tmp_path / "out", keys(tokens=1), prompt=None, device="cpu", report=nothing)
+    assert raised.value.hint == "--tokens 2, or more"
+    assert not (tmp_path / "out").exists()
+    assert not run.model.calls
+    sample(run, tmp_path / "two", keys(tokens=2), prompt=None, device="cpu", report=nothing)
+    # What the prompt holds counts: one id of it leaves one to come, two leave none.
+    for content in ([5], [5, 8]):
+        prompt.write_bytes(bytes(content))
+        folder = tmp_path / f"prompted-{len(content)}"
+        paths = sample(run, folder, keys(tokens=1), prompt=prompt, device="cpu", report=nothing)
+        assert {path.stat().st_size - len(content) for path in paths} <= {0, 1}
+        assert [sidecar(path)["tokens"] for path in paths] == [1] * 5
+
+
+def test_paths_in_the_json_lead_from_its_folder_wherever_the_command_ran(run, prompt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run.path = run.path.relative_to(tmp_path)
+    relative = prompt.relative_to(tmp_path)
+    (path, *_) = sample(run, run.path.parent / "samples", keys(), prompt=relative, device="cpu", report=nothing)
+    assert (sidecar(path)["checkpoint"], sidecar(path)["prompt"]) == ("../run.pt", "../../prompts/first.marks")
+    found = like(tmp_path / (str(path) + ".json"), None, None)
+    assert found.checkpoint.samefile(run.path)
+    assert found.prompt.samefile(relative)
+
+
+def test_a_real_run_continues_its_prompt_as_a_loop_without_cache_would(text_run, tmp_path):
+    """Real weights, a real tokenizer and its guide, beyond the context: the text behind the prompt is what was drawn.
+
+    The loop follows the ids of the sample, since training, and with it what is drawn, may differ among machines.
+    """
+    run = checkpoint.open_run(text_run / "shortcut" / "run.pt", "cpu")
+    alphabet = "\n abcdefghijklmnopqrstuvwxyz0123456789"
+    context, end = run.recipe.model.context, len(alphabet)
+    text = (text_run / "texts" / "000.txt").read_text()[: context - 1]  # with the end id before it: full
+    (tmp_path / "prompt.txt").write_text(text)
+    sampler = SampleKeys(n=2, tokens=40, seed=3, temperature=0.8)
+    paths = sample(run, tmp_path / "out", sampler, prompt=tmp_path / "prompt.txt", device="cpu", report=nothing)
+    for number, path in enumerate(paths):
+        said, written = sidecar(path), path.read_text()
+        assert written.startswith(text)
+        new = [*map(alphabet.index, written[len(text) :]), *[end] * said["ended"]]
+        assert said["units"] == {"byte": len(written)}
+        assert (said["prompt_tokens"], said["tokens"]) == (len(text), len(new))
+        assert len(new) == 40 or said["ended"]
+        generator = torch.Generator().manual_seed(3_000_009 + number)
+        seen = [end, *map(alphabet.index, text)]
+        for token in new:
+            with torch.inference_mode():
+                z = run.model(torch.tensor([seen]))[0, -1].double() / 0.8
+            borders = z.softmax(0).cumsum(0)
+            u = torch.rand(1, dtype=torch.float64, generator=generator)
+            # With and without cache the sums of probabilities differ by less than 1e-5.
+            assert (borders[token - 1] if token else 0) - 1e-5 <= u < borders[token] + 1e-5
+            seen = [*seen[-(context // 2 - 1) :], token] if len(seen) == context else [*seen, token]
+    assert paths[0].read_text() != paths[1].read_text()
+
+
+# Made again -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(run, prompt, tmp_path):
+    """The .json of a sample with a prompt."""
+    path = sample(run, tmp_path / "out", keys(), prompt=prompt, device="cpu", report=nothing)[2]
+    return path.with_name(path.name + ".json")
+
+
+def changed(made, **fields):
+    content = json.loads(made.read_text())
+    made.write_text(json.dumps(content | fields))
+
+
+def test_a_sample_says_how_it_is_made_again(run, prompt, made, tmp_path):
+    changed(made, device="cuda")
+    found = like(made, None, None)
+    assert found.checkpoint.resolve() == run.path
+    assert found.prompt.resolve() == prompt
+    assert (found.number, found.device) == (2, "cuda")
+
+
+def test_a_sample_without_prompt_is_made_again_without_one(run, prompt, tmp_path):
+    path = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing)[0]
+    made = path.with_name(path.name + ".json")
+    assert like(made, None, None).prompt is None
+    with pytest.raises(CheckFailed, match=r"first\.marks is not the file") as raised:
+        like(made, None, prompt)
+    assert "--prompt" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n": 7, "tokens": 33, "temperature": 0.7, "top_k": 5, "top_p": 0.875, "min_p": 0.0625, "seed": 2**40 + 1},
+        {"n": 1, "tokens": 1, "temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "seed": 0},
+        {"temperature": 1 / 3, "top_p": 1e-5, "min_p": 1e-17},
+        {"temperature": 1e22},
+    ],
+)
+def test_every_setting_of_the_sampler_survives_the_json(run, made, given):
+    """Through `like` and the recipe's settings, as the command passes them."""
+    wanted = keys(**given)
+    changed(made, sampler=wanted.model_dump())
+    base = recipe.read("text-tiny", [])
+    assert base.sample != wanted
+    again = recipe.with_settings(base, like(made, None, None).settings).sample
+    assert again == wanted
+    assert {key: type(value) for key, value in again} == {key: type(value) for key, value in wanted}
+    assert recipe.with_settings(base, like(made, None, None).settings).model == base.model
+
+
+def test_moved_files_are_found_where_the_flags_say(run, prompt, made, tmp_path):
+    weights, start = run.path.rename(tmp_path / "moved.pt"), prompt.rename(tmp_path / "moved.marks")
+    for named, missing, flag in (
+        ((None, start), run.path.name, "--ckpt"),
+        ((weights, None), prompt.name, "--prompt"),
+        ((tmp_path / "nowhere.pt", start), "nowhere.pt", "--ckpt"),
+        ((weights, tmp_path / "nowhere.marks"), "nowhere.marks", "--prompt"),
+        ((tmp_path, start), tmp_path.name, "--ckpt"),
+    ):
+        with pytest.raises(UsageError, match=f"{missing}, which .*does not exist") as raised:
+            like(made, *named)
+        assert flag in raised.value.hint
+    found = like(made, weights, start)
+    assert (found.checkpoint, found.prompt) == (weights, start)
+
+
+def test_a_folder_that_is_moved_as_a_whole_keeps_its_samples(made, tmp_path, tmp_path_factory):
+    new = tmp_path_factory.mktemp("other") / "place"
+    os.rename(tmp_path, new)
+    found = like(new / "out" / made.name, None, None)
+    assert found.checkpoint.samefile(new / "runs" / "run.pt")
+    assert found.prompt.samefile(new / "prompts" / "first.marks")
+
+
+@pytest.mark.parametrize("by_flag", [False, True])
+@pytest.mark.parametrize(("which", "flag"), [(0, "--ckpt"), (1, "--prompt")])
+def test_a_checkpoint_or_prompt_with_other_bytes_is_refused(run, prompt, made, tmp_path, which, flag, by_flag):
+    path, named = (run.path, prompt)[which], [None, None]
+    if by_flag:
+        path = named[which] = tmp_path / "other"
+        path.write_bytes((run.path, prompt)[which].read_bytes())
+        like(made, *named)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckFailed, match=f"{path.name} is not the file that .* was made with") as raised:
+        like(made, *named)
+    assert flag in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "field", ["checkpoint", "checkpoint_sha256", "prompt", "prompt_sha256", "sampler", "number", "device"]
+)
+def test_a_json_that_lacks_a_field_is_refused_by_its_name(made, field):
+    content = json.loads(made.read_text())
+    del content[field]
+    made.write_text(json.dumps(content))
+    with pytest.raises(CheckFailed, match=f"is not the .json of a sample: .*{field}"):
+        like(made, None, None)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"sampler": [1]}, {"number": "two"}, {"number": None}, {"number": [2]}, {"checkpoint": 5}, {"prompt": 5}]
+)
+def test_a_json_with_fields_of_other_types_is_refused(made, fields):
+    changed(made, **fields)
+    with pytest.raises(CheckFailed, match=r"is not the \.json of a sample"):
+        like(made, None, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe{}", b'{"number": 1}'])
+def test_a_damaged_json_is_refused(made, content):
+    made.write_bytes(content)
+    with pytest.raises(CheckFailed, match=r"is not the \.json of a sample"):
+        like(made, None, None)
+
+
+def test_a_json_that_is_not_there_or_a_folder_is_refused(made, tmp_path):
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(UsageError, match="can't be read"):
+            like(path, None, None)
+
+
+# The prompt -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_read_by_the_tokenizer(prompt):
+    found = prompt_ids(Marks(), prompt)
+    assert found.tolist() == [5, 0, 11, 2, 2]
+    assert found.dtype == np.int64
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_with_the_reason(run, prompt, tmp_path):
+    prompt.write_bytes(bytes([5, 200]))
+    for path, reason in (
+        (prompt, "prompt .*first.marks can't be used: has a byte that is no mark"),
+        (tmp_path / "none.marks", "prompt .*none.marks does not exist"),
+        (tmp_path, "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            prompt_ids(Marks(), path)
+        with pytest.raises(UsageError, match=reason):
+            sample(run, tmp_path / "out", keys(), prompt=path, device="cpu", report=nothing)
+    assert not (tmp_path / "out").exists()
