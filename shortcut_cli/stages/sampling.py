@@ -111,10 +111,11 @@ def like(sidecar: Path, checkpoint: Path | None, prompt: Path | None) -> Like:
         sums = content["checkpoint_sha256"], content["prompt_sha256"]
         named = sidecar.parent / content["checkpoint"], content["prompt"] and sidecar.parent / content["prompt"]
         settings = [f"sample.{key}={value}" for key, value in content["sampler"].items()]
-        found = Like(checkpoint or named[0], prompt or named[1], settings, int(content["number"]), content["device"])
+        number, device = int(content["number"]), str(content["device"])
+        found = Like(checkpoint or named[0], prompt or named[1], settings, number, device)
     except OSError as error:
         raise UsageError(f"{sidecar} can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckFailed(f"{sidecar} is not the .json of a sample: {error!r}") from error
     for path, expected, flag in ((found.checkpoint, sums[0], "--ckpt"), (found.prompt, sums[1], "--prompt")):
         if path is None:
