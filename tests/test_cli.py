@@ -135,7 +135,10 @@ def test_equal_seeds_give_equal_bytes(text_run, tmp_path):
             "sample", "--ckpt", text_run / "gpt" / "run.pt", "--tokens", 40, "--seed", 3, "--out", name, cwd=tmp_path
         )
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files
+    assert files == [f"sample-3-00{number}.txt{end}" for number in (0, 1) for end in ("", ".json")]
+    texts = {(tmp_path / "a" / name).read_text() for name in files[::2]}
+    assert len(texts) == 2
+    assert all(len(set(text)) > 5 for text in texts)
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -233,7 +236,16 @@ def test_a_sample_is_made_again_byte_for_byte(text_run, tmp_path, model):
     ckpt = text_run / model / "run.pt"
     settings = ("-n", "3", "--tokens", "40", "--temperature", "1.3", "--seed", "7", "--top-k", "20")
     shortcut("sample", "--ckpt", ckpt, "--prompt", prompt, *settings, "--out", "first", cwd=tmp_path)
+    made = sorted((tmp_path / "first").glob("*.txt"))
+    assert [path.name for path in made] == ["sample-7-000.txt", "sample-7-001.txt", "sample-7-002.txt"]
+    assert all(path.read_text().startswith(prompt.read_text()) for path in made)
+    assert len({path.read_text() for path in made}) == 3
     sidecar = tmp_path / "first" / "sample-7-002.txt.json"
+    given = {"n": 3, "tokens": 40, "temperature": 1.3, "seed": 7, "top_k": 20}
+    assert json.loads(sidecar.read_text())["sampler"] == given | {
+        "top_p": 0.98,
+        "min_p": 0.0,
+    }  # these two of the recipe
     done = shortcut("sample", "--like", sidecar, cwd=tmp_path, fresh=True)
     (again,) = done.stdout.split()
     assert (tmp_path / again).read_bytes() == (tmp_path / "first" / "sample-7-002.txt").read_bytes()

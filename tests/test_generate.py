@@ -354,6 +354,16 @@ def test_each_filter_keeps_what_it_promises_of_four(options, expected):
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_min_p_keeps_what_has_exactly_its_share():
+    z = torch.tensor([[1.0, 0.0, -2.0]])
+    first, second, _ = z.softmax(-1)[0]
+    nearest = second / first
+    shares = [nearest, nearest.nextafter(torch.tensor(0.0)), nearest.nextafter(torch.tensor(1.0))]
+    share = next(share.item() for share in shares if share * first == second)
+    found = probabilities(z, sampler(min_p=share))[0]
+    assert found.tolist() == pytest.approx([math.e / (math.e + 1), 1 / (math.e + 1), 0])
+
+
 def test_each_row_has_filters_of_its_own():
     z = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.02, 0.03, 0.05, 0.9], [0.7, 0.1, 0.1, 0.1]]).log()
     before = z.clone()

@@ -124,7 +124,8 @@ def by_name(folder):
 @pytest.mark.parametrize("prompted", [False, True])
 def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path, prompted):
     """Ids begin with the end id, then the prompt, which is written too; every field of the .json is checked."""
-    folder, sampler, events = tmp_path / "out" / "deep", keys(top_p=0.95, min_p=0.01), []
+    filters = {"top_p": 0.95, "min_p": 0.01} if prompted else {"top_p": 1.0, "min_p": 0.0}
+    folder, sampler, events = tmp_path / "out" / "deep", keys(**filters), []
     given = [5, 0, 11, 2, 2] if prompted else []
     paths = sample(
         run,
@@ -146,15 +147,7 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
             "checkpoint": "../../runs/run.pt",
             "checkpoint_sha256": hashlib.sha256(b"weights").hexdigest(),
             "model": "some-arm",
-            "sampler": {
-                "n": 5,
-                "tokens": 12,
-                "temperature": 1.2,
-                "top_k": 9,
-                "top_p": 0.95,
-                "min_p": 0.01,
-                "seed": 7,
-            },
+            "sampler": {"n": 5, "tokens": 12, "temperature": 1.2, "top_k": 9, "seed": 7} | filters,
             "number": number,
             "device": "cpu",
             "prompt": "../../prompts/first.marks" if prompted else None,
@@ -249,6 +242,17 @@ def test_too_few_tokens_for_anything_are_refused_before_a_folder_is_made(run, pr
         paths = sample(run, folder, keys(tokens=1), prompt=prompt, device="cpu", report=nothing)
         assert {path.stat().st_size - len(content) for path in paths} <= {0, 1}
         assert [sidecar(path)["tokens"] for path in paths] == [1] * 5
+
+
+def test_a_sample_whose_last_token_is_the_end_has_ended(run, tmp_path):
+    # The end is the most probable, which is not allowed for the first two; then come 11, and 9.
+    run.model.logits = lambda _: np.where(np.arange(VOCABULARY) == END, 99, np.arange(VOCABULARY)).astype(np.float32)
+    for tokens, ended in ((2, False), (3, True), (4, True)):
+        folder, sampler = tmp_path / str(tokens), keys(n=1, tokens=tokens, temperature=0)
+        (path,) = sample(run, folder, sampler, prompt=None, device="cpu", report=nothing)
+        said = sidecar(path)
+        assert (said["tokens"], said["ended"], said["forced_steps"]) == (min(tokens, 3), ended, 2)
+        assert path.read_bytes() == bytes([11, 9])
 
 
 def test_paths_in_the_json_lead_from_its_folder_wherever_the_command_ran(run, prompt, tmp_path, monkeypatch):
@@ -397,7 +401,17 @@ def test_a_json_that_lacks_a_field_is_refused_by_its_name(made, field):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"sampler": [1]}, {"number": "two"}, {"number": None}, {"number": [2]}, {"checkpoint": 5}, {"prompt": 5}]
+    "fields",
+    [
+        {"sampler": [1]},
+        {"number": "two"},
+        {"number": None},
+        {"number": [2]},
+        {"number": float("inf")},
+        {"number": float("nan")},
+        {"checkpoint": 5},
+        {"prompt": 5},
+    ],
 )
 def test_a_json_with_fields_of_other_types_is_refused(made, fields):
     changed(made, **fields)
@@ -405,11 +419,16 @@ def test_a_json_with_fields_of_other_types_is_refused(made, fields):
         like(made, None, None)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe{}", b'{"number": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe{}", b'{"number": 1}', b"[" * 100_000])
 def test_a_damaged_json_is_refused(made, content):
     made.write_bytes(content)
     with pytest.raises(CheckFailed, match=r"is not the \.json of a sample"):
         like(made, None, None)
+
+
+def test_a_device_that_is_no_name_is_left_to_the_command_to_refuse(made):
+    changed(made, device=["cpu"])
+    assert like(made, None, None).device == "['cpu']"
 
 
 def test_a_json_that_is_not_there_or_a_folder_is_refused(made, tmp_path):
