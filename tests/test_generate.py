@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models import CONTEXT, VOCABULARY, ids, make
 
-from shortcut_cli.generate import draw, generate, probabilities
+from shortcut_cli.generate import Window, draw, generate, probabilities
 from shortcut_cli.tokenizers.base import Guide
 
 ARMS = [("gpt", {}), ("shortcut", {}), ("shortcut", {"mode": "gated", "taps": "all"})]
@@ -214,6 +215,13 @@ def test_a_row_that_is_done_goes_on_with_the_end_id_and_the_last_one_ends_the_lo
     ]
 
 
+def test_what_is_drawn_lies_on_the_device_of_the_prompt():
+    window = Window(SimpleNamespace(keys=SimpleNamespace(context=4), new_cache=Mock()), prompts(2, 3).to("meta"))
+    for _ in range(3):
+        window.append([1, 2])
+        assert (window.new.device.type, window.ids.device.type) == ("meta", "meta")
+
+
 def test_progress_is_told_of_every_step():
     reported = []
     generate(Exact(8), prompts(2, 3), 9, keys=sampler(), end=-1, progress=reported.append)
@@ -276,6 +284,13 @@ def test_temperature_divides_the_logits_at_any_size():
         found = probabilities(torch.tensor(z)[None], sampler(temperature=t))[0]
         # fp32 keeps z / t to 2 ** -24 of itself, here 30 at most: 2e-6 of a probability.
         assert np.allclose(found, expected, rtol=4e-6, atol=1e-12), t
+
+
+@pytest.mark.parametrize("t", [1e-6, 1e-3, 0.05, 0.5, 1, 2, 1e3, 1e6])
+def test_logits_as_large_as_the_temperature_have_the_softmax_of_their_ratio(t):
+    ratios = np.array([3.0, 0.0, 2.5, -1.0])
+    found = probabilities(torch.tensor(ratios * t)[None], sampler(temperature=t))[0]
+    assert np.allclose(found, np.exp(ratios) / np.exp(ratios).sum(), rtol=2e-6)
 
 
 def test_a_temperature_of_zero_takes_the_most_probable_alone():
@@ -430,6 +445,11 @@ def test_a_distribution_that_rounds_to_less_than_one_never_draws_beyond_its_end(
     p = torch.tensor([0.9, 0.1])
     assert p.double().sum() < 1 - 1e-8
     assert draw(p, torch.Generator()) == 1
+
+
+def test_an_id_of_tiny_probability_is_not_lost_in_the_sum_before_it(monkeypatch):
+    always(monkeypatch, 0.5)
+    assert draw(torch.tensor([0.5, 2**-31, 0.5]), torch.Generator()) == 1
 
 
 def test_draws_come_as_often_as_their_probability():

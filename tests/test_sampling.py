@@ -13,6 +13,7 @@ from test_generate import Exact, plain_row
 from shortcut_cli import checkpoint, recipe
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.recipe import SampleKeys
+from shortcut_cli.stages import sampling
 from shortcut_cli.stages.sampling import like, prompt_ids, sample
 from shortcut_cli.tokenizers.base import Guide
 
@@ -169,6 +170,19 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
     # The ids of a sample's guide: the prompt's, then its own, none of them an end.
     pushed = [given + ids[: len(ids) - (ids[-1] == END)] for ids, _ in expected]
     assert [guide.pushed for guide in run.marks.guides] == pushed
+
+
+def test_rows_are_sampled_on_the_device_of_the_run(run, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def refuse(model, rows, tokens, **_):
+        raise Seen(model, rows.device.type, tuple(rows.shape), tokens)
+
+    monkeypatch.setattr(sampling, "generate", refuse)
+    with pytest.raises(Seen) as seen:
+        sample(run, tmp_path / "out", keys(), prompt=None, device="meta", report=nothing)
+    assert seen.value.args == (run.model, "meta", (5, 1), 12)
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])
