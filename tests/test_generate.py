@@ -2,7 +2,6 @@
 
 import math
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models import CONTEXT, VOCABULARY, ids, make
 
-from shortcut_cli.generate import Window, draw, generate, probabilities
+from shortcut_cli.generate import draw, generate, probabilities
 from shortcut_cli.tokenizers.base import Guide
 
 ARMS = [("gpt", {}), ("shortcut", {}), ("shortcut", {"mode": "gated", "taps": "all"})]
@@ -213,13 +212,6 @@ def test_a_row_that_is_done_goes_on_with_the_end_id_and_the_last_one_ends_the_lo
     assert read == [
         (old + new + [4] * 60)[: 2 + max(lengths) - 1] for old, new in zip(prompt.tolist(), made.ids, strict=True)
     ]
-
-
-def test_what_is_drawn_lies_on_the_device_of_the_prompt():
-    window = Window(SimpleNamespace(keys=SimpleNamespace(context=4), new_cache=Mock()), prompts(2, 3).to("meta"))
-    for _ in range(3):
-        window.append([1, 2])
-        assert (window.new.device.type, window.ids.device.type) == ("meta", "meta")
 
 
 def test_progress_is_told_of_every_step():
@@ -528,12 +520,19 @@ def test_a_step_is_forced_only_if_the_most_probable_id_was_not_allowed():
         def allowed(self, left):  # noqa: ARG002
             return self.mask
 
-    model = Exact(8, vocabulary=4)
-    model.logits = lambda _: np.array([0, 1, 3, 2], np.float32)  # most probable: 2, then 3
+    kept = torch.tensor([0.0, 1, 3, 2]).expand(5, 1, 4).clone()  # most probable: 2, then 3
+    given = kept.clone()
+
+    class Constant(Exact):
+        def __call__(self, *_):
+            return kept
+
+    model = Constant(8, vocabulary=4)
     guides = [Without(), Without(2), Without(0, 1, 3), Without(3), Without(2, 3)]
     made = generate(model, torch.zeros(5, 1, dtype=torch.int64), 6, keys=sampler(temperature=0), end=-1, guides=guides)
     assert made.ids == [[2] * 6, [3] * 6, [2] * 6, [2] * 6, [1] * 6]
     assert made.forced == [0, 6, 0, 0, 6]
+    assert torch.equal(kept, given), "guides wrote into what the model returned"
 
 
 def test_a_row_ends_at_the_end_id():
