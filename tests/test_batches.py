@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,3 +102,70 @@ def test_the_permutation_equals_a_plain_one(size, seed, data):
 def test_a_split_that_is_too_short_is_refused():
     with pytest.raises(UsageError, match="too few for a context of 16"):
         batches.Windows(Counting(16), 16, seed=1)
+
+
+def test_a_key_is_the_generator_that_the_paper_names():
+    # The first outputs of SplitMix64 from the states 0 and 1234567, of its reference implementation.
+    assert batches.key(0) == 0xE220A8397B1DCDAF
+    assert batches.key(1234567) == 6457827717110365317
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=4))
+def test_keys_equal_plain_ones(numbers):
+    assert batches.key(*numbers) == plain_key(*numbers)
+
+
+def plain_start(tokens, context, seed, number):
+    """First token of a run's window `number`, counted from 0."""
+    count = 1  # windows an epoch: one fewer than follow one another in the split
+    while (count + 2) * context + 1 <= tokens:
+        count += 1
+    slack = tokens - count * context - 1
+    epoch, index = divmod(number, count)
+    offset = plain_key(seed, epoch, 1) % (slack + 1)
+    return plain_permute(index, count, plain_key(seed, epoch)) * context + offset
+
+
+@pytest.mark.parametrize(("tokens", "context"), [(17, 16), (33, 16), (48, 16), (49, 16), (50, 16), (1025, 16), (99, 7)])
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+def test_windows_lie_where_plain_ones_do(tokens, context, seed):
+    # From the middle of an epoch over several ends of epochs.
+    windows = batches.Windows(Counting(tokens), context, seed)
+    expected = [plain_start(tokens, context, seed, number) for number in range(5, 145)]
+    assert windows.starts(5, 140).tolist() == expected
+    assert windows.batch(5, 140)[0][:, 0].tolist() == expected
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+    orders = []
+    for seed in (1, 2):
+        windows = batches.Windows(Counting(1000), 8, seed)
+        assert windows.count == 123
+        for epoch in range(3):
+            starts = windows.starts(epoch * 123, 123)
+            orders.append(tuple((starts - starts.min()).tolist()))
+    assert len(set(orders)) == 6
+
+
+def test_an_epoch_can_begin_at_every_place_that_leaves_room():
+    # 40 tokens hold one window of 16 + 1 at 0 .. 23; 500 epochs miss one of 24 places once in 10^8.
+    windows = batches.Windows(Counting(40), 16, seed=1)
+    assert windows.count == 1
+    assert set(windows.starts(0, 500).tolist()) == set(range(24))
+
+
+def test_a_batch_holds_whole_windows_in_their_order():
+    windows = batches.Windows(Counting(300), 16, seed=4)
+    x, y = windows.batch(3, 40)
+    starts = windows.starts(3, 40)
+    assert x.dtype == y.dtype == torch.int64
+    assert x.is_contiguous()
+    assert y.is_contiguous()
+    assert (x.numpy() == starts[:, None] + np.arange(16)).all()
+    assert (y.numpy() == starts[:, None] + np.arange(1, 17)).all()
+
+
+def test_the_shortest_split_is_one_window():
+    x, y = batches.Windows(Counting(17), 16, seed=1).batch(0, 2)
+    assert x.tolist() == [list(range(16))] * 2
+    assert y.tolist() == [list(range(1, 17))] * 2

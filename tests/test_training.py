@@ -1,17 +1,24 @@
 """Training: a resumed run is the run, to the bit; what is refused; what is written."""
 
 import collections
+import copy
 import json
 import math
 import os
+import sys
+import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TEXT_SETTINGS
+from test_batches import plain_start
+from torch.nn import functional as F
 
-from shortcut_cli import checkpoint, loop, recipe
-from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
+from shortcut_cli import checkpoint, files, loop, recipe, registry
+from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.stages import proof, training
 
 
@@ -26,8 +33,38 @@ def keys(text_run, *settings):
 NEVER = nullcontext(lambda: None)
 
 
-def go(resolved, folder, stop=NEVER, resume="auto"):
-    return training.train(resolved, folder, device="cpu", resume=resume, report=quiet, stop=stop)
+def go(resolved, folder, stop=NEVER, resume="auto", report=quiet):
+    return training.train(resolved, folder, device="cpu", resume=resume, report=report, stop=stop)
+
+
+VOCABULARY = 1 + 1 + 26 + 10 + 1  # newline, space, letters, digits, and the end of a document
+TINY = ("model.layers=1", "model.width=8", "model.heads=1", "model.context=16", "model.ffn=16", "eval.stride=8")
+
+
+def tiny(text_run, *settings):
+    """A recipe whose steps take milliseconds."""
+    return keys(text_run, *TINY, "model.name=gpt", "train.batch_size=4", *settings)
+
+
+def made(text_run, folder, *settings):
+    return training.Trainer(tiny(text_run, *settings), folder, "cpu", quiet)
+
+
+def tokens(text_run, split):
+    """All ids of a split, read without the code that training reads them with (uint16, one shard)."""
+    return np.fromfile(text_run / "shards" / f"{split}-00000.bin", "<u2").astype(np.int64)
+
+
+def equal(a, b):
+    """Whether two dictionaries hold the same tensors, to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def redrawn(weights, seed):
+    """Other weights of the same shapes; the head of the tiny model is its embedding."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.randn(weight.shape, generator=generator) for name, weight in weights.items()}
+    return drawn | {"head.weight": drawn["embedding.weight"]}
 
 
 def weights_hash(folder, name="resume.pt"):
@@ -95,12 +132,41 @@ def test_the_loss_goes_down_and_is_logged(text_run):
     assert {"step", "loss", "lr", "gradient_norm", "tokens", "seconds"} == lines[0].keys()
 
 
-def test_run_pt_is_the_best_by_validation(text_run):
-    validations = {line["step"]: line["validation"] for line in log_lines(text_run / "gpt") if "validation" in line}
-    best = checkpoint.load(text_run / "gpt" / "run.pt")
-    assert best["scores"]["validation"] == min(validations.values())
-    assert validations[best["step"]] == best["scores"]["validation"]
-    assert list(validations) == [4, 8, 12]
+@pytest.mark.parametrize("parts", [(), (3,), (5, 1)])
+def test_run_pt_is_the_best_by_validation_also_of_a_resumed_run(text_run, tmp_path, monkeypatch, parts):
+    scripted = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.0, 9: 1.5}
+    monkeypatch.setattr(training.Trainer, "validation_loss", lambda self: scripted[self.state.step])
+    resolved, events, weights = tiny(text_run, "train.steps=9", "train.eval_every=2"), [], {}
+
+    def watched(event, **fields):
+        if event == "validation":
+            events.append(fields)
+
+    def step(self, number, plain=training.Trainer.step):
+        loss = plain(self, number)
+        weights[number + 1] = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+        return loss
+
+    monkeypatch.setattr(training.Trainer, "step", step)
+    for steps in parts:
+        with pytest.raises(Interrupted):
+            go(resolved, tmp_path, stop_after(steps), report=watched)
+    summary = go(resolved, tmp_path, report=watched)
+    assert events == [
+        {"step": step, "loss": loss, "best": best}
+        for (step, loss), best in zip(scripted.items(), (3, 1, 1, 1, 1), strict=True)
+    ]
+    assert [(line["step"], line["validation"]) for line in log_lines(tmp_path) if "validation" in line] == [
+        *scripted.items()
+    ]
+    best = checkpoint.load(tmp_path / "run.pt")
+    assert best["step"] == 4
+    assert best["scores"] == {"validation": 1.0}
+    assert equal(best["model"], weights[4])
+    assert summary["validation_nats_per_token"] == 1.0
+    last = checkpoint.load(tmp_path / "resume.pt")
+    assert last["step"] == 9
+    assert equal(last["model"], weights[9])
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(text_run, tmp_path, monkeypatch):
@@ -261,3 +327,520 @@ def test_routers_have_no_weight_decay_and_a_rate_of_their_own():
         assert group["weight_decay"] == (
             keys.weight_decay if "weight" in name and "norm" not in name and not routing else 0
         )
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "clip", "ema"), [(1, 0.0, 0.0), (1, 0.05, 0.9), (2, 0.05, 0.15), (4, 1e6, 0.9)]
+)
+def test_steps_equal_plain_ones(text_run, tmp_path, monkeypatch, accumulation, clip, ema):
+    # Plain gradient descent in place of AdamW, which would hide the size of a gradient.
+    monkeypatch.setattr(training.optim, "adamw", lambda model, *_: torch.optim.SGD(model.parameters(), lr=math.nan))
+    settings = (f"train.accumulation={accumulation}", f"train.clip={clip}", f"train.ema={ema}", "train.seed=5")
+    rates = ("train.lr=0.5", "train.warmup=4", "train.schedule=constant", "train.steps=10000")
+    trainer = made(text_run, tmp_path, *settings, *rates)
+    ids = tokens(text_run, "train")
+    model = registry.load(registry.MODELS, "gpt")(trainer.recipe.model, VOCABULARY, seed=5)
+    assert equal(trainer.model.state_dict(), model.state_dict())
+    average = {name: weight.clone() for name, weight in model.state_dict().items()}
+    # Two steps of warm-up; then one whose windows are of another epoch.
+    for number, rate in ((0, 0.125), (1, 0.25), (5000, 0.5)):
+        starts = [plain_start(len(ids), 16, 5, number * 4 + i) for i in range(4)]
+        rows = torch.from_numpy(np.stack([ids[start : start + 17] for start in starts]))
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        model.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(weight.grad.double().pow(2).sum().item() for weight in model.parameters()))
+        assert clip == 0 or 0.05 < norm < 1e6
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.sub_(rate * (0.05 / norm if clip == 0.05 else 1) * weight.grad)
+        share = min(ema, (1 + number) / (10 + number))
+        average = {name: share * average[name] + (1 - share) * weight for name, weight in model.state_dict().items()}
+        # fp32, summed in another order; torch clips to 0.05 / (norm + 1e-6).
+        assert trainer.step(number) == pytest.approx(loss.item(), rel=1e-5)
+        assert trainer.norm == pytest.approx(norm, rel=1e-4)
+        torch.testing.assert_close(dict(trainer.model.state_dict()), dict(model.state_dict()), rtol=1e-4, atol=1e-6)
+        kept = average if ema else dict(model.state_dict())
+        torch.testing.assert_close(dict(trainer.weights()), kept, rtol=1e-4, atol=1e-6)
+    assert trainer.model.training
+
+
+def test_the_optimizer_has_the_recipes_keys_and_the_architectures_routers(text_run, tmp_path):
+    settings = ("model.name=mudd", "train.router_lr=0.25", "train.weight_decay=0.3", "train.beta1=0.5")
+    trainer = made(text_run, tmp_path, *settings, "train.beta2=0.7", "train.lr=0.125")
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    matrices, rest, routers = trainer.optimizer.param_groups
+    assert (matrices["weight_decay"], rest["weight_decay"], routers["weight_decay"]) == (0.3, 0, 0)
+    assert matrices["betas"] == rest["betas"] == routers["betas"] == (0.5, 0.7)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    assert {names[p] for p in routers["params"]} == {name for name in names.values() if name.startswith("mixes.")}
+    trainer.step(trainer.keys.steps - 1)  # the last of a cosine that ends at min_lr = 0.1 of lr
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.0125, 0.0125, 0.0125 / 4])
+
+
+def fixed_windows(count, context=16):
+    """The same windows whatever is asked for."""
+    ids = torch.randint(0, VOCABULARY, (1, context + 1), generator=torch.Generator().manual_seed(7)).expand(count, -1)
+    return SimpleNamespace(batch=lambda first, size: (ids[:size, :-1], ids[:size, 1:]))  # noqa: ARG005
+
+
+def test_every_step_and_every_part_of_it_has_a_dropout_mask_of_its_own_that_seed_and_step_tell(
+    text_run, tmp_path, monkeypatch
+):
+    losses, plain = [], training.metrics.loss
+
+    def noting(logits, targets):
+        loss = plain(logits, targets)
+        losses.append(loss.item())
+        return loss
+
+    def parts(seed, number):
+        """Losses of a step's two parts, by the same weights and of the same windows."""
+        trainer = made(text_run, tmp_path, "model.dropout=0.5", "train.accumulation=2", f"train.seed={seed}")
+        trainer.model.load_state_dict(redrawn(trainer.model.state_dict(), 1))
+        trainer.windows = fixed_windows(2)
+        losses.clear()
+        trainer.step(number)
+        return tuple(losses)
+
+    monkeypatch.setattr(training.metrics, "loss", noting)
+    torch.manual_seed(1)
+    found = [parts(seed=1, number=3), parts(seed=1, number=4), parts(seed=2, number=3)]
+    assert len({loss for pair in found for loss in pair}) == 6
+    torch.manual_seed(2)
+    assert parts(seed=1, number=3) == found[0]
+
+
+@pytest.mark.parametrize("name", list(registry.MODELS))
+def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypatch, name):
+    from test_models import make
+
+    # What a sublayer adds is linear in its last matrix: dropping all of it is that matrix at zero.
+    model = make(name, {}, open_gates=True, dropout=0.25, tied=False, layers=4).train()
+    places = ["embedding"]
+    for layer in range(4):
+        places += [f"blocks.{layer}.attention.out", f"blocks.{layer}.feed_forward.out"]
+    ids = torch.randint(0, 37, (2, 12), generator=torch.Generator().manual_seed(1))
+    calls = []
+
+    def logits(dropped=None):
+        """With all of the input dropped at that call of dropout, and nothing elsewhere."""
+
+        def scripted(x, p, training, inplace):
+            calls.append((p, training, inplace))
+            return torch.zeros_like(x) if len(calls) - 1 == dropped else x
+
+        calls.clear()
+        monkeypatch.setattr(F, "dropout", scripted)
+        return model(ids)
+
+    whole = logits()
+    assert calls == [(0.25, True, False)] * 9
+    with torch.no_grad():
+        for number, place in enumerate(places):
+            found = logits(dropped=number)
+            assert not torch.allclose(found, whole)
+            weight = model.get_parameter(f"{place}.weight")
+            kept = weight.clone()
+            weight.zero_()
+            torch.testing.assert_close(logits(), found)
+            weight.copy_(kept)
+    model.eval()
+    logits()
+    assert {training for _, training, _ in calls} <= {False}
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_validation_loss_is_the_mean_over_windows_that_are_spread_over_the_validation_split(
+    text_run, tmp_path, ema
+):
+    # Dropout of a half, and batches of 4, 4 and 3 windows: neither may be seen in the mean.
+    trainer = made(text_run, tmp_path, f"train.ema={ema}", "model.dropout=0.5", "train.eval_windows=11")
+    trained = redrawn(trainer.model.state_dict(), 1)
+    averaged = redrawn(trained, 2)
+    trainer.model.load_state_dict(trained)
+    if ema:
+        trainer.average.weights = {name: weight.clone() for name, weight in averaged.items()}
+    model = copy.deepcopy(trainer.model).eval()
+    model.load_state_dict(averaged if ema else trained)
+    ids = tokens(text_run, "val")
+    fitting = (len(ids) - 1) // 16
+    assert fitting > 22
+    losses = []
+    for index in range(11):
+        start = math.floor(index * fitting / 11) * 16
+        window = torch.from_numpy(ids[start : start + 17])
+        losses.append(F.cross_entropy(model(window[None, :-1])[0], window[1:]).item())
+    assert trainer.validation_loss() == pytest.approx(sum(losses) / 11, rel=1e-5)
+    assert equal(trainer.model.state_dict(), trained)
+    assert trainer.model.training
+    assert all(module.training for module in trainer.model.modules())
+
+
+def test_validation_windows_are_spread_evenly_and_none_overlaps():
+    def starts(tokens, count):
+        return training.validation_batch_starts(SimpleNamespace(name="val", tokens=tokens), 10, count)
+
+    assert starts(101, 4) == [0, 20, 50, 70]  # of 10 that fit: 0, 2.5, 5 and 7.5, rounded down
+    assert starts(101, 3) == [0, 30, 60]
+    assert starts(101, 1) == [0]
+    assert starts(101, 64) == list(range(0, 100, 10))
+    assert starts(100, 64) == list(range(0, 90, 10))
+    assert starts(11, 2) == [0]
+    with pytest.raises(UsageError, match="the val split has 10 tokens, too few for a context of 10"):
+        starts(10, 2)
+
+
+def test_averaged_weights_are_what_run_pt_holds_and_resume_pt_holds_both(text_run, tmp_path):
+    trainer = made(text_run, tmp_path, "train.ema=0.5")
+    trained = redrawn(trainer.model.state_dict(), 1)
+    averaged = redrawn(trained, 2)
+    trainer.model.load_state_dict(trained)
+    trainer.average.weights = averaged
+    trainer.validate()
+    assert equal(checkpoint.load(tmp_path / "run.pt")["model"], averaged)
+    trainer.save()
+    state = checkpoint.load(tmp_path / "resume.pt")
+    assert equal(state["model"], trained)
+    assert equal(state["average"], averaged)
+    again = made(text_run, tmp_path, "train.ema=0.5")
+    again.resume(state)
+    assert equal(again.model.state_dict(), trained)
+    assert equal(again.average.weights, averaged)
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("auto", False), ("bf16", True)])
+def test_precision_is_that_of_the_recipe_in_training_and_validation(text_run, tmp_path, precision, bf16):
+    trainer = made(text_run, tmp_path, f"train.precision={precision}")
+    seen = []
+    trainer.model.head.register_forward_hook(lambda _, __, logits: seen.append((logits.dtype, torch.is_grad_enabled())))
+    trainer.step(0)
+    trainer.validation_loss()
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    assert set(seen) == {(dtype, True), (dtype, False)}
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("auto", True), ("bf16", True)])
+def test_auto_is_bf16_on_cuda(text_run, tmp_path, monkeypatch, precision, bf16):
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append(device) or self)
+    trainer = training.Trainer(tiny(text_run, f"train.precision={precision}"), tmp_path, "cuda:1", quiet)
+    assert trainer.bf16 is bf16
+    assert moved == ["cuda:1"]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_compile_and_deterministic_do_what_the_recipe_says(text_run, tmp_path, monkeypatch, wanted):
+    made_of, called, chosen = [], [], []
+
+    def compiled(model):
+        made_of.append(model)
+        return lambda ids: called.append(len(ids)) or model(ids)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    flag = str(wanted).lower()
+    go(tiny(text_run, "train.steps=1", "train.warmup=1", f"train.compile={flag}"), tmp_path / "compiled")
+    assert len(made_of) == wanted
+    assert called == [4] * wanted
+    assert chosen == []
+    go(tiny(text_run, "train.steps=1", "train.warmup=1", f"train.deterministic={flag}"), tmp_path / "deterministic")
+    assert chosen == [True] * wanted
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_is_used(text_run, tmp_path, monkeypatch):
+    plain = training.metrics.loss
+
+    def breaks(logits, targets):
+        return plain(logits, targets) + (logits.sum() * 0).sqrt()  # 0, with a gradient of 0 / 0
+
+    monkeypatch.setattr(training.metrics, "loss", breaks)
+    for clip in (0.0, 1.0):
+        trainer = made(text_run, tmp_path, f"train.clip={clip}", "train.ema=0.5")
+        before = copy.deepcopy(trainer.model.state_dict())
+        with pytest.raises(ShortcutError, match=r"not finite at step 5 \(loss \d\.\d+, norm nan\)"):
+            trainer.step(4)
+        assert equal(trainer.model.state_dict(), before)
+        assert equal(trainer.average.weights, before)
+
+
+def test_a_line_of_the_log_says_what_the_steps_since_the_last_one_gave(text_run, tmp_path, monkeypatch):
+    said = []
+    settings = ("train.steps=100", "train.warmup=10", "train.lr=0.5")
+    trainer = training.Trainer(tiny(text_run, *settings), tmp_path, "cpu", lambda *a, **k: said.append((a, k)))
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    trainer.began, trainer.norm = 991.8766, 2.5
+    trainer.state.step, trainer.state.pending = 4, [1.0, 2.0, 6.0]
+    trainer.write_log()
+    # Step 4 is the fourth of ten of warm-up; 4 steps of 4 windows of 16 tokens.
+    line = {"step": 4, "loss": 3.0, "lr": 0.2, "gradient_norm": 2.5, "tokens": 256, "seconds": 8.123}
+    assert log_lines(tmp_path) == [line]
+    assert said == [(("progress",), {"task": "train", "done": 4, "total": 100, "unit": "steps", **line})]
+    assert trainer.state.pending == []
+
+
+def test_a_state_keeps_time_best_and_pending_losses(text_run, tmp_path, monkeypatch):
+    trainer = made(text_run, tmp_path)
+    trainer.step(0)
+    trainer.state = training.State(step=7, best=0.5, seconds=1.0, pending=[1.5, 2.5])
+    trainer.began = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: 142.0)
+    trainer.save()
+    again = made(text_run, tmp_path)
+    again.resume(checkpoint.load(tmp_path / "resume.pt"))
+    assert again.state == training.State(step=7, best=0.5, seconds=42.0, pending=[1.5, 2.5])
+    for old, new in zip(trainer.optimizer.state.values(), again.optimizer.state.values(), strict=True):
+        assert equal(old, new)
+
+
+def test_a_run_says_what_it_was_made_of(text_run, tmp_path):
+    resolved = tiny(text_run, "train.steps=2", "train.warmup=1")
+    summary = go(resolved, tmp_path)
+    manifest = json.loads((text_run / "shards" / "manifest.json").read_text())
+    for name in ("run.pt", "resume.pt"):
+        content = checkpoint.load(tmp_path / name)
+        assert content["recipe"] == resolved.model_dump()
+        assert content["shards"] == manifest["checksum"]
+        assert content["vocabulary"] == VOCABULARY
+        assert content["tokenizer"]["fingerprint"] == manifest["tokenizer"]["fingerprint"]
+        assert {name: bytes(packed.numpy()) for name, packed in content["tokenizer"]["files"].items()} == {
+            path.name: path.read_bytes() for path in (text_run / "shards" / "tokenizer").iterdir()
+        }
+        assert content["scores"]["validation"] == summary["validation_nats_per_token"]
+        assert content["versions"]["torch"] == torch.__version__
+    assert recipe.read(str(tmp_path / "recipe.toml")) == resolved
+    assert summary["run"] == str(tmp_path / "run.pt")
+    assert summary["worked"] is True
+    assert summary["parameters"]["total"] == VOCABULARY * 8 + (4 * 64 + 2 * 8 * 16 + 2 * 8) + 8
+
+
+def test_the_first_note_counts_parameters_operations_and_epochs():
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(count=lambda: {"total": 12345, "trunk": 2345}, flops=lambda context: context * 5e6),
+        recipe=SimpleNamespace(model=SimpleNamespace(name="gpt", context=16)),
+        windows=SimpleNamespace(split=SimpleNamespace(tokens=6400)),
+        keys=SimpleNamespace(steps=200, batch_size=4),
+    )
+    assert training._describe(trainer) == (
+        "gpt: 12,345 parameters (2,345 in the trunk), 15.0 training MFLOPs a token; 6,400 training tokens, 2.00 epochs"
+    )
+
+
+def test_beginning_again_leaves_nothing_of_the_run_before(text_run, tmp_path):
+    for name in ("log.jsonl", "run.pt", "resume.pt", "resume.prev.pt"):
+        (tmp_path / name).write_text("of the run before")
+    with pytest.raises(Interrupted):
+        go(tiny(text_run), tmp_path, stop_after(1), resume="never")
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert left == {"recipe.toml", "resume.pt"}
+    assert checkpoint.load(tmp_path / "resume.pt")["step"] == 1
+
+
+def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
+    notes = []
+
+    def report(event, **fields):
+        if event == "note":
+            notes.append(fields["text"])
+
+    resolved = tiny(text_run)
+    with pytest.raises(Interrupted):
+        go(resolved, tmp_path, stop_after(11), report=report)
+    first = go(resolved, tmp_path, report=report)
+    assert first["worked"] is True
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    again = go(resolved, tmp_path, report=report)
+    assert again == first | {"worked": False}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert notes[1:] == ["going on at step 11", "this run is finished already"]
+
+
+def test_a_folder_that_another_training_holds_is_refused(text_run, tmp_path):
+    with files.held(tmp_path, "another"), pytest.raises(UsageError, match="is in use: another"):
+        go(tiny(text_run), tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["model", "optimizer", "average", "state", "step"])
+def test_a_state_that_lacks_a_part_is_refused(text_run, tmp_path, broken):
+    trainer = made(text_run, tmp_path, "train.ema=0.5")
+    trainer.save()
+    state = checkpoint.load(tmp_path / "resume.pt")
+    for content in ({name: part for name, part in state.items() if name != broken}, state | {broken: None}):
+        if broken != "step" or "step" not in content:
+            with pytest.raises(CheckFailed, match="is no state of this run"):
+                trainer.resume(content)
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("data.val=0.2", "data.val: 0.1 -> 0.2"),
+        ("tokenizer.alphabet=abc", "tokenizer.alphabet:"),
+        ("model.rope_base=500.0", "model.rope_base: 10000.0 -> 500.0"),
+        ("model.name=mudd", "model.name: 'gpt' -> 'mudd'"),
+        ("model.shortcut.map_width=8", "model.shortcut.map_width: 1024 -> 8"),
+        ("train.seed=3", "train.seed: 1 -> 3"),
+        ("train.steps=99", "train.steps: 12 -> 99"),
+        ("train.log_every=3", "train.log_every: 2 -> 3"),
+        ("eval.resamples=7", "eval.resamples: 500 -> 7"),
+        ("sample.seed=2", "sample.seed: 1 -> 2"),
+        ("data.shards=elsewhere", ""),  # the same shards may have moved
+    ],
+)
+def test_any_other_key_than_the_place_of_the_shards_is_refused(text_run, tmp_path, setting, line):
+    shards = SimpleNamespace(manifest={"checksum": "a" * 64})
+    changed = SimpleNamespace(recipe=tiny(text_run, setting), folder=tmp_path, shards=shards)
+    began = {"recipe": tiny(text_run).model_dump(), "shards": "a" * 64}
+    if not line:
+        training._check_same(began, changed)
+        return
+    with pytest.raises(UsageError) as refused:
+        training._check_same(began, changed)
+    assert f"holds a run of something else\n  {line}" in refused.value.message
+    assert refused.value.message.count("\n") == 1
+    assert "--resume never" in refused.value.hint
+
+
+def test_other_shards_are_refused(text_run, tmp_path):
+    shards = SimpleNamespace(manifest={"checksum": "b" * 64})
+    trainer = SimpleNamespace(recipe=tiny(text_run), folder=tmp_path, shards=shards)
+    with pytest.raises(UsageError, match=r"something else\n  shards: aaaaaaaaaaaa -> bbbbbbbbbbbb$"):
+        training._check_same({"recipe": tiny(text_run).model_dump(), "shards": "a" * 64}, trainer)
+
+
+class Scripted:
+    """A trainer that only writes down what it is asked to do."""
+
+    def __init__(self, steps, log_every, eval_every, **state):
+        self.keys = SimpleNamespace(steps=steps, log_every=log_every, eval_every=eval_every)
+        self.state = training.State(**state)
+        self.folder, self.calls = "runs/x", []
+
+    def step(self, number):
+        self.calls.append(f"step({number})")
+        return float(number)
+
+    def write_log(self):
+        self.calls.append(f"log at {self.state.step} of {self.state.pending}")
+        self.state.pending = []
+
+    def validate(self):
+        self.calls.append(f"validate at {self.state.step}")
+
+    def save(self):
+        self.calls.append(f"save at {self.state.step}")
+
+
+def test_the_loop_steps_logs_validates_and_saves_in_turn(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 500.0)
+    trainer = Scripted(7, 3, 2, step=1, pending=[0.0], seconds=60.0)
+    asked = []
+    loop.run(trainer, lambda: asked.append(trainer.state.step) or (9 if trainer.state.step == 7 else None))
+    assert trainer.calls == [
+        *("step(1)", "validate at 2", "save at 2"),
+        *("step(2)", "log at 3 of [0.0, 1.0, 2.0]"),
+        *("step(3)", "validate at 4", "save at 4"),
+        "step(4)",
+        *("step(5)", "log at 6 of [3.0, 4.0, 5.0]", "validate at 6", "save at 6"),
+        *("step(6)", "log at 7 of [6.0]", "validate at 7", "save at 7"),
+    ]
+    assert asked == [2, 3, 4, 5, 6, 7]  # a wish to leave at the last step comes too late
+    assert trainer.began == 440.0
+    trainer.calls.clear()
+    loop.run(trainer, lambda: 9)
+    assert trainer.calls == []
+
+
+@pytest.mark.parametrize("code", [75, 130, 0])
+def test_the_loop_saves_and_leaves_with_the_code_that_it_is_given(code):
+    trainer = Scripted(7, 10, 10)
+    with pytest.raises(Interrupted, match="stopped at step 3 of 7; the state is saved in runs/x") as left:
+        loop.run(trainer, lambda: code if trainer.state.step == 3 else None)
+    assert left.value.exit_code == code
+    assert trainer.calls == ["step(0)", "step(1)", "step(2)", "save at 3"]
+    assert trainer.state.pending == [0.0, 1.0, 2.0]
+
+
+def test_a_cut_log_keeps_whole_lines_up_to_its_step(tmp_path):
+    log = loop.Log(tmp_path, tensorboard=False)
+    log.cut(3)
+    assert loop.read_log(tmp_path) == []
+    for step in (1, 2, 2, 3):
+        log.write(step=step, loss=step / 2)
+    with open(log.path, "a") as stream:
+        stream.write('{"step": 1}')  # whole, but for the end of its line
+    log.cut(2)
+    assert log.path.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n'
+    log.write(step=3, validation=4.0)
+    assert loop.read_log(tmp_path)[-1] == {"step": 3, "validation": 4.0}
+
+
+def test_tensorboard_gets_every_value_at_its_step(text_run, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, *arguments):
+            written.append(arguments)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    loop.Log(tmp_path, tensorboard=False).write(step=1, loss=9.0)
+    assert written == []
+    made(text_run, tmp_path, "train.tensorboard=true").log.write(step=4, loss=0.5, lr=0.25)
+    assert written == [tmp_path / "tensorboard", ("loss", 0.5, 4), ("lr", 0.25, 4)]
+    assert [line["step"] for line in log_lines(tmp_path)] == [1, 4]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(Unavailable, match=r"train\.tensorboard needs TensorBoard"):
+        loop.Log(tmp_path, tensorboard=True)
+
+
+GOOD, BAD, ABSENT = "good", "bad", None
+CASES = [  # resume.pt, resume.prev.pt, the result -> what is gone on from, notes
+    (ABSENT, ABSENT, ABSENT, None, 0),
+    (GOOD, ABSENT, ABSENT, "resume.pt", 0),
+    (GOOD, GOOD, GOOD, "resume.pt", 0),
+    (GOOD, BAD, ABSENT, "resume.pt", 0),
+    (BAD, GOOD, GOOD, "resume.prev.pt", 1),
+    (ABSENT, GOOD, ABSENT, "resume.prev.pt", 0),
+    (BAD, BAD, GOOD, CheckFailed, 1),
+    (BAD, ABSENT, ABSENT, CheckFailed, 0),
+    (ABSENT, BAD, ABSENT, CheckFailed, 0),
+    (ABSENT, ABSENT, GOOD, UsageError, 0),
+]
+
+
+@pytest.mark.parametrize("kind", [CheckFailed, UsageError])
+@pytest.mark.parametrize(("state", "previous", "result", "expected", "count"), CASES)
+def test_what_a_run_goes_on_from(tmp_path, kind, state, previous, result, expected, count):
+    for name, content in (("resume.pt", state), ("resume.prev.pt", previous), ("codec.pt", result)):
+        if content:
+            (tmp_path / name).write_text(content)
+    notes = []
+
+    def load(path):
+        if path.read_text() == BAD:
+            raise kind(f"{path.name} is damaged")
+        return path.name
+
+    def begun(resume):
+        return loop.earlier(tmp_path, "codec.pt", resume, lambda event, text: notes.append((event, text)), load)
+
+    if expected in (CheckFailed, UsageError):
+        with pytest.raises(ShortcutError) as refused:
+            begun("auto")
+        assert type(refused.value) is expected
+        assert "--resume never" in refused.value.hint
+    else:
+        assert begun("auto") == expected
+    said = [("note", "resume.pt is damaged; going on from the state before it, resume.prev.pt")]
+    assert notes == said * count
+    assert begun("never") is None
+    assert notes == said * count
+
+
+def test_nothing_is_refused_if_nothing_changed(tmp_path):
+    loop.refuse(tmp_path, [])
+    with pytest.raises(UsageError, match=r"holds a run of something else\n  a: 1 -> 2\n  b: 3 -> 4$"):
+        loop.refuse(tmp_path, ["a: 1 -> 2", "b: 3 -> 4"])
