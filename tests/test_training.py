@@ -39,6 +39,7 @@ def go(resolved, folder, stop=NEVER, resume="auto", report=quiet):
 
 VOCABULARY = 1 + 1 + 26 + 10 + 1  # newline, space, letters, digits, and the end of a document
 TINY = ("model.layers=1", "model.width=8", "model.heads=1", "model.context=16", "model.ffn=16", "eval.stride=8")
+SMALL = ("model.width=32", "model.heads=2", "model.context=32", "model.ffn=64", "eval.stride=16")  # of four layers
 
 
 def tiny(text_run, *settings):
@@ -90,7 +91,7 @@ def stop_after(steps):
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
 @pytest.mark.parametrize("extra", [(), ("model.dropout=0.1", "train.ema=0.9", "train.accumulation=2")])
 def test_an_interrupted_run_equals_an_uninterrupted_one(text_run, tmp_path, model, extra):
-    resolved = keys(text_run, f"model.name={model}", *extra)
+    resolved = keys(text_run, *SMALL, f"model.name={model}", *extra)
     go(resolved, tmp_path / "whole")
     for steps in (3, 1, 5):  # leaves at steps 3, 4 and 9
         with pytest.raises(Interrupted) as left:
@@ -119,7 +120,7 @@ def test_another_recipe_is_refused_and_named(text_run):
 
 
 def test_never_begins_again(text_run, tmp_path):
-    resolved = keys(text_run)
+    resolved = tiny(text_run)
     with pytest.raises(Interrupted):
         go(resolved, tmp_path, stop_after(5))
     assert go(resolved, tmp_path, resume="never")["step"] == 12
@@ -170,7 +171,7 @@ def test_run_pt_is_the_best_by_validation_also_of_a_resumed_run(text_run, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(text_run, tmp_path, monkeypatch):
-    resolved = keys(text_run)
+    resolved = tiny(text_run)
     plain, calls = training.metrics.loss, 0
 
     def breaks(logits, targets):
@@ -271,14 +272,14 @@ def test_any_changed_byte_of_a_checkpoint_is_noticed(tmp_path):
 
 
 def test_a_damaged_state_falls_back_to_the_one_before(text_run, tmp_path):
-    go(keys(text_run), tmp_path / "whole")
+    go(tiny(text_run), tmp_path / "whole")
     with pytest.raises(Interrupted):
-        go(keys(text_run), tmp_path / "parts", stop_after(9))
+        go(tiny(text_run), tmp_path / "parts", stop_after(9))
     state = tmp_path / "parts" / "resume.pt"
     state.write_bytes(state.read_bytes()[:-100])
     notes = []
     training.train(
-        keys(text_run),
+        tiny(text_run),
         tmp_path / "parts",
         device="cpu",
         resume="auto",
@@ -294,18 +295,18 @@ def test_a_damaged_state_falls_back_to_the_one_before(text_run, tmp_path):
 
 def test_two_damaged_states_are_refused(text_run, tmp_path):
     with pytest.raises(Interrupted):
-        go(keys(text_run), tmp_path, stop_after(9))
+        go(tiny(text_run), tmp_path, stop_after(9))
     for name in ("resume.pt", loop.PREVIOUS):
         (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(CheckFailed) as refused:
-        go(keys(text_run), tmp_path)
+        go(tiny(text_run), tmp_path)
     assert "--resume never" in refused.value.hint
 
 
 def test_what_a_killed_process_left_is_removed(text_run, tmp_path):
     (tmp_path / ".run.pt.999999999.tmp").write_bytes(b"half")
     (tmp_path / f".eval.json.{os.getpid()}.tmp").write_bytes(b"of another command that is at work")
-    go(keys(text_run), tmp_path)
+    go(tiny(text_run), tmp_path)
     assert [path.name for path in tmp_path.glob(".*.tmp")] == [f".eval.json.{os.getpid()}.tmp"]
 
 
@@ -548,20 +549,23 @@ def test_compile_and_deterministic_do_what_the_recipe_says(text_run, tmp_path, m
     assert chosen == [True] * wanted
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_is_used(text_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_loss_or_a_gradient_that_is_not_finite_stops_before_it_is_used(text_run, tmp_path, monkeypatch, broken, clip):
     plain = training.metrics.loss
 
     def breaks(logits, targets):
-        return plain(logits, targets) + (logits.sum() * 0).sqrt()  # 0, with a gradient of 0 / 0
+        # Infinite, with a finite gradient; or 0, with a gradient of 0 / 0.
+        return plain(logits, targets) + (math.inf if broken == "loss" else (logits.sum() * 0).sqrt())
 
     monkeypatch.setattr(training.metrics, "loss", breaks)
-    for clip in (0.0, 1.0):
-        trainer = made(text_run, tmp_path, f"train.clip={clip}", "train.ema=0.5")
-        before = copy.deepcopy(trainer.model.state_dict())
-        with pytest.raises(ShortcutError, match=r"not finite at step 5 \(loss \d\.\d+, norm nan\)"):
-            trainer.step(4)
-        assert equal(trainer.model.state_dict(), before)
-        assert equal(trainer.average.weights, before)
+    trainer = made(text_run, tmp_path, f"train.clip={clip}", "train.ema=0.5")
+    before = copy.deepcopy(trainer.model.state_dict())
+    found = r"loss inf, norm \d+\.\d+" if broken == "loss" else r"loss \d\.\d+, norm nan"
+    with pytest.raises(ShortcutError, match=rf"not finite at step 5 \({found}\)"):
+        trainer.step(4)
+    assert equal(trainer.model.state_dict(), before)
+    assert equal(trainer.average.weights, before)
 
 
 def test_a_line_of_the_log_says_what_the_steps_since_the_last_one_gave(text_run, tmp_path, monkeypatch):
