@@ -113,6 +113,16 @@ def test_without_routers_all_matrices_decay_and_all_have_one_rate():
     ] * 2
 
 
+def test_routers_have_the_same_rate_unless_told_otherwise():
+    optimizer = optim.adamw(Three(), keys(), routers=["route"])
+    optim.set_rate(optimizer, 0.125)
+    assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [
+        (2, 0.125),
+        (1, 0.125),
+        (1, 0.125),
+    ]
+
+
 def test_the_average_begins_at_the_weights_and_is_a_copy_in_fp32():
     model = torch.nn.Linear(2, 2).to(torch.bfloat16)
     before = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
