@@ -1,11 +1,26 @@
-"""A comparison end to end, resumed and grown, and what it writes."""
+"""A comparison end to end; and with scripted runs, so that each number that it writes is known beforehand."""
 
 import fcntl
+import html
 import json
+import math
 import os
+import re
+import statistics as means
+import sys
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import TEXT_SETTINGS, set_flags, shortcut
+from scipy import stats
+
+from shortcut_cli import cli, compare, recipe
+from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
+from shortcut_cli.stages import comparison
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +39,10 @@ def compared(text_run, tmp_path_factory):
 
 
 def _compare(text_run, folder):
+    # One rate and one seed: what more of them mean is tested below, with scripted runs.
     flags = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.width=32", "model.ffn=64")
-    command = ["compare", "--recipe", "text-tiny", "--models", "shortcut", "--seeds", "2", "--out", "c"]
-    command += ["--lrs", "0.002,0.004", "--device", "cpu,cpu", "--json", *flags]
+    command = ["compare", "--recipe", "text-tiny", "--models", "shortcut", "--seeds", "1", "--out", "c"]
+    command += ["--device", "cpu,cpu", "--json", *flags]
     return command, shortcut(*command, cwd=folder).stdout
 
 
@@ -35,22 +51,43 @@ def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     result = json.loads(printed)
     assert result == json.loads((folder / "c" / "compare.json").read_text())
     arms = {row["label"]: row for row in result["arms"]}
-    assert {"gpt", "shortcut"} < arms.keys()
-    for entry in result["contrasts"]:
-        arm, opponent = arms[entry["arm"]], arms[entry["opponent"]]
-        assert opponent["model"] == "gpt"
-        assert opponent["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
-        differences = [a - b for a, b in zip(arm["nats_per_token"], opponent["nats_per_token"], strict=True)]
-        assert entry["differences"] == pytest.approx(differences)
-        assert entry["mean"] == pytest.approx(sum(differences) / 2)
-        assert entry["p_holm"] >= entry["p"]
-        assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
-        assert entry["verdict"].startswith((entry["arm"], "No difference"))
-    for row in arms.values():
-        assert row["lr"] == float(min(row["validation_by_lr"], key=row["validation_by_lr"].get))
+    assert list(arms)[:2] == ["gpt", "shortcut"]
+    assert len(arms) == 4  # and a deeper and a wider baseline
+    (entry,) = result["contrasts"]
+    arm, opponent = arms["shortcut"], arms[entry["opponent"]]
+    assert entry["opponents"] == list(arms)[2:]
+    assert opponent["validation"] == min(arms[label]["validation"] for label in entry["opponents"])
+    for label in entry["opponents"]:
+        assert arms[label]["model"] == "gpt"
+        assert arms[label]["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
+    assert entry["differences"] == [arm["nats_per_token"][0] - opponent["nats_per_token"][0]] == [entry["mean"]]
+    assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
+    assert entry["verdict"].startswith("shortcut is ")
+
+
+def test_what_a_comparison_says_of_its_runs_lies_in_their_folders(compared):
+    folder, _, printed = compared
+    from shortcut_cli import sealed
+
+    for row in json.loads(printed)["arms"]:
+        (name,) = row["folders"]
+        kept = folder / "c" / name
+        run = sealed.load(kept / "run.pt", "run.pt")
+        model, keys = run["recipe"]["model"], run["recipe"]["train"]
+        for key in ("layers", "width", "ffn"):
+            assert row[key] == model[key]
+        assert (row["model"], row["lr"], row["seeds"]) == (model["name"], keys["lr"], [keys["seed"]])
+        weights = {key: weight.numel() for key, weight in run["model"].items() if key != "head.weight"}  # tied
+        assert row["parameters_total"] == sum(weights.values())
+        assert row["parameters"] == sum(weights.values()) - weights["embedding.weight"]
+        assert row["validation"] == [run["scores"]["validation"]]
+        score = json.loads((kept / "eval.json").read_text())["splits"]["test"]
+        assert (row["nats_per_token"], row["unit"]) == ([score["nats_per_token"]], score["unit"])
+        assert row["peak_mb"] == json.loads((kept / "cost.json").read_text())["peak_mb"] > 100
         assert row["tokens_per_s"] > 0
-        assert row["peak_mb"] > 100
         assert [point["step"] for point in row["curve"]] == [4, 8, 12]
+        with np.load(kept / "eval-test.npz") as groups:
+            assert groups["nats"].sum() / groups["tokens"].sum() == pytest.approx(score["nats_per_token"])
 
 
 def test_the_page_needs_nothing_else(compared):
@@ -66,7 +103,7 @@ def test_the_page_needs_nothing_else(compared):
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
     folder, command, printed = compared
     before = {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
-    assert len(before) >= 2 * 4
+    assert len(before) == 4
     again = shortcut(*command, cwd=folder)
     assert json.loads(again.stdout) == json.loads(printed)
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
@@ -74,14 +111,38 @@ def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
     assert "train.clip" in refused.stderr
 
 
-def test_equal_seeds_share_trunk_and_order(compared):
-    folder, _, _ = compared
-    from shortcut_cli import sealed
+def test_equal_seeds_share_weights_and_order_in_all_arms(text_run, tmp_path):
+    from shortcut_cli.stages.training import Trainer
 
-    recipes = [
-        sealed.load(path, "run.pt")["recipe"]["train"]["seed"] for path in sorted((folder / "c").rglob("*-s2/run.pt"))
-    ]
-    assert set(recipes) == {2}
+    settings = [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.width=32", "model.ffn=64", "train.seed=5"]
+    resolved = recipe.read("text-tiny", [*settings, "model.shortcut.map_width=112"])
+    models = ["shortcut", "value_residual", "mudd", "late_kv"]
+    vocabulary = compare.Shards(text_run / "shards").tokenizer["vocabulary"]
+    arms = compare._arms(resolved, models, vocabulary, "params", runner(tmp_path))
+    assert len(arms) > 1 + len(models)
+    made = {
+        (label, seed): Trainer(compare.Cell(arm, 0.002, seed).recipe(), tmp_path, "cpu", lambda *_, **__: None)
+        for label, arm in arms.items()
+        for seed in (5, 6)
+    }
+    orders = {key: trainer.windows.starts(0, 12 * 8).tolist() for key, trainer in made.items()}
+    assert orders["gpt", 5] != orders["gpt", 6]
+    plain = {seed: dict(made["gpt", seed].model.named_parameters()) for seed in (5, 6)}
+    for (label, seed), trainer in made.items():
+        assert orders[label, seed] == orders["gpt", seed]
+        assert trainer.validation == made["gpt", 5].validation
+        layers = arms[label].recipe.model.layers
+        shared = set()
+        for name, weight in trainer.model.named_parameters():
+            if name not in plain[seed] or plain[seed][name].shape != weight.shape or weight.dim() < 2:
+                continue
+            # What writes to the residual stream begins smaller by the root of the depth.
+            scale = math.sqrt(4 / layers) if name.endswith(".out.weight") else 1.0
+            assert torch.allclose(weight, plain[seed][name] * scale, rtol=1e-6, atol=0), (label, name)
+            assert not torch.allclose(weight, plain[11 - seed][name] * scale, rtol=0.1), (label, name)
+            shared.add(name)
+        if arms[label].recipe.model.width == 32:
+            assert {"embedding.weight", "blocks.0.attention.query_key_value.weight"} <= shared, label
 
 
 @pytest.mark.parametrize(
@@ -92,3 +153,806 @@ def test_wrong_flags_are_one_panel(text_run, tmp_path, flags, words):
     shards = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}")
     done = shortcut("compare", "--recipe", "text-tiny", *flags, "--out", "c", *shards, cwd=tmp_path, check=2)
     assert words in done.stderr
+
+
+SHAPE = ("model.layers=4", "model.width=32", "model.heads=4", "model.ffn=64", "model.context=16", "eval.stride=8")
+SCRIPTED = (*SHAPE, "model.shortcut.map_width=112", "train.batch_size=8", "train.steps=12", "train.seed=7")
+VOCABULARY = 27
+DEEPER, WIDER = "gpt-5x32x61", "gpt-4x40x45"
+ASKED = ("shortcut", "value_residual", "late_kv", "shortcut_local")
+OPPONENTS = {
+    "shortcut": [DEEPER, WIDER],
+    "value_residual": ["gpt"],  # 8 scalars more are no shape more
+    "late_kv": ["gpt"],
+    "shortcut_local": [DEEPER, WIDER],  # as large as shortcut
+}
+RATES = (0.001, 0.002, 0.004)
+BEST = {"gpt": 0.001, "shortcut": 0.004, "value_residual": 0.002, "late_kv": 0.002, "shortcut_local": 0.001}
+BEST |= {DEEPER: 0.004, WIDER: 0.002}
+LABELS = tuple(BEST)
+SHAPES = {label: (label, 4, 32, 64) for label in ("gpt", *ASKED)} | {
+    DEEPER: ("gpt", 5, 32, 61),
+    WIDER: ("gpt", 4, 40, 45),
+}
+# The lowest validation loss at seeds 7, 8 and 9. Of the two opponents the wider is the better by the mean; by the
+# first seed, the last, the median and the lowest the deeper would be, and by the scores of the test split.
+LOWEST = {
+    "gpt": (2.50, 2.51, 2.49),
+    "shortcut": (2.40, 2.43, 2.41),
+    "value_residual": (2.47, 2.44, 2.48),
+    "late_kv": (2.52, 2.53, 2.50),
+    "shortcut_local": (2.45, 2.46, 2.48),
+    DEEPER: (2.40, 2.75, 2.48),
+    WIDER: (2.45, 2.50, 2.50),
+}
+NATS = {
+    "gpt": (2.60, 2.61, 2.59),
+    "shortcut": (2.500, 2.508, 2.521),  # 0.050, 0.052 and 0.049 below the wider baseline
+    "value_residual": (2.580, 2.584, 2.576),  # 0.020, 0.026 and 0.014 below: p = 0.03, which Holm doubles
+    "late_kv": (2.6003, 2.6098, 2.5904),  # the same within the margin
+    "shortcut_local": (2.580, 2.593, 2.594),  # 0.030, 0.033 and 0.024 above
+    DEEPER: (2.45, 2.46, 2.44),
+    WIDER: (2.550, 2.560, 2.570),
+}
+TOKENS = np.array([10.0, 20.0, 5.0, 40.0, 8.0, 17.0])  # of six test documents
+MARGIN = 0.005
+
+
+def validation_of(label, rate, seed):
+    """At steps 4, 8 and 12. By the lowest in a run, the arm's best rate wins; by the first or the last, another."""
+    low = LOWEST[label][seed - 7]
+    others = [other for other in RATES if other != BEST[label]]
+    if rate == others[0]:
+        return (low + 0.2, low + 0.1, low + 0.1)
+    if rate == others[1]:
+        return (low + 0.05, low + 0.15, low + 0.2)
+    return (low + 0.3, low, low + 0.4)
+
+
+def bits_of(label, seed):
+    return 1.5 * NATS[label][seed - 7] + 0.01 * (LABELS.index(label) * seed % 5)
+
+
+def document_nats(label, seed, split="test"):
+    return np.random.default_rng((LABELS.index(label), seed, split == "test")).normal(2, 0.3, 6) * TOKENS
+
+
+def log_of(label, rate, seed):
+    """Twelve steps of 128 tokens; what spans a validation is slow, and between validations one piece is as no other."""
+    unit = (1 + LABELS.index(label)) * {7: 1, 8: 4, 9: 2}[seed]
+    seconds, lines = 1.0, []
+    for step, took in ((2, 0), (4, 0.5 * unit), (6, 90), (8, 0.25 * unit), (10, 90), (12, 2.0 * unit)):
+        seconds += took
+        lines.append({"step": step, "loss": 9.0, "tokens": step * 128, "seconds": seconds})
+        if step % 4 == 0:
+            lines.append({"step": step, "validation": validation_of(label, rate, seed)[step // 4 - 1]})
+    return lines
+
+
+def write_cell(folder, label, rate, seed, device):
+    score = {"nats_per_token": NATS[label][seed - 7], "bits_per_unit": bits_of(label, seed), "unit": "character"}
+    if rate != BEST[label]:
+        score["nats_per_token"] = 1.0  # of a test split on which nothing may be chosen
+    splits = {"val": {"nats_per_token": 55.0, "bits_per_unit": 77.0, "unit": "none"}, "test": score}
+    lines = log_of(label, rate, seed)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "eval.json").write_text(json.dumps({"splits": splits}))
+    for split in ("val", "test"):
+        np.savez(folder / f"eval-{split}.npz", nats=document_nats(label, seed, split), tokens=TOKENS)
+    cost = {"peak_mb": 100.0 + 10 * LABELS.index(label) + {7: 1, 8: 3, 9: 2}[seed], "device": device}
+    (folder / "cost.json").write_text(json.dumps(cost))
+
+
+class Scripted:
+    """In place of the processes of a comparison: writes what a training would have, and keeps what was asked for."""
+
+    def __init__(self, monkeypatch, out, write=write_cell):
+        self.out, self.write, self.ran, self.notes = out, write, [], []
+        shards = SimpleNamespace(
+            tokenizer={"vocabulary": VOCABULARY},
+            manifest={"checksum": "c0ffee" * 8},
+            split=lambda name: SimpleNamespace(tokens={"train": 5000, "val": 70, "test": 100}[name]),
+        )
+        monkeypatch.setattr(compare, "Shards", lambda _: shards)
+        monkeypatch.setattr(compare.Runner, "_process", lambda _, *arguments: self.process(*arguments))
+        monkeypatch.setattr(comparison, "_curves", lambda _: "<svg/>")  # takes longer than all the rest
+        self.shapes = {shape: label for label, shape in SHAPES.items()}
+
+    def process(self, planned, folder, device):
+        made = recipe.read(str(planned))
+        model, keys = made.model, made.train
+        label = self.shapes[model.name, model.layers, model.width, model.ffn]
+        self.ran.append((label, keys.lr, keys.seed))
+        assert folder == self.out / "runs" / f"{label}-lr{keys.lr:g}-s{keys.seed}"
+        self.write(folder, label, keys.lr, keys.seed, device)
+
+    def __call__(self, *models, settings=(), **options):
+        options = {"seeds": 3, "match": "params", "lrs": (), "margin": MARGIN, "devices": ["cpu"]} | options
+        options |= {"report": lambda _, text: self.notes.append(text)}
+        resolved = recipe.read("text-tiny", [*SCRIPTED, *settings])
+        return compare.compare(resolved, models, self.out, **{"stop": nullcontext(lambda: None)} | options)
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    return Scripted(monkeypatch, tmp_path)
+
+
+def near(found, wanted, where="result"):
+    """Equal, numbers within what another order of additions makes of them."""
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted), where
+        for key, value in wanted.items():
+            near(found[key], value, f"{where}.{key}")
+    elif isinstance(wanted, (list, tuple)):
+        assert len(found) == len(wanted), where
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            near(one, other, f"{where}[{number}]")
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=1e-9, abs=1e-12), where
+    else:
+        assert found == wanted, where
+
+
+def wanted_size(label):
+    """(parameters of the trunk, all, training FLOPs a token, cache bytes a token), of a gpt worked by hand."""
+    if label in ASKED:
+        return {"value_residual": (33062, 33926, 214848, 1024), "late_kv": (33088, 33952, 214848, 1024)}.get(
+            label, (40256, 41120, 257856, 1024)
+        )
+    _, layers, width, ffn = SHAPES[label]
+    matrices = layers * (4 * width**2 + 2 * width * ffn)
+    trunk = matrices + (2 * layers + 1) * width
+    flops = 3 * (2 * (matrices + VOCABULARY * width) + layers * 4 * width * 17 / 2)
+    return trunk, trunk + VOCABULARY * width, int(flops), layers * 2 * width * 4
+
+
+def wanted_row(label):
+    name, layers, width, ffn = SHAPES[label]
+    best = BEST[label]
+    parameters, total, flops, cache = wanted_size(label)
+    unit = 1 + LABELS.index(label)
+    seconds = [
+        means.mean(1 + before + steps * unit * factor for factor in (1, 4, 2))
+        for before, steps in ((0, 0.5), (90, 0.75), (180, 2.75))
+    ]
+    return {
+        "label": label,
+        "model": name,
+        "asked": label in ("gpt", *ASKED),
+        "lr": best,
+        "validation_by_lr": {f"{rate:g}": min(validation_of(label, rate, 7)) for rate in RATES},
+        "layers": layers,
+        "width": width,
+        "ffn": ffn,
+        "parameters": parameters,
+        "parameters_total": total,
+        "training_flops_per_token": flops,
+        "cache_bytes_per_token": cache,
+        "tokens_per_s": 256 / (0.5 * unit) / 2,  # the middle piece of a run, and of the runs that of seed 9
+        "peak_mb": 103.0 + 10 * LABELS.index(label),
+        "device": "cpu",
+        "seeds": [7, 8, 9],
+        "validation": list(LOWEST[label]),
+        "nats_per_token": list(NATS[label]),
+        "bits_per_unit": [bits_of(label, seed) for seed in (7, 8, 9)],
+        "unit": "character",
+        "folders": [f"runs/{label}-lr{best:g}-s{seed}" for seed in (7, 8, 9)],
+        "curve": [
+            {"step": step, "validation": sum(LOWEST[label]) / 3 + more, "seconds": second}
+            for step, more, second in zip((4, 8, 12), (0.3, 0.0, 0.4), seconds, strict=True)
+        ],
+    }
+
+
+def wanted_contrast(label, opponent):
+    nats = [a - b for a, b in zip(NATS[label], NATS[opponent], strict=True)]
+    bits = [bits_of(label, seed) - bits_of(opponent, seed) for seed in (7, 8, 9)]
+    paired = stats.ttest_rel(NATS[label], NATS[opponent])
+    edges = ((-MARGIN, "greater"), (MARGIN, "less"))
+    equal = [stats.ttest_1samp(nats, edge, alternative=side).pvalue for edge, side in edges]
+    limit = stats.t.ppf(0.975, 2)
+
+    def power(shift):
+        return stats.nct.sf(limit, 2, shift) + stats.nct.cdf(-limit, 2, shift)
+
+    low, high = 0.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle) < 0.8 else (low, middle)
+    documents = sum(document_nats(label, seed) - document_nats(opponent, seed) for seed in (7, 8, 9)) / 3
+    draws = np.random.default_rng(1).integers(0, 6, (2000, 6))
+    resampled = [documents[row].sum() / TOKENS[row].sum() for row in draws]
+    return {
+        "arm": label,
+        "opponent": opponent,
+        "opponents": OPPONENTS[label],
+        "seeds": 3,
+        "mean": math.fsum(nats) / 3,
+        "interval_95": list(paired.confidence_interval(0.95)),
+        "p": paired.pvalue,
+        "wins": sum(1 for value in nats if value < 0),
+        "detectable": low * np.std(nats, ddof=1) / math.sqrt(3),
+        "p_equal": max(equal),
+        "p_holm": None,
+        "differences": nats,
+        "bits_per_unit": math.fsum(bits) / 3,
+        "bits_per_unit_interval_95": list(stats.ttest_1samp(bits, 0).confidence_interval(0.95)),
+        "documents_interval_95": list(np.percentile(resampled, [2.5, 97.5])),
+    }
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """What a scripted comparison of four arms gave, tuned, over three seeds; and the script."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        script = Scripted(monkeypatch, tmp_path_factory.mktemp("tuned"))
+        result = script(*ASKED, lrs=RATES)
+        assert (script.out / "compare.html").read_text() == comparison.page(result)
+    return json.dumps(result), script
+
+
+def test_a_scripted_comparison_has_the_numbers_worked_by_hand(tuned):
+    result = json.loads(tuned[0])
+    assert result == json.loads((tuned[1].out / "compare.json").read_text())
+    near(result["arms"], [wanted_row(label) for label in LABELS])
+    wanted = [wanted_contrast(label, WIDER if label.startswith("shortcut") else "gpt") for label in ASKED]
+    for entry in wanted:
+        others = [other["p"] for other in wanted]
+        # Holm: of all p-values that are no larger, the largest times the number of those that are no smaller.
+        entry["p_holm"] = max(min(1.0, q * sum(r >= q for r in others)) for q in others if q <= entry["p"])
+    found = {entry["arm"]: entry.pop("verdict") for entry in result["contrasts"]}
+    # brentq stops within 2e-12 and quad's limit leaves 1e-9 of the density out: five digits of the detectable hold.
+    for one, other in zip(result["contrasts"], wanted, strict=True):
+        assert one.pop("detectable") == pytest.approx(other.pop("detectable"), rel=1e-6)
+    near(result["contrasts"], wanted)
+    by_arm = {entry["arm"]: entry for entry in result["contrasts"]}
+    assert found["shortcut"].startswith(f"shortcut beats {WIDER} by 0.0503 nats per token (p = ")
+    assert found["shortcut_local"].startswith(f"shortcut_local loses to {WIDER} by 0.0290 nats per token (p = ")
+    assert found["late_kv"].startswith("late_kv and gpt are equal within 0.005 nats per token (p = ")
+    assert by_arm["value_residual"]["p"] < 0.05 < by_arm["value_residual"]["p_holm"]
+    assert found["value_residual"].startswith("No difference shown between value_residual and gpt (-0.0200 nats ")
+    rest = {key: value for key, value in result.items() if key not in ("arms", "contrasts")}
+    near(
+        rest,
+        {
+            "schema_version": 1,
+            "recipe": recipe.read("text-tiny", SCRIPTED).model_dump(),
+            "shards": "c0ffee" * 8,
+            "split": "test",
+            "match": "params",
+            "margin_nats": MARGIN,
+            "tokens_per_step": 128,
+            "epochs": 12 * 128 / 5000,
+        },
+    )
+
+
+def test_each_arm_is_tuned_at_the_first_seed_and_only_its_best_rate_runs_at_the_others(tuned):
+    _, scripted = tuned
+    first = {(label, rate, 7) for label in LABELS for rate in RATES}
+    assert len(scripted.ran) == len(set(scripted.ran))
+    assert set(scripted.ran) == first | {(label, BEST[label], seed) for label in LABELS for seed in (8, 9)}
+    assert set(scripted.ran[: len(first)]) == first
+    cell = recipe.read(str(scripted.out / "runs" / f"{WIDER}-lr0.002-s9" / "cell.toml"))
+    settings = ["model.name=gpt", "model.width=40", "model.ffn=45", "train.lr=0.002", "train.seed=9"]
+    assert cell == recipe.read("text-tiny", [*SCRIPTED, *settings])
+
+
+@pytest.mark.parametrize("lrs", [(), (0.001,)])
+def test_one_rate_is_taken_untuned(scripted, lrs):
+    # The recipe's own, 0.002, unless another is given; and to cells of another rate than the best, a score of 1.0.
+    rate = lrs[0] if lrs else 0.002
+    result = scripted("late_kv", lrs=lrs, seeds=2)
+    assert scripted.ran == [(label, rate, seed) for seed in (7, 8) for label in ("gpt", "late_kv")]
+    for row in result["arms"]:
+        assert (row["lr"], row["validation_by_lr"], row["seeds"]) == (rate, {}, [7, 8])
+
+
+def test_a_comparison_grows_by_arms_and_seeds_and_trains_only_what_is_new(scripted):
+    first = scripted("late_kv", seeds=2)
+    scripted.ran.clear()
+    assert scripted("late_kv", seeds=2) == first
+    assert scripted.ran == []
+    scripted("late_kv", "value_residual", seeds=3)
+    assert set(scripted.ran) == {
+        *((label, 0.002, 9) for label in ("gpt", "late_kv")),
+        *(("value_residual", 0.002, seed) for seed in (7, 8, 9)),
+    }
+
+
+@pytest.mark.parametrize("missing", ["cost.json", "eval.json"])
+def test_a_run_that_is_trained_or_scored_but_not_both_runs_again(scripted, missing):
+    scripted("late_kv", seeds=2)
+    scripted.ran.clear()
+    (scripted.out / "runs" / "gpt-lr0.002-s8" / missing).unlink()
+    scripted("late_kv", seeds=2)
+    assert scripted.ran == [("gpt", 0.002, 8)]
+
+
+def test_another_recipe_or_match_in_the_same_folder_is_refused(scripted):
+    scripted("late_kv", seeds=1)
+    kept = (scripted.out / "comparison.json").read_text()
+    for change, words in (
+        ({"settings": ["train.clip=0.5"]}, "  recipe.train.clip: 1.0 -> 0.5"),
+        ({"match": "none"}, "  match: 'params' -> 'none'"),
+        ({"settings": ["train.seed=8"]}, "  recipe.train.seed: 7 -> 8"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            scripted("late_kv", **{"seeds": 1} | change)
+        assert refused.value.message.splitlines()[1:] == [words]
+        assert (scripted.out / "comparison.json").read_text() == kept
+
+
+def test_the_split_of_the_recipe_is_compared(scripted):
+    result = scripted("late_kv", seeds=2, settings=["eval.split=val"])
+    assert result["split"] == "val"
+    for row in result["arms"]:
+        assert (row["nats_per_token"], row["bits_per_unit"], row["unit"]) == ([55.0] * 2, [77.0] * 2, "none")
+    ours, theirs = (sum(document_nats(one, seed, "val") for seed in (7, 8)) / 2 for one in ("late_kv", "gpt"))
+    draws = np.random.default_rng(1).integers(0, 6, (2000, 6))
+    resampled = [(ours - theirs)[row].sum() / TOKENS[row].sum() for row in draws]
+    (entry,) = result["contrasts"]
+    assert entry["documents_interval_95"] == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
+    assert (entry["mean"], entry["p"], entry["wins"]) == (0.0, 1.0, 0)
+
+
+def test_one_seed_gives_no_test_and_holm_counts_only_tests(scripted):
+    result = scripted("late_kv", "value_residual", seeds=1)
+    for entry in result["contrasts"]:
+        absent = ("p", "p_holm", "interval_95", "detectable", "p_equal", "bits_per_unit_interval_95")
+        assert [entry[name] for name in absent] == [None] * 6
+        assert entry["verdict"].endswith("gpt, on one seed: no test.")
+        assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
+
+
+def test_without_matching_the_opponent_is_the_plain_baseline(scripted):
+    result = scripted("shortcut", "gpt", "shortcut_local", match="none", seeds=2)
+    assert [row["label"] for row in result["arms"]] == ["gpt", "shortcut", "shortcut_local"]
+    assert [(entry["arm"], entry["opponent"], entry["opponents"]) for entry in result["contrasts"]] == [
+        ("shortcut", "gpt", ["gpt"]),
+        ("shortcut_local", "gpt", ["gpt"]),
+    ]
+    assert result["match"] == "none"
+
+
+def test_an_unknown_model_trains_nothing(scripted):
+    with pytest.raises(UsageError, match="gtp"):
+        scripted("late_kv", "gtp")
+    assert scripted.ran == []
+
+
+def runner(out, devices=("cpu",), notes=None):
+    return compare.Runner(out, devices, lambda _, text: None if notes is None else notes.append(text))
+
+
+def plain_arm(name, *settings):
+    resolved = recipe.read("text-tiny", [*SCRIPTED, f"model.name={name}", *settings])
+    return compare.Arm(name, resolved, compare.matching.size(resolved, VOCABULARY))
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 0.75])
+def test_a_baseline_of_as_long_a_step_has_as_many_more_flops(monkeypatch, tmp_path, ratio):
+    seconds = {"shortcut": 0.3 * ratio, "gpt": 0.3}
+    monkeypatch.setattr(compare.Runner, "step_seconds", lambda _, arm: seconds[arm.label])
+    arms = compare._arms(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "time", runner(tmp_path))
+    opponents = arms["shortcut"].opponents
+    assert len(opponents) == (1 if ratio < 1 else 2)
+    for label in opponents:
+        layers, width, ffn = map(int, label.removeprefix("gpt-").split("x"))
+        matrices = layers * (4 * width**2 + 2 * width * ffn) + VOCABULARY * width
+        flops = 3 * (2 * matrices + layers * 4 * width * 17 / 2)
+        assert flops == pytest.approx(ratio * wanted_size("gpt")[2], rel=0.01)
+        assert (arms[label].size.flops, arms[label].asked) == (flops, False)
+
+
+def test_seconds_of_a_step_come_from_a_short_run_of_its_own(monkeypatch, tmp_path):
+    planned = []
+
+    def process(_, path, folder, device):
+        planned.append((recipe.read(str(path)), folder.name))
+        write_cell(folder, "shortcut", 0.004, 7, device)
+
+    monkeypatch.setattr(compare.Runner, "_process", process)
+    arm = plain_arm("shortcut", "train.steps=500", "train.batch_size=4", "train.lr=0.003")
+    # 8 windows of the log's 128 tokens a step: 4 windows of 16 tokens at its 256 tokens in 1.0 s.
+    assert runner(tmp_path).step_seconds(arm) == pytest.approx(4 * 16 / 256)
+    settings = ["train.steps=12", "train.warmup=1", "train.log_every=1", "train.eval_every=12"]
+    assert planned == [(recipe.with_settings(arm.recipe, settings), "timing-shortcut-lr0.003-s7")]
+    assert not (set(tmp_path.glob("runs/*")) - {tmp_path / "runs" / "timing-shortcut-lr0.003-s7"})
+
+
+def test_flops_are_matched_where_they_are_asked_for(tmp_path):
+    arms = compare._arms(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "flops", runner(tmp_path))
+    # By flops both take a narrower feed-forward than by parameters: see test_matching.
+    assert arms["shortcut"].opponents == ["gpt-5x32x59", "gpt-4x40x42"]
+    assert list(arms) == ["gpt", "shortcut", "gpt-5x32x59", "gpt-4x40x42"]
+    for label in arms["shortcut"].opponents:
+        assert arms[label].size.flops == pytest.approx(arms["shortcut"].size.flops, rel=0.01)
+
+
+def test_equal_opponents_are_one_arm(tmp_path):
+    models = ["value_residual", "shortcut", "shortcut_local", "gpt"]
+    arms = compare._arms(plain_arm("shortcut").recipe, models, VOCABULARY, "params", runner(tmp_path))
+    assert {label: arm.opponents for label, arm in arms.items()} == {
+        "gpt": [],
+        "value_residual": ["gpt"],
+        "shortcut": [DEEPER, WIDER],
+        "shortcut_local": [DEEPER, WIDER],
+        DEEPER: [],
+        WIDER: [],
+    }
+    assert {label for label, arm in arms.items() if arm.asked} == {"gpt", *models}
+    for label, arm in arms.items():
+        shape = arm.recipe.model
+        assert (arm.label, (shape.name, shape.layers, shape.width, shape.ffn)) == (label, SHAPES[label])
+
+
+def test_the_better_opponent_is_the_one_of_lower_mean_validation_loss(tmp_path):
+    np.savez(tmp_path / "groups.npz", nats=TOKENS, tokens=TOKENS)
+    row = {"nats_per_token": [2.0, 2.0], "bits_per_unit": [3.0, 3.0], "groups": [tmp_path / "groups.npz"] * 2}
+    for losses, better in (((2.4, 2.6), "a"), ((2.6, 2.4), "b")):
+        arm = plain_arm("shortcut")
+        arm.opponents = ["a", "b"]
+        rows = {
+            "a": row | {"validation": [losses[0] - 0.3, losses[0] + 0.3]},
+            "b": row | {"validation": [losses[1]] * 2},
+        }
+        (entry,) = compare._contrasts({"shortcut": arm}, rows | {"shortcut": row}, MARGIN)
+        assert entry["opponent"] == better
+
+
+def test_speed_is_that_between_validations(tmp_path):
+    def speed(*lines):
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return compare._speed(tmp_path)
+
+    def line(tokens, seconds):
+        return {"step": 1, "tokens": tokens, "seconds": seconds}
+
+    check = {"step": 1, "validation": 2.0}
+    assert speed(line(100, 1.0), line(300, 2.0)) == 200
+    assert speed(line(100, 1.0), line(300, 2.0), line(1300, 3.0), line(1310, 4.0)) == 200
+    assert speed(line(0, 0.0), line(300, 2.0), check, line(400, 9.0), line(600, 10.0)) == (150 + 200) / 2
+    assert speed(line(100, 1.0), line(200, 1.0), line(500, 2.0)) == 300  # seconds are rounded
+    assert math.isnan(speed(line(100, 1.0), check, line(200, 2.0), check))
+
+
+def test_the_curve_is_the_mean_over_seeds_at_each_step(tmp_path):
+    logs = {
+        "a": [(2, None, 1.0), (4, 2.5, None), (10, None, 3.0), (12, 2.1, None)],
+        "b": [(4, 2.7, None), (10, None, 7.0), (12, 2.2, None)],
+    }
+    for name, lines in logs.items():
+        (tmp_path / name).mkdir()
+        with open(tmp_path / name / "log.jsonl", "w") as stream:
+            for step, validation, seconds in lines:
+                more = {"seconds": seconds, "loss": 9.0} if validation is None else {"validation": validation}
+                stream.write(json.dumps({"step": step, **more}) + "\n")
+    near(
+        compare._curve([tmp_path / "a", tmp_path / "b"]),
+        [
+            {"step": 4, "validation": 2.6, "seconds": 0.5},
+            {"step": 12, "validation": 2.15, "seconds": 5.0},
+        ],
+    )
+
+
+def cells_of(count):
+    arm = plain_arm("gpt")
+    return [compare.Cell(arm, 0.002, seed) for seed in range(1, count + 1)]
+
+
+def test_equal_cells_run_once_and_the_time_left_is_that_of_the_rest(monkeypatch, tmp_path):
+    clock = iter([0, 60, 100, 400, 1000, 1240])  # 60, 300 and 240 seconds
+    monkeypatch.setattr(compare.time, "monotonic", lambda: next(clock))
+    ran, notes = [], []
+    monkeypatch.setattr(compare.Runner, "_process", lambda _, *arguments: ran.append(arguments[1].name))
+    cells = cells_of(3)
+    # Cells by one: an estimate before the next has begun.
+    one = runner(tmp_path, notes=notes)
+    monkeypatch.setattr(compare, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
+    one.run([*cells, cells[0], compare.Cell(cells[1].arm, 0.002, 2)])
+    assert ran == ["gpt-lr0.002-s1", "gpt-lr0.002-s2", "gpt-lr0.002-s3"]
+    assert [note for note in notes if "done" in note] == [
+        "1 of 3 trainings done, about 2 min left",
+        "2 of 3 trainings done, about 3 min left",
+        "3 of 3 trainings done, about 0 min left",
+    ]
+    assert notes[0] == "gpt-lr0.002-s1 on cpu"
+
+
+def test_devices_work_at_once_and_none_is_given_twice(monkeypatch, tmp_path):
+    both, busy, seen = threading.Barrier(2, timeout=20), set(), []
+
+    def process(_, planned, folder, device):
+        assert device not in busy
+        busy.add(device)
+        seen.append(device)
+        both.wait()
+        busy.remove(device)
+
+    monkeypatch.setattr(compare.Runner, "_process", process)
+    two = runner(tmp_path, ["cpu", "cuda:1"])
+    two.run(cells_of(4))
+    assert sorted(seen) == ["cpu", "cpu", "cuda:1", "cuda:1"]
+    assert sorted(two.devices.queue) == ["cpu", "cuda:1"]
+
+
+def test_a_failed_cell_gives_its_device_back_and_is_told(monkeypatch, tmp_path):
+    def process(_, planned, folder, device):
+        raise ShortcutError("no memory")
+
+    monkeypatch.setattr(compare.Runner, "_process", process)
+    one = runner(tmp_path)
+    with pytest.raises(ShortcutError, match="no memory"):
+        one.run(cells_of(1))
+    assert list(one.devices.queue) == ["cpu"]
+
+
+def test_after_a_signal_no_cell_begins_and_nothing_is_written(scripted):
+    code = [None]
+    scripted.write = lambda *_: code.__setitem__(0, 75)
+    with pytest.raises(Interrupted) as interrupted:
+        scripted("late_kv", seeds=2, stop=nullcontext(lambda: code[0]))
+    assert interrupted.value.exit_code == 75
+    assert len(scripted.ran) == 1
+    assert not (scripted.out / "compare.json").exists()
+
+
+def stand_in(monkeypatch, folder, code):
+    """In place of Python: a program that is called as a cell is."""
+    program = folder / "program"
+    program.write_text(f"#!{sys.executable}\n{code}")
+    program.chmod(0o755)
+    monkeypatch.setattr(compare.sys, "executable", str(program))
+
+
+@pytest.mark.parametrize(("devices", "cores", "threads"), [(2, 6, "3"), (3, 2, "1"), (1, 6, "5")])
+def test_a_cell_is_a_process_of_its_own(monkeypatch, tmp_path, devices, cores, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setattr(compare.os, "cpu_count", lambda: cores)
+    keys = "os.environ['OMP_NUM_THREADS'], os.environ['COLUMNS']"
+    stand_in(
+        monkeypatch,
+        tmp_path,
+        f"import json, os, sys\nprint(json.dumps([*sys.argv[1:], {keys}, os.getsid(0) == os.getpid()]))",
+    )
+    (tmp_path / "output.txt").write_text('["an earlier cell"]\n')
+    runner(tmp_path, ["cpu"] * devices)._process(tmp_path / "cell.toml", tmp_path / "run", "cuda:1")
+    earlier, found = map(json.loads, (tmp_path / "output.txt").read_text().splitlines())
+    command = ["-m", "shortcut_cli.cell", str(tmp_path / "cell.toml"), str(tmp_path / "run"), "cuda:1"]
+    assert (earlier, found) == (["an earlier cell"], [*command, threads, "76", True])
+
+
+def test_a_cell_that_fails_shows_its_last_words(monkeypatch, tmp_path):
+    stand_in(monkeypatch, tmp_path, "import sys\nfor n in range(20): print(f'line {n}', file=sys.stderr)\nsys.exit(3)")
+    with pytest.raises(ShortcutError) as failed:
+        runner(tmp_path)._process(tmp_path / "cell.toml", tmp_path / "run", "cpu")
+    assert failed.value.message.splitlines() == [
+        f"{tmp_path / 'run'} on cpu ended with 3",
+        *(f"line {number}" for number in range(8, 20)),
+    ]
+    assert (tmp_path / "output.txt").read_text().splitlines() == [f"line {number}" for number in range(20)]
+
+
+def test_a_signal_is_passed_to_a_cell_once_and_waited_for(monkeypatch, tmp_path):
+    code = """import signal, sys, time
+def end(*_):
+    signal.signal(signal.SIGTERM, lambda *_: print("again", file=sys.stderr))
+    time.sleep(0.3)
+    print("saved", file=sys.stderr)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+print("begun", flush=True)
+time.sleep(60)
+"""
+    stand_in(monkeypatch, tmp_path, code)
+    monkeypatch.setattr(compare, "POLL_S", 0.05)
+    one = runner(tmp_path)
+    output = tmp_path / "output.txt"
+    one.asked = lambda: 130 if output.exists() and "begun" in output.read_text() else None
+    with pytest.raises(Interrupted) as interrupted:
+        one._process(tmp_path / "cell.toml", tmp_path / "run", "cpu")
+    assert interrupted.value.exit_code == 130
+    assert output.read_text().split() == ["begun", "saved"]
+
+
+def test_a_cell_is_trained_then_scored_then_done(monkeypatch, tmp_path):
+    from shortcut_cli import cell
+
+    peak, calls = [5_000_000], []
+    monkeypatch.setattr(cell.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=peak[0]))
+
+    def train(resolved, folder, **options):
+        calls.append(("train", resolved, folder, options["device"], options["resume"]))
+        peak[0] = 123_000
+
+    def score(*arguments, **options):
+        assert not (tmp_path / "cost.json").exists()
+        calls.append(("score", *arguments, options["device"]))
+        peak[0] = 999_000
+        if len(calls) == 2:
+            raise ShortcutError("interrupted")
+
+    monkeypatch.setattr(cell.training, "train", train)
+    monkeypatch.setattr(cell, "score", score)
+    resolved = recipe.read("text-tiny", SCRIPTED)
+    (tmp_path / "cell.toml").write_text(recipe.dump(resolved))
+    with pytest.raises(ShortcutError):
+        cell.run(str(tmp_path / "cell.toml"), tmp_path, "cuda:1")
+    assert not (tmp_path / "cost.json").exists()  # of a run without a score
+    cell.run(str(tmp_path / "cell.toml"), tmp_path, "cuda:1")
+    trained = ("train", resolved, tmp_path, "cuda:1", "auto")
+    scored = ("score", tmp_path / "run.pt", None, None, "cuda:1")
+    assert calls == [trained, scored, trained, scored]
+    assert json.loads((tmp_path / "cost.json").read_text()) == {"peak_mb": 123.0, "device": "cuda:1"}
+
+
+def test_the_flags_reach_the_comparison(monkeypatch, tmp_path):
+    seen, shown = {}, []
+    result = {"arms": [], "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
+    monkeypatch.setattr(
+        compare, "compare", lambda *arguments, **options: seen.update(options, arguments=arguments) or result
+    )
+    monkeypatch.setattr(comparison, "headings", lambda _: ["arm"])
+    monkeypatch.setattr(cli.console, "result", lambda data, table, as_json: shown.append((data, table, as_json)))
+    given = {"seeds": 4, "match": cli.Match.flops, "lrs": "1e-3,0.002", "margin": 0.25, "device": "cpu,cpu"}
+    cli.compare("text-tiny", "shortcut,mudd", **given, settings=["train.steps=5"], as_json=False)
+    resolved, models, out = seen.pop("arguments")
+    assert (resolved, models) == (recipe.read("text-tiny", ["train.steps=5"]), ["shortcut", "mudd"])
+    assert str(out) == "comparisons/text-tiny"
+    assert {name: seen[name] for name in ("seeds", "match", "lrs", "margin", "devices")} == {
+        "seeds": 4,
+        "match": "flops",
+        "lrs": [0.001, 0.002],
+        "margin": 0.25,
+        "devices": ["cpu", "cpu"],
+    }
+    assert seen["stop"] is cli.signals
+    assert (shown[0][0], shown[1][1]) == (result, "first\nsecond")
+    cli.compare("text-tiny", "mudd", out=tmp_path, device="cpu", as_json=True)
+    assert (seen["arguments"][2], seen["lrs"], seen["seeds"], seen["match"]) == (tmp_path, [], 3, "params")
+    assert seen["margin"] == 0.005
+    assert len(shown) == 3
+
+
+def page_result():
+    """Of a comparison, every number another, as the page is to show it."""
+    arm = {
+        "label": "a<b&c",
+        "asked": True,
+        "layers": 4,
+        "width": 1032,
+        "ffn": 64,
+        "lr": 0.00123456,
+        "parameters": 1234567,
+        "training_flops_per_token": 7654321,
+        "tokens_per_s": 4321.6,
+        "peak_mb": 321.456,
+        "cache_bytes_per_token": 2048,
+        "nats_per_token": [2.0, 3.0, 2.5005],
+        "bits_per_unit": [1.0, 1.5, 1.1234],
+        "unit": "second",
+        "curve": [
+            {"step": 4, "validation": 2.75, "seconds": 10.5},
+            {"step": 8, "validation": 2.25, "seconds": 21.5},
+        ],
+    }
+    other = {"label": "gpt-5x6x7", "asked": False, "layers": 5, "width": 6, "ffn": 7, "lr": 0.5, "parameters": 8}
+    other |= {"training_flops_per_token": 9, "tokens_per_s": 10.0, "peak_mb": 11.0, "cache_bytes_per_token": 12}
+    other |= {"nats_per_token": [13.0], "bits_per_unit": [14.0], "unit": "second"}
+    other |= {"curve": [{"step": 3, "validation": 15.0, "seconds": 16.0}]}
+    contrast = {"arm": "a<b&c", "opponent": "gpt-5x6x7", "seeds": 3, "mean": -0.0123456, "interval_95": (-0.02, -0.005)}
+    contrast |= {"documents_interval_95": [-0.03, 0.04], "wins": 2, "p": 0.0112, "p_holm": 0.0224, "detectable": 0.0321}
+    contrast |= {"p_equal": 0.9, "verdict": "a<b&c beats gpt."}
+    alone = contrast | {"seeds": 1, "interval_95": None, "p": None, "p_holm": None, "detectable": None, "p_equal": None}
+    tree = {
+        "model": {"layers": 4, "width": 1032, "context": 16},
+        "train": {"steps": 1200},
+        "tokenizer": {"name": "midi"},
+    }
+    return {
+        "recipe": tree,
+        "shards": "0123456789abcdef",
+        "split": "test",
+        "match": "params",
+        "margin_nats": 0.005,
+        "tokens_per_step": 4096,
+        "epochs": 1.23456,
+        "arms": [arm, other],
+        "contrasts": [contrast, alone | {"verdict": "x > y & z"}],
+    }
+
+
+def test_the_page_shows_each_number_under_its_heading():
+    page = comparison.page(page_result())
+    arms, contrasts = (
+        [
+            [html.unescape(cell) for cell in re.findall("<t[hd]>(.*?)</t[hd]>", row)]
+            for row in re.findall("<tr>(.*?)</tr>", table)
+        ]
+        for table in re.findall("<table>(.*?)</table>", page)
+    )
+    heads, *rows = arms
+    assert [dict(zip(heads, row, strict=True)) for row in rows] == [
+        {
+            "arm": "a<b&c",
+            "layers": "4",
+            "width": "1,032",
+            "feed-forward": "64",
+            "learning rate": "0.001235",
+            "parameters of the trunk": "1,234,567",
+            "training FLOPs a token": "7,654,321",
+            "tokens/s": "4,322",
+            "peak MB": "321.5",
+            "cache bytes a token": "2,048",
+            "nats per token": "2.5",
+            "bits per second": "1.208",
+        },
+        dict(zip(heads, ["gpt-5x6x7", "5", "6", "7", "0.5", "8", "9", "10", "11", "12", "13", "14"], strict=True)),
+    ]
+    heads, *rows = contrasts
+    assert [dict(zip(heads, row, strict=True)) for row in rows] == [
+        {
+            "arm": "a<b&c",
+            "opponent": "gpt-5x6x7",
+            "seeds": seeds,
+            "nats per token": "-0.01235",
+            "95 % over seeds": interval,
+            "95 % over documents": "[-0.03, 0.04]",
+            "wins": "2",
+            "p": p,
+            "p (Holm)": adjusted,
+            "detectable": detectable,
+            "p of equality within 0.005": equal,
+        }
+        for seeds, interval, p, adjusted, detectable, equal in (
+            ("3", "[-0.02, -0.005]", "0.0112", "0.0224", "0.0321", "0.9"),
+            ("1", "", "", "", "", ""),
+        )
+    ]
+    assert re.findall("<li>(.*?)</li>", page) == ["a&lt;b&amp;c beats gpt.", "x &gt; y &amp; z"]
+    assert re.findall("<h1>(.*?)</h1><p>(.*?)</p>", page) == [
+        (
+            "midi: a&lt;b&amp;c",
+            "4 layers, width 1032, context 16; 1,200 steps of 4,096 tokens, 1.23 epochs; matched by params; test "
+            "split; shards 0123456789ab.",
+        )
+    ]
+    assert re.search("<pre>(.*?)</pre>", page, re.DOTALL)[1].splitlines() == [
+        "[model]",
+        "layers = 4",
+        "width = 1032",
+        "context = 16",
+        "[train]",
+        "steps = 1200",
+        "[tokenizer]",
+        "name = midi",
+    ]
+
+
+def test_the_table_of_the_screen_has_the_means_over_seeds():
+    result = page_result()
+    rows = [dict(zip(comparison.headings(result), row, strict=True)) for row in comparison.table(result)]
+    assert rows[0]["nats per token"] == pytest.approx(7.5005 / 3)
+    assert rows[0]["bits per second"] == pytest.approx(3.6234 / 3)
+    assert (rows[0]["arm"], rows[0]["peak MB"], rows[1]["nats per token"]) == ("a<b&c", 321.456, 13.0)
+
+
+def test_the_curves_are_drawn_over_steps_flops_and_seconds(monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, *given, **options: drawn.append((self, given, options["label"])))
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    comparison._curves(page_result())
+    a, b = "a<b&c", "gpt-5x6x7"
+    assert [(axes.get_xlabel(), *given, label) for axes, given, label in drawn] == [
+        ("steps", [4, 8], [2.75, 2.25], "-", a),
+        ("training FLOPs", [4 * 4096 * 7654321, 8 * 4096 * 7654321], [2.75, 2.25], "-", a),
+        ("seconds", [10.5, 21.5], [2.75, 2.25], "-", a),
+        ("steps", [3], [15.0], "--", b),
+        ("training FLOPs", [3 * 4096 * 9], [15.0], "--", b),
+        ("seconds", [16.0], [15.0], "--", b),
+    ]
