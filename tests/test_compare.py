@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import runpy
 import statistics as means
 import sys
 import threading
@@ -18,7 +19,7 @@ import torch
 from conftest import TEXT_SETTINGS, set_flags, shortcut
 from scipy import stats
 
-from shortcut_cli import cli, compare, recipe
+from shortcut_cli import cli, compare, files, recipe
 from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
 from shortcut_cli.stages import comparison
 
@@ -294,6 +295,12 @@ def near(found, wanted, where="result"):
         assert found == wanted, where
 
 
+def flops_of(layers, width, ffn):
+    """Training FLOPs of a gpt for one token of a context of 16: see test_matching."""
+    matrices = layers * (4 * width**2 + 2 * width * ffn) + VOCABULARY * width
+    return 3 * (2 * matrices + layers * 2 * width * 17)
+
+
 def wanted_size(label):
     """(parameters of the trunk, all, training FLOPs a token, cache bytes a token), of a gpt worked by hand."""
     if label in ASKED:
@@ -301,10 +308,8 @@ def wanted_size(label):
             label, (40256, 41120, 257856, 1024)
         )
     _, layers, width, ffn = SHAPES[label]
-    matrices = layers * (4 * width**2 + 2 * width * ffn)
-    trunk = matrices + (2 * layers + 1) * width
-    flops = 3 * (2 * (matrices + VOCABULARY * width) + layers * 4 * width * 17 / 2)
-    return trunk, trunk + VOCABULARY * width, int(flops), layers * 2 * width * 4
+    trunk = layers * (4 * width**2 + 2 * width * ffn) + (2 * layers + 1) * width
+    return trunk, trunk + VOCABULARY * width, flops_of(layers, width, ffn), layers * 2 * width * 4
 
 
 def wanted_row(label):
@@ -441,8 +446,7 @@ def test_each_arm_is_tuned_at_the_first_seed_and_only_its_best_rate_runs_at_the_
 
 @pytest.mark.parametrize("lrs", [(), (0.001,)])
 def test_one_rate_is_taken_untuned(scripted, lrs):
-    # The recipe's own, 0.002, unless another is given; and to cells of another rate than the best, a score of 1.0.
-    rate = lrs[0] if lrs else 0.002
+    rate = lrs[0] if lrs else 0.002  # the recipe's own
     result = scripted("late_kv", lrs=lrs, seeds=2)
     assert scripted.ran == [(label, rate, seed) for seed in (7, 8) for label in ("gpt", "late_kv")]
     for row in result["arms"]:
@@ -497,7 +501,7 @@ def test_the_split_of_the_recipe_is_compared(scripted):
     assert (entry["mean"], entry["p"], entry["wins"]) == (0.0, 1.0, 0)
 
 
-def test_one_seed_gives_no_test_and_holm_counts_only_tests(scripted):
+def test_one_seed_gives_no_test_of_any_arm(scripted):
     result = scripted("late_kv", "value_residual", seeds=1)
     for entry in result["contrasts"]:
         absent = ("p", "p_holm", "interval_95", "detectable", "p_equal", "bits_per_unit_interval_95")
@@ -539,9 +543,7 @@ def test_a_baseline_of_as_long_a_step_has_as_many_more_flops(monkeypatch, tmp_pa
     opponents = arms["shortcut"].opponents
     assert len(opponents) == (1 if ratio < 1 else 2)
     for label in opponents:
-        layers, width, ffn = map(int, label.removeprefix("gpt-").split("x"))
-        matrices = layers * (4 * width**2 + 2 * width * ffn) + VOCABULARY * width
-        flops = 3 * (2 * matrices + layers * 4 * width * 17 / 2)
+        flops = flops_of(*map(int, label.removeprefix("gpt-").split("x")))
         assert flops == pytest.approx(ratio * wanted_size("gpt")[2], rel=0.01)
         assert (arms[label].size.flops, arms[label].asked) == (flops, False)
 
@@ -567,8 +569,8 @@ def test_flops_are_matched_where_they_are_asked_for(tmp_path):
     # By flops both take a narrower feed-forward than by parameters: see test_matching.
     assert arms["shortcut"].opponents == ["gpt-5x32x59", "gpt-4x40x42"]
     assert list(arms) == ["gpt", "shortcut", "gpt-5x32x59", "gpt-4x40x42"]
-    for label in arms["shortcut"].opponents:
-        assert arms[label].size.flops == pytest.approx(arms["shortcut"].size.flops, rel=0.01)
+    for layers, width, ffn in ((5, 32, 59), (4, 40, 42)):
+        assert flops_of(layers, width, ffn) == pytest.approx(wanted_size("shortcut")[2], rel=0.01)
 
 
 def test_equal_opponents_are_one_arm(tmp_path):
@@ -787,6 +789,26 @@ def test_a_cell_is_trained_then_scored_then_done(monkeypatch, tmp_path):
     scored = ("score", tmp_path / "run.pt", None, None, "cuda:1")
     assert calls == [trained, scored, trained, scored]
     assert json.loads((tmp_path / "cost.json").read_text()) == {"peak_mb": 123.0, "device": "cuda:1"}
+
+
+def test_a_cell_that_can_not_be_read_ends_with_the_code_of_its_error(monkeypatch, tmp_path):
+    (tmp_path / "cell.toml").write_text("[model]\n")
+    panels = []
+    monkeypatch.setattr(cli.console, "panel", panels.append)
+    monkeypatch.setattr(cli.signals, "install", lambda: None)
+    monkeypatch.setattr(cli.gc, "freeze", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["cell", str(tmp_path / "cell.toml"), str(tmp_path / "run"), "cpu"])
+    monkeypatch.delitem(sys.modules, "shortcut_cli.cell", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("shortcut_cli.cell", run_name="__main__")
+    assert ended.value.code == 2
+    assert "is not a valid recipe" in panels[0].message
+
+
+def test_two_comparisons_do_not_share_a_folder(scripted):
+    with files.held(scripted.out, "shortcut compare"), pytest.raises(UsageError, match="is in use: shortcut compare"):
+        scripted("late_kv")
+    assert scripted.ran == []
 
 
 def test_the_flags_reach_the_comparison(monkeypatch, tmp_path):
