@@ -5,6 +5,7 @@ import html
 import json
 import math
 import os
+import queue
 import re
 import runpy
 import statistics as means
@@ -244,6 +245,20 @@ def write_cell(folder, label, rate, seed, device):
     (folder / "cost.json").write_text(json.dumps(cost))
 
 
+class Devices(queue.Queue):
+    """Devices of a comparison, of which one that nobody gives back is an error and no waiting without end."""
+
+    def get(self):
+        return super().get(timeout=20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _devices_come_back():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(compare, "queue", SimpleNamespace(Queue=Devices))
+        yield
+
+
 class Scripted:
     """In place of the processes of a comparison: writes what a training would have, and keeps what was asked for."""
 
@@ -444,7 +459,7 @@ def test_each_arm_is_tuned_at_the_first_seed_and_only_its_best_rate_runs_at_the_
     assert cell == recipe.read("text-tiny", [*SCRIPTED, *settings])
 
 
-@pytest.mark.parametrize("lrs", [(), (0.001,)])
+@pytest.mark.parametrize("lrs", [(), (0.00123456789,)])
 def test_one_rate_is_taken_untuned(scripted, lrs):
     rate = lrs[0] if lrs else 0.002  # the recipe's own
     result = scripted("late_kv", lrs=lrs, seeds=2)
@@ -767,6 +782,7 @@ def test_a_cell_is_trained_then_scored_then_done(monkeypatch, tmp_path):
     monkeypatch.setattr(cell.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=peak[0]))
 
     def train(resolved, folder, **options):
+        assert options["stop"] is cli.signals  # so that a signal saves the state
         calls.append(("train", resolved, folder, options["device"], options["resume"]))
         peak[0] = 123_000
 
@@ -965,10 +981,17 @@ def test_the_table_of_the_screen_has_the_means_over_seeds():
 def test_the_curves_are_drawn_over_steps_flops_and_seconds(monkeypatch):
     from matplotlib.axes import Axes
 
-    drawn = []
-    monkeypatch.setattr(Axes, "plot", lambda self, *given, **options: drawn.append((self, given, options["label"])))
-    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
-    comparison._curves(page_result())
+    drawn, plot = [], Axes.plot
+
+    def noted(axes, *given, **options):
+        drawn.append((axes, given, options["label"]))
+        return plot(axes, *given, **options)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    assert comparison._curves(page_result()).startswith("<svg")
+    first = drawn[0][0]
+    assert first.get_ylabel() == "nats per token, mean over seeds"
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["a<b&c", "gpt-5x6x7"]
     a, b = "a<b&c", "gpt-5x6x7"
     assert [(axes.get_xlabel(), *given, label) for axes, given, label in drawn] == [
         ("steps", [4, 8], [2.75, 2.25], "-", a),
