@@ -80,7 +80,7 @@ class Run:
         kind = registry.load(registry.TOKENIZERS, self.recipe.tokenizer.name)
         with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
             for name, content in self.content["tokenizer"]["files"].items():
-                if Path(name).name != name:
+                if Path(name).name != name or name in ("", "..") or "\0" in name:
                     raise CheckFailed(f"{self.path} holds a tokenizer file with the path {name!r}")
                 (Path(folder) / name).write_bytes(content.cpu().numpy().tobytes())
             tokenizer: Tokenizer = kind.load(self.recipe.tokenizer, Path(folder))
