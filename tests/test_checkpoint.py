@@ -1,0 +1,645 @@
+"""Checkpoints and files on disk: read without running anything, refused for each fault alone, complete or absent."""
+
+import collections
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TEXT_SETTINGS
+
+from shortcut_cli import checkpoint, files, recipe, registry, sealed
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.stages import evaluation, training
+from shortcut_cli.tokenizers.text import TextTokenizer
+
+SMALL = ("model.layers=2", "model.width=16", "model.heads=2", "model.ffn=16", "model.context=8", "eval.stride=4")
+
+
+def small_run(path, *settings):
+    """A run.pt of a small untrained model of text, written by `checkpoint.save`; returns what is in it."""
+    resolved = recipe.read("text-tiny", [*TEXT_SETTINGS, "model.name=gpt", *SMALL, *settings])
+    tokenizer = TextTokenizer(resolved.tokenizer)
+    folder = path.parent / f"{path.name}-tokenizer"
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(folder)
+    model = registry.load(registry.MODELS, "gpt")(resolved.model, tokenizer.vocabulary, 3)
+    content = {
+        "format": 1,
+        "recipe": resolved.model_dump(),
+        "model": model.state_dict(),
+        "vocabulary": tokenizer.vocabulary,
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "files": checkpoint.pack_folder(folder)},
+        "shards": "checksum of the shards",
+        "step": 7,
+        "scores": {"validation": 1.5},
+        "versions": sealed.versions(),
+    }
+    checkpoint.save(path, content)
+    return content
+
+
+def with_seal(write):
+    """The bytes of a zip file that `write` fills, closed with a right seal, by the letter of the format."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        write(archive)
+        archive.comment = b"-" * 80
+    body = stream.getvalue()[:-80]
+    return body + b"shortcut sha256 " + hashlib.sha256(body).hexdigest().encode()
+
+
+def entries(content):
+    """The entries of what `torch.save` writes."""
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    with zipfile.ZipFile(stream) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_pickle(path, program):
+    """A PyTorch file with a right seal whose pickle is `program`."""
+    changed = entries({"a": torch.ones(3)}) | {"archive/data.pkl": program}
+    path.write_bytes(with_seal(lambda archive: [archive.writestr(name, text) for name, text in changed.items()]))
+
+
+@pytest.fixture
+def no_unpickling(monkeypatch):
+    """PyTorch does not get to read anything."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file reached torch.load"))
+
+
+# What runs nothing
+
+
+def unicode(text):
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+TOUCH = b"S'touch proof'\n"
+PROGRAMS = {
+    "STACK_GLOBAL": b"\x80\x04" + unicode("os") + unicode("system") + b"\x93" + unicode("touch proof") + b"\x85R.",
+    "STACK_GLOBAL of an allowed class": b"\x80\x04" + unicode("collections") + unicode("OrderedDict") + b"\x93)R.",
+    "INST": b"(" + TOUCH + b"ios\nsystem\n.",
+    "INST of an allowed class": b"(icollections\nOrderedDict\n.",
+    "OBJ": b"(cos\nsystem\n" + TOUCH + b"o.",
+    "OBJ of an allowed class": b"(ccollections\nOrderedDict\no.",
+    "GLOBAL": b"cos\nsystem\n(" + TOUCH + b"tR.",
+    "GLOBAL after an allowed one": b"\x80\x02ccollections\nOrderedDict\n0cos\nsystem\n(" + TOUCH + b"tR.",
+}
+GLOBALS = (
+    *("builtins eval", "builtins bytearray", "__builtin__ bytearray", "os FloatStorageX", "collections Counter"),
+    *("collections OrderedDic", "torch Size", "torch device", "torch Tensor", "torch._utils _rebuild_parameter"),
+    *("torch._utils _rebuild_sparse_tensor", "torch.storage _load_from_bytes", "_codecs encode"),
+)
+
+
+@pytest.mark.usefixtures("no_unpickling")
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_pickle_that_calls_something_is_refused_before_it_runs(tmp_path, monkeypatch, program):
+    monkeypatch.chdir(tmp_path)
+    write_pickle(tmp_path / "run.pt", program)
+    with pytest.raises(CheckFailed, match="can't be read: it asks for "):
+        sealed.load(tmp_path / "run.pt", "run.pt")
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.usefixtures("no_unpickling")
+@pytest.mark.parametrize("name", GLOBALS)
+def test_a_class_that_is_not_on_the_list_is_refused_and_named(tmp_path, name):
+    write_pickle(tmp_path / "run.pt", b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n.")
+    with pytest.raises(CheckFailed, match=f"it asks for {name}"):
+        sealed.load(tmp_path / "run.pt", "run.pt")
+
+
+def test_everything_that_a_checkpoint_is_made_of_is_read_back(tmp_path):
+    names = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    tensors = {name: torch.tensor([[0, 1], [1, 0]]).to(getattr(torch, name)) for name in names}
+    rest = {"numbers": [1, -2, 2**70, 0.5, True, None], "text": "\u00e9", "ordered": collections.OrderedDict(a=(1, 2))}
+    sealed.save(tmp_path / "run.pt", {"tensors": tensors, **rest})
+    found = sealed.load(tmp_path / "run.pt", "run.pt")
+    assert {key: found[key] for key in rest} == rest
+    assert type(found["ordered"]) is collections.OrderedDict
+    assert found["tensors"].keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found["tensors"][name].dtype == tensor.dtype
+        assert torch.equal(found["tensors"][name], tensor)
+
+
+@pytest.mark.usefixtures("no_unpickling")
+@pytest.mark.parametrize("name", ["archive/data.pkl", "archive/data/0"])
+def test_an_entry_that_is_compressed_is_refused(tmp_path, name):
+    def write(archive):
+        for entry, text in entries({"a": torch.zeros(1000)}).items():
+            archive.writestr(entry, text, zipfile.ZIP_DEFLATED if entry == name else zipfile.ZIP_STORED)
+
+    (tmp_path / "run.pt").write_bytes(with_seal(write))
+    with pytest.raises(CheckFailed, match=f"{name} is not stored as PyTorch does it"):
+        sealed.load(tmp_path / "run.pt", "run.pt")
+
+
+@pytest.mark.usefixtures("no_unpickling")
+def test_an_entry_that_claims_more_bytes_than_the_file_has_is_refused(tmp_path):
+    def write(archive):
+        for entry, text in entries({"a": torch.zeros(3)}).items():
+            archive.writestr(entry, text)
+        archive.getinfo("archive/data/0").file_size = 10**6  # in the directory at its end
+
+    (tmp_path / "run.pt").write_bytes(with_seal(write))
+    with pytest.raises(CheckFailed, match="archive/data/0 is not stored as PyTorch does it"):
+        sealed.load(tmp_path / "run.pt", "run.pt")
+
+
+@pytest.mark.usefixtures("no_unpickling")
+@pytest.mark.parametrize("programs", [0, 2])
+def test_a_zip_file_without_one_pickle_is_refused(tmp_path, programs):
+    kept = entries({"a": torch.zeros(3)})
+    program = kept.pop("archive/data.pkl")
+    kept |= {f"{number}/data.pkl": program for number in range(programs)}
+    (tmp_path / "run.pt").write_bytes(
+        with_seal(lambda archive: [archive.writestr(name, text) for name, text in kept.items()])
+    )
+    with pytest.raises(CheckFailed, match="can't be read"):
+        sealed.load(tmp_path / "run.pt", "run.pt")
+
+
+# The seal
+
+
+def test_the_seal_is_the_sum_of_all_bytes_before_it(tmp_path):
+    sealed.save(tmp_path / "run.pt", {"a": torch.arange(50)})
+    content = (tmp_path / "run.pt").read_bytes()
+    assert content[-80:] == b"shortcut sha256 " + hashlib.sha256(content[:-80]).hexdigest().encode()
+    with zipfile.ZipFile(tmp_path / "run.pt") as archive:
+        assert archive.comment == content[-80:]
+        assert archive.testzip() is None
+    assert torch.equal(torch.load(tmp_path / "run.pt", weights_only=True)["a"], torch.arange(50))
+
+
+@pytest.mark.usefixtures("no_unpickling")
+def test_a_broken_seal_is_told_from_a_missing_one(tmp_path):
+    path = tmp_path / "run.pt"
+    sealed.save(path, {"a": torch.arange(50)})
+    whole = path.read_bytes()
+    changed = [
+        *(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in (30, len(whole) // 2, -81)),
+        *(whole[:place] + b"g" + whole[place + 1 :] for place in (-64, -2)),  # a digit of the sum
+        whole[:-1] + b"g",
+        whole[:50] + whole[51:],
+        whole[:50] + b"x" + whole[50:],
+        whole[:-80] + b"shortcut sha256 " + b"0" * 64,
+    ]
+    for content in changed:
+        path.write_bytes(content)
+        with pytest.raises(CheckFailed, match="bytes were changed after it was written"):
+            sealed.load(path, "run.pt")
+    for content in (whole[:-1], whole[:-80], whole[:100], whole + b"x", b"PK", whole[:-80] + b"SHORTCUT" + whole[-72:]):
+        path.write_bytes(content)
+        with pytest.raises(CheckFailed, match="cut off, or no file that `shortcut` wrote"):
+            sealed.load(path, "run.pt")
+
+
+def test_files_longer_than_a_block_are_summed_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
+    path = tmp_path / "run.pt"
+    sealed.save(path, {"a": torch.arange(50)})
+    assert torch.equal(sealed.load(path, "run.pt")["a"], torch.arange(50))
+    whole = path.read_bytes()
+    assert files.sha256(path) == hashlib.sha256(whole).hexdigest()
+    path.write_bytes(whole[:-90] + bytes([whole[-90] ^ 1]) + whole[-89:])
+    with pytest.raises(CheckFailed, match="bytes were changed"):
+        sealed.load(path, "run.pt")
+
+
+def test_what_ends_with_a_seal_is_recognised(tmp_path):
+    sealed.save(tmp_path / "sealed.pt", {"a": 1})
+    torch.save({"a": 1}, tmp_path / "plain.pt")
+    whole = (tmp_path / "sealed.pt").read_bytes()
+    for name, content in (("short", b"PK"), ("empty", b""), ("longer", whole + b"x"), ("shorter", whole[:-1])):
+        (tmp_path / f"{name}.pt").write_bytes(content)
+    (tmp_path / "changed.pt").write_bytes(whole[:40] + b"x" + whole[41:])
+    found = {path.stem for path in tmp_path.glob("*.pt") if sealed.is_sealed(path)}
+    assert found == {"sealed", "changed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "writer"), [("run.pt", "run.pt"), ("resume.pt", "write it"), ("codec.pt", "codec train")]
+)
+def test_what_is_no_file_of_ours_is_a_usage_error_that_says_who_writes_one(tmp_path, name, writer):
+    (tmp_path / "text.pt").write_bytes(b"PX")
+    (tmp_path / "folder.pt").mkdir()
+    for path, text in (("text", f"is not a {name}"), ("folder", "does not exist"), ("missing", "does not exist")):
+        with pytest.raises(UsageError, match=text) as refused:
+            sealed.load(tmp_path / f"{path}.pt", name)
+        assert "shortcut " in refused.value.hint
+        assert writer in refused.value.hint
+    (tmp_path / "zip.pt").write_bytes(b"PK")
+    sealed.recognise(tmp_path / "zip.pt", name)
+
+
+def test_tensors_are_put_on_the_device_asked_for_and_nothing_else_is_allowed(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "load", lambda path, **options: seen.append((path, options)))
+    sealed.save(tmp_path / "run.pt", {"a": torch.ones(2)})
+    sealed.load(tmp_path / "run.pt", "run.pt", "cuda:1")
+    sealed.load(tmp_path / "run.pt", "run.pt")
+    always = {"weights_only": True, "mmap": True}
+    assert seen == [(tmp_path / "run.pt", {"map_location": device, **always}) for device in ("cuda:1", "cpu")]
+
+
+def test_an_error_of_the_disk_is_not_hidden_by_pytorch(tmp_path, monkeypatch):
+    def fails(content, stream):
+        with pytest.raises(OSError, match="disk"):
+            stream.write(b"x")
+        raise RuntimeError("PytorchStreamWriter failed")
+
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(28, "no space on the disk")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="no space on the disk"):
+        sealed._save({}, Full())
+
+    def fails_otherwise(*_):
+        raise RuntimeError("another")
+
+    monkeypatch.setattr(torch, "save", fails_otherwise)
+    with pytest.raises(RuntimeError, match="another"):
+        sealed._save({}, Full())
+
+
+def test_tensors_are_told_from_what_is_none():
+    assert sealed.are_tensors({})
+    assert sealed.are_tensors({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)})
+    assert sealed.are_tensors({"a": torch.ones(2, dtype=torch.uint8)}, torch.uint8)
+    assert not sealed.are_tensors({"a": torch.ones(2)}, torch.uint8)
+    right, wide = torch.ones(2, 3), torch.ones(1).expand(1000)
+    for wrong in (None, [right], right, {1: right}, {"a": right, "b": [1.0]}, {"a": right.T}, {"a": wide}):
+        assert not sealed.are_tensors(wrong)
+
+
+# run.pt
+
+
+def test_a_checkpoint_is_read_back_as_it_was_written(tmp_path):
+    content = small_run(tmp_path / "run.pt")
+    found = checkpoint.load(tmp_path / "run.pt")
+    assert found.keys() == content.keys()
+    for key in content.keys() - {"model", "tokenizer"}:
+        assert found[key] == content[key]
+    assert found["model"].keys() == content["model"].keys()
+    assert all(torch.equal(found["model"][name], weight) for name, weight in content["model"].items())
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("recipe", []),
+        ("model", [torch.ones(1)]),
+        ("model", {"a": 1.0}),
+        ("model", {"a": torch.ones(2, 3).T}),
+        ("vocabulary", 8.0),
+        ("vocabulary", "8"),
+        ("tokenizer", []),
+        ("tokenizer", {}),
+        ("tokenizer", {"fingerprint": 1, "files": {}}),
+        ("tokenizer", {"fingerprint": "f", "files": {"a": torch.ones(1)}}),
+        ("tokenizer", {"fingerprint": "f", "files": [torch.ones(1, dtype=torch.uint8)]}),
+        ("tokenizer", {"fingerprint": "f"}),
+        ("tokenizer", {"files": {}}),
+        ("shards", None),
+        ("step", 1.0),
+        ("step", "1"),
+        ("scores", []),
+        ("versions", "1.0"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(tmp_path, field, wrong):
+    right = {
+        "format": 1,
+        "recipe": {},
+        "model": {"a": torch.ones(1)},
+        "vocabulary": 8,
+        "tokenizer": {"fingerprint": "f", "files": {"a": torch.ones(1, dtype=torch.uint8)}},
+        "shards": "",
+        "step": 1,
+        "scores": {},
+        "versions": {},
+    }
+    checkpoint.save(tmp_path / "run.pt", right)
+    checkpoint.load(tmp_path / "run.pt")
+    checkpoint.save(tmp_path / "run.pt", right | {field: wrong})
+    with pytest.raises(CheckFailed, match=r"is not a run\.pt: its fields are of other types"):
+        checkpoint.load(tmp_path / "run.pt")
+
+
+FIELDS = ("format", "recipe", "model", "vocabulary", "tokenizer", "shards", "step", "scores", "versions")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_checkpoint_without_one_of_its_fields_is_neither_written_nor_read(tmp_path, field):
+    content = small_run(tmp_path / "run.pt")
+    del content[field]
+    with pytest.raises(AssertionError, match=field):
+        checkpoint.save(tmp_path / "run.pt", content)
+    sealed.save(tmp_path / "run.pt", content)
+    with pytest.raises(CheckFailed, match=r"but not a run\.pt"):
+        checkpoint.load(tmp_path / "run.pt")
+
+
+def test_a_pytorch_file_of_something_else_is_refused(tmp_path):
+    sealed.save(tmp_path / "run.pt", [1, 2])
+    with pytest.raises(CheckFailed, match=r"but not a run\.pt"):
+        checkpoint.load(tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize("number", [0, 2, "1", None])
+def test_another_format_is_refused_and_named(tmp_path, number):
+    content = small_run(tmp_path / "run.pt")
+    checkpoint.save(tmp_path / "run.pt", content | {"format": number})
+    with pytest.raises(CheckFailed, match=f"has format {number!r}; this version reads 1") as refused:
+        checkpoint.load(tmp_path / "run.pt")
+    assert refused.value.hint == "update shortcut"
+
+
+def test_opening_a_run_gives_its_own_weights_in_eval_mode(tmp_path, monkeypatch):
+    content = small_run(tmp_path / "run.pt", "model.dropout=0.5")
+    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    assert run.path == tmp_path / "run.pt"
+    assert run.recipe.model_dump() == content["recipe"]
+    assert run.content["step"] == 7
+    assert not any(module.training for module in run.model.modules())
+    weights = run.model.state_dict()
+    assert weights.keys() == content["model"].keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in content["model"].items())
+    assert {weight.device.type for weight in weights.values()} == {"cpu"}
+    load, devices = checkpoint.load, []
+    monkeypatch.setattr(checkpoint, "load", lambda path, device: devices.append(device) or load(path))
+    elsewhere = checkpoint.open_run(tmp_path / "run.pt", "meta").model
+    assert devices == ["meta"]
+    assert {weight.device.type for weight in elsewhere.state_dict().values()} == {"meta"}
+
+
+def test_weights_that_are_not_those_of_the_recipe_are_refused_and_named(tmp_path):
+    content = small_run(tmp_path / "run.pt")
+    name, weight = next(item for item in content["model"].items() if item[1].ndim == 2)
+    wrong = {
+        "shape": content["model"] | {name: weight[:-1].clone()},
+        "turned": content["model"] | {name: weight.reshape(weight.shape[::-1])},
+        "missing": {key: value for key, value in content["model"].items() if key != name},
+    }
+    for model in wrong.values():
+        checkpoint.save(tmp_path / "run.pt", content | {"model": model})
+        with pytest.raises(CheckFailed, match="the weights are not those of its recipe") as refused:
+            checkpoint.open_run(tmp_path / "run.pt", "cpu")
+        assert f"{name}: {tuple(weight.shape)} -> " in refused.value.message
+    checkpoint.save(tmp_path / "run.pt", content | {"model": content["model"] | {"more": torch.ones(2)}})
+    with pytest.raises(CheckFailed, match=r"more: None -> \(2,\)"):
+        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    checkpoint.save(tmp_path / "run.pt", content | {"vocabulary": content["vocabulary"] + 1})
+    with pytest.raises(CheckFailed, match="the weights are not those of its recipe"):
+        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    checkpoint.save(tmp_path / "run.pt", content | {"model": {}})
+    with pytest.raises(CheckFailed) as refused:
+        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    assert len(refused.value.message.splitlines()) == 6  # the first five
+
+
+def test_a_recipe_in_a_checkpoint_is_checked_and_the_file_named(tmp_path):
+    content = small_run(tmp_path / "run.pt")
+    content["recipe"]["train"]["stepz"] = 1
+    checkpoint.save(tmp_path / "run.pt", content)
+    with pytest.raises(UsageError, match=r"run\.pt is not a valid recipe\n  train\.stepz: no such key"):
+        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+
+
+def test_a_flat_folder_is_packed_by_name(tmp_path):
+    (tmp_path / "b").write_bytes(bytes(range(256)))
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    packed = checkpoint.pack_folder(tmp_path)
+    assert list(packed) == ["a", "b"]
+    assert {tensor.dtype for tensor in packed.values()} == {torch.uint8}
+    assert (packed["a"].tolist(), packed["b"].tolist()) == ([], list(range(256)))
+
+
+# The tokenizer
+
+
+def test_the_tokenizer_of_a_run_is_made_of_the_files_inside_it(tmp_path, monkeypatch):
+    small_run(tmp_path / "run.pt")
+    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    run.content["tokenizer"]["files"]["more.bin"] = torch.arange(256).to(torch.uint8)
+    seen = {}
+    load = TextTokenizer.load.__func__
+
+    def spy(kind, options, folder):
+        seen.update({path.name: path.read_bytes() for path in folder.iterdir()}, folder=folder, options=options)
+        return load(kind, options, folder)
+
+    monkeypatch.setattr(TextTokenizer, "load", classmethod(spy))
+    assert run.tokenizer().fingerprint == run.content["tokenizer"]["fingerprint"]
+    assert seen["tokenizer.json"] == (tmp_path / "run.pt-tokenizer" / "tokenizer.json").read_bytes()
+    assert seen["more.bin"] == bytes(range(256))
+    assert seen["options"] == run.recipe.tokenizer
+    assert not seen["folder"].exists()
+
+
+def test_a_tokenizer_with_another_fingerprint_is_refused_and_both_are_named(tmp_path):
+    content = small_run(tmp_path / "run.pt")
+    ours, theirs = content["tokenizer"]["fingerprint"], "0123456789ab" + "c" * 52
+    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    assert run.tokenizer().fingerprint == ours
+    run.content["tokenizer"]["fingerprint"] = theirs
+    with pytest.raises(CheckFailed, match=f"trained with tokenizer 0123456789ab, .* {ours[:12]}") as refused:
+        run.tokenizer()
+    assert "shortcut inspect" in refused.value.hint
+    run.content["tokenizer"]["fingerprint"] = ours[:-1] + ("0" if ours[-1] != "0" else "1")
+    with pytest.raises(CheckFailed, match="was trained with tokenizer"):
+        run.tokenizer()
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "a/", ".", "..", "", "a\0b"])
+def test_a_tokenizer_file_with_a_path_for_a_name_is_refused(tmp_path, monkeypatch, name):
+    small_run(tmp_path / "run.pt")
+    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    run.content["tokenizer"]["files"] = {name: torch.ones(1, dtype=torch.uint8)}
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(CheckFailed, match="holds a tokenizer file with the path"):
+        run.tokenizer()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.pt", "run.pt-tokenizer"]
+
+
+def test_shards_of_another_tokenizer_than_the_runs_are_refused_and_both_named(tmp_path):
+    run = SimpleNamespace(path=Path("run.pt"), content={"tokenizer": {"fingerprint": "a" * 64}})
+    shards = SimpleNamespace(folder=Path("shards"), tokenizer={"fingerprint": "a" * 64})
+    evaluation.check_tokenizer(run, shards)
+    for other in ("b" * 64, "a" * 63 + "b"):
+        shards.tokenizer["fingerprint"] = other
+        with pytest.raises(UsageError) as refused:
+            evaluation.check_tokenizer(run, shards)
+        assert f"tokenizer {'a' * 12}, shards was made with {other[:12]}" in refused.value.message
+        assert "--shards" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "setting", ["tokenizer.alphabet=abc", "tokenizer.documents=line", "tokenizer.normalization=nfkc"]
+)
+def test_training_on_shards_of_other_tokenizer_keys_is_refused_and_named(setting):
+    resolved = recipe.read("text-tiny", TEXT_SETTINGS)
+    made = {"request": {"tokenizer": resolved.tokenizer.model_dump()}}
+    shards = SimpleNamespace(folder=Path("shards"), manifest=made, tokenizer={"fingerprint": "0123456789abcdef"})
+    training._check_tokenizer(resolved, shards)
+    key, _, value = setting.partition("=")
+    with pytest.raises(UsageError) as refused:
+        training._check_tokenizer(recipe.with_settings(resolved, [setting]), shards)
+    assert "fingerprint 0123456789ab)" in refused.value.message
+    old = made["request"]["tokenizer"][key.removeprefix("tokenizer.")]
+    assert f"  {key}: {old!r} -> {value!r}" in refused.value.message
+
+
+# Files that are complete or absent
+
+
+def watch(monkeypatch, folder):
+    """What happens to files, in order: each sync with the bytes that it finds, each rename."""
+    events, names = [], {}
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle):
+        found = os.fstat(handle)
+        if found.st_ino == folder.stat().st_ino:
+            events.append("sync of the folder")
+        else:
+            (name,) = (path.name for path in folder.iterdir() if path.stat().st_ino == found.st_ino)
+            events.append(f"sync of {names.setdefault(name, 'a temporary file')}, {found.st_size} bytes")
+        fsync(handle)
+
+    def replaced(old, new):
+        events.append(f"{names.get(old.name, old.name)} -> {new.name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    return events
+
+
+def test_a_file_is_synced_then_renamed_then_its_folder_is_synced(tmp_path, monkeypatch):
+    events = watch(monkeypatch, tmp_path)
+    files.write(tmp_path / "f", b"12345")
+    assert events == ["sync of a temporary file, 5 bytes", "a temporary file -> f", "sync of the folder"]
+    events.clear()
+    with files.writing(tmp_path / "f", tmp_path / "f.prev") as stream:
+        stream.write(b"123")
+        assert (tmp_path / "f").read_bytes() == b"12345"
+    assert events == [
+        "sync of a temporary file, 3 bytes",
+        "f -> f.prev",
+        "a temporary file -> f",
+        "sync of the folder",
+    ]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f": b"123", "f.prev": b"12345"}
+    events.clear()
+    files.write(tmp_path / "quick", "\u00e9", durable=False)
+    assert [event.partition(" -> ")[2] for event in events] == ["quick"]
+    assert (tmp_path / "quick").read_bytes() == b"\xc3\xa9"
+
+
+def test_a_checkpoint_is_durable_and_the_one_before_is_kept(tmp_path, monkeypatch):
+    small_run(tmp_path / "run.pt")
+    first, content = (tmp_path / "run.pt").read_bytes(), checkpoint.load(tmp_path / "run.pt")
+    events = watch(monkeypatch, tmp_path)
+    checkpoint.save(tmp_path / "run.pt", content | {"step": 8}, previous=tmp_path / "previous.pt")
+    size = (tmp_path / "run.pt").stat().st_size
+    assert events == [
+        f"sync of a temporary file, {size} bytes",
+        "run.pt -> previous.pt",
+        "a temporary file -> run.pt",
+        "sync of the folder",
+    ]
+    assert (tmp_path / "previous.pt").read_bytes() == first
+    assert checkpoint.load(tmp_path / "run.pt")["step"] == 8
+
+
+def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path):
+    def fail():
+        with files.writing(tmp_path / "f", tmp_path / "f.prev") as stream:
+            stream.write(b"half")
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    files.write(tmp_path / "f", b"whole")
+    with pytest.raises(RuntimeError):
+        fail()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f": b"whole"}
+    with files.writing(tmp_path / "f", tmp_path / "f.prev") as stream:
+        stream.write(b"other")
+        (temporary,) = tmp_path.glob(".*")
+        assert temporary.name == f".f.{os.getpid()}.tmp"
+        stream.seek(0)
+        assert stream.read() == b"other"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f": b"other", "f.prev": b"whole"}
+
+
+def test_a_name_of_any_length_that_the_disk_takes_can_be_written(tmp_path):
+    files.write(tmp_path / ("n" * 250), "x")
+    assert (tmp_path / ("n" * 250)).read_text() == "x"
+
+
+def test_holding_a_folder_sweeps_what_dead_processes_left_there(tmp_path, monkeypatch):
+    states = {11: ProcessLookupError, 12: PermissionError, 13: None, 14: OverflowError}
+
+    def kill(process, number):
+        assert number == 0
+        if states[process]:
+            raise states[process]
+
+    monkeypatch.setattr(os, "kill", kill)
+    (tmp_path / "inner").mkdir()
+    kept = [".b.12.tmp", ".c.13.tmp", ".d.14.tmp", ".e.tmp", ".f.x1.tmp", "g.11.tmp", ".h.11.tmpx", "inner/.i.11.tmp"]
+    for name in [".a.pt.11.tmp", *kept]:
+        (tmp_path / name).write_bytes(b"half")
+    with files.held(tmp_path, "a test"):
+        found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+        assert found == {*kept, ".lock"}
+
+
+def test_a_lock_names_its_holder_and_nobody_after_it(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_text("a holder with a long name that was killed, process 1")
+    with files.held(folder, "shortcut train"):
+        assert (folder / ".lock").read_text() == f"shortcut train, process {os.getpid()}"
+        with pytest.raises(UsageError) as refused, files.held(folder, "shortcut prepare"):
+            pass
+        assert refused.value.message == f"{folder} is in use: shortcut train, process {os.getpid()}"
+        assert "--out" in refused.value.hint
+        assert (folder / ".lock").read_text() == f"shortcut train, process {os.getpid()}"
+    assert (folder / ".lock").read_text() == ""
+    with files.held(tmp_path / "made" / "for it", "a"):
+        (tmp_path / "made" / "for it" / ".lock").write_text("")
+        with pytest.raises(UsageError, match="in use: another process"), files.held(tmp_path / "made" / "for it", "b"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"SHORTCUT_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/shortcut"),
+        ({"SHORTCUT_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/shortcut"),
+    ],
+)
+def test_the_cache_is_where_the_variables_say(monkeypatch, variables, expected):
+    for name in ("SHORTCUT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert files.cache_folder() == Path(expected)
