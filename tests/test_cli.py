@@ -1,6 +1,12 @@
-"""The command line in a process of its own: results on stdout, one panel on stderr, the right exit code."""
+"""The command line in a process of its own: results on stdout, one panel on stderr, the right exit code.
 
+And in this process, with what it calls replaced: what each option becomes.
+"""
+
+import errno
+import gc
 import json
+import os
 import shutil
 import signal
 import statistics
@@ -8,12 +14,32 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import conftest
 import pytest
+import torch
+import typer
 from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
 
-from shortcut_cli import recipe
+from shortcut_cli import checkpoint, cli, console, errors, pipeline, recipe
+from shortcut_cli import compare as comparing
+from shortcut_cli import demo as demonstration
+from shortcut_cli.codec import weights
+from shortcut_cli.errors import CheckFailed, Unavailable, UsageError
+from shortcut_cli.signals import Signals
+from shortcut_cli.stages import (
+    codec_evaluation,
+    codec_training,
+    comparison,
+    doctor,
+    inspection,
+    preparation,
+    proof,
+    sampling,
+    training,
+)
 
 
 def one_panel(done):
@@ -258,3 +284,701 @@ def test_a_sample_is_made_again_byte_for_byte(text_run, tmp_path, model):
     assert "--ckpt" in shortcut("sample", "--like", sidecar, "--ckpt", other, cwd=tmp_path, check=4).stderr
     sidecar.write_text("[]")
     assert "not the .json" in shortcut("sample", "--like", sidecar, cwd=tmp_path, check=4).stderr
+
+
+# In this process: what each option becomes
+
+
+def call(*arguments):
+    """Run a command in this process; errors come out as they are."""
+    cli.app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def replaced(monkeypatch, module, name, result):
+    """Replace a stage by one that gives `result`; returns the list of its calls, as (arguments, options)."""
+    calls = []
+
+    def stage(*arguments, report=None, **options):
+        calls.append((arguments, options))
+        if report is not None:
+            assert isinstance(report, console.Reporter)
+        return result
+
+    monkeypatch.setattr(module, name, stage)
+    return calls
+
+
+@pytest.fixture
+def ckpt(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "run.pt").write_bytes(b"PK")
+    return tmp_path / "r" / "run.pt"
+
+
+def printed(capsys):
+    """The JSON document on stdout."""
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 1
+    return found
+
+
+SPLIT = {"documents": 3, "tokens": 30, "units": {"byte": 60}}
+MANIFEST = {
+    "tokenizer": {"unit": "byte"},
+    "splits": dict.fromkeys(("train", "val", "test"), SPLIT),
+    "inputs": 9,
+    "duplicates": 0,
+    "rejected": 0,
+}
+SCORES = {
+    "schema_version": 1,
+    "split": "val",
+    "documents": 3,
+    "tokens": 30,
+    "nats_per_token": 1.5,
+    "interval_over": "blocks",
+    "interval_95": [1.25, 1.75],
+    "unigram_entropy": 2.5,
+    "perplexity": 4.5,
+    "accuracy": 0.25,
+    "unit": "byte",
+    "bits_per_unit": 2.75,
+    "bits_per_unit_interval_95": [2.25, 3.25],
+}
+
+
+def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch):
+    calls = replaced(monkeypatch, training, "train", {"run": "r"})
+    base = ("train", "--recipe", "text-tiny", "--device", "cpu")
+    settings = set_flags("model.name=gpt", "train.seed=5", "train.steps=9")
+    call(*base)
+    call(*base, *settings)
+    call(*base, *settings, "--model", "moda", "--seed", "0")
+    call(*base, "--model", "moda", "--seed", "7", *settings)
+    call(*base, "--seed", "7", *settings, "--set", "train.steps=11")
+    found = [(keys.model.name, keys.train.seed, keys.train.steps, str(folder)) for (keys, folder), _ in calls]
+    assert found == [
+        ("shortcut", 1, 150, "runs/text-tiny/shortcut-s1"),
+        ("gpt", 5, 9, "runs/text-tiny/gpt-s5"),
+        ("moda", 0, 9, "runs/text-tiny/moda-s0"),
+        ("moda", 7, 9, "runs/text-tiny/moda-s7"),
+        ("gpt", 7, 11, "runs/text-tiny/gpt-s7"),
+    ]
+    assert cli._settings(None) == []
+    assert cli._settings(["a.b=1"], c__d=0, e__f=None, g__h="", i__j=False) == ["a.b=1", "c.d=0", "g.h=", "i.j=False"]
+
+
+def test_the_options_of_train(monkeypatch, capsys):
+    calls = replaced(monkeypatch, training, "train", {"run": "r/run.pt", "step": 4})
+    base = ("train", "--recipe", "text-tiny")
+    call(*base, "--out", "o", "--resume", "never", "--device", "meta", "--json")
+    assert printed(capsys) == {"schema_version": 1, "run": "r/run.pt", "step": 4}
+    call(*base, "--device", "cpu")
+    assert capsys.readouterr().out == "r/run.pt\n"
+    assert [(str(arguments[1]), options) for arguments, options in calls] == [
+        ("o", {"device": "meta", "resume": "never", "stop": cli.signals}),
+        ("runs/text-tiny/shortcut-s1", {"device": "cpu", "resume": "auto", "stop": cli.signals}),
+    ]
+
+
+def test_the_options_of_prepare(monkeypatch, capsys):
+    calls = replaced(monkeypatch, preparation, "prepare", MANIFEST | {"files": {}, "request": {}})
+    monkeypatch.setattr(os, "cpu_count", lambda: 61)
+    call("prepare", "text", "a", "b", "--recipe", "text-tiny", "--out", "o", "--workers", 3, "--max-bad", "5", "--json")
+    assert printed(capsys) == {"schema_version": 1, "path": "o", **MANIFEST}
+    call("prepare", "text", "a", "--out", "o", *set_flags("data.shards=x", "tokenizer.vocabulary=300"))
+    call("prepare", "midi", "a", "--set", "data.shards=x")
+    call("prepare", "audio", "a")
+    found = [(keys.tokenizer.name, keys.data.shards, paths, str(o)) for (keys, paths, o), _ in calls]
+    assert found == [
+        ("text", "o", ["a", "b"], "o"),
+        ("text", "o", ["a"], "o"),
+        ("midi", "x", ["a"], "x"),
+        ("audio", "shards/audio", ["a"], "shards/audio"),
+    ]
+    usual = {"n_workers": 61, "max_bad": "1%"}
+    assert [options for _, options in calls] == [{"n_workers": 3, "max_bad": "5"}, usual, usual, usual]
+    recipes = [keys for (keys, *_), _ in calls]
+    assert recipes[0].train.steps == recipe.read("text-tiny").train.steps
+    assert (recipes[1].tokenizer.vocabulary, recipes[1].train) == (300, recipe.read("text").train)
+    assert (recipes[2].train, recipes[3].train) == (recipe.read("music").train, recipe.read("audio").train)
+    with pytest.raises(UsageError, match="recipe music is for midi, not text"):
+        call("prepare", "text", "a", "--recipe", "music")
+
+
+def test_what_prepare_shows_is_of_each_split(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    splits = {
+        "train": {"documents": 3, "tokens": 30, "units": {"byte": 60}},
+        "val": {"documents": 2, "tokens": 12, "units": {"byte": 8}},
+        "test": {"documents": 0, "tokens": 0, "units": {}},
+    }
+    shown = MANIFEST | {"splits": splits, "duplicates": 4, "rejected": 5, "ignored": 6, "tokens_per_s": 7000.0}
+    monkeypatch.setattr(console._out(), "_width", 200)
+    for more, ending in (({}, ""), ({"worked": True}, ""), ({"worked": False}, " (already prepared; nothing to do)")):
+        cli._show_shards(shown | {"path": "o"} | more, as_json=False)
+        title, _, head, _, *rows, _ = capsys.readouterr().out.splitlines()
+        counts = "9 files, 4 duplicates, 5 rejected, 6 with other suffixes ignored, 7,000 tokens/s"
+        assert title.strip() == f"o: {counts}{ending}"
+        cells = [
+            [cell.strip() for cell in line.strip("\u2502\u2503").replace("\u2503", "\u2502").split("\u2502")]
+            for line in (head, *rows)
+        ]
+        assert cells == [
+            ["split", "documents", "tokens", "bytes", "tokens per byte"],
+            ["train", "3", "30", "60", "0.5"],
+            ["val", "2", "12", "8", "1.5"],
+            ["test", "0", "0", "0", ""],
+        ]
+
+
+def test_the_options_of_eval(monkeypatch, capsys, ckpt):
+    calls = replaced(monkeypatch, pipeline, "score", SCORES)
+    call("eval", "--ckpt", ckpt, "--shards", "s", "--split", "val", "--device", "meta", "--json")
+    assert printed(capsys) == SCORES
+    call("eval", "--ckpt", ckpt, "--device", "cpu")
+    assert calls == [((ckpt, Path("s"), "val"), {"device": "meta"}), ((ckpt, None, None), {"device": "cpu"})]
+
+
+def test_what_eval_shows(monkeypatch):
+    depth = {"sources": ["layer 2", "own"], "by_head": [[0.25, 0.75], [0.5, 0.5]]}
+    table = cli._scores("t", SCORES | {"depth_weights": depth})
+    rows = dict(zip(*(column._cells for column in table.columns), strict=True))
+    assert rows == {
+        "split": "val, 3 documents, 30 tokens",
+        "nats per token": "1.5",
+        "  95 % interval over blocks": "1.25, 1.75",
+        "  unigram entropy of the split": "2.5",
+        "perplexity": "4.5",
+        "accuracy": "0.25",
+        "bits per byte": "2.75",
+        "  95 % interval": "2.25, 3.25",
+        "attention to layer 2": "0.375",
+        "attention to own": "0.625",
+    }
+
+
+SAMPLER = {"n": 2, "tokens": 300, "temperature": 1.0, "top_k": 0, "top_p": 0.98, "min_p": 0.0, "seed": 1}
+
+
+def test_the_options_of_sample(monkeypatch, capsys, ckpt):
+    opened = []
+    run = SimpleNamespace(recipe=recipe.read("text-tiny"))
+    monkeypatch.setattr(checkpoint, "open_run", lambda *arguments: opened.append(arguments) or run)
+    calls = replaced(monkeypatch, sampling, "sample", [Path("a.txt"), Path("b.txt")])
+    base = ("sample", "--ckpt", ckpt)
+    call(*base, "--device", "meta", "--json")
+    assert printed(capsys) == {"schema_version": 1, "samples": ["a.txt", "b.txt"]}
+    every = ("-n", 3, "--tokens", 44, "--temperature", 0, "--top-k", 5, "--top-p", 0.5, "--min-p", 0.25, "--seed", 0)
+    call(*base, "--device", "cpu", *every, "--prompt", "p.txt", "--out", "o")
+    assert capsys.readouterr().out == "a.txt\nb.txt\n"
+    for flag, value in zip(every[::2], every[1::2], strict=True):
+        call(*base, "--device", "cpu", flag, value)
+    changed = {"n": 3, "tokens": 44, "temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.25, "seed": 0}
+    assert [keys.model_dump() for (_, _, keys), _ in calls] == [
+        SAMPLER,
+        changed,
+        *(SAMPLER | {key: value} for key, value in changed.items()),
+    ]
+    assert [folder for (_, folder, _), _ in calls[:3]] == [ckpt.parent / "samples", Path("o"), ckpt.parent / "samples"]
+    usual = {"prompt": None, "device": "cpu", "only": None}
+    assert [options for _, options in calls[:3]] == [
+        usual | {"device": "meta"},
+        usual | {"prompt": Path("p.txt")},
+        usual,
+    ]
+    assert all(arguments[0] is run for arguments, _ in calls)
+    assert opened[:2] == [(ckpt, "meta"), (ckpt, "cpu")]
+    with pytest.raises(UsageError, match="neither --ckpt nor --like"):
+        call("sample")
+    with pytest.raises(UsageError, match=r"the flags is not a valid recipe\n  sample\.top_p"):
+        call(*base, "--device", "cpu", "--top-p", 2)
+
+
+def test_the_options_of_sample_like(monkeypatch, ckpt, tmp_path):
+    opened, asked = [], []
+    run = SimpleNamespace(recipe=recipe.read("text-tiny"))
+    monkeypatch.setattr(checkpoint, "open_run", lambda *arguments: opened.append(arguments) or run)
+    calls = replaced(monkeypatch, sampling, "sample", [])
+    again = sampling.Like(Path("c/run.pt"), Path("c/p.txt"), ["sample.n=5", "sample.seed=9"], 4, "meta")
+    monkeypatch.setattr(sampling, "like", lambda *arguments: asked.append(arguments) or again)
+    sidecar = tmp_path / "x" / "s.json"
+    call("sample", "--like", sidecar)
+    call("sample", "--like", sidecar, "--ckpt", ckpt, "--prompt", "p", "--out", "o", "--device", "cpu")
+    assert asked == [(sidecar, None, None), (sidecar, ckpt, Path("p"))]
+    assert opened == [(Path("c/run.pt"), "meta"), (Path("c/run.pt"), "cpu")]
+    assert [(folder, keys.model_dump()) for (_, folder, keys), _ in calls] == [
+        (tmp_path / "x" / "again", SAMPLER | {"n": 5, "seed": 9}),
+        (Path("o"), SAMPLER | {"n": 5, "seed": 9}),
+    ]
+    same = {"prompt": Path("c/p.txt"), "only": 4}
+    assert [options for _, options in calls] == [same | {"device": "meta"}, same | {"device": "cpu"}]
+    for flags in (("-n", 3), ("--tokens", 9), ("--temperature", 0), ("--seed", 0)):
+        with pytest.raises(UsageError, match="takes the sampler's settings from the sample"):
+            call("sample", "--like", sidecar, *flags)
+    for number in (5, -1):
+        again = sampling.Like(Path("c/run.pt"), None, ["sample.n=5"], number, "cpu")
+        with pytest.raises(CheckFailed, match=f"is sample {number} of 5"):
+            call("sample", "--like", sidecar)
+
+
+def test_the_options_of_attention(monkeypatch, capsys, ckpt):
+    source = {"source": "own", "mass": 0.5, "distance_tokens": 2.0, "exchanged": None}
+    source |= {"closed": {"nats_per_token": 0.125, "interval_95": [0.0625, 0.25]}}
+    other = source | {"source": "layer 2", "exchanged": {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}}
+    result = {"schema_version": 1, "tokens": 8, "nats_per_token": 1.5, "sources": [source, other]}
+    calls = replaced(monkeypatch, pipeline, "look", result)
+    flags = ("--prompt", "p", "--shards", "s", "--split", "test", "--windows", 3, "--out", "o", "--device", "meta")
+    call("attention", "--ckpt", ckpt, *flags, "--json")
+    assert printed(capsys) == result
+    call("attention", "--ckpt", ckpt, "--device", "cpu")
+    assert calls == [
+        ((ckpt, Path("p"), Path("s"), "test", 3, Path("o")), {"device": "meta"}),
+        ((ckpt, None, None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),
+    ]
+    assert list(cli._uses(result)) == [
+        ("own", 0.5, 2.0, 0.125, [0.0625, 0.25], None, None),
+        ("layer 2", 0.5, 2.0, 0.125, [0.0625, 0.25], 0.5, [0.25, 0.75]),
+    ]
+
+
+def test_the_options_of_run(monkeypatch, capsys):
+    result = {"prepare": MANIFEST, "train": {"run": "r/run.pt"}, "eval": SCORES, "samples": ["a.txt", "b.txt"]}
+    calls = replaced(monkeypatch, pipeline, "run_all", result)
+    monkeypatch.setattr(os, "cpu_count", lambda: 61)
+    base = ("run", "--recipe", "text-tiny", "a", "b")
+    flags = ("--out", "o", "--workers", 3, "--max-bad", "5", "--device", "meta", *set_flags("train.seed=4"))
+    call(*base, *flags, "--json")
+    assert printed(capsys) == {"schema_version": 1, **result}
+    call(*base, "--device", "cpu")
+    assert capsys.readouterr().out.splitlines()[-2:] == ["a.txt", "b.txt"]
+    assert [(keys.train.seed, paths, str(folder)) for (keys, paths, folder), _ in calls] == [
+        (4, ["a", "b"], "o"),
+        (1, ["a", "b"], "runs/text-tiny/shortcut-s1"),
+    ]
+    assert [options for _, options in calls] == [
+        {"n_workers": 3, "max_bad": "5", "device": "meta", "stop": cli.signals},
+        {"n_workers": 61, "max_bad": "1%", "device": "cpu", "stop": cli.signals},
+    ]
+
+
+def test_the_options_of_compare(monkeypatch, capsys):
+    result = {"schema_version": 1, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
+    calls = replaced(monkeypatch, comparing, "compare", result)
+    monkeypatch.setattr(comparison, "headings", lambda _: ("arm", "nats"))
+    monkeypatch.setattr(comparison, "table", lambda _: [("gpt", 1.5)])
+    base = ("compare", "--recipe", "text-tiny", "--models", "gpt,moda")
+    flags = ("--seeds", 2, "--match", "time", "--lrs", "5e-4,1", "--margin", 0.25, "--out", "o", "--json")
+    call(*base, *flags, "--device", "meta,cpu", "--set", "train.steps=9")
+    assert printed(capsys) == result
+    call(*base, "--device", "cpu")
+    assert capsys.readouterr().out.splitlines()[-2:] == ["first", "second"]
+    assert [(keys.train.steps, models, str(folder)) for (keys, models, folder), _ in calls] == [
+        (9, ["gpt", "moda"], "o"),
+        (150, ["gpt", "moda"], "comparisons/text-tiny"),
+    ]
+    first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["meta", "cpu"]}
+    usual = {"seeds": 3, "match": "params", "lrs": [], "margin": 0.005, "devices": ["cpu"]}
+    assert [options for _, options in calls] == [given | {"stop": cli.signals} for given in (first, usual)]
+    with pytest.raises(UsageError, match="--lrs 1,x is not a list of numbers"):
+        call(*base, "--lrs", "1,x")
+
+
+def test_the_options_of_inspect(monkeypatch, capsys):
+    found = {"kind": "checkpoint", "parameters": {"total": 7}, "step": 4}
+    calls = replaced(monkeypatch, inspection, "inspect", found)
+    call("inspect", "p", "--verify", "--json")
+    assert printed(capsys) == {"schema_version": 1, **found}
+    call("inspect", "p")
+    shown = [
+        [cell.strip() for cell in line.strip("\u2502").split("\u2502")] for line in capsys.readouterr().out.splitlines()
+    ]
+    assert ["parameters.total", "7"] in shown
+    assert ["step", "4"] in shown
+    assert calls == [((Path("p"),), {"verify": True}), ((Path("p"),), {"verify": False})]
+    replaced(monkeypatch, inspection, "inspect", {"kind": "shards", "path": "p", **MANIFEST})
+    call("inspect", "p", "--json")
+    assert printed(capsys)["kind"] == "shards"
+    call("inspect", "p")
+    assert capsys.readouterr().out.startswith("p: 9 files")
+
+
+def test_checking_recipes_gives_each_its_problem_and_fails_for_one(monkeypatch, capsys, tmp_path):
+    (tmp_path / "bad.toml").write_text("[data]\n")
+    call("recipes", "check", "text-tiny", "codec-mini", "--json")
+    assert printed(capsys)["recipes"] == [{"recipe": name, "problem": ""} for name in ("text-tiny", "codec-mini")]
+    with pytest.raises(CheckFailed, match="1 of 2 recipes are not valid"):
+        call("recipes", "check", "text-tiny", tmp_path / "bad.toml", "--json")
+    right, wrong = printed(capsys)["recipes"]
+    assert right["problem"] == ""
+    assert "data.shards: is missing" in wrong["problem"]
+    call("recipes", "list", "--json")
+    listed = printed(capsys)["recipes"]
+    assert {entry["name"]: entry["about"] for entry in listed}["text-tiny"] == (
+        "Text, in seconds: for tests and the demo, not for results."
+    )
+
+
+@pytest.mark.parametrize(("weights", "logs"), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_options_of_prove_resume(monkeypatch, capsys, tmp_path, weights, logs):
+    result = {"schema_version": 1, "kills": 2, "equal_weights": weights, "equal_logs": logs}
+    calls = replaced(monkeypatch, proof, "resume", result)
+    base = ("prove", "resume", "--recipe", "text-tiny", "--json")
+    for flags in (
+        ("--device", "cpu"),
+        ("--kills", 9, "--seed", 8, "--out", "o", "--device", "meta", "--set", "train.steps=9"),
+    ):
+        if weights and logs:
+            call(*base, *flags)
+        else:
+            with pytest.raises(CheckFailed, match="did not end as the uninterrupted one"):
+                call(*base, *flags)
+        assert printed(capsys) == result
+    assert [(keys.train.steps, folder.name) for (keys, folder), _ in calls] == [(150, "runs"), (9, "o")]
+    assert [options for _, options in calls] == [
+        {"kills": 5, "seed": 1, "device": "cpu"},
+        {"kills": 9, "seed": 8, "device": "meta"},
+    ]
+    assert not calls[0][0][1].parent.exists()  # both runs are gone
+
+
+def test_the_options_of_prove_tokens(monkeypatch, capsys):
+    result = {"schema_version": 1, "sources": 3, "tokens": 9, "different": []}
+    calls = replaced(monkeypatch, proof, "tokens", result)
+    call("prove", "tokens", "d", "--json")
+    assert printed(capsys) == result
+    result["different"] = ["a", "b"]
+    with pytest.raises(CheckFailed, match="2 documents have other tokens than in d"):
+        call("prove", "tokens", "d", "p", "q", "--sources", 3, "--seed", 8, "--json")
+    assert printed(capsys) == result
+    assert calls == [
+        ((Path("d"), []), {"count": 20, "seed": 1}),
+        ((Path("d"), ["p", "q"]), {"count": 3, "seed": 8}),
+    ]
+
+
+def test_the_options_of_codec_train(monkeypatch, capsys):
+    calls = replaced(monkeypatch, codec_training, "train", {"codec": "r/codec.pt"})
+    monkeypatch.setattr(os, "cpu_count", lambda: 61)
+    flags = ("--out", "o", "--workers", 3, "--resume", "never", "--device", "meta", "--set", "train.seed=4", "--json")
+    call("codec", "train", "a", "b", "--recipe", "codec-mini", *flags)
+    assert printed(capsys) == {"schema_version": 1, "codec": "r/codec.pt"}
+    call("codec", "train", "a", "--set", "train.seed=4", "--device", "cpu")
+    assert capsys.readouterr().out == "r/codec.pt\n"
+    assert [(keys.train.seed, paths, str(folder)) for (keys, paths, folder), _ in calls] == [
+        (4, ["a", "b"], "o"),
+        (4, ["a"], "runs/codec-mini-s4"),
+    ]
+    assert [options for _, options in calls] == [
+        {"n_workers": 3, "device": "meta", "resume": "never", "stop": cli.signals},
+        {"n_workers": 61, "device": "cpu", "resume": "auto", "stop": cli.signals},
+    ]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_options_of_codec_get(monkeypatch, capsys, tmp_path, there):
+    if there:
+        (tmp_path / "w").write_bytes(b"")
+    monkeypatch.setattr(weights, "cached", lambda _: tmp_path / "w")
+    fetched = replaced(monkeypatch, weights, "fetch", tmp_path / "w")
+    call("codec", "get", "encodec_48khz", "--json")
+    expected = {"name": "encodec_48khz", "path": str(tmp_path / "w"), "worked": not there}
+    assert printed(capsys) == {"schema_version": 1, **expected}
+    assert [name for (name, _), _ in fetched] == ["encodec_48khz"]
+
+
+def test_the_options_of_codec_eval(monkeypatch, capsys):
+    result = {"schema_version": 1, "files": 1, "rejects": [], "seconds": 2.0, "perplexity": [3.0]}
+    result |= {"encode_x_realtime": 4.0, "decode_x_realtime": 5.0}
+    calls = replaced(monkeypatch, codec_evaluation, "evaluate", result)
+    monkeypatch.setattr(codec_evaluation, "rows", lambda _: [("mini", 1.5, None, None, None, None)])
+    call("codec", "eval", "mini", "a", "b", "--out", "o", "--json")
+    assert printed(capsys) == result
+    call("codec", "eval", "mini", "a")
+    assert "encodes 4 and decodes 5 times faster than time" in " ".join(capsys.readouterr().out.split())
+    assert [arguments for arguments, _ in calls] == [("mini", ["a", "b"], Path("o")), ("mini", ["a"], None)]
+
+
+def test_the_options_of_demo(monkeypatch, capsys):
+    row = SCORES | {"recipe": "text-tiny", "model": "gpt", "parameters": 5}
+    result = {"schema_version": 1, "rows": [row], "samples": ["a.txt"]}
+    calls = replaced(monkeypatch, demonstration, "demo", result)
+    monkeypatch.setattr(os, "cpu_count", lambda: 61)
+    call("demo", "--out", "o", "--workers", 3, "--device", "meta", "--json")
+    assert printed(capsys) == result
+    call("demo", "--device", "cpu")
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == "a.txt"
+    cells = [cell.strip() for cell in shown.splitlines()[4].strip("\u2502").split("\u2502")]
+    assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 bits/byte"]
+    assert calls == [
+        ((Path("o"),), {"n_workers": 3, "device": "meta", "stop": cli.signals}),
+        ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": cli.signals}),
+    ]
+
+
+def test_auto_is_cuda_where_there_is_one_and_a_missing_device_is_said(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert cli._device("auto") == expected
+    assert cli._device("cpu") == "cpu"
+    assert cli._device("meta") == "meta"
+    for name in ("cuda:99", "tpu"):
+        with pytest.raises(Unavailable, match=f"device '{name}' can't be used") as refused:
+            cli._device(name)
+        assert refused.value.hint == "--device cpu"
+
+
+# Exit codes
+
+
+def ended(monkeypatch, capsys, command):
+    """Exit code and stderr of a process that ends with `command`."""
+    monkeypatch.setattr(cli.signals, "install", lambda: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as left:
+        cli.guarded(command)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return left.value.code, err
+
+
+def raises(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),  # the codes of the README
+    [
+        (errors.ShortcutError("what", "then"), 1),
+        (errors.UsageError("what", "then"), 2),
+        (errors.TooManyRejects("what", "then"), 3),
+        (errors.CheckFailed("what", "then"), 4),
+        (errors.Unavailable("what", "then"), 5),
+        (errors.Interrupted("what", "then"), 75),
+        (errors.Interrupted("what", "then", exit_code=130), 130),
+        (errors.CheckFailed("what"), 4),
+        (errors.CheckFailed("what [bold]then", "[red]this"), 4),
+    ],
+)
+def test_every_error_is_one_panel_with_its_hint_and_its_code(monkeypatch, capsys, error, code):
+    found, shown = ended(monkeypatch, capsys, raises(error))
+    assert found == code
+    lines = [line.strip("\u2502 ") for line in shown.splitlines()]
+    assert [line for line in lines[1:-1] if line] == [error.message, *([f"Next: {error.hint}"] if error.hint else [])]
+    assert [line[0] for line in (lines[0], lines[-1])] == ["\u256d", "\u2570"]
+    assert " Error " in lines[0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS])
+def test_what_the_system_refuses_is_one_panel_and_code_1(monkeypatch, capsys, number):
+    code, shown = ended(monkeypatch, capsys, raises(OSError(number, os.strerror(number), "a/file")))
+    assert code == 1
+    assert f"{os.strerror(number)}: a/file" in shown
+    assert "what was complete before is unchanged" in shown
+
+
+def test_a_bug_keeps_its_traceback_and_success_is_0(monkeypatch, capsys):
+    assert ended(monkeypatch, capsys, lambda: None) == (None, "")  # 0, for Python
+    assert ended(monkeypatch, capsys, lambda: 0) == (0, "")
+    for error in (OSError(errno.ENOENT, "none", "f"), ValueError("a bug"), errors.Rejected("escaped")):
+        with pytest.raises(type(error)):
+            cli.guarded(raises(error))
+
+
+def test_a_wrong_option_names_the_commands_help(monkeypatch, capsys):
+    for arguments, text in (
+        (["eval", "--chpt", "x"], "shortcut eval --help"),
+        (["codec", "eval"], "shortcut codec eval --help"),
+        (["sample", "-n", "0"], "shortcut sample --help"),
+        (["evil"], "--help"),
+    ):
+        command = partial(cli.app, arguments, prog_name="shortcut", standalone_mode=False)
+        code, shown = ended(monkeypatch, capsys, command)
+        assert code == 2
+        assert f"Next: {text}" in shown or text == "--help"
+    assert ended(monkeypatch, capsys, raises(typer.BadParameter("odd")))[0] == 2
+
+
+# Signals
+
+
+def left_by(signals, block):
+    """The exit code with which `block`, within the signals' own, is left."""
+
+    def run():
+        with signals as asked:
+            block(asked)
+
+    with pytest.raises(errors.Interrupted) as left:
+        run()
+    return left.value.exit_code
+
+
+def test_a_signal_raises_at_once_outside_of_a_block():
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        with pytest.raises(errors.Interrupted) as left:
+            Signals()._handle(number, None)
+        assert left.value.exit_code == code
+
+
+def test_within_a_block_the_first_signal_waits_to_be_asked_for_and_the_second_does_not():
+    signals = Signals()
+
+    def block(asked):
+        assert asked() is None
+        signals._handle(signal.SIGINT, None)
+        assert asked() == 130
+        signals._handle(signal.SIGTERM, None)
+        pytest.fail("the second signal waited")
+
+    assert left_by(signals, block) == 75
+
+
+def test_a_signal_that_nobody_asked_for_raises_at_the_end():
+    signals = Signals()
+    done = []
+
+    def block(_):
+        signals._handle(signal.SIGINT, None)
+        done.append("went on")
+
+    assert left_by(signals, block) == 130
+    assert done == ["went on"]
+    with pytest.raises(errors.Interrupted) as left:
+        signals._handle(signal.SIGTERM, None)  # no longer patient
+    assert left.value.exit_code == 75
+
+
+def test_a_signal_does_not_hide_an_error_of_the_block():
+    def run(signals):
+        with signals:
+            signals._handle(signal.SIGINT, None)
+            raise KeyError("own")
+
+    with pytest.raises(KeyError, match="own"):
+        run(Signals())
+
+
+def test_both_signals_are_handled(monkeypatch):
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    signals = Signals()
+    signals.install()
+    assert handlers == {signal.SIGINT: signals._handle, signal.SIGTERM: signals._handle}
+
+
+# What reaches the screen
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (False, "no"),
+        (None, ""),
+        (0, "0"),
+        (1234567, "1,234,567"),
+        (-1234, "-1,234"),
+        (0.123456, "0.1235"),
+        (9999.4, "9999"),
+        (10000.0, "10,000"),
+        (-12345.6, "-12,346"),
+        (1e-5, "1e-05"),
+        ([1000, 0.5, None], "1,000, 0.5, "),
+        ("1000", "1000"),
+    ],
+)
+def test_a_cell_is_shown_as_people_read_it(value, text):
+    assert console.cell(value) == text
+
+
+def test_a_table_aligns_what_follows_its_first_column_to_the_right():
+    table = console.table("t", ("a", "b", "c"), [("[x]", 1, 0.5)])
+    assert [column.justify for column in table.columns] == ["left", "right", "right"]
+    assert [column._cells for column in table.columns] == [["\\[x]"], ["1"], ["0.5"]]
+
+
+def test_events_become_plain_lines_in_a_pipe(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    steps = {"task": "train", "total": 4000, "unit": "steps"}
+    with console.Reporter() as report:
+        report("note", text="[a] note")
+        report("validation", step=1000, loss=1.25, best=1.5)
+        report("validation", step=1000, loss=1.5, best=1.5)
+        report("validation", step=2000, loss=1.75, best=1.5)
+        report("validation", step=2000, loss=0.5, best=0.5, text="0.5 dB")
+        report("progress", done=1, **steps)
+        now = 109.9
+        report("progress", done=1, **steps)
+        now = 110.0
+        report("progress", done=1000, loss=1.23456, tokens=64_000, seconds=2.0, step=1000, lr=0.5, **steps)
+        now = 119.0
+        report("progress", done=1500, **steps)
+        now = 120.0
+        report("progress", done=2000, **steps)
+    assert capsys.readouterr().err.splitlines() == [
+        "[a] note",
+        "step 1,000: validation 1.2500 nats/token (best so far)",
+        "step 1,000: validation 1.5000 nats/token (best so far)",
+        "step 2,000: validation 1.7500 nats/token",
+        "step 2,000: validation 0.5 dB (best so far)",
+        "train: 1,000 of 4,000 steps, loss 1.2346, 32,000 tokens/s, 6 s left",
+        "train: 2,000 of 4,000 steps",
+    ]
+
+
+def test_doctor_shows_what_to_do_only_about_what_is_missing(monkeypatch, capsys):
+    checks = [
+        {"what": "a", "works": True, "found": "1.0", "remedy": "nothing to do"},
+        {"what": "b", "works": False, "found": "none", "remedy": "install b"},
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda: checks)
+    call("doctor", "--json")
+    assert printed(capsys)["checks"] == checks
+    call("doctor")
+    *_, first, second, _ = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("\u2502").split("\u2502")] for line in (first, second)]
+    assert rows == [["a", "ok", "1.0", ""], ["b", "missing", "none", "install b"]]
+
+
+def test_doctor_examines_packages_devices_codecs_and_the_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path))
+
+    def version(package):
+        if package == "encodec":
+            raise doctor.PackageNotFoundError(package)
+        return f"{package} 1.2"
+
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    free = doctor.LOW_DISK_GIB * 2**30
+    for amount, works in ((free, True), (free - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, amount=amount: SimpleNamespace(free=amount))
+        found = {check["what"]: check for check in doctor.examine()}
+        assert (found["disk"]["works"], found["disk"]["found"]) == (works, "2.0 GiB free here")
+    assert found["encodec"] == {
+        "what": "encodec",
+        "works": False,
+        "found": "not installed",
+        "remedy": "pip install encodec",
+    }
+    assert (found["torch"]["works"], found["torch"]["found"]) == (True, "torch 1.2")
+    assert found["CUDA"]["found"] == "none; training runs on the CPU"
+    assert found["CPU"]["found"].startswith(f"{os.cpu_count()} cores")
+    assert found["codec mini"]["works"] is True
+    for name in ("encodec_24khz", "encodec_48khz"):
+        path = weights.cached(name)
+        assert (found[f"codec {name}"]["works"], str(path) in found[f"codec {name}"]["remedy"]) == (False, True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    found = {check["what"]: check for check in doctor.examine()}
+    assert found["CUDA"]["found"] == "a card"
+    assert all(found[f"codec {name}"]["works"] for name in ("encodec_24khz", "encodec_48khz"))
