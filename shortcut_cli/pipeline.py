@@ -85,22 +85,43 @@ def _scored(path: Path, split: str) -> dict[str, Any] | None:
 
 def _sampled(path: Path, folder: Path, recipe: Recipe) -> list[Path]:
     """The samples of exactly this checkpoint with this sampler that lie in a folder, where all of them are there."""
-    wanted = {"checkpoint_sha256": files.sha256(path), "sampler": recipe.sample.model_dump()}
+    wanted = {"checkpoint_sha256": files.sha256(path), "sampler": recipe.sample.model_dump(), "prompt": None}
     found = []
     for sidecar in sorted(folder.glob("*.json")):
         content = json.loads(sidecar.read_text(encoding="utf-8"))
-        if {key: content.get(key) for key in wanted} == wanted:
-            found.append(sidecar.with_suffix(""))
+        made = sidecar.with_suffix("")
+        if {key: content.get(key) for key in wanted} == wanted and made.is_file():
+            found.append(made)
     return found if len(found) == recipe.sample.n else []
+
+
+def _make_room(path: Path, folder: Path, recipe: Recipe, report: Report) -> None:
+    """Remove what an earlier checkpoint, or a sampling that did not end, left under the names of the samples.
+
+    Samples of this checkpoint that were made in another way stay: they are somebody's.
+    """
+    names = [f"sample-{recipe.sample.seed}-{number:03d}.*" for number in range(recipe.sample.n)]
+    for made in (made for name in names for made in folder.glob(name) if made.suffix != ".json"):
+        sidecar = made.with_suffix(made.suffix + ".json")
+        content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+        another_way = (content.get("sampler"), content.get("prompt")) != (recipe.sample.model_dump(), None)
+        if content.get("checkpoint_sha256") == files.sha256(path) and another_way:
+            continue
+        report("note", text=f"{made} is not of this checkpoint, or of a sampling that did not end; it is made anew")
+        made.unlink()
+        sidecar.unlink(missing_ok=True)
 
 
 def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop) -> dict[str, Any]:
     """Train, eval and sample one model, skipping what is done; returns what each stage gave."""
     trained = train(recipe, folder, device=device, resume="auto", report=report, stop=stop)
     path = folder / "run.pt"
-    scores = _scored(path, recipe.eval.split) or score(path, None, None, device=device, report=report)
+    scores = _scored(path, recipe.eval.split) or score(
+        path, Path(recipe.data.shards), recipe.eval.split, device=device, report=report
+    )
     samples = _sampled(path, folder / "samples", recipe)
     if not samples:
+        _make_room(path, folder / "samples", recipe, report)
         run = checkpoint.open_run(path, device)
         samples = sample(run, folder / "samples", recipe.sample, prompt=None, device=device, report=report)
     return {"train": trained, "eval": scores, "samples": [str(sample) for sample in samples]}
