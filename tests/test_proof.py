@@ -1,13 +1,21 @@
 """Prove: what is right is found equal, and what is not is found."""
 
+import hashlib
 import json
+import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import TEXT_SETTINGS, set_flags, shortcut
 from test_preparation import DOMAINS, material, quiet, run
 
+from shortcut_cli import checkpoint, recipe
 from shortcut_cli.errors import ShortcutError, UsageError
 from shortcut_cli.shards import Shards
 from shortcut_cli.stages import proof
@@ -72,3 +80,202 @@ def test_a_training_killed_while_it_saves_ends_in_the_same_bytes(text_run, tmp_p
     lines = [json.loads(line) for line in (tmp_path / "runs" / "killed-1" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == list(range(1, 21))
     assert not list((tmp_path / "runs").rglob("*.tmp"))
+
+
+def test_as_many_sources_are_read_again_as_asked_for_in_blocks_of_every_scale(material, tmp_path, monkeypatch):
+    (name, kind, settings) = next(domain for domain in DOMAINS if domain[1] == "texts")
+    run(name, [material / kind], tmp_path / "s", *settings)
+    read, again = [], proof._again
+
+    def spy(tokenizer, source, records, *, cut):
+        read.append((source.relative, tokenizer.block_scale))
+        assert not cut
+        return again(tokenizer, source, records, cut=cut)
+
+    monkeypatch.setattr(proof, "_again", spy)
+    chosen = []
+    for seed in (1, 1, 2):
+        result = proof.tokens(tmp_path / "s", [], count=6, seed=seed, report=quiet)
+        assert (result["sources"], result["block_scales"], result["different"]) == (6, [0.4, 3.7, 30.0], [])
+        chosen.append([source for source, _ in read])
+        assert len(set(chosen[-1])) == 6
+        assert sorted(scale for _, scale in read) == [0.4, 0.4, 3.7, 3.7, 30.0, 30.0]
+        lines = map(json.loads, (tmp_path / "s" / "documents.jsonl").read_text().splitlines())
+        assert result["tokens"] == sum(line["tokens"] for line in lines if line["source"] in chosen[-1])
+        read.clear()
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_a_stored_document_is_found_across_shards_by_its_record():
+    shards = [SimpleNamespace(ids=range(size)) for size in (5, 1, 4)]
+    asked = []
+    split = SimpleNamespace(shards=shards, read=lambda *arguments: asked.append(arguments))
+    for shard, offset, tokens in ((0, 0, 5), (1, 0, 1), (2, 1, 3)):
+        proof._stored(split, {"shard": shard, "offset": offset, "tokens": tokens})
+    assert asked == [(0, 5), (5, 1), (7, 3)]
+
+
+# Hashes of weights
+
+
+WEIGHTS = {"b": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "a": torch.tensor([5, -6], dtype=torch.int16)}
+
+
+def hashed(monkeypatch, weights):
+    monkeypatch.setattr(checkpoint, "load", lambda _: {"model": weights, "step": 4})
+    return proof.weights_sha256(Path("run.pt"))
+
+
+def test_a_hash_is_of_the_names_and_bytes_of_all_weights_in_order_of_name(monkeypatch):
+    content = b"a" + np.array([5, -6], "<i2").tobytes() + b"b" + np.array([1, 2, 3, 4], "<f4").tobytes()
+    found = hashed(monkeypatch, WEIGHTS)
+    assert found == hashlib.sha256(content).hexdigest()
+    assert found == hashed(monkeypatch, dict(reversed(WEIGHTS.items())))
+
+
+def test_weights_that_differ_in_one_bit_or_one_name_have_other_hashes(monkeypatch):
+    found = [hashed(monkeypatch, WEIGHTS)]
+    for name, weight in WEIGHTS.items():
+        content = bytearray(weight.numpy().tobytes())
+        for place in range(len(content)):
+            flipped = bytearray(content)
+            flipped[place] ^= 1
+            other = torch.frombuffer(flipped, dtype=weight.dtype).reshape(weight.shape)
+            found.append(hashed(monkeypatch, WEIGHTS | {name: other}))
+        found.append(hashed(monkeypatch, {f"{key}x" if key == name else key: value for key, value in WEIGHTS.items()}))
+        found.append(hashed(monkeypatch, {key: value for key, value in WEIGHTS.items() if key != name}))
+    found.append(hashed(monkeypatch, {"a": WEIGHTS["b"], "b": WEIGHTS["a"]}))
+    found.append(hashed(monkeypatch, WEIGHTS | {"c": torch.zeros(1)}))
+    assert len(set(found)) == len(found) == 1 + 16 + 4 + 2 + 2 + 2
+
+
+# Trainings that are killed, without a training
+
+
+class Trainings:
+    """Processes that take as many killings as `lasts` says before each run folder is finished."""
+
+    def __init__(self, monkeypatch, lasts, errors=None):
+        self.started, self.waited, self.killed = [], [], []
+        self.lasts, self.errors = lasts, errors or {}
+        self.weights, self.best, self.logs = {}, {}, {}
+        monkeypatch.setattr(proof, "_start", self.start)
+        monkeypatch.setattr(proof, "_saved_step", lambda path: 10 * self.killed.count(path.name))
+        monkeypatch.setattr(proof, "weights_sha256", self.hash)
+        monkeypatch.setattr(proof, "_log", lambda path: self.logs.get(path.name, ["log"]))
+
+    def hash(self, path):
+        assert path.name in ("run.pt", "resume.pt")
+        return (self.best if path.name == "run.pt" else self.weights).get(path.parent.name, path.name)
+
+    def start(self, folder, name, device):
+        assert (folder / "recipe.toml").exists()
+        self.started.append((name, device))
+
+        def wait(timeout):
+            self.waited.append(timeout)
+            if self.killed.count(name) < self.lasts[name]:
+                raise subprocess.TimeoutExpired("train", timeout)
+            return 0
+
+        return SimpleNamespace(
+            wait=wait,
+            kill=lambda: self.killed.append(name),
+            communicate=lambda: (None, "errors of the training"),
+            returncode=self.errors.get(name, 0),
+        )
+
+
+def resumed(folder, kills=3, seed=1, report=quiet):
+    resolved = recipe.read("text-tiny", ["data.shards=somewhere"])
+    return proof.resume(resolved, folder, kills=kills, seed=seed, device="d", report=report)
+
+
+def test_every_kill_is_counted_and_a_run_that_ends_too_early_is_followed_by_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainings = Trainings(monkeypatch, {"killed-1": 1, "killed-2": 0, "killed-3": 9})
+    done = []
+    result = resumed(tmp_path / "f", report=lambda event, **fields: done.append((event, fields.get("done"))))
+    assert trainings.killed == ["killed-1", "killed-3", "killed-3"]
+    names = ["whole", "killed-1", "killed-1", "killed-2", "killed-3", "killed-3", "killed-3"]
+    assert trainings.started == [(name, "d") for name in names]
+    assert result == {
+        "schema_version": 1,
+        "kills": 3,
+        "went_on_at_steps": [10, 10, 20],
+        "uninterrupted_sha256": "resume.pt",
+        "killed_sha256": ["resume.pt"] * 3,
+        "equal_weights": True,
+        "equal_logs": True,
+    }
+    assert [event for event in done if event[0] == "progress"] == [("progress", kill) for kill in (1, 2, 3)]
+    written = recipe.read(str(tmp_path / "f" / "recipe.toml"))
+    assert written.data.shards == str(tmp_path / "somewhere")
+    assert written.train == recipe.read("text-tiny").train
+
+
+def test_the_moments_of_the_kills_are_random_and_those_of_the_seed(tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 50))
+    monkeypatch.setattr(proof.time, "monotonic", lambda: next(clock))  # the uninterrupted training takes 50 s
+    for number, seed in enumerate((1, 2)):
+        trainings = Trainings(monkeypatch, {"killed-1": 9})
+        resumed(tmp_path / str(number), kills=2, seed=seed)
+        moments = random.Random(seed)
+        assert trainings.waited == [moments.uniform(0, 50), moments.uniform(0, 50)]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "weights", "logs"),
+    [
+        ("weights", "whole", False, True),
+        ("weights", "killed-1", False, True),
+        ("weights", "killed-2", False, True),
+        ("best", "whole", False, True),
+        ("best", "killed-1", False, True),
+        ("best", "killed-2", False, True),
+        ("logs", "whole", True, False),
+        ("logs", "killed-1", True, False),
+        ("logs", "killed-2", True, False),
+    ],
+)
+def test_one_other_file_in_any_of_the_runs_is_found(tmp_path, monkeypatch, where, name, weights, logs):
+    trainings = Trainings(monkeypatch, {"killed-1": 1, "killed-2": 9})
+    getattr(trainings, where)[name] = ["other"] if where == "logs" else "other"
+    result = resumed(tmp_path)
+    assert (result["equal_weights"], result["equal_logs"]) == (weights, logs)
+    assert result["uninterrupted_sha256"] == trainings.weights.get("whole", "resume.pt")
+    assert result["killed_sha256"] == [trainings.weights.get(name, "resume.pt") for name in ("killed-1", "killed-2")]
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path, monkeypatch):
+    trainings = Trainings(monkeypatch, {"killed-1": 9})
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="is not empty"):
+        resumed(tmp_path)
+    assert trainings.started == []
+
+
+@pytest.mark.parametrize("name", ["whole", "killed-1"])
+def test_a_training_that_fails_by_itself_ends_the_proof_with_its_words(tmp_path, monkeypatch, name):
+    Trainings(monkeypatch, {"killed-1": 0}, {name: 5})
+    with pytest.raises(ShortcutError, match="exit code 5\nerrors of the training"):
+        resumed(tmp_path)
+
+
+def test_a_training_is_the_command_with_the_recipe_of_the_folder(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
+    proof._start(tmp_path, "killed-1", "cuda:1")
+    expected = ["train", "--recipe", f"{tmp_path}/recipe.toml", "--out", f"{tmp_path}/killed-1", "--device", "cuda:1"]
+    assert commands == [[sys.executable, "-m", "shortcut_cli", *expected]]
+
+
+def test_the_step_of_the_newest_state_and_the_log_without_its_times(tmp_path, monkeypatch):
+    assert proof._saved_step(tmp_path) == 0
+    steps = {"resume.pt": 8, "resume.prev.pt": 12}
+    for name in (*steps, "run.pt"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(checkpoint, "load", lambda path: {"step": steps[path.name]})
+    assert proof._saved_step(tmp_path) == 12
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.5, "seconds": 3}\n{"step": 2, "validation": 0.25}\n')
+    assert proof._log(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "validation": 0.25}]
