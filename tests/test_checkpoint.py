@@ -378,6 +378,8 @@ def test_opening_a_run_gives_its_own_weights_in_eval_mode(tmp_path, monkeypatch)
     assert weights.keys() == content["model"].keys()
     assert all(torch.equal(weights[name], weight) for name, weight in content["model"].items())
     assert {weight.device.type for weight in weights.values()} == {"cpu"}
+    on_meta = checkpoint.load(tmp_path / "run.pt", "meta")["model"]
+    assert {weight.device.type for weight in on_meta.values()} == {"meta"}
     load, devices = checkpoint.load, []
     monkeypatch.setattr(checkpoint, "load", lambda path, device: devices.append(device) or load(path))
     elsewhere = checkpoint.open_run(tmp_path / "run.pt", "meta").model

@@ -171,8 +171,14 @@ def test_equal_seeds_give_equal_bytes(text_run, tmp_path):
 
 def test_a_run_pt_is_enough_anywhere(text_run, tmp_path):
     shutil.copy(text_run / "gpt" / "run.pt", tmp_path / "elsewhere.pt")
-    shortcut("sample", "--ckpt", "elsewhere.pt", "--tokens", 10, "-n", 1, cwd=tmp_path)
-    shortcut("eval", "--ckpt", "elsewhere.pt", "--shards", text_run / "shards", cwd=tmp_path)
+    done = shortcut("sample", "--ckpt", "elsewhere.pt", "--tokens", 10, "-n", 1, cwd=tmp_path)
+    assert done.stdout == "samples/sample-1-000.txt\n"
+    assert (tmp_path / "samples" / "sample-1-000.txt").read_text()
+    done = shortcut("eval", "--ckpt", "elsewhere.pt", "--shards", text_run / "shards", "--json", cwd=tmp_path)
+    scores, manifest = json.loads(done.stdout), json.loads((text_run / "shards" / "manifest.json").read_text())
+    test = manifest["splits"]["test"]
+    assert (scores["split"], scores["tokens"], scores["documents"]) == ("test", test["tokens"], test["documents"])
+    assert json.loads((tmp_path / "eval.json").read_text())["splits"] == {"test": scores}
 
 
 def test_run_skips_what_is_finished(tmp_path):
@@ -185,6 +191,17 @@ def test_run_skips_what_is_finished(tmp_path):
     assert first["eval"] == second["eval"]
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == stamps
+    # What is missing, and nothing else, is made again; the samples are the same bytes.
+    kept = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("sample-1-*.txt")}
+    assert len(kept) == 2
+    for path in (min(kept), *(tmp_path / "runs").rglob("eval.json")):
+        path.unlink()
+    third = json.loads(shortcut(*command, cwd=tmp_path).stdout)
+    assert (third["train"]["worked"], third["eval"], third["samples"]) == (False, first["eval"], first["samples"])
+    assert {path: path.read_bytes() for path in kept} == kept
+    changed = {path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    samples = {f"{path.name}{ending}" for path in kept for ending in ("", ".json")}
+    assert changed == {"eval.json", "eval-test.npz"} | samples
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

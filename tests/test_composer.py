@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import symusic
 
+from shortcut_cli import composer
 from shortcut_cli.composer import (
+    CHORDS,
     INHARMONICITY,
     MELODY_LOWEST,
     TAIL_S,
@@ -204,6 +206,93 @@ def test_downbeats_are_louder_than_what_follows_and_the_melody_than_the_left_han
     assert compared > 500
 
 
+def test_a_velocity_is_that_of_the_theme_the_swell_and_the_beat(pieces):
+    """A theme's left hand has 52 or 64, its melody 18 more; 12 more at 5/8 of a phrase of four bars."""
+    for piece in pieces[:30]:
+        length = 4 * piece.beats_per_bar
+        for note in piece.notes:
+            share = note.start % length / length
+            swell = share / 0.625 if share < 0.625 else (1 - share) / 0.375
+            accent = 8 if note.start % piece.beats_per_bar == 0 else 4 if note.start == int(note.start) else 0
+            base = note.velocity - round(12 * swell) - accent
+            assert base in ((52 + 18, 64 + 18) if note.pitch >= MELODY_LOWEST else (52, 64))
+
+
+def test_chords_are_thirds_on_their_degree():
+    degrees = {name: chord.degrees for name, chord in CHORDS.items()}
+    assert degrees == {
+        "I": (0, 2, 4),
+        "I6": (0, 2, 4),
+        "ii": (1, 3, 5),
+        "ii6": (1, 3, 5),
+        "IV": (3, 5, 0),
+        "V": (4, 6, 1),
+        "V7": (4, 6, 1, 3),
+        "vi": (5, 0, 2),
+        "vii6": (6, 1, 3),
+    }
+    assert {name: chord.bass for name, chord in CHORDS.items()} == {
+        "I": 0,
+        "I6": 2,
+        "ii": 1,
+        "ii6": 3,
+        "IV": 3,
+        "V": 4,
+        "V7": 4,
+        "vi": 5,
+        "vii6": 1,
+    }
+    assert {name for name, chord in CHORDS.items() if chord.is_dominant} == {"V", "V7", "vii6"}
+
+
+def test_a_place_is_a_pitch_of_the_key_and_minor_sharpens_its_dominants():
+    major, minor = composer.KEYS[0], composer.KEYS[5]
+    assert [major.pitch(place, CHORDS["V"]) for place in range(-1, 8)] == [47, 48, 50, 52, 53, 55, 57, 59, 60]
+    assert [minor.pitch(place, CHORDS["I"]) for place in range(-1, 8)] == [48, 50, 52, 53, 55, 57, 58, 60, 62]
+    assert [minor.pitch(place, CHORDS["V7"]) for place in range(-1, 8)] == [49, 50, 52, 53, 55, 57, 59, 61, 62]
+    for key, scale in zip(composer.KEYS, [{0, 2, 4, 5, 7, 9, 11}] * 5 + [{0, 2, 3, 5, 7, 8, 10}] * 4, strict=True):
+        assert {(key.pitch(place, CHORDS["I"]) - key.tonic) % 12 for place in range(7)} == scale
+
+
+def test_voices_go_from_chord_to_chord_with_the_least_effort():
+    """By trying all: a bass of MIDI 36 to 51, three others of 52 to 66, twelve semitones for each parallel."""
+    major = (0, 2, 4, 5, 7, 9, 11)
+
+    def pitches(degree, low, high):
+        return [pitch for pitch in range(low, high) if (pitch - 48) % 12 == major[degree]]
+
+    before = (43, 55, 60, 64)
+    chords = ["I", "IV", "V7", "vi", "ii6", "V", "I"]
+    voicings = composer._voicings(composer.KEYS[0], [CHORDS[name] for name in chords])
+    for name, found in zip(chords, voicings, strict=True):
+        degrees = CHORDS[name].degrees[1:] if name == "V7" else CHORDS[name].degrees
+        tried = []
+        for bass in pitches(CHORDS[name].bass, 36, 52):
+            for a in pitches(degrees[0], 52, 67):
+                for b in pitches(degrees[1], 52, 67):
+                    for c in pitches(degrees[2], 52, 67):
+                        after = (bass, *sorted((a, b, c)))
+                        effort = sum(abs(new - old) for old, new in zip(before, after, strict=True))
+                        for i, j in combinations(range(4), 2):
+                            kept = after[j] - after[i] == before[j] - before[i]
+                            effort += 12 * (kept and after[i] != before[i] and (after[j] - after[i]) % 12 in (0, 7))
+                        tried.append((effort, after))
+        assert found == min(tried)[1]
+        before = found
+
+
+def test_pieces_are_the_same_on_every_platform_and_in_every_python():
+    """The promise is that they do not change, so this is a record of them and not a sum from elsewhere."""
+    sums = [
+        hashlib.sha256(b"".join(midi_bytes(compose(s, t)) for s in range(20))).hexdigest() for t in ((15, 30), (7, 12))
+    ]
+    assert sums == [
+        "518615ff0c430fa90ab70bede178052b4b80dcc9c88de30d4e32132587dbdc8f",
+        "866a5c79837d5b93312177cfa43586ce50f4cf080a1bde8eedc1c0a48ab373b0",
+    ]
+    assert composer._seeds(1, 3) == [1210245519433057, 7633004523783416, 6879470178836243]
+
+
 # MIDI
 
 
@@ -261,6 +350,18 @@ def test_midi_files_are_a_function_of_the_seed(tmp_path):
     assert len({*here.values(), *other.values()}) == 24
 
 
+def test_each_file_is_the_piece_of_its_own_seed(tmp_path):
+    seeds = [1210245519433057, 7633004523783416, 6879470178836243]
+    write_midi(tmp_path / "midi", pieces=3, seed=1)
+    write_audio(tmp_path / "audio", pieces=3, seed=1, sample_rate_hz=4000)
+    for number, seed in enumerate(seeds):
+        assert (tmp_path / "midi" / f"000{number}.mid").read_bytes() == midi_bytes(compose(seed))
+        with wave.open(str(tmp_path / "audio" / f"000{number}.wav")) as sound:
+            assert sound.getframerate() == 4000
+            samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+        assert np.array_equal(samples, render(compose(seed, (7, 12)), 4000))
+
+
 # Sound
 
 
@@ -314,6 +415,39 @@ def test_a_rendered_piece_has_the_right_length_and_does_not_clip(pieces):
         assert np.abs(samples.astype(int)).max() == round(0.7 * 32767)
 
 
+def plainly_rendered(piece, rate):
+    """The sound of a piece from the formulas: partials of struck strings, and a convolution with noise for the room."""
+    beat_s = 60 / piece.tempo_bpm
+    dry = np.zeros(round((piece.beats * beat_s + 0.5) * rate))
+    damped = round(0.12 * rate)
+    for note in piece.notes:
+        t = np.arange(min(round((note.length * beat_s + 0.12) * rate), round(4.12 * rate))) / rate
+        force, tone = note.velocity / 127, np.zeros(len(t))
+        for k in range(1, 13):
+            hz = k * 440 * 2 ** ((note.pitch - 69) / 12) * (1 + 4e-4 * k * k) ** 0.5
+            decay_s = 1.6 * 2 ** ((60 - note.pitch) / 24) / (1 + 0.3 * (k - 1))
+            if hz < 0.45 * rate:
+                weight = (1 - force) * k**-2.2 + force / k
+                tone += weight * np.sin(2 * np.pi * hz * t) * np.exp(-t / decay_s)
+        tone *= force**1.5 * np.minimum(t / 0.004, 1)
+        tone[-damped:] *= np.linspace(1, 0, damped) ** 2
+        first = round(note.start * beat_s * rate)
+        dry[first : first + len(t)] += tone
+    length = round(0.9 * rate)
+    room = np.random.default_rng(0).standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+    wet = dry + 0.25 * np.convolve(dry, room / np.linalg.norm(room))[: len(dry)]
+    return wet * 0.7 * 32767 / np.abs(wet).max()
+
+
+def test_a_piece_sounds_as_the_formulas_say():
+    notes = [Note(0, 1, 45, 40), Note(0.5, 1.5, 57, 127), Note(0.5, 0.5, 76, 90), Note(1, 8, 60, 100)]
+    for tempo_bpm, rate in ((120, 4000), (72, 3000)):
+        piece = Piece(notes, tempo_bpm=tempo_bpm, beats_per_bar=4)
+        found, expected = render(piece, rate), plainly_rendered(piece, rate)
+        # Half of a step is the rounding to 16 bits; float32 adds far less than a hundredth at this loudness.
+        assert np.abs(found - expected).max() < 0.51
+
+
 def test_audio_files_are_sound_and_a_function_of_the_seed(tmp_path):
     for name, seed in (("here", 1), ("again", 1), ("other", 2)):
         assert write_audio(tmp_path / name, pieces=3, seed=seed) == 3
@@ -335,7 +469,11 @@ def test_audio_files_are_sound_and_a_function_of_the_seed(tmp_path):
 
 def test_texts_are_whole_and_readable(tmp_path):
     count = write_text(tmp_path)
+    from pydoc_data.topics import topics
+
     texts = [path.read_bytes().decode("utf-8") for path in tmp_path.glob("*.txt")]
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert written == {f"{topic}.txt": text.encode() for topic, text in topics.items()}
     assert count == len(texts) == len(list(tmp_path.iterdir())) > 50
     assert all(len(text) > 100 and text.count("\n") > 2 for text in texts)
     assert sum(map(len, texts)) > 300_000

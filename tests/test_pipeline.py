@@ -183,6 +183,14 @@ def test_samples_of_another_seed_lie_beside_the_first(stages, tmp_path):
     assert [Path(path).read_text() for path in first + second] == ["other", "other", "first", "first"]
 
 
+def test_a_checkpoint_that_came_from_elsewhere_is_scored_and_sampled_as_the_command_says(stages, tmp_path):
+    there = ["data.shards=where it was trained", "eval.split=val", "sample.n=4"]
+    stages.recipe = recipe.with_settings(RESOLVED, there)
+    go(tmp_path)
+    score = ("evaluate", "run.pt", "the/shards", "test", "d")
+    assert stages.ran[1:] == [score, ("sample", "run.pt", "samples", 2, None, "d")]
+
+
 def test_samples_with_a_prompt_are_not_those_of_the_run(stages, tmp_path):
     (path, *_) = go(tmp_path)["samples"]
     sidecar = Path(f"{path}.json")
