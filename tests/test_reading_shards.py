@@ -178,6 +178,7 @@ def test_a_split_reads_as_one_sequence_at_every_border(folder):
         with pytest.raises(AssertionError):
             split.read(start, length)
     assert opened.split("val").read(0, 2).tolist() == [90, 91]
+    assert (opened.split("val").units, opened.split("test").units) == ({"byte": 5.0}, {"byte": 2.5})
     assert opened.split("test").read(0, 1).tolist() == [80]
 
 
