@@ -521,7 +521,7 @@ def test_a_header_is_the_comment_at_the_head(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["tokenizer.transpose=[1, -2]", "tokenizer.tempo_factors=[0.5, 2.0]", 'data.shards=a "b" \\\u00e9\t'],
+        ["tokenizer.transpose=[1, -2]", "tokenizer.tempo_factors=[0.5, 2.0]", 'data.shards=a "b" \\\u00e9\t\x7f'],
         ["train.lr=1e-300", "train.clip=0.0", "model.tied=false", "train.seed=9007199254740993"],
     ],
 )
