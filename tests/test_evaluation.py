@@ -1,7 +1,8 @@
-"""Evaluation: every token once, equal to a plain loop, and depth weights that sum to one."""
+"""Evaluation: every token once, all numbers equal to those of plain loops."""
 
 import json
 import math
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -9,15 +10,190 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_models import reference
 
-from shortcut_cli import checkpoint
+from shortcut_cli import checkpoint, files, pipeline, recipe, registry, sealed
 from shortcut_cli.errors import UsageError
-from shortcut_cli.shards import Shards
+from shortcut_cli.shards import FolderWriter, Shards
 from shortcut_cli.stages import evaluation
+from shortcut_cli.tokenizers.text import TextTokenizer
+
+ALPHABET = "ab1 ."
+END = len(ALPHABET)
 
 
 def quiet(*_, **__):
     pass
+
+
+def made_run(folder, *settings, name="shortcut"):
+    """An untrained run, small, with weights so large that it is sure of what it predicts, and looks at few tokens."""
+    tiny = ("model.layers=4", "model.width=8", "model.heads=2", "model.context=7", "model.ffn=8", "model.tied=false")
+    text = ("tokenizer.algorithm=chars", f"tokenizer.alphabet={ALPHABET}", "model.shortcut.map_width=8")
+    keys = recipe.read("text-tiny", [*text, *tiny, "eval.stride=3", f"model.name={name}", *settings])
+    model = registry.load(registry.MODELS, name)(keys.model, END + 1, 1).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(20)
+            elif parameter_name.endswith("gate"):
+                parameter.copy_(torch.tensor([0.7, -1.3]))
+    tokenizer = TextTokenizer(keys.tokenizer)
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(folder / "tokenizer")
+    packed = {"fingerprint": tokenizer.fingerprint, "files": checkpoint.pack_folder(folder / "tokenizer")}
+    content = {
+        "format": checkpoint.FORMAT,
+        "recipe": keys.model_dump(),
+        "model": model.state_dict(),
+        "vocabulary": END + 1,
+        "tokenizer": packed,
+        "shards": "",
+        "step": 23,
+        "scores": {},
+        "versions": sealed.versions(),
+    }
+    checkpoint.save(folder / "run.pt", content)
+    return checkpoint.Run(folder / "run.pt", keys, model, content)
+
+
+def made_shards(folder, run, documents):
+    """Shards of (split, ids without the end id), in several files; seven notes a document, and some bytes."""
+    folder.mkdir()
+    with FolderWriter(folder, END + 1, 50, end=END) as writer:
+        for split, ids in documents:
+            writer.add(split, [np.array(ids, int)], {"byte": 1.0 + len(ids), "note": 7.0}, {})
+        (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
+        fingerprint = run.content["tokenizer"]["fingerprint"]
+        kind = {"name": "text", "fingerprint": fingerprint, "vocabulary": END + 1, "end": END, "unit": "note"}
+        writer.finish([], {"request": {}, "tokenizer": kind})
+    return Shards(folder)
+
+
+def made_documents(counts, seed=0):
+    """Documents of nought to 24 ids, as many of each split as `counts` says, in turn."""
+    generator = np.random.default_rng(seed)
+    splits = [split for number in range(99) for split, count in counts.items() if number < count]
+    return [(split, generator.integers(0, END, generator.integers(0, 25)).tolist()) for split in splits]
+
+
+def plain_scores(run, ids, end, stride):
+    """Loss, whether the most probable token is right, and shares (H, M) of the sources, of each of `ids` by a loop.
+
+    Target t is scored in the window that ends with the last of its `stride` targets, and begins a context before that.
+    """
+    context, model = run.recipe.model.context, deepcopy(run.model).double()
+    inputs = [end, *ids[:-1]]
+
+    @cache
+    @torch.no_grad()
+    def predicted(first, last):
+        x = torch.tensor([inputs[first:last]])
+        logits, shares = reference(model, x) if model.taps else (model(x), torch.zeros(1, 1, 1, last - first))
+        return logits[0].log_softmax(-1), shares[0]
+
+    scores = []
+    for t, target in enumerate(ids):
+        last = min((t // stride + 1) * stride, len(ids))
+        first = max(0, last - context)
+        logs, shares = predicted(first, last)
+        row = logs[t - first]
+        scores.append((-row[target].item(), int(row.argmax()) == target, shares[:, :, t - first]))
+    return scores
+
+
+def plain_interval(nats, tokens, resamples):
+    """Percentiles of the ratio of sums over groups drawn with replacement, from numpy's generator of seed 0."""
+    generator = np.random.default_rng(0)
+    ratios = []
+    for _ in range(resamples):
+        drawn = generator.integers(0, len(nats), len(nats))
+        ratios.append(sum(nats[g] for g in drawn) / sum(tokens[g] for g in drawn))
+    ratios.sort()
+    return [np.interp(share * (resamples - 1), range(resamples), ratios) for share in (0.025, 0.975)]
+
+
+SPLITS = {  # documents of each split: how many, and what the interval is over
+    "many": ({"train": 3, "val": 12, "test": 5}, "val", "documents"),
+    "just enough": ({"train": 3, "val": 5, "test": 10}, "test", "documents"),
+    "too few": ({"train": 3, "val": 5, "test": 9}, "test", "blocks"),
+    "few tokens": ({"train": 3, "val": 2, "test": 5}, "val", "blocks"),
+}
+ARMS = {
+    "add": (["model.shortcut.mode=add", "model.shortcut.taps=0,2,3"], ["own keys", "embedding", "layer 2", "layer 3"]),
+    "gated": (["model.shortcut.mode=gated", "model.shortcut.taps=1,3"], ["layer 1", "layer 3"]),
+    "replace": (["model.shortcut.taps=1,2,3"], ["layer 1", "layer 2", "layer 3"]),
+    "gpt": ([], None),
+}
+
+
+@pytest.mark.parametrize(
+    ("documents", "arm", "stride", "batch"),
+    [("many", "add", 3, 4), ("just enough", "gated", 7, 3), ("too few", "replace", 5, 1), ("few tokens", "gpt", 2, 50)],
+)
+def test_every_number_is_that_of_a_plain_loop(tmp_path, documents, arm, stride, batch):
+    settings, sources = ARMS[arm]
+    counts, name, over = SPLITS[documents]
+    keys = [f"eval.stride={stride}", f"eval.batch_size={batch}", "eval.resamples=40", *settings]
+    run = made_run(tmp_path, *keys, name="gpt" if arm == "gpt" else "shortcut")
+    given_documents = made_documents(counts)
+    shards, told = made_shards(tmp_path / "shards", run, given_documents), []
+    result = evaluation.evaluate(run, shards, name, device="cpu", report=lambda kind, **rest: told.append((kind, rest)))
+
+    rows = [[*ids, END] for split, ids in given_documents if split == name]
+    ids = [token for row in rows for token in row]
+    scores = plain_scores(run, ids, END, stride)
+    if over == "documents":
+        groups = [number for number, row in enumerate(rows) for _ in row]
+    else:  # a hundred of them as equal as may be, or one a token
+        blocks = min(100, len(ids))
+        groups = [next(g for g in range(blocks) if t < (g + 1) * len(ids) // blocks) for t in range(len(ids))]
+    nats, tokens = np.zeros(max(groups) + 1), np.zeros(max(groups) + 1)
+    for group, (loss, _, _) in zip(groups, scores, strict=True):
+        nats[group] += loss
+        tokens[group] += 1
+    total, units = sum(loss for loss, _, _ in scores), 7.0 * len(rows)
+    assert len(set(tokens)) > 1 or documents == "few tokens"  # a mean of ratios is another thing
+    # fp32 losses of a few nats each: 1e-5 is some ten of their last digits.
+    found = result.pop("groups")
+    assert found["tokens"].tolist() == tokens.tolist()
+    assert found["nats"] == pytest.approx(nats, abs=1e-5 * tokens.max())
+    low, high = plain_interval(nats, tokens, 40)
+    bits = len(ids) / units / math.log(2)
+    shares = ids.count(END) / len(ids), *(ids.count(token) / len(ids) for token in range(END))
+    weights = result.pop("depth_weights", None)
+    assert result == {
+        "schema_version": 1,
+        "model": run.recipe.model.name,
+        "step": 23,
+        "split": name,
+        "tokens": len(ids),
+        "documents": counts[name],
+        "stride": stride,
+        "context": 7,
+        "nats_per_token": pytest.approx(total / len(ids), abs=1e-5),
+        "interval_95": pytest.approx([low, high], abs=1e-5),
+        "interval_over": over,
+        "perplexity": pytest.approx(math.exp(total / len(ids)), rel=1e-5),
+        "accuracy": sum(right for _, right, _ in scores) / len(ids),
+        "unit": "note",
+        "units": units,
+        "bits_per_unit": pytest.approx(total / math.log(2) / units, rel=1e-5),
+        "bits_per_unit_interval_95": pytest.approx([low * bits, high * bits], rel=1e-5),
+        "unigram_entropy": pytest.approx(-sum(share * math.log(share) for share in shares)),
+    }
+    if sources is None:
+        assert weights is None
+    else:
+        assert weights["sources"] == sources
+        by_head = sum(share for _, _, share in scores) / len(ids)
+        assert torch.allclose(torch.tensor(weights["by_head"]).double(), by_head, atol=1e-5)
+        assert by_head.flatten().sort().values.diff().min() > 1e-3  # no two could be taken for one another
+    assert {kind for kind, _ in told} == {"progress"}
+    done = [rest["done"] for _, rest in told]
+    assert done == sorted(set(done))
+    assert done[-1] == told[-1][1]["total"] == len(ids)
+    assert len(done) >= len(ids) / stride / batch
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.data())
@@ -63,24 +239,24 @@ def test_scores_equal_a_plain_loop(text_run, model):
     assert result["unigram_entropy"] == pytest.approx(-(shares * np.log(shares)).sum())
 
 
-def test_the_interval_holds_the_score_and_depth_weights_sum_to_one(text_run):
+def test_the_interval_holds_the_score_and_a_tap_alone_gets_all(text_run):
     run = checkpoint.open_run(text_run / "shortcut" / "run.pt", "cpu")
     result = evaluation.evaluate(run, Shards(text_run / "shards"), "test", device="cpu", report=quiet)
-    low, high = result["interval_95"]
-    assert low <= result["nats_per_token"] <= high
-    assert result["depth_weights"]["sources"] == list(run.model.taps)
-    assert [sum(head) for head in result["depth_weights"]["by_head"]] == pytest.approx([1] * run.recipe.model.heads)
+    for score, interval in (("nats_per_token", "interval_95"), ("bits_per_unit", "bits_per_unit_interval_95")):
+        low, high = result[interval]
+        assert low < result[score] < high
+    assert result["depth_weights"] == {"sources": ["layer 2"], "by_head": [[1.0]] * run.recipe.model.heads}
 
 
 def test_the_context_helps_a_trained_model_no_less_with_a_smaller_stride(text_run):
     run = checkpoint.open_run(text_run / "gpt" / "run.pt", "cpu")
     shards = Shards(text_run / "shards")
     scores = {}
-    for stride in (4, run.recipe.model.context):
+    for stride in (16, run.recipe.model.context):
         resolved = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update={"stride": stride})})
         other = checkpoint.Run(run.path, resolved, run.model, run.content)
         scores[stride] = evaluation.evaluate(other, shards, "val", device="cpu", report=quiet)["nats_per_token"]
-    assert scores[4] <= scores[run.recipe.model.context] + 0.02
+    assert scores[16] <= scores[run.recipe.model.context] + 0.02
 
 
 def test_shards_of_another_tokenizer_name_both_fingerprints(text_run):
@@ -90,3 +266,61 @@ def test_shards_of_another_tokenizer_name_both_fingerprints(text_run):
         evaluation.evaluate(run, Shards(text_run / "shards"), "val", device="cpu", report=quiet)
     assert "0" * 12 in caught.value.message
     assert Shards(text_run / "shards").tokenizer["fingerprint"][:12] in caught.value.message
+    run.content["tokenizer"]["fingerprint"] = "f" * 64
+    with pytest.raises(UsageError, match="was trained with tokenizer ffffffffffff, "):
+        evaluation.check_tokenizer(run, Shards(text_run / "shards"))
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    run = made_run(tmp_path)
+    shards = made_shards(tmp_path / "shards", run, made_documents({"train": 3, "val": 2}))
+    with pytest.raises(UsageError, match=r"the test split of .* is empty"):
+        evaluation.evaluate(run, shards, "test", device="cpu", report=quiet)
+
+
+def test_a_split_of_one_token_has_a_score(tmp_path):
+    run = made_run(tmp_path)
+    shards = made_shards(tmp_path / "shards", run, [("train", [1, 2]), ("val", [])])
+    result = evaluation.evaluate(run, shards, "val", device="cpu", report=quiet)
+    ((loss, right, _),) = plain_scores(run, [END], END, 3)
+    assert (result["tokens"], result["accuracy"], result["unigram_entropy"]) == (1, float(right), 0)
+    assert [result["nats_per_token"], *result["interval_95"]] == pytest.approx([loss] * 3, abs=1e-5)
+
+
+def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
+    """The split that is named, or the recipe's; the other's score stays, an older one of the same is replaced."""
+    here, other = (tmp_path / name for name in ("shards", "other"))
+    run = made_run(tmp_path, "eval.split=test", f"data.shards={here}", "eval.resamples=9")
+    counts = {"train": 3, "val": 12, "test": 11}
+    made = {folder: made_documents(counts, seed) for seed, folder in enumerate((here, other))}
+    for folder, documents in made.items():
+        made_shards(folder, run, documents)
+    tokens = {
+        (folder, split): [len(ids) + 1 for name, ids in documents if name == split]
+        for folder, documents in made.items()
+        for split in ("val", "test")
+    }
+    assert len({sum(sizes) for sizes in tokens.values()}) == 4
+    kept = {}
+    for shards, split, wanted in (
+        (None, None, (here, "test")),
+        (other, "val", (other, "val")),
+        (None, "val", (here, "val")),
+    ):
+        result = pipeline.score(run.path, shards, split, device="cpu", report=quiet)
+        assert (result["split"], result["tokens"]) == (wanted[1], sum(tokens[wanted]))
+        assert result["checkpoint_sha256"] == files.sha256(run.path)
+        kept[wanted[1]] = result
+        assert json.loads((tmp_path / "eval.json").read_text()) == {"schema_version": 1, "splits": kept}
+        groups = np.load(tmp_path / f"eval-{wanted[1]}.npz")
+        assert groups["tokens"].tolist() == tokens[wanted]
+        assert groups["nats"].sum() / sum(tokens[wanted]) == pytest.approx(result["nats_per_token"])
+    assert kept.keys() == {"val", "test"}
+
+
+def test_the_shards_are_those_named_or_else_the_recipes(tmp_path):
+    run = made_run(tmp_path, f"data.shards={tmp_path / 'tokenizer'}")
+    assert evaluation.default_shards(run, None) == tmp_path / "tokenizer"
+    assert evaluation.default_shards(run, str(tmp_path)) == tmp_path
+    with pytest.raises(UsageError, match="missing does not exist"):
+        evaluation.default_shards(run, str(tmp_path / "missing"))

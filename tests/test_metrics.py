@@ -23,13 +23,58 @@ def test_loss_is_the_mean_of_the_token_losses_and_both_equal_a_plain_loop():
     assert metrics.loss(logits, targets).item() == pytest.approx(sum(plain) / 6, rel=1e-5)
 
 
+def test_the_gradient_of_the_loss_is_that_of_torch_whatever_comes_from_above():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 5, 7, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 7, (4, 5), generator=generator)
+    wanted, found = logits.clone().requires_grad_(), logits.float().requires_grad_()
+    (-2.5 * torch.nn.functional.cross_entropy(wanted.flatten(0, 1), targets.flatten())).backward()
+    (-2.5 * metrics.loss(found, targets)).backward()
+    # A share of at most one times 2.5 / 20, of which fp32 keeps seven digits.
+    assert torch.allclose(found.grad.double(), wanted.grad, rtol=0, atol=1e-7)
+    flat, targets = logits.flatten(0, 1).requires_grad_(), targets.flatten()
+    assert torch.autograd.gradcheck(lambda x: metrics._CrossEntropy.apply(x, targets) ** 2, flat)
+
+
+def test_losses_are_computed_in_fp32_whatever_the_logits_are():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, generator=generator).bfloat16()
+    targets = torch.randint(0, 5, (2, 3), generator=generator)
+    plain = torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="none")
+    each, mean = metrics.token_losses(logits, targets), metrics.loss(logits, targets)
+    assert each.dtype == mean.dtype == torch.float32
+    assert torch.allclose(each.double(), plain.view(2, 3), rtol=1e-6)
+    assert mean.item() == pytest.approx(plain.mean().item(), rel=1e-6)
+
+
 def test_entropy_of_a_uniform_distribution():
     assert metrics.entropy(np.array([5, 5, 0, 5, 5])) == pytest.approx(math.log(4))
+
+
+def test_entropy_of_a_half_a_quarter_and_two_eighths():
+    # 1/2 * 1 + 1/4 * 2 + 2 * 1/8 * 3 bits. An id that occurs once counts.
+    assert metrics.entropy(np.array([0, 1, 4, 0, 2, 1])) == pytest.approx(1.75 * math.log(2))
+    assert metrics.entropy(np.array([0, 9])) == 0
 
 
 def test_bits_per_unit():
     # 8 tokens of ln 2 nats each are 8 bits; over 4 bytes, 2 bits a byte.
     assert metrics.bits_per_unit(8 * math.log(2), 4) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("resamples", [1, 40, 1000])
+def test_the_interval_is_that_of_the_ratio_of_sums_over_the_same_draws(resamples):
+    generator = np.random.default_rng(5)
+    tokens = generator.integers(1, 500, 13).astype(float)
+    nats = tokens * generator.normal(2, 0.3, 13) + tokens**1.2  # long documents cost more a token
+    draws = np.random.default_rng(0)
+    drawn = np.stack([draws.integers(0, 13, 13) for _ in range(resamples)])
+    ratios = np.sort(nats[drawn].sum(1) / tokens[drawn].sum(1))
+    wanted = [np.interp(share * (resamples - 1), np.arange(resamples), ratios) for share in (0.025, 0.975)]
+    assert metrics.bootstrap(nats, tokens, resamples) == pytest.approx(wanted, rel=1e-12)
+    if resamples == 40:  # the first and the last but a little, and each way of drawing gives another
+        assert wanted[0] < np.median(ratios) < wanted[1]
+        assert metrics.bootstrap(nats, tokens, resamples, seed=1) != pytest.approx(wanted, rel=1e-4)
 
 
 def test_the_interval_has_its_coverage():
