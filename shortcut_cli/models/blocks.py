@@ -27,7 +27,7 @@ class Trace:
 
     measure_distances: bool = False
     closed: int | None = None  # a source that gets no attention; the others share its part
-    exchanged: int | None = None  # a source whose keys and values come from the next window of the batch, same times
+    exchanged: int | None = None  # a source with the keys and values of the window before in the batch, same times
     depth_weights: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: each source's share
     distances: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: mean, in tokens
 
