@@ -312,7 +312,8 @@ def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
         assert result["checkpoint_sha256"] == files.sha256(run.path)
         kept[wanted[1]] = result
         assert json.loads((tmp_path / "eval.json").read_text()) == {"schema_version": 1, "splits": kept}
-        groups = np.load(tmp_path / f"eval-{wanted[1]}.npz")
+        with np.load(tmp_path / f"eval-{wanted[1]}.npz") as stored:
+            groups = dict(stored)
         assert groups["tokens"].tolist() == tokens[wanted]
         assert groups["nats"].sum() / sum(tokens[wanted]) == pytest.approx(result["nats_per_token"])
     assert kept.keys() == {"val", "test"}
