@@ -43,10 +43,9 @@ def draw_excerpt(shares: Floats, sources: tuple[str, ...], excerpt: Excerpt, pat
         )
         axes.set_yticks(range(len(sources)), sources, fontsize="small")
         figure.colorbar(image, ax=axes, pad=0.01)
-        for lower in grid[number * len(heights) + 1 : (number + 1) * len(heights)]:
-            lower.set_xlim(start - 0.5, start + length - 0.5)
-        axes.set_xlim(start - 0.5, start + length - 0.5)
         _draw_content(excerpt, grid[number * len(heights) + 1 : (number + 1) * len(heights)], start, end, tokens)
+        for each in grid[number * len(heights) : (number + 1) * len(heights)]:  # specgram has set limits of its own
+            each.set_xlim(start - 0.5, start + length - 0.5)
     grid[0].set_title(
         "share of the final layer's attention where a token is predicted, mean over heads", fontsize="medium"
     )
