@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import shortcut
-from test_evaluation import END, made_run, plain_interval
+from test_evaluation import END, made_run, made_shards, plain_interval
 from test_models import ids, make, reference
 
 from shortcut_cli import checkpoint, pictures, pipeline
@@ -221,114 +221,117 @@ class Slow:
         return -logs[np.arange(self.times), self.windows[n, 1:]], shares
 
 
-@pytest.mark.parametrize(
-    ("settings", "layers", "labels", "batch", "before"),
-    [  # before: of each window, the one before it in its batch, whose first follows the last
-        (
-            ["model.shortcut.mode=add", "model.shortcut.taps=0,2,3"],
-            [0, 2, 3],
-            ["own keys", "embedding", "layer 2", "layer 3"],
-            2,
-            [1, 0, 4, 2, 3],
-        ),
-        (["model.shortcut.mode=gated", "model.shortcut.taps=1,3"], [1, 3], ["layer 1", "layer 3"], 1, [2, 0, 1]),
-        (["model.shortcut.taps=1,2,3"], [1, 2, 3], ["layer 1", "layer 2", "layer 3"], 2, [1, 0, 3, 2]),
-        (["model.shortcut.taps='2'"], [2], ["layer 2"], 9, [1, 0]),
-        (
-            ["model.shortcut.mode=gated", "model.shortcut.taps=1,3", "model.shortcut.concat=feature"],
-            [1, 3],
-            ["layer 1 + layer 3"],
-            2,
-            [None],
-        ),
-    ],
-    ids=["add", "gated", "replace", "one", "one window"],
-)
-def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, settings, layers, labels, batch, before):
-    run = made_run(tmp_path, *settings)
-    kinds, drawn = Kinds(), []
+def near(wanted):
+    """Losses of a few nats in fp32, which a layer of large weights follows: some ten of their last digits."""
+    return pytest.approx(wanted, abs=2e-5, rel=2e-5)
+
+
+def plain_rises(slow, losses, changes):
+    """What each change of each source adds to `losses` (N, T): (N, M, T) by change."""
+    every = range(len(losses)), range(len(slow.sources))
+    return {
+        change: np.array([[slow.look(n, **{change: m})[0] - losses[n] for m in every[1]] for n in every[0]])
+        for change in changes
+    }
+
+
+def plain_sources(labels, shares, rises):
+    """The entry of each source, of shares (N, H, M, T, T)."""
+    count, heads, _, times, _ = shares.shape
+    back, entries = np.arange(times)[:, None] - np.arange(times), []
+    for m, label in enumerate(labels):
+        mine = shares[:, :, m]
+        entry = {"source": label, "mass": near(mine.sum() / count / heads / times), "exchanged": None}
+        entry["mass_by_head"] = near((mine.sum((0, 2, 3)) / count / times).tolist())
+        entry["distance_tokens"] = near((mine * back).sum() / mine.sum())
+        for change, rise in rises.items():
+            windows = rise[:, m].sum(1)
+            interval = near(plain_interval(windows, [times] * count, 30)) if count > 1 else None
+            entry[change] = {"nats_per_token": near(windows.sum() / count / times), "interval_95": interval}
+        entries.append(entry)
+    return entries
+
+
+def plain_classes(members, targets, losses, mass, rises):
+    """The entry of each class {name: its ids} that occurs; targets and losses (N, T), mass (N, H, M, T)."""
+    entries = []
+    for name, tokens in members.items():
+        here = [(n, t) for (n, t), target in np.ndenumerate(targets) if target in tokens]
+        if here:
+            by_head = sum(mass[n, :, :, t] for n, t in here) / len(here)
+            entry = {"class": name, "tokens": len(here), "nats_per_token": near(np.mean([losses[at] for at in here]))}
+            entry |= {"mass": near(by_head.mean(0).tolist()), "mass_by_head": [near(row.tolist()) for row in by_head]}
+            entry["exchanged"] = None
+            for change, rise in rises.items():
+                entry[change] = near((sum(rise[n, :, t] for n, t in here) / len(here)).tolist())
+            entries.append(entry)
+    return entries
+
+
+SEVERAL = {  # settings, tapped layers, names of the sources, batch, and the window before each in its batch
+    "add": (["mode=add", "taps=0,2,3"], [0, 2, 3], ["own keys", "embedding", "layer 2", "layer 3"], 2, [1, 0, 4, 2, 3]),
+    "gated": (["mode=gated", "taps=1,3"], [1, 3], ["layer 1", "layer 3"], 1, [2, 0, 1]),
+    "replace": (["taps=1,2,3"], [1, 2, 3], ["layer 1", "layer 2", "layer 3"], 2, [1, 0, 3, 2]),
+    "one tap": (["taps='2'"], [2], ["layer 2"], 9, [1, 0]),
+    "one window": (["mode=gated", "taps=1,3", "concat=feature"], [1, 3], ["layer 1 + layer 3"], 2, [None]),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
+    settings, layers, labels, batch, before = SEVERAL[case]
+    run = made_run(tmp_path, *(f"model.shortcut.{setting}" for setting in settings))
+    kinds, drawn, told, out = Kinds(), [], [], tmp_path / "out"
     monkeypatch.setattr(checkpoint.Run, "tokenizer", lambda _: kinds)
     monkeypatch.setattr(pictures, "MOST", 4)
     monkeypatch.setattr(pictures, "draw_excerpt", lambda *given: drawn.append(given))
     monkeypatch.setattr(pictures, "draw_use", lambda *given: drawn.append(deepcopy(given)))
     windows = np.random.default_rng(0).integers(0, END + 1, (len(before), 7))
-    told, out = [], tmp_path / "out"
     result = attention.attend(
         *(run, windows, out), resamples=30, batch=batch, device="cpu", report=lambda *_, **rest: told.append(rest)
     )
 
-    slow, sources, count = Slow(run, windows, layers, before), range(len(labels)), len(before)
-    losses, shares = (np.stack(parts) for parts in zip(*(slow.look(n) for n in range(count)), strict=True))
-    times, tokens, targets = losses.shape[1], losses.size, windows[:, 1:]
-    back = np.arange(times)[:, None] - np.arange(times)
+    slow, targets = Slow(run, windows, layers, before), windows[:, 1:]
+    losses, shares = (np.stack(parts) for parts in zip(*map(slow.look, range(len(before))), strict=True))
     mass = shares.sum(-1)  # (N, H, M, T)
-    changes = ("closed", "exchanged") if count > 1 else ("closed",)
-    rises = {  # (N, M, T)
-        change: np.array([[slow.look(n, **{change: m})[0] - losses[n] for m in sources] for n in range(count)])
-        for change in changes
-    }
-    # Losses of a few nats in fp32, which a layer of large weights follows: some ten of their last digits.
-    near = lambda wanted: pytest.approx(wanted, abs=2e-5, rel=2e-5)  # noqa: E731
-    expected = []
-    for m, label in enumerate(labels):
-        entry = {"source": label, "mass": near(mass[:, :, m].sum() / tokens / 2)}
-        entry["mass_by_head"] = near((mass[:, :, m].sum((0, 2)) / tokens).tolist())
-        entry["distance_tokens"] = near((shares[:, :, m] * back).sum() / shares[:, :, m].sum())
-        entry["exchanged"] = None
-        for change in changes:
-            rise = rises[change][:, m].sum(1)
-            interval = near(plain_interval(rise, [times] * count, 30)) if count > 1 else None
-            entry[change] = {"nats_per_token": near(rise.sum() / tokens), "interval_95": interval}
-        expected.append(entry)
-    classes = {}
-    for way, ids in KINDS.items():
-        classes[way] = []
-        for name, members in ids.items():
-            here = np.isin(targets, list(members))  # (N, T)
-            if not here.any():
-                continue
-            by_head = np.stack([mass[:, :, m].transpose(1, 0, 2)[:, here].mean(-1) for m in sources], 1)
-            entry = {"class": name, "tokens": here.sum(), "nats_per_token": near(losses[here].mean())}
-            entry |= {"mass": near(by_head.mean(0).tolist()), "mass_by_head": [near(row.tolist()) for row in by_head]}
-            entry["exchanged"] = None
-            for change in changes:
-                entry[change] = near([rises[change][:, m][here].mean() for m in sources])
-            classes[way].append(entry)
-    entropies = [-sum(p * math.log(p) for p in mass[:, head].flatten()) / tokens for head in range(2)]
+    rises = plain_rises(slow, losses, ("closed", "exchanged") if len(before) > 1 else ("closed",))
+    sources = plain_sources(labels, shares, rises)
     wanted = {
         "schema_version": 1,
         "model": "shortcut",
-        "windows": count,
-        "tokens": tokens,
+        "windows": len(before),
+        "tokens": losses.size,
         "nats_per_token": near(losses.mean()),
-        "mean_weights": {label: entry["mass"] for label, entry in zip(labels, expected, strict=True)},
-        "sources": expected,
-        "entropy_nats_by_head": near(entropies),
+        "mean_weights": {entry["source"]: entry["mass"] for entry in sources},
+        "sources": sources,
+        "entropy_nats_by_head": near([-(p * np.log(p)).sum() / losses.size for p in (mass[:, 0], mass[:, 1])]),
         "largest_share_by_head": near(mass.max(2).mean((0, 2)).tolist()),
-        "classes": classes,
+        "classes": {way: plain_classes(members, targets, losses, mass, rises) for way, members in KINDS.items()},
     }
-    if "model.shortcut.mode=gated" in settings:
+    if "mode=gated" in settings:
         wanted["gate_by_head"] = near([0.7, -1.3])
     paths = {"picture": out / "attention.png", "use": out / "use.png", "numbers": out / "attention.npz"}
     assert result == wanted | {key: str(path) for key, path in paths.items()}
-    assert [list(sums) for sums in (result["mean_weights"], result["classes"])] == [labels, list(KINDS)]
+    assert [list(result["mean_weights"]), list(result["classes"])] == [labels, list(KINDS)]
     assert json.loads((out / "attention.json").read_text()) == result
+
     with np.load(out / "attention.npz") as stored:
         numbers = dict(stored)
-    assert set(numbers) == {"ids", "sources", "depth_weights", "distances"}
-    assert numbers["ids"].tolist() == targets[0].tolist()
-    assert numbers["sources"].tolist() == labels
-    assert numbers["depth_weights"] == near(mass[0])
-    assert numbers["distances"] == near((shares[0] * back).sum(-1) / mass[0])
+    assert {name: numbers.pop(name).tolist() for name in ("ids", "sources")} == {
+        "ids": targets[0].tolist(),
+        "sources": labels,
+    }
+    back = np.arange(6)[:, None] - np.arange(6)
+    assert numbers == {"depth_weights": near(mass[0]), "distances": near((shares[0] * back).sum(-1) / mass[0])}
     (drawn_shares, *rest), use = drawn
     assert drawn_shares == near(mass[0].mean(0)[:, :4])
     assert rest == [tuple(labels), Excerpt(texts=[str(token) for token in targets[0, :4]]), paths["picture"]]
     assert kinds.shown == [targets[0, :4].tolist()]
     assert use == ({key: value for key, value in result.items() if key not in paths}, paths["use"])
-    assert [rest["total"] for rest in told] == [count] * len(told)
+    assert {rest["total"] for rest in told} == {len(before)}
 
     # No two numbers that could be taken for one another are alike.
-    costs = [rise for change in changes for rise in rises[change].sum((0, 2))]
+    costs = [rise for rows in rises.values() for rise in rows.sum((0, 2))]
     for values in (costs, mass.sum((0, 3)).flatten()) if len(labels) > 1 else ():
         assert np.diff(sorted(values)).min() > 1e-3
 
@@ -350,20 +353,119 @@ def test_a_change_takes_the_source_that_it_names_and_leaves_what_it_is_given():
         assert torch.equal(x, copy)
 
 
-def test_windows_are_spread_evenly_and_whole():
-    row = np.arange(1000)
-    found = attention.cut(lambda first, count: row[first : first + count], 1000, 99, 4)
-    assert found.shape == (4, 100)
-    assert [window[0] for window in found] == [0, 300, 600, 900]
-    assert attention.cut(lambda first, count: row[first : first + count], 30, 99, 4).shape == (1, 30)
-    assert len(attention.cut(lambda first, count: row[first : first + count], 250, 99, 64)) == 2
+@pytest.mark.parametrize(
+    ("tokens", "context", "most", "starts"),
+    [
+        (1000, 99, 4, [0, 300, 600, 900]),
+        (1000, 99, 1, [0]),
+        (25, 4, 4, [0, 6, 13, 20]),  # every six and two thirds
+        (250, 99, 64, [0, 150]),  # as many as there is room for side by side
+        (200, 99, 64, [0, 100]),
+        (199, 99, 64, [0]),
+        (100, 99, 64, [0]),
+    ],
+)
+def test_windows_are_spread_evenly_and_whole(tokens, context, most, starts):
+    row = np.arange(tokens) + 7
+    found = attention.cut(lambda first, count: row[first : first + count], tokens, context, most)
+    assert found.tolist() == [row[start : start + context + 1].tolist() for start in starts]
 
 
-def test_batches_never_leave_one_window_alone():
-    for count in range(1, 12):
-        sizes = [len(part) for _, part in attention._batches(np.zeros((count, 3), int), 3)]
-        assert sum(sizes) == count
-        assert min(sizes) > 1 or count == 1
+def test_a_row_shorter_than_the_context_is_one_window():
+    row = np.arange(30)
+    found = attention.cut(lambda first, count: row[first : first + count], 30, 99, 4)
+    assert found.tolist() == [row.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [
+        (1, 3, [1]),
+        (2, 1, [2]),
+        (3, 1, [3]),  # a batch of one would exchange nothing
+        (3, 3, [3]),
+        (4, 3, [4]),
+        (5, 3, [3, 2]),
+        (6, 3, [3, 3]),
+        (7, 3, [3, 4]),
+        (8, 3, [3, 3, 2]),
+        (5, 2, [2, 3]),
+        (9, 16, [9]),
+    ],
+)
+def test_batches_never_leave_one_window_alone(count, batch, sizes):
+    windows = np.arange(count * 3).reshape(count, 3)
+    found = list(attention._batches(windows, batch))
+    assert [first for first, _ in found] == [sum(sizes[:number]) for number in range(len(sizes))]
+    assert [len(part) for _, part in found] == sizes
+    assert np.concatenate([part for _, part in found]).tolist() == windows.tolist()
+
+
+class TestWhatIsLookedAt:
+    def looked(self, monkeypatch, run, tmp_path, **changes):
+        """The arguments that `attend` gets."""
+        monkeypatch.setattr(attention, "attend", lambda *given, **keys: (*given, keys))
+        arguments = {"path": run.path, "prompt": None, "shards": None, "split": "val", "windows": 4} | changes
+        found, *rest = pipeline.look(**arguments, out=tmp_path / "out", device="cpu", report=quiet)
+        assert (found.path, found.recipe, rest[1]) == (run.path, run.recipe, tmp_path / "out")
+        return rest[0].tolist(), rest[2]
+
+    @pytest.mark.parametrize("named", [False, True])
+    @pytest.mark.parametrize("split", ["val", "test"])
+    def test_windows_of_the_split_behind_an_end_id(self, monkeypatch, tmp_path, split, named):
+        folders = [tmp_path / "recipes", tmp_path / "named"]
+        run = made_run(tmp_path, f"data.shards={folders[0]}", "eval.resamples=17", "eval.batch_size=5")
+        rows = {}
+        for number, folder in enumerate(folders):
+            generator = np.random.default_rng(number)
+            documents = [(name, generator.integers(0, END, 19).tolist()) for name in ("val", "test", "train") * 2]
+            made_shards(folder, run, documents)
+            rows[folder] = [END] + [token for name, ids in documents if name == split for token in (*ids, END)]
+        windows, keys = self.looked(monkeypatch, run, tmp_path, split=split, shards=folders[1] if named else None)
+        row = rows[folders[named]]
+        # 41 ids: the last of four windows of 7 + 1 begins 33 after the first.
+        assert windows == [row[start : start + 8] for start in (0, 11, 22, 33)]
+        assert keys == {"resamples": 17, "batch": 5, "device": "cpu", "report": quiet}
+
+    def test_a_prompt_behind_an_end_id(self, monkeypatch, tmp_path):
+        run = made_run(tmp_path)
+        (tmp_path / "prompt.txt").write_text("ab1. ba a1bb")
+        windows, _ = self.looked(monkeypatch, run, tmp_path, prompt=tmp_path / "prompt.txt")
+        assert windows == [[END, 0, 1, 2, 4, 3, 1, 0]]
+        (tmp_path / "prompt.txt").write_text("a1")
+        windows, _ = self.looked(monkeypatch, run, tmp_path, prompt=tmp_path / "prompt.txt")
+        assert windows == [[END, 0, 2]]
+
+    def test_shards_of_another_tokenizer_are_refused(self, monkeypatch, tmp_path):
+        run = made_run(tmp_path)
+        run.content["tokenizer"]["fingerprint"] = "0" * 64
+        made_shards(tmp_path / "shards", run, [("val", [0] * 50)])
+        with pytest.raises(UsageError, match="was made with 000000000000"):
+            self.looked(monkeypatch, run, tmp_path, shards=tmp_path / "shards")
+
+
+class TestRefusals:
+    def refused(self, run, tmp_path, words, tokens=8):
+        windows = np.zeros((2, tokens), int)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UsageError, match=words):
+            attention.attend(run, windows, tmp_path / "out", resamples=9, batch=2, device="cpu", report=quiet)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize("name", ["attention.png", "use.png", "attention.npz", "attention.json"])
+    def test_any_file_that_is_there_already(self, tmp_path, name):
+        run = made_run(tmp_path)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / name).write_text("mine")
+        self.refused(run, tmp_path, f"{name} exists already")
+        assert (tmp_path / "out" / name).read_text() == "mine"
+
+    def test_windows_without_a_target(self, tmp_path):
+        self.refused(made_run(tmp_path), tmp_path, "no tokens to look at", tokens=1)
+
+    def test_a_model_without_taps(self, tmp_path):
+        run = made_run(tmp_path, "model.shortcut.taps=none")
+        self.refused(run, tmp_path, "is a shortcut, whose final layer attends to no other layer")
 
 
 class TestARun:
@@ -423,7 +525,7 @@ class TestARun:
         with pytest.raises(UsageError, match="attends to no other layer"):
             self.look(text_run, tmp_path / "a", path=text_run / "gpt" / "run.pt")
         (tmp_path / "empty.txt").write_text("")
-        with pytest.raises(UsageError, match=r"no tokens to look at|can't be used"):
+        with pytest.raises(UsageError, match="no tokens to look at"):
             self.look(text_run, tmp_path / "a", prompt=tmp_path / "empty.txt")
 
     def test_a_prompt_is_looked_at_whole(self, text_run, tmp_path):
@@ -452,3 +554,176 @@ def test_every_excerpt_is_drawn_without_a_warning(tmp_path, excerpt, recwarn):
     pictures.draw_excerpt(shares, ("embedding", "layer 2", "layer 4"), excerpt, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert not [str(warning.message) for warning in recwarn]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were drawn, not saved."""
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, _: drawn.append(figure))
+    return drawn
+
+
+def labels(ticks):
+    return [tick.get_text() for tick in ticks]
+
+
+class TestExcerpts:
+    SOURCES = ("embedding", "layer 2", "layer 4")
+
+    def strips(self, figures, tokens, rows, excerpt):
+        """Shares that were drawn, and for each strip of so many rows its axes."""
+        shares = np.random.default_rng(0).random((3, tokens))
+        shares[1, -1] = 5.0  # the most, at the last token
+        pictures.draw_excerpt(shares, self.SOURCES, excerpt, None)
+        grid = [axes for axes in figures[-1].axes if axes.get_label() != "<colorbar>"]
+        return shares, [grid[first : first + rows] for first in range(0, len(grid), rows)]
+
+    def check_shares(self, strips, shares, length, most):
+        for number, (axes, *below) in enumerate(strips):
+            (image,) = axes.images
+            part = shares[:, number * length : (number + 1) * length]
+            first = number * length - 0.5
+            assert image.get_array().tolist() == part.tolist()
+            assert list(image.get_extent()) == [first, first + part.shape[1], -0.5, 2.5]
+            assert (image.origin, image.get_clim()) == ("lower", (0, most))
+            assert axes.get_yticks().tolist() == [0, 1, 2]
+            assert labels(axes.get_yticklabels()) == list(self.SOURCES)
+            assert [each.get_xlim() for each in (axes, *below)] == [(first, first + length)] * (1 + len(below))
+
+    def test_text_stands_below_the_shares_of_its_tokens(self, figures):
+        texts = [f"{number}$\n" for number in range(150)]
+        shares, strips = self.strips(figures, 150, 2, Excerpt(texts=texts))
+        assert len(strips) == 3
+        self.check_shares(strips, shares, 64, 5.0)
+        for number, (_, below) in enumerate(strips):
+            wanted = [(token, f"{token}\\$\u21b5") for token in range(150)[number * 64 : (number + 1) * 64]]
+            assert [(text.get_position()[0], text.get_text()) for text in below.texts] == wanted
+
+    def test_four_strips_are_drawn_whose_colours_no_later_token_changes(self, figures):
+        shares, strips = self.strips(figures, 300, 2, Excerpt(texts=["a"] * 300))
+        assert len(strips) == 4
+        self.check_shares(strips, shares, 64, shares[:, :256].max())
+        assert shares[:, :256].max() < 1 < shares.max()
+
+    def test_nothing_is_below_the_shares_of_what_has_no_picture(self, figures):
+        shares, strips = self.strips(figures, 300, 1, Excerpt())
+        assert len(strips) == 2
+        self.check_shares(strips, shares, 256, 5.0)
+
+    def test_a_note_lies_at_its_tokens_and_pitch_and_is_darker_if_louder(self, figures):
+        notes = np.array([[3, 30, 60, 96], [250, 290, 72, 16]])
+        shares, strips = self.strips(figures, 300, 2, Excerpt(notes=notes))
+        self.check_shares(strips, shares, 256, 5.0)
+        bars = [
+            [
+                (bar.get_x(), bar.get_width(), bar.get_y() + bar.get_height() / 2, bar.get_facecolor()[0])
+                for bar in below
+            ]
+            for below in (axes.patches for _, axes in strips)
+        ]
+        first, second = (3, 27, 60, pytest.approx(0.2)), (250, 40, 72, pytest.approx(0.7))
+        assert bars == [[first, second], [second]]
+        assert [axes.get_ylim() for _, axes in strips] == [(58, 74)] * 2
+
+    def test_sound_is_drawn_from_the_first_token_to_the_last(self, figures):
+        noise = np.random.default_rng(1).normal(size=300 * 40) / 100
+        samples = (np.sin(np.arange(300 * 40) * 2 * np.pi * 3000 / 24_000) + noise).astype(np.float32)
+        shares, strips = self.strips(figures, 300, 3, Excerpt(samples=samples, rate_hz=24_000))
+        self.check_shares(strips, shares, 256, 5.0)
+        for (_, wave, spectrum), (start, end) in zip(strips, ((0, 256), (256, 300)), strict=True):
+            (line,) = wave.lines
+            assert line.get_ydata().tolist() == samples[start * 40 : end * 40].tolist()
+            assert line.get_xdata() == pytest.approx(start - 0.5 + np.arange((end - start) * 40) / 40)
+            (image,) = spectrum.images
+            assert list(image.get_extent()) == [start - 0.5, end - 0.5, 0, 12_000]
+            # 512 samples at a time, of which 128 are new; from 12 kHz down to 0, each row 24,000 / 512 Hz.
+            assert image.get_array().shape == (257, ((end - start) * 40 - 512) // 128 + 1)
+            assert set(image.get_array().argmax(0)) == {256 - 3000 * 512 // 24_000}
+            assert (image.get_clim()[0], spectrum.get_ylim()) == (-140, (0, 8000))
+
+
+class TestUse:
+    NAMES = ("embedding", "layer 2", "layer 4")
+
+    def result(self, *, exchanged=True, intervals=True):
+        """Numbers that are all different: some negative costs, a class of few tokens, two ways to sort."""
+        generator = np.random.default_rng(0)
+
+        def cost(value):
+            return {"nats_per_token": value, "interval_95": [value - 0.125, value + 0.5] if intervals else None}
+
+        sources = [
+            {
+                "source": name,
+                "mass": generator.random(),
+                "mass_by_head": generator.random(2).tolist(),
+                "closed": cost(1.0 + m),
+                "exchanged": cost(4.0 + m) if exchanged else None,
+            }
+            for m, name in enumerate(self.NAMES)
+        ]
+        classes = {
+            way: [
+                {
+                    "class": name,
+                    "tokens": tokens,
+                    "mass": generator.random(3).tolist(),
+                    "closed": generator.random(3).tolist(),
+                    "exchanged": (generator.random(3) - 0.75).tolist() if exchanged else None,
+                }
+                for name, tokens in counts.items()
+            ]
+            for way, counts in (("kind", {"few": 19, "letter": 1234, "digit": 20}), ("beat", {"first": 77}))
+        }
+        return {"sources": sources, "classes": classes}
+
+    def cells(self, figures, result):
+        pictures.draw_use(result, None)
+        return np.array([axes for axes in figures[-1].axes if axes.get_label() != "<colorbar>"]).reshape(3, 3)
+
+    def check_heat(self, axes, values, rows, columns, title):
+        (image,) = axes.images
+        assert image.get_array().tolist() == values
+        assert [labels(axes.get_yticklabels()), labels(axes.get_xticklabels())] == [rows, columns]
+        assert (axes.get_title(), image.origin) == (title, "upper")
+        most, least = np.max(values), np.min(values)
+        if least < 0:  # white is nought, as in no other map
+            most = max(most, -least)
+            assert (image.get_clim(), image.get_cmap().name) == ((-most, most), "RdBu_r")
+        else:
+            assert (image.get_clim(), image.get_cmap().name) == ((0, most), "viridis")
+
+    def test_bars_are_as_long_as_the_numbers_of_their_source(self, figures):
+        result = self.result()
+        mass, costs, heads = self.cells(figures, result)[0]
+        assert [bar.get_width() for bar in mass.patches] == [entry["mass"] for entry in result["sources"]]
+        assert labels(mass.get_yticklabels()) == labels(costs.get_yticklabels()) == list(self.NAMES)
+        bars = [container for container in costs.containers if hasattr(container, "patches")]
+        assert [container.get_label() for container in bars] == ["closed", "exchanged"]
+        for container, first, place in zip(bars, (1.0, 4.0), (-0.2, 0.2), strict=True):
+            assert [bar.get_width() for bar in container] == [first, first + 1, first + 2]
+            middles = [bar.get_y() + bar.get_height() / 2 for bar in container]
+            assert middles == pytest.approx([m + place for m in range(3)])
+            (lines,) = container.errorbar.lines[2]
+            ends = [segment[:, 0].tolist() for segment in lines.get_segments()]
+            assert ends == [[first + m - 0.125, first + m + 0.5] for m in range(3)]
+        by_head = [entry["mass_by_head"] for entry in result["sources"]]
+        self.check_heat(heads, by_head, list(self.NAMES), ["1", "2"], "mass by head")
+
+    def test_classes_of_few_tokens_are_left_out(self, figures):
+        result = self.result()
+        _, kinds, beats = self.cells(figures, result)
+        for row, way, rows in ((kinds, "kind", ["letter (1,234)", "digit (20)"]), (beats, "beat", ["first (77)"])):
+            drawn = [entry for entry in result["classes"][way] if entry["tokens"] >= 20]
+            for axes, key in zip(row, ("mass", "closed", "exchanged"), strict=True):
+                title = f"{key}, by {way}" + ("" if key == "mass" else ": nats added")
+                self.check_heat(axes, [entry[key] for entry in drawn], rows, list(self.NAMES), title)
+
+    def test_what_could_not_be_exchanged_is_not_drawn(self, figures):
+        first, *ways = self.cells(figures, self.result(exchanged=False, intervals=False))
+        (bars,) = (container for container in first[1].containers if hasattr(container, "patches"))
+        assert bars.get_label() == "closed"
+        (lines,) = bars.errorbar.lines[2]
+        assert [segment[:, 0].tolist() for segment in lines.get_segments()] == [[1, 1], [2, 2], [3, 3]]
+        assert [[axes.axison for axes in row] for row in ways] == [[True, True, False]] * 2
