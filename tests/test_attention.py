@@ -12,7 +12,7 @@ from conftest import shortcut
 from test_evaluation import END, made_run, made_shards, plain_interval
 from test_models import ids, make, reference
 
-from shortcut_cli import checkpoint, pictures, pipeline
+from shortcut_cli import checkpoint, cli, pictures, pipeline
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models import merge
 from shortcut_cli.models.blocks import Trace
@@ -405,6 +405,7 @@ class TestWhatIsLookedAt:
     def looked(self, monkeypatch, run, tmp_path, **changes):
         """The arguments that `attend` gets."""
         monkeypatch.setattr(attention, "attend", lambda *given, **keys: (*given, keys))
+        checkpoint.save(run.path, run.content)
         arguments = {"path": run.path, "prompt": None, "shards": None, "split": "val", "windows": 4} | changes
         found, *rest = pipeline.look(**arguments, out=tmp_path / "out", device="cpu", report=quiet)
         assert (found.path, found.recipe, rest[1]) == (run.path, run.recipe, tmp_path / "out")
@@ -438,8 +439,8 @@ class TestWhatIsLookedAt:
 
     def test_shards_of_another_tokenizer_are_refused(self, monkeypatch, tmp_path):
         run = made_run(tmp_path)
-        run.content["tokenizer"]["fingerprint"] = "0" * 64
-        made_shards(tmp_path / "shards", run, [("val", [0] * 50)])
+        other = checkpoint.Run(run.path, run.recipe, run.model, {"tokenizer": {"fingerprint": "0" * 64}})
+        made_shards(tmp_path / "shards", other, [("val", [0] * 50)])
         with pytest.raises(UsageError, match="was made with 000000000000"):
             self.looked(monkeypatch, run, tmp_path, shards=tmp_path / "shards")
 
@@ -535,6 +536,25 @@ class TestARun:
             cwd=tmp_path,
         )
         assert "nats if closed" in " ".join(done.stdout.split())
+
+
+def test_the_table_says_of_each_source_what_was_found_of_it():
+    cost = {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}
+    rest = {"closed": {"nats_per_token": 0.0, "interval_95": None}, "exchanged": None}
+    sources = [
+        {
+            "source": "layer 2",
+            "mass": 0.7,
+            "distance_tokens": 9.5,
+            "closed": cost,
+            "exchanged": {"nats_per_token": 4.0},
+        },
+        {"source": "layer 4", "mass": 0.3, "distance_tokens": 1.5, **rest},
+    ]
+    assert list(cli._uses({"sources": sources})) == [
+        ("layer 2", 0.7, 9.5, 0.5, [0.25, 0.75], 4.0, None),
+        ("layer 4", 0.3, 1.5, 0.0, None, None, None),
+    ]
 
 
 @pytest.mark.parametrize(

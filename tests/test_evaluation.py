@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_models import reference
 
-from shortcut_cli import checkpoint, files, pipeline, recipe, registry, sealed
+from shortcut_cli import checkpoint, cli, files, pipeline, recipe, registry, sealed
 from shortcut_cli.errors import UsageError
 from shortcut_cli.shards import FolderWriter, Shards
 from shortcut_cli.stages import evaluation
@@ -53,7 +53,6 @@ def made_run(folder, *settings, name="shortcut"):
         "scores": {},
         "versions": sealed.versions(),
     }
-    checkpoint.save(folder / "run.pt", content)
     return checkpoint.Run(folder / "run.pt", keys, model, content)
 
 
@@ -291,6 +290,7 @@ def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
     """The split that is named, or the recipe's; the other's score stays, an older one of the same is replaced."""
     here, other = (tmp_path / name for name in ("shards", "other"))
     run = made_run(tmp_path, "eval.split=test", f"data.shards={here}", "eval.resamples=9")
+    checkpoint.save(run.path, run.content)
     counts = {"train": 3, "val": 12, "test": 11}
     made = {folder: made_documents(counts, seed) for seed, folder in enumerate((here, other))}
     for folder, documents in made.items():
@@ -325,3 +325,25 @@ def test_the_shards_are_those_named_or_else_the_recipes(tmp_path):
     assert evaluation.default_shards(run, str(tmp_path)) == tmp_path
     with pytest.raises(UsageError, match="missing does not exist"):
         evaluation.default_shards(run, str(tmp_path / "missing"))
+
+
+def test_the_table_has_each_score_under_its_name(monkeypatch):
+    monkeypatch.setattr(cli.console, "pairs", lambda title, rows: (title, rows))
+    result = {"split": "val", "documents": 1234, "tokens": 56789, "interval_over": "blocks", "unit": "note"}
+    numbers = ("nats_per_token", "interval_95", "unigram_entropy", "perplexity", "accuracy", "bits_per_unit")
+    result |= {name: number for number, name in enumerate((*numbers, "bits_per_unit_interval_95"))}
+    result["depth_weights"] = {"sources": ["layer 2", "layer 4"], "by_head": [[0.25, 0.75], [0.5, 0.5]]}
+    title, rows = cli._scores("run.pt", result)
+    assert title == "run.pt"
+    assert rows == {
+        "split": "val, 1,234 documents, 56,789 tokens",
+        "nats per token": 0,
+        "  95 % interval over blocks": 1,
+        "  unigram entropy of the split": 2,
+        "perplexity": 3,
+        "accuracy": 4,
+        "bits per note": 5,
+        "  95 % interval": 6,
+        "attention to layer 2": 0.375,
+        "attention to layer 4": 0.625,
+    }
