@@ -740,6 +740,14 @@ class TestUse:
                 title = f"{key}, by {way}" + ("" if key == "mass" else ": nats added")
                 self.check_heat(axes, [entry[key] for entry in drawn], rows, list(self.NAMES), title)
 
+    def test_a_way_to_sort_of_small_classes_alone_is_left_empty(self, figures):
+        result = self.result()
+        for entry in result["classes"]["beat"]:
+            entry["tokens"] = 19
+        _, kinds, beats = self.cells(figures, result)
+        assert [[axes.axison for axes in row] for row in (kinds, beats)] == [[True] * 3, [False] * 3]
+        assert not any(axes.images for axes in beats)
+
     def test_what_could_not_be_exchanged_is_not_drawn(self, figures):
         first, *ways = self.cells(figures, self.result(exchanged=False, intervals=False))
         (bars,) = (container for container in first[1].containers if hasattr(container, "patches"))
