@@ -647,8 +647,8 @@ class TestExcerpts:
         assert [axes.get_ylim() for _, axes in strips] == [(58, 74)] * 2
 
     def test_sound_is_drawn_from_the_first_token_to_the_last(self, figures):
-        noise = np.random.default_rng(1).normal(size=300 * 40) / 100
-        samples = (np.sin(np.arange(300 * 40) * 2 * np.pi * 3000 / 24_000) + noise).astype(np.float32)
+        noise = np.random.default_rng(1).normal(size=300 * 40 + 290) / 100  # 40 a token, and a rest
+        samples = (np.sin(np.arange(len(noise)) * 2 * np.pi * 3000 / 24_000) + noise).astype(np.float32)
         shares, strips = self.strips(figures, 300, 3, Excerpt(samples=samples, rate_hz=24_000))
         self.check_shares(strips, shares, 256, 5.0)
         for (_, wave, spectrum), (start, end) in zip(strips, ((0, 256), (256, 300)), strict=True):
