@@ -282,6 +282,8 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
     settings, layers, labels, batch, before = SEVERAL[case]
     run = made_run(tmp_path, *(f"model.shortcut.{setting}" for setting in settings))
     kinds, drawn, told, out = Kinds(), [], [], tmp_path / "out"
+    if case == "replace":
+        out.mkdir()  # with nothing of these names in it
     monkeypatch.setattr(checkpoint.Run, "tokenizer", lambda _: kinds)
     monkeypatch.setattr(pictures, "MOST", 4)
     monkeypatch.setattr(pictures, "draw_excerpt", lambda *given: drawn.append(given))
