@@ -1,5 +1,6 @@
 """Several stages, one after the other: what `run` and `demo` do. Stages that are finished are skipped."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -96,20 +97,26 @@ def _sampled(path: Path, folder: Path, recipe: Recipe) -> list[Path]:
 
 
 def _make_room(path: Path, folder: Path, recipe: Recipe, report: Report) -> None:
-    """Remove what an earlier checkpoint, or a sampling that did not end, left under the names of the samples.
+    """Move what an earlier checkpoint, or a sampling that did not end, left under the names of the samples.
 
-    Samples of this checkpoint that were made in another way stay: they are somebody's.
+    It goes to a folder earlier-1, earlier-2 ... beside them. Samples of this checkpoint that were made in another way
+    stay: `sample` then says that they exist already.
     """
     names = [f"sample-{recipe.sample.seed}-{number:03d}.*" for number in range(recipe.sample.n)]
+    moved: list[Path] = []
     for made in (made for name in names for made in folder.glob(name) if made.suffix != ".json"):
         sidecar = made.with_suffix(made.suffix + ".json")
         content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
         another_way = (content.get("sampler"), content.get("prompt")) != (recipe.sample.model_dump(), None)
-        if content.get("checkpoint_sha256") == files.sha256(path) and another_way:
-            continue
-        report("note", text=f"{made} is not of this checkpoint, or of a sampling that did not end; it is made anew")
-        made.unlink()
-        sidecar.unlink(missing_ok=True)
+        if content.get("checkpoint_sha256") != files.sha256(path) or not another_way:
+            moved += [made, sidecar]
+    if moved:
+        earlier = next(place for n in itertools.count(1) if not (place := folder / f"earlier-{n}").exists())
+        earlier.mkdir()
+        for old in moved:
+            if old.exists():
+                old.rename(earlier / old.name)
+        report("note", text=f"samples of another checkpoint, or of a sampling that did not end, are now in {earlier}")
 
 
 def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop) -> dict[str, Any]:

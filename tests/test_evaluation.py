@@ -319,14 +319,6 @@ def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
     assert kept.keys() == {"val", "test"}
 
 
-def test_the_shards_are_those_named_or_else_the_recipes(tmp_path):
-    run = made_run(tmp_path, f"data.shards={tmp_path / 'tokenizer'}")
-    assert evaluation.default_shards(run, None) == tmp_path / "tokenizer"
-    assert evaluation.default_shards(run, str(tmp_path)) == tmp_path
-    with pytest.raises(UsageError, match="missing does not exist"):
-        evaluation.default_shards(run, str(tmp_path / "missing"))
-
-
 def test_the_table_has_each_score_under_its_name(monkeypatch):
     monkeypatch.setattr(cli.console, "pairs", lambda title, rows: (title, rows))
     result = {"split": "val", "documents": 1234, "tokens": 56789, "interval_over": "blocks", "unit": "note"}

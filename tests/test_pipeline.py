@@ -117,6 +117,13 @@ def test_what_is_finished_is_skipped_until_the_checkpoint_has_other_bytes(stages
     assert json.loads((tmp_path / "eval.json").read_text())["splits"]["test"] == other["eval"]
     assert other["samples"] == first["samples"]
     assert [Path(path).read_text() for path in other["samples"]] == ["other", "other"]
+    # What was there is kept: nobody asked for it to be removed.
+    earlier = {path.name: path.read_text() for path in (tmp_path / "samples" / "earlier-1").iterdir()}
+    assert {name for name in earlier if name.endswith(".txt")} == {"sample-5-000.txt", "sample-5-001.txt"}
+    assert [earlier[f"sample-5-00{number}.txt"] for number in (0, 1)] == ["first", "first"]
+    assert {json.loads(earlier[f"sample-5-00{number}.txt.json"])["checkpoint_sha256"] for number in (0, 1)} == {
+        first["eval"]["checkpoint_sha256"]
+    }
     assert go(tmp_path) == other
     assert stages.names() == []
 
@@ -139,7 +146,14 @@ def test_samples_that_are_not_all_there_are_made_anew(stages, tmp_path, lost):
     (tmp_path / "samples" / lost).unlink()
     assert go(tmp_path) == first
     assert stages.names() == ["sample"]
-    assert len(list((tmp_path / "samples").iterdir())) == 4
+    assert len([path for path in (tmp_path / "samples").iterdir() if path.is_file()]) == 4
+    # A second time, into a folder of its own.
+    (tmp_path / "samples" / lost).unlink()
+    assert go(tmp_path) == first
+    left = [{path.name for path in (tmp_path / "samples" / f"earlier-{n}").iterdir()} for n in (1, 2)]
+    names = {f"sample-5-00{number}.txt{ending}" for number in (0, 1) for ending in ("", ".json")}
+    # A .json whose sample is gone says nothing of the others, and goes with them.
+    assert left[0] == left[1] <= names - {lost}
 
 
 def test_another_split_is_scored_beside_the_first(stages, tmp_path):
@@ -227,7 +241,8 @@ def test_a_real_run_is_scored_and_sampled_anew_only_when_its_checkpoint_changes(
     assert made() == first
     checkpoint.save(path, checkpoint.load(path) | {"step": 5})
     second = made()
-    assert second.keys() == first.keys()
+    earlier = tmp_path / "gpt" / "samples" / "earlier-1"
+    assert second.keys() == {*first, earlier / "sample-1-000.txt", earlier / "sample-1-000.txt.json"}
     assert all(second[found] > first[found] for found in first)
     assert made() == second
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,11 +150,3 @@ def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, 
         shares = (totals.depth / tokens).tolist()  # (H, M)
         result["depth_weights"] = {"sources": list(run.model.taps), "by_head": shares}
     return result
-
-
-def default_shards(run: Run, override: str | None) -> Path:
-    """The shards folder to score on: the one named, or the recipe's. Raises UsageError where neither exists."""
-    folder = Path(override or run.recipe.data.shards)
-    if not folder.is_dir():
-        raise UsageError(f"shards folder {folder} does not exist", "name it with --shards DIR")
-    return folder
