@@ -101,7 +101,9 @@ class Balancer:
         combined = torch.zeros_like(y)
         for name, gradient in gradients.items():
             norm = gradient.flatten(1).norm(dim=1).mean().item()
-            state[name] = state.get(name, norm * (state["steps"] - 1)) * self.decay + norm
+            # A loss that comes later counts as if it had always had its first norm.
+            earlier = state[name] * self.decay if name in state else norm * (state["steps"] - 1)
+            state[name] = earlier + norm
             mean = state[name] / state["steps"]
             combined += gradient * (self.weights[name] / total / max(mean, 1e-12))
         y.backward(combined)
