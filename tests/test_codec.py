@@ -1,5 +1,7 @@
 """Codecs of our own: the codes of one pass for any division into blocks, and a training that repeats to the bit."""
 
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -8,18 +10,21 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import USERS_CACHE, set_flags, shortcut
+from torch import nn
 from torch.nn import functional as F
 
-from shortcut_cli import clips, recipe, sealed
+from shortcut_cli import clips, recipe, sealed, workers
 from shortcut_cli.codec import encodec, frame, objectives, opening, own, rvq, weights
-from shortcut_cli.codec.stream import STEREO
+from shortcut_cli.codec.stream import STEREO, Layout, regular
 from shortcut_cli.errors import CheckFailed, Interrupted, UsageError
 from shortcut_cli.stages import codec_training
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer, Length, read_samples
@@ -111,6 +116,7 @@ def test_codes_equal_those_of_one_pass(codec, length):
     assert len(np.unique(expected)) > min(20, len(expected))
     for size in (length, 1_000, 24_000, 31_111):
         assert np.array_equal(coded(codec, x, size), expected)
+    assert np.array_equal(np.concatenate(list(codec.encode([x], 2))), expected[:, :2])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 74, 75, 76, 77, 150, 151, 200])
@@ -133,77 +139,433 @@ def test_streams_do_not_disturb_each_other(codec):
         assert np.array_equal(np.concatenate(found), coded(codec, alone, len(alone)))
 
 
+HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1280) / 1280)
+
+
+class Held(nn.Module):
+    """Stands for the blocks of a network: keeps nothing, changes nothing."""
+
+    def start(self):
+        return []
+
+    def forward(self, x, carried):
+        assert carried == []
+        return x
+
+
 def test_windows_that_overlap_add_up_to_the_sound():
     # Analysis and synthesis without a network in between: the identity.
     x = torch.from_numpy(glide(0.5))[None]
-    padded = F.pad(x, (frame.EDGE, -x.shape[1] % frame.HOP + frame.EDGE))
-    hann = torch.hann_window(frame.WINDOW)
-    windows = padded.unfold(-1, frame.WINDOW, frame.HOP) * hann * hann
+    padded = F.pad(x, (480, -x.shape[1] % 320 + 480))
+    hann = torch.hann_window(1280)
+    windows = padded.unfold(-1, 1280, 320) * hann * hann
     y = frame.overlap(windows) / frame.weight(windows.shape[1], x).clamp(min=1e-3)
-    assert torch.allclose(y[:, frame.EDGE : -frame.EDGE][:, : x.shape[1]], x, atol=1e-5)
+    assert torch.allclose(y[:, 480:-480][:, : x.shape[1]], x, atol=1e-5)
 
 
 def test_a_frame_knows_nothing_of_what_is_more_than_20_ms_later(codec):
     x = glide(2.0)
     changed = x.copy()
-    changed[24_000 + frame.EDGE :] = 0
+    changed[24_000 + 480 :] = 0
     assert np.array_equal(one_pass(codec, x)[:75], one_pass(codec, changed)[:75])
     assert not np.array_equal(one_pass(codec, x)[75:], one_pass(codec, changed)[75:])
 
 
-def test_quantizing_passes_gradients_and_adds_only_the_codebooks_asked_for():
-    quantizer = encodec.quantizer(8, 4, 1024, 0.99).train()
-    torch.manual_seed(0)
-    z = torch.randn(3, 8, 50, requires_grad=True)
-    counts = torch.tensor([1, 4, 2])
-    rvq.quantize(quantizer, z, counts)  # k-means start
-    quantizer.eval()
-    y, penalty = rvq.quantize(quantizer, z, counts)
-    codes = quantizer.vq.encode(z.detach())
-    for clip, count in enumerate(counts.tolist()):
-        assert torch.allclose(y[clip], quantizer.vq.decode(codes[:count, clip : clip + 1])[0], atol=1e-6)
-    (gradient,) = torch.autograd.grad(y.sum(), z, retain_graph=True)
-    assert torch.equal(gradient, torch.ones_like(z))
-    assert torch.autograd.grad(penalty, z)[0].abs().sum() > 0
+def frame_network(*settings):
+    return own.network(keys("codec.codebooks=1", *settings).codec, seed=3)
 
 
-def test_dead_codes_are_put_where_vectors_are():
-    quantizer = encodec.quantizer(8, 1, 1024, 0.99).train()
+def test_the_encoder_is_shown_magnitudes_and_low_phases_of_windows_around_each_frame():
+    network = frame_network()
+    network.encoder.blocks = Held()
+    x = glide(0.07) * np.linspace(0, 1, 1680, dtype=np.float32) ** 8  # 5.25 frames, the first of them nearly silent
+    found = network.encode(torch.from_numpy(x)[None])[0].T
+    padded = np.pad(x.astype(np.float64), (480, 480 + 240))
+    assert found.shape == (6, 641 + 161 + 161)
+    for number in range(6):
+        spectrum = np.fft.rfft(padded[320 * number : 320 * number + 1280] * HANN) * 2 / 1280
+        magnitude = np.abs(spectrum) + 1e-5
+        low = 3 * spectrum[:161] / magnitude[:161] ** 0.7
+        expected = np.concatenate((np.log(magnitude) / 3 + 2.5, low.real, low.imag))
+        assert found[number].numpy() == pytest.approx(expected, abs=1e-3)  # the FFT's rounding, 1e-8 of 1e-5
+
+
+def test_the_decoder_says_logarithms_of_magnitudes_and_angles_of_windows_that_are_added_up():
+    network = frame_network()
+    network.decoder.blocks = Held()
+    said = torch.randn(2, 2 * 641, 5, generator=torch.Generator().manual_seed(0)) * 3  # some magnitudes beyond exp(4)
+    found = network.decode(said)
+    assert found.shape == (2, 5 * 320)
+    total, weight = np.zeros((2, 4 * 320 + 1280)), np.zeros(4 * 320 + 1280)
+    for number in range(5):
+        size, angle = said[:, :641, number].double().numpy(), said[:, 641:, number].double().numpy()
+        spectrum = np.exp(np.minimum(size, 4)) * np.exp(1j * angle)
+        total[:, 320 * number : 320 * number + 1280] += np.fft.irfft(spectrum, 1280) * HANN
+        weight[320 * number : 320 * number + 1280] += HANN**2
+    expected = (total / np.maximum(weight, 1e-3))[:, 480:-480]
+    assert found.numpy() == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
+    loose = torch.randn(2, 5, 1280, generator=torch.Generator().manual_seed(1))
+    for row, windows in zip(frame.overlap(loose), loose, strict=True):
+        assert row[640].item() == pytest.approx(sum(windows[t, 640 - 320 * t] for t in range(3)).item(), abs=1e-5)
+    assert frame.weight(1, loose)[0].numpy() == pytest.approx(HANN**2, abs=1e-6)
+    assert frame.weight(5, loose)[0].numpy() == pytest.approx(weight, abs=1e-5)
+
+
+def normed(x, layer):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    return x * layer.weight.double().numpy() + layer.bias.double().numpy()
+
+
+def linear(x, layer):
+    return x @ layer.weight.double().numpy().T + layer.bias.double().numpy()
+
+
+@torch.no_grad()
+def test_blocks_are_causal_convnext_blocks():
+    blocks = frame.Blocks(3, 5, width=8, blocks=2, expansion=3, kernel=4)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in blocks.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    x = torch.randn(2, 9, 3, generator=generator)
+    expected = []
+    for row in x.double().numpy():
+        y = normed(linear(row, blocks.inward), blocks.first)
+        for block in blocks.blocks:
+            kernel = block.depthwise.weight[:, 0].double().numpy().T  # (4, D)
+            wide = np.concatenate((np.zeros((3, 8)), y))
+            mixed = np.stack([(wide[t : t + 4] * kernel).sum(0) for t in range(9)])
+            inner = linear(normed(mixed + block.depthwise.bias.double().numpy(), block.norm), block.up)
+            assert inner.shape == (9, 24)
+            gelu = inner * (1 + np.vectorize(math.erf)(inner / math.sqrt(2))) / 2
+            y = y + block.scale.double().numpy() * linear(gelu, block.down)
+        expected.append(linear(normed(y, blocks.last), blocks.outward))
+    assert blocks(x, blocks.start()).numpy() == pytest.approx(np.stack(expected), abs=1e-4)
+    carried = blocks.start()
+    parts = [blocks(x[:, first:end], carried) for first, end in ((0, 1), (1, 3), (3, 9))]
+    assert torch.cat(parts, 1).numpy() == pytest.approx(np.stack(expected), abs=1e-4)
+
+
+def test_a_network_is_built_as_its_recipe_says():
+    settings = ("frame.encoder_blocks=3", "frame.decoder_blocks=2", "frame.expansion=5", "frame.kernel=4")
+    made = keys(*(f"codec.{text}" for text in settings), "codec.codebook_decay=0.87", "codec.codebooks=2").codec
+    before = torch.get_rng_state()
+    network = own.network(made, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    shapes = {
+        name: tuple(part.shape) for name, part in network.named_parameters() if name.endswith(("weight", "scale"))
+    }
+    for side, count in (("encoder", 3), ("decoder", 2)):
+        assert len(getattr(network, side).blocks.blocks) == count
+        assert shapes[f"{side}.blocks.blocks.0.depthwise.weight"] == (16, 1, 4)
+        assert shapes[f"{side}.blocks.blocks.0.up.weight"] == (80, 16)
+        assert getattr(network, side).blocks.blocks[0].scale.tolist() == pytest.approx([1 / count] * 16)
+    assert shapes["encoder.blocks.inward.weight"] == (16, 963)
+    assert shapes["encoder.blocks.outward.weight"] == (8, 16)
+    assert shapes["decoder.blocks.outward.weight"] == (1282, 16)
+    assert [tuple(layer.codebook.shape) for layer in network.quantizer.vq.layers] == [(1024, 8)] * 2
+    book = network.quantizer.vq.layers[1]._codebook
+    assert (book.decay, book.kmeans_iters, book.inited.item()) == (0.87, 10, 0)
+    weight = "encoder.blocks.inward.weight"
+    same, other = (own.network(made, seed).get_parameter(weight) for seed in (1, 2))
+    assert torch.equal(same, network.get_parameter(weight))
+    assert not torch.equal(other, same)
+    seanet = own.network(keys("codec.network=seanet", "codec.seanet.filters=3").codec)
+    assert seanet.encoder.model[0].conv.conv.weight.shape[0] == 3
+    assert seanet.encode(torch.zeros(2, 641)).shape == (2, 8, 3)
+    assert seanet.decode(torch.zeros(2, 8, 3)).shape == (2, 960)
+
+
+def test_a_codec_file_holds_half_precision_and_gives_back_what_was_saved(tmp_path):
+    made = keys("codec.codebooks=2")
+    network = own.network(made.codec, 5)
+    settle(network.quantizer)
+    own.save(tmp_path / "codec.pt", made, network.state_dict(), step=7, scores={"mel_3kbps": 0.5})
+    content = own.read(tmp_path / "codec.pt")
+    assert (content["step"], content["scores"], content["recipe"]) == (7, {"mel_3kbps": 0.5}, made.model_dump())
+    expected = {name: part.half() for name, part in network.state_dict().items()}
+    expected = {name: part for name, part in expected.items() if not name.endswith(("embed_avg", "cluster_size"))}
+    assert content["weights"].keys() == expected.keys()
+    assert all(torch.equal(content["weights"][name], part) for name, part in expected.items())
+    assert own.is_codec(tmp_path / "codec.pt")
+    codec = opening.codec(str(tmp_path / "codec.pt"))
+    loaded = codec.network.state_dict()
+    assert all(torch.equal(loaded[name], part.float()) for name, part in expected.items())
+    assert codec.codebooks == 2
+    assert opening.layout(tmp_path / "codec.pt") == Layout(24_000, 1)
+    # A file that is written over is read again.
+    own.save(tmp_path / "codec.pt", made, own.network(made.codec, 6).state_dict(), step=7, scores={"mel_3kbps": 0.5})
+    again = opening.codec(str(tmp_path / "codec.pt")).network.state_dict()
+    assert not torch.equal(again["encoder.blocks.inward.weight"], loaded["encoder.blocks.inward.weight"])
+
+
+def test_the_discriminator_sees_spectra_by_the_norm_of_the_window():
+    x = np.random.default_rng(0).normal(size=(2, 1, 1000))
+    found = encodec.Spectrogram(n_fft=256, hop_length=100, win_length=256, normalized=True)(torch.from_numpy(x).float())
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
+    frames = [np.fft.rfft(x[..., first : first + 256] * hann) for first in range(0, 745, 100)]
+    expected = np.stack(frames, -1) / np.sqrt((hann**2).sum())
+    assert found.shape == (2, 1, 129, 8)
+    assert torch.view_as_real(found).numpy() == pytest.approx(np.stack((expected.real, expected.imag), -1), abs=1e-5)
+    network = encodec.discriminator(3)
+    logits, features = network(torch.zeros(1, 1, 2400))
+    assert [len(logits), *map(len, features)] == [3, 5, 5, 5]
+    assert features[0][0].shape[1] == 3
+    assert "torchaudio" not in sys.modules or hasattr(sys.modules["torchaudio"], "__version__")
+
+
+def test_rows_come_in_blocks_of_one_size_and_what_is_left_over_joins_the_last():
+    for count in (*range(1, 32), 100):
+        for piece in (1, 7, 10, 40, 100):
+            rows = np.arange(count)
+            found = list(regular((rows[first : first + piece] for first in range(0, count, piece)), 10))
+            whole = max(1, count // 10)
+            cuts = [10 * number for number in range(whole)] + [count]
+            assert [block.tolist() for block, _ in found] == [
+                rows[first:end].tolist() for first, end in itertools.pairwise(cuts)
+            ]
+            assert [last for _, last in found] == [False] * (whole - 1) + [True]
+    assert list(regular([], 10)) == []
+
+
+def test_frames_last_a_75th_of_a_second_and_segments_overlap_by_a_hundredth():
+    assert Layout().seconds(75) == 1
+    assert STEREO == Layout(48_000, 2, 48_000, 47_520)
+    assert STEREO.frames == 150
+    assert [STEREO.seconds(count) for count in (30, 150, 310)] == pytest.approx([0.2, 0.99, 1.98 + 10 / 150])
+
+
+def books(codebooks, codes=16, dimension=4, decay=0.9):
+    """A quantizer whose codes are drawn, each of which a vector has fallen to ten times."""
+    quantizer = encodec.quantizer(dimension, codebooks, codes, decay).train()
+    settle(quantizer)
+    return quantizer
+
+
+def settle(quantizer):
+    """Codes in the scale of what they quantize, none of them dead."""
+    generator = torch.Generator().manual_seed(0)
+    for number, layer in enumerate(quantizer.vq.layers):
+        book = layer._codebook
+        book.embed.copy_(torch.randn(book.embed.shape, generator=generator) * 0.5**number)
+        book.embed_avg.copy_(10 * book.embed)
+        book.cluster_size.fill_(10)
+        book.inited.fill_(1)
+
+
+def nearest(vectors, table):
+    """The row of `table` that is nearest to each vector, by a loop."""
+    return [min(range(len(table)), key=lambda row: ((table[row] - vector) ** 2).sum()) for vector in vectors]
+
+
+def test_quantizing_is_the_residual_loop_of_each_vector_over_the_codebooks_of_its_clip():
+    quantizer = books(4).eval()
+    kept = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    z = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    counts = [1, 4, 2]
+    y, penalty = rvq.quantize(quantizer, z, torch.tensor(counts))
+    (straight,) = torch.autograd.grad(y.sum(), z, retain_graph=True)
+    (pulled,) = torch.autograd.grad(penalty, z)
+    expected, gradient, paid = np.zeros((3, 4, 10)), np.zeros((3, 4, 10)), 0.0
+    for clip, count in enumerate(counts):
+        residual = z[clip].detach().double().numpy().T  # (T, D)
+        for layer in quantizer.vq.layers[:count]:
+            table = layer._codebook.embed.double().numpy()
+            chosen = table[nearest(residual, table)]
+            expected[clip] += chosen.T
+            residual = residual - chosen
+            paid += (residual**2).sum()
+            gradient[clip] += 2 * residual.T
+    each = 4 * z.numel()  # the mean over codebooks, clips, dimensions and frames
+    assert y.detach().numpy() == pytest.approx(expected, abs=1e-6)
+    assert penalty.item() == pytest.approx(paid / each, rel=1e-5)
+    assert pulled.numpy() == pytest.approx(gradient / each, abs=1e-7)
+    assert torch.equal(straight, torch.ones_like(z))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in quantizer.state_dict().items())
+
+
+def test_a_clip_of_one_codebook_pays_for_that_one_alone():
+    quantizer = books(4).eval()
+    z = torch.randn(1, 4, 10, generator=torch.Generator().manual_seed(1))
+    first = quantizer.vq.layers[0]._codebook.embed.numpy()
+    vectors = z[0].numpy().T
+    _, penalty = rvq.quantize(quantizer, z, torch.tensor([1]))
+    assert penalty.item() == pytest.approx(((vectors - first[nearest(vectors, first)]) ** 2).mean() / 4, rel=1e-5)
+
+
+def test_a_step_of_training_moves_every_code_to_the_running_mean_of_all_clips_and_dead_ones_to_residuals():
+    quantizer = books(2)
+    dead = [3, 7]
+    for layer in quantizer.vq.layers:
+        layer._codebook.cluster_size[dead] = 1e-3
+        layer._codebook.embed_avg[dead] = 1e-3 * layer._codebook.embed[dead]
+    tables = [layer._codebook.embed.double().numpy() for layer in quantizer.vq.layers]
+    sizes = [layer._codebook.cluster_size.double().numpy() for layer in quantizer.vq.layers]
+    sums = [layer._codebook.embed_avg.double().numpy() for layer in quantizer.vq.layers]
+    for table in tables:
+        table[dead] = 50  # where nothing falls
+    for layer, table in zip(quantizer.vq.layers, tables, strict=True):
+        layer._codebook.embed.copy_(torch.from_numpy(table))
+    z = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
-    z = torch.randn(4, 8, 400)
-    rvq.quantize(quantizer, z, torch.full((4,), 1))
+    y, _ = rvq.quantize(quantizer, z, torch.tensor([1, 2, 1]))  # both codebooks see all three clips
+    residual = z.double().mT.flatten(0, 1).numpy()
+    for layer, table, size, total in zip(quantizer.vq.layers, tables, sizes, sums, strict=True):
+        book, chosen = layer._codebook, nearest(residual, table)
+        size, total = 0.9 * size, 0.9 * total  # noqa: PLW2901
+        for vector, code in zip(residual, chosen, strict=True):
+            size[code] += 0.1
+            total[code] += 0.1 * vector
+        live = [code for code in range(16) if code not in dead]
+        assert book.cluster_size[live].numpy() == pytest.approx(size[live], rel=1e-5)
+        assert book.embed_avg[live].numpy() == pytest.approx(total[live], abs=1e-5)
+        assert book.embed[live].numpy() == pytest.approx((total / size[:, None])[live], rel=1e-3)  # smoothed by 1e-5
+        for code in dead:
+            assert np.abs(residual - book.embed[code].double().numpy()).max(1).min() < 1e-6
+            assert book.cluster_size[code].item() == pytest.approx(size.mean(), rel=1e-5)
+        residual = residual - table[chosen]
+    assert (z[0] - y[0]).mT.numpy() == pytest.approx(
+        z[0].mT.numpy() - tables[0][nearest(z[0].mT.numpy(), tables[0])], abs=1e-6
+    )
+
+
+def test_reviving_changes_dead_codes_alone():
+    generator = torch.Generator().manual_seed(0)
+    # The mean is 8, so that less than 0.8 is dead; a tenth of the median would be 0.3, of the largest 3, of the sum 4.
+    sizes = torch.tensor([30, 0.5, 1, 5, 3.5])
+    book = SimpleNamespace(
+        cluster_size=sizes.clone(),
+        embed=torch.randn(5, 3, generator=generator),
+        embed_avg=torch.randn(5, 3, generator=generator),
+    )
+    before = {name: tensor.clone() for name, tensor in vars(book).items()}
+    found = torch.randn(20, 3, generator=generator)
+    torch.manual_seed(0)
+    rvq._revive(book, found)
+    live = [0, 2, 3, 4]
+    assert all(torch.equal(tensor[live], before[name][live]) for name, tensor in vars(book).items())
+    assert any(torch.equal(book.embed[1], vector) for vector in found)
+    assert torch.equal(book.embed_avg[1], 8 * book.embed[1])
+    assert book.cluster_size[1] == 8
+
+
+def test_revived_codes_are_drawn_from_all_vectors():
+    book = SimpleNamespace(cluster_size=torch.zeros(101), embed=torch.zeros(101, 1), embed_avg=torch.zeros(101, 1))
+    book.cluster_size[0] = 1
+    torch.manual_seed(0)
+    rvq._revive(book, torch.tensor([[1.0], [2.0], [3.0]]))
+    assert sorted(set(book.embed[1:, 0].tolist())) == [1, 2, 3]
+    assert book.embed[0] == 0
+
+
+def test_codes_where_nothing_falls_come_back_into_use():
+    quantizer = encodec.quantizer(8, 1, 128, 0.9).train()
+    torch.manual_seed(0)
+    z = torch.randn(4, 8, 200)
+    everyone = torch.ones(4, dtype=torch.long)
+    rvq.quantize(quantizer, z, everyone)  # k-means start
     book = quantizer.vq.layers[0]._codebook
     with torch.no_grad():
-        book.embed[:500] += 100  # where nothing will ever fall
-        book.embed_avg[:500] += 100 * book.cluster_size[:500, None]
-    for _ in range(600):
-        rvq.quantize(quantizer, z, torch.full((4,), 1))
+        book.embed[:60] += 100  # where nothing will ever fall
+        book.embed_avg[:60] += 100 * book.cluster_size[:60, None]
+    for _ in range(60):  # 0.9 ** 22 is a tenth
+        rvq.quantize(quantizer, z, everyone)
     assert book.embed.abs().max() < 10
-    codes = quantizer.vq.layers[0].encode(z)
-    assert rvq.perplexities(codes.reshape(1, -1), 1024)[0] > 500
+    assert torch.bincount(quantizer.vq.layers[0].encode(z).flatten(), minlength=128).min() > 0
 
 
 def test_perplexity_is_the_number_of_equally_used_codes():
-    codes = torch.stack((torch.arange(96) % 12, torch.zeros(96, dtype=torch.long)))
-    assert rvq.perplexities(codes, 1024) == pytest.approx([12, 1])
+    codes = torch.stack((torch.arange(96) % 12, torch.zeros(96, dtype=torch.long), torch.arange(96) % 4 // 3))
+    uneven = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))  # one code three times as often as the other
+    assert rvq.perplexities(codes, 1024) == pytest.approx([12, 1, uneven])
 
 
-def test_mel_bands_cover_every_frequency_once():
-    bands = objectives.mel_bands(2048, 128)
-    assert torch.allclose(bands.sum(0), torch.ones(128))
-    assert (bands[1:-1].sum(1) > 0).all()
-    assert (objectives.mel_bands(256, 20).argmax(0).diff() > 0).all()
+@cache
+def mel_filters(window, bands):
+    """Triangles whose corners lie evenly in mel, by the formula, (window / 2 + 1, bands)."""
+    top = 2595 * math.log10(1 + 12_000 / 700)
+    corners = [700 * (10 ** (top * number / (bands + 1) / 2595) - 1) for number in range(bands + 2)]
+    places = [24_000 * number / window for number in range(window // 2 + 1)]
+    filters = np.zeros((len(places), bands))
+    for band, (low, middle, high) in enumerate(zip(corners, corners[1:], corners[2:], strict=False)):
+        for number, hz in enumerate(places):
+            if low < hz <= middle:
+                filters[number, band] = (hz - low) / (middle - low)
+            elif middle < hz < high:
+                filters[number, band] = (high - hz) / (high - middle)
+        if not filters[:, band].any():
+            filters[np.argmin([abs(hz - middle) for hz in places]), band] = 1
+    return filters / filters.sum(0)
+
+
+def log_mel(x, window, bands):
+    """Log-mel magnitudes (frames, bands) of samples (N,), window by window."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    frames = [x[first : first + window] * hann for first in range(0, len(x) - window + 1, window // 4)]
+    return np.log(np.abs(np.fft.rfft(frames)) * 2 / window @ mel_filters(window, bands) + 1e-5)
+
+
+def test_mel_bands_are_triangles_in_mel():
+    for window, bands in ((256, 20), (2048, 128), (64, 40)):  # of the last, many are narrower than a bin
+        found = objectives.mel_bands(window, bands)
+        assert found.dtype == torch.float32
+        assert found.numpy() == pytest.approx(mel_filters(window, bands), abs=1e-6)
+
+
+def test_the_log_mel_distance_is_the_mean_over_four_window_lengths():
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 0.1, (2, 5000)).astype(np.float32)
+    # The first is quiet enough for what is added to magnitudes to show, the second about as loud as x.
+    y = x * np.array([[1e-4], [0.5]], np.float32) + rng.normal(0, [[1e-6], [0.1]], (2, 5000)).astype(np.float32)
+    distances = []
+    for window, bands in ((256, 20), (512, 40), (1024, 80), (2048, 128)):
+        pairs = [log_mel(a, window, bands) - log_mel(b, window, bands) for a, b in zip(x, y, strict=True)]
+        distances.append(np.abs(pairs).mean())
+    mel = objectives.LogMel()
+    assert mel(torch.from_numpy(x), torch.from_numpy(y)).item() == pytest.approx(np.mean(distances), rel=1e-4)
+    spectra = mel.spectra(torch.from_numpy(y))
+    assert [part.shape for part in spectra] == [(2, 75, 20), (2, 36, 40), (2, 16, 80), (2, 6, 128)]
+    assert spectra[0][1].numpy() == pytest.approx(log_mel(y[1], 256, 20), abs=1e-3)
 
 
 def test_distances():
     x = torch.from_numpy(np.stack([glide(1.0), glide(1.0, 1)]))
     mel = objectives.LogMel()
     assert mel(x, x) == 0
-    assert mel(x, x * math.e).item() == pytest.approx(1, abs=0.05)  # natural logarithm
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     noise -= x * (x * noise).sum(1, keepdim=True) / x.square().sum(1, keepdim=True)  # orthogonal to x
     noise *= (x.square().sum(1, keepdim=True) / noise.square().sum(1, keepdim=True)).sqrt() * 10 ** (-12 / 20)
     assert objectives.si_sdr_db(x, 3 * (x + noise)).tolist() == pytest.approx([12, 12], abs=1e-3)
+
+
+def test_si_sdr_is_the_tangent_of_the_angle_between_the_sounds_their_means_included():
+    x, y = (np.random.default_rng(seed).normal(0.3, 0.2, (3, 500)) for seed in (0, 1))
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        cosine = (a @ b) / math.sqrt((a @ a) * (b @ b))
+        expected.append(20 * math.log10(cosine / math.sqrt(1 - cosine**2)))
+    assert objectives.si_sdr_db(torch.from_numpy(x), torch.from_numpy(y)).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_hinge_losses_by_hand():
+    row = lambda *values: torch.tensor([values])  # noqa: E731
+    assert objectives.discriminator_loss([row(2.0)], [row(-2.0)]) == 0  # both told apart by more than the margin
+    assert objectives.discriminator_loss([row(-1.0)], [row(1.0)]) == 4  # 2 for either
+    assert objectives.discriminator_loss([row(0.5)], [row(-2.0)]) == 0.5
+    assert objectives.discriminator_loss([row(2.0)], [row(-0.75)]) == 0.25
+    # Scales count alike, however many logits they have: the means are 0.5 + 3 and 1 + 0.
+    real, made = [row(0.0, 1.0), row(0.0)], [row(2.0, 2.0), row(-1.0, -3.0, -1.0)]
+    assert objectives.discriminator_loss(real, made) == pytest.approx((3.5 + 1) / 2)
+    assert objectives.adversarial_loss([row(2.0)]) == 0
+    assert objectives.adversarial_loss([row(-1.0)]) == 2
+    assert objectives.adversarial_loss([row(0.0, 0.5, 3.0), row(-4.0)]) == pytest.approx((1.5 / 3 + 5) / 2)
+
+
+def test_the_distance_of_features_is_relative_to_the_size_of_the_real_ones():
+    real = [[torch.tensor([1.0, -3.0]), torch.tensor([10.0])], [torch.tensor([0.5, 0.5, -0.5])]]
+    made = [[torch.tensor([2.0, -3.0]), torch.tensor([0.0])], [torch.tensor([0.5, -0.5, -0.5])]]
+    # Mean distances 1/2, 10, 1/3 of features whose mean sizes are 2, 10, 1/2.
+    assert objectives.feature_loss(real, made).item() == pytest.approx((0.25 + 1 + 2 / 3) / 3)
 
 
 def test_the_balancer_gives_each_loss_its_share():
@@ -215,6 +577,38 @@ def test_the_balancer_gives_each_loss_its_share():
     assert w.grad[:, 1].tolist() == pytest.approx([0.75, 0.75])
 
 
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_the_balancer_divides_by_running_means_of_the_norms(decay):
+    shares = {"a": 1.0, "b": 3.0, "late": 0.5}
+    balancer = objectives.Balancer(shares) if decay is None else objectives.Balancer(shares, decay)
+    decay = decay or 0.999
+    rng = np.random.default_rng(0)
+    norms = {name: [] for name in shares}
+    for step in range(5):
+        size = {"a": 10.0**step, "b": 0.1, "late": 7.0 + step}
+        there = ["a", "b", "late"] if step >= 2 else ["a", "b"]
+        gradients = {name: rng.normal(0, size[name], (3, 8)) for name in there}
+        w = torch.ones(3, 8, dtype=torch.float64, requires_grad=True)
+        y = w * 1.0
+        balancer.backward({name: (torch.from_numpy(part) * y).sum() for name, part in gradients.items()}, y)
+        expected = np.zeros((3, 8))
+        for name, part in gradients.items():
+            # A loss that comes later counts as if it had always had its first norm.
+            norms[name] += [np.linalg.norm(part, axis=1).mean()] * (1 if norms[name] else step + 1)
+            ages = [decay ** (step - number) for number in range(step + 1)]
+            mean = np.dot(ages, norms[name]) / sum(ages)
+            expected += part * shares[name] / sum(shares[other] for other in there) / mean
+        assert w.grad.numpy() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_balancer_takes_a_loss_without_gradient():
+    balancer = objectives.Balancer({"a": 1.0, "b": 1.0})
+    w = torch.ones(1, 4, requires_grad=True)
+    y = w * 1.0
+    balancer.backward({"a": (0 * y).sum(), "b": y.sum()}, y)
+    assert w.grad.tolist() == [pytest.approx([0.25] * 4)]  # half of a gradient of norm 2
+
+
 def test_groups_stay_together_and_both_splits_have_some():
     names = {str(number): f"speaker{number % 5}-{number}.wav" for number in range(20)}
     splits = clips.divide(names, r"speaker\d+", 0.2)
@@ -224,6 +618,164 @@ def test_groups_stay_together_and_both_splits_have_some():
     assert sorted(map(tuple, by_speaker.values())) == [("train",)] * 4 + [("val",)]
     with pytest.raises(UsageError, match="make 1 groups"):
         clips.divide(names, "speaker", 0.2)
+
+
+def test_the_share_of_validation_is_one_of_groups_whatever_the_order_of_the_files():
+    names = {str(number): f"a/speaker{number % 10}/{number // 10}.wav" for number in range(30)}
+    for share, count in ((0.01, 1), (0.1, 1), (0.3, 3), (0.49, 5)):
+        splits = clips.divide(names, r"speaker\d", share)
+        assert len({names[sha256][:10] for sha256, split in splits.items() if split == "val"}) == count
+        assert splits == clips.divide(dict(reversed(names.items())), r"speaker\d", share)
+    # Without an expression each file is a group, and so is one whose path has no match.
+    assert sorted(clips.divide(names, "", 0.3).values()) == ["train"] * 21 + ["val"] * 9
+    mixed = {"0": "speaker1-a.wav", "1": "speaker1-b.wav", "2": "x.wav", "3": "y.wav"}
+    splits = [clips.divide(mixed, r"speaker\d", share) for share in (0.33, 0.49)]
+    assert [list(found.values()).count("val") in (1, 2) for found in splits] == [True, True]
+    assert all(found["0"] == found["1"] for found in splits)
+
+
+def test_sound_is_staged_as_16_bits_file_behind_file_and_equal_files_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "in_order", lambda task, jobs, _, **__: ((job, task(job)) for job in jobs))
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    wave = np.array([0, 1, -1, 1.5, -1.5, 0.5, 0.4 / 32767, 0.6 / 32767, -0.6 / 32767], np.float32)
+    bits = [0, 32767, -32767, 32767, -32767, 16384, 0, 1, -1]  # 16383.5 is rounded to the even one
+    for number, name in enumerate(("d", "a", "c", "b", "e")):
+        soundfile.write(folder / f"{name}.wav", np.append(wave, np.full(number, 0.25)), 24_000, subtype="FLOAT")
+    (folder / "f.wav").write_bytes((folder / "a.wav").read_bytes())
+    made = keys("data.val=0.4").data
+    staged = clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+    lengths = {"a.wav": 10, "b.wav": 12, "c.wav": 11, "d.wav": 9, "e.wav": 13}
+    assert sorted(clip.path for clip in staged.clips) == sorted(lengths)
+    for split, count in (("train", 3), ("val", 2)):
+        mine = [clip for clip in staged.clips if clip.split == split]
+        assert len(mine) == count
+        assert [clip.path for clip in mine] == sorted(clip.path for clip in mine)
+        samples = np.fromfile(tmp_path / "data" / f"{split}.s16", "<i2")
+        start = 0
+        for clip in mine:
+            assert (clip.start, clip.samples) == (start, lengths[clip.path])
+            assert clip.sha256 == hashlib.sha256((folder / clip.path).read_bytes()).hexdigest()
+            end = start + clip.samples
+            assert samples[start:end].tolist() == bits + [8192] * (clip.samples - 9)
+            start = end
+        assert len(samples) == start
+        assert staged.seconds(split) == start / 24_000
+    assert staged.fingerprint == [(clip.split, clip.sha256) for clip in staged.clips]
+    again = clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+    assert again == staged
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "clips.json", "rejects.jsonl", "train.s16", "val.s16"
+    ]  # fmt: skip
+    for changed, name in (("data.val=0.3", "val"), ("data.speaker=[ab]", "speaker")):
+        with pytest.raises(UsageError, match=f"its {name} differ"):
+            clips.stage([str(folder)], tmp_path / "data", keys("data.val=0.4", changed).data, n_workers=1, report=quiet)
+    whole = (tmp_path / "data" / "val.s16").read_bytes()
+    (tmp_path / "data" / "val.s16").write_bytes(whole[:-2])
+    with pytest.raises(CheckFailed, match=r"val.s16 is not \d+ bytes long"):
+        clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+    (tmp_path / "data" / "clips.json").write_text("{}")
+    with pytest.raises(CheckFailed, match="is not what"):
+        clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+
+
+def written(folder, **splits):
+    """What `stage` leaves: the clips of each split, int16 (samples,) each."""
+    made = []
+    for split, rows in splits.items():
+        np.concatenate(rows).astype("<i2").tofile(folder / f"{split}.s16")
+        starts = itertools.accumulate(map(len, rows), initial=0)
+        made += [clips.Clip(f"{n}.wav", f"{split}{n}", split, a, len(r)) for n, (a, r) in enumerate(zip(starts, rows))]  # noqa: B905
+    return clips.Clips(folder, made, 0)
+
+
+AS_THEY_ARE = ("data.segment_s=0.2", "data.speed=0", "data.gain_db=0", "data.mix=0")
+
+
+def windows(folder, rows, *settings, seed=1):
+    made = keys(*AS_THEY_ARE, *settings).data
+    return clips.Windows(written(folder, train=rows, val=[np.zeros(9)]), "train", made, seed)
+
+
+def test_windows_are_pieces_of_one_clip_and_short_clips_are_filled_up_with_silence(tmp_path):
+    # Each sample says which one it is: the clips have 5,000, 3,000 and 9,000 samples, a window 4,800.
+    rows = [np.arange(1, 5001), np.arange(5001, 8001), np.arange(8001, 17001)]
+    found = windows(tmp_path, rows)
+    first = []
+    for window in np.concatenate([found.batch(step, 20) for step in range(10)]):
+        samples = (window * 32767).round().astype(int)
+        begin = int(samples[0])
+        first.append(begin)
+        (clip,) = (row for row in rows if row[0] <= begin <= row[-1])
+        length = min(4800, len(clip))
+        assert begin + length - 1 <= clip[-1]
+        assert samples.tolist() == [*range(begin, begin + length), *[0] * (4800 - length)]
+    # Every place of the split is as likely as another, up to chance (200 of them): clips by their lengths.
+    counts = np.histogram(first, (1, 5001, 8001, 17001))[0] / 200
+    assert counts == pytest.approx([5 / 17, 3 / 17, 9 / 17], abs=0.1)  # three standard deviations
+    inside = [begin for begin in first if 8001 < begin < 12_201]  # neither end of the long clip
+    assert len(inside) / 200 == pytest.approx(4200 / 17_000, abs=0.1)
+    assert np.histogram(inside, (8001, 10_101, 12_201))[0].min() > 0.3 * len(inside)
+
+
+def test_spread_windows_lie_evenly_whatever_the_seed(tmp_path):
+    rows = [np.arange(1, 5001), np.arange(5001, 8001), np.arange(8001, 17001)]
+    strong = ("data.speed=0.4", "data.gain_db=30", "data.mix=1")
+    found = windows(tmp_path, rows, *strong, seed=5).spread(4)
+    # Middles at 1/8, 3/8, 5/8 and 7/8 of 17,000 samples: 2,125 is too near to the beginning of its clip, 6,375 in
+    # the short one, 10,625 and 14,875 in the long one, the last too near to its end.
+    begins = [1, 5001, 10_625 - 2400 + 1, 17_001 - 4800]
+    expected = [[*range(begin, begin + 4800)] for begin in begins]
+    expected[1] = [*range(5001, 8001), *[0] * 1800]
+    assert found.dtype == np.float32
+    assert (found * 32767).round().astype(int).tolist() == expected
+    assert found[0][0] == np.float32(1) / np.float32(32767)
+
+
+def test_gain_is_within_its_bounds_both_ways_and_off_at_0(tmp_path):
+    rows = [np.full(9000, 1000), np.full(9000, 1000)]
+    plain = windows(tmp_path, rows).batch(0, 20)
+    assert (plain == np.float32(1000) / np.float32(32767)).all()
+    loud = windows(tmp_path, rows, "data.gain_db=12").batch(0, 200)
+    gains = 20 * np.log10(loud[:, 0] * 32767 / 1000)
+    assert loud == pytest.approx(np.repeat(loud[:, :1], 4800, 1), rel=1e-6)
+    assert np.abs(gains).max() <= 12 + 1e-4
+    # Even in dB: quarters of the range get 50 of 200 each, three standard deviations are 18.
+    assert np.histogram(gains, (-12, -6, 0, 6, 12))[0] == pytest.approx([50] * 4, abs=18)
+
+
+def test_a_share_of_the_windows_is_mixed_and_too_loud_ones_are_scaled_to_their_peak(tmp_path):
+    rows = [np.full(9000, -1000), np.full(9000, -1000)]
+    for share in (0.0, 0.2, 1.0):
+        found = windows(tmp_path, rows, f"data.mix={share}").batch(0, 200) * 32767
+        single, double = (np.isclose(found, level).all(1) for level in (-1000, -2000))
+        assert (single ^ double).all()
+        assert double.mean() == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / 200))
+    (tmp_path / "loud").mkdir()
+    loud = [np.tile([-20_000, 10_000, 5000], 3000)]
+    found = windows(tmp_path / "loud", loud, "data.gain_db=12").batch(0, 50)
+    peaks = np.abs(found).max(1)
+    assert peaks.max() == pytest.approx(1)
+    assert (np.isclose(peaks, 1)).any()
+    assert (peaks < 0.9).any()
+    assert found.min(1) == pytest.approx(-2 * found.max(1), rel=1e-5)  # scaled, not clipped
+
+
+def test_speed_is_within_its_bounds_both_ways_and_fills_the_window(tmp_path):
+    hz, seconds = 1000, 2
+    t = np.arange(seconds * 24_000) / 24_000
+    rows = [8000 * np.sin(2 * np.pi * hz * t)]
+    found = windows(tmp_path, rows, "data.speed=0.25").batch(0, 120)
+    assert found.shape == (120, 4800)
+    rates = []
+    for window in found:
+        spectrum = np.abs(np.fft.rfft(window * np.hanning(4800), 96_000))
+        rates.append(int(spectrum.argmax()) * 0.25 / hz)
+        assert np.abs(window[-24:-2]).max() > 4000 / 32767  # a whole period, up to the end
+    rates = np.log(rates) / math.log(1.25)
+    assert np.abs(rates).max() <= 1 + 0.01
+    # Even in its logarithm: thirds of the range get 40 of 120 each, three standard deviations are 15.
+    assert np.histogram(rates, (-1.01, -1 / 3, 1 / 3, 1.01))[0] == pytest.approx([40] * 3, abs=15)
 
 
 def test_windows_depend_on_seed_and_step_alone(sounds, tmp_path):
@@ -367,6 +919,9 @@ def test_48_khz_codes_are_those_of_the_package_and_the_loudness_comes_back(tmp_p
     y = np.concatenate(list(segments.decode(found)))
     assert y.shape == sound.shape
     assert np.abs(y - sound).max() < 0.07 * np.abs(sound).max()  # half a dB is six per cent
+    silence, loud = np.zeros((9600, 2), np.float32), np.full((9600, 2), 1.5, np.float32)
+    assert [level for part in (silence, loud) for level, _ in segments.encode([part], 1)] == [63, 0]
+    assert [codes.shape for _, codes in segments.encode([x[:9600]], 3)] == [(30, 3)]
     exact = [(-20 * math.log10(scale.item()), codes[0].T.numpy()) for codes, scale in expected]
     assert np.abs(np.concatenate(list(segments.decode(exact))) - sound).max() < 1e-5 * np.abs(sound).max()
 
