@@ -102,7 +102,7 @@ class Trainer:
         weights = {name: tensor.half().float() for name, tensor in self.weights().items()}
         self.judged.load_state_dict(weights)
         distances: dict[str, list[float]] = {}
-        codes = []
+        codes, sdrs = [], []
         full = self.recipe.codec.codebooks
         for x in self.validation.split(self.keys.batch_size):
             found = self.judged.quantizer.vq.encode(self.judged.encode(x))  # (Q, B, T)
@@ -111,9 +111,10 @@ class Trainer:
                 y = self.judged.decode(self.judged.quantizer.vq.decode(found[:count]))[:, : x.shape[1]]
                 distances.setdefault(f"mel_{count * KBPS:g}kbps", []).append(self.mel(x, y).item() * len(x))
                 if count == full:
-                    sdr = objectives.si_sdr_db(x, y)[x.abs().amax(1) > 0]
-                    distances.setdefault(f"si_sdr_{count * KBPS:g}kbps", []).append(sdr.mean().item() * len(x))
+                    sdrs.append(objectives.si_sdr_db(x, y)[x.abs().amax(1) > 0])  # of silence it is meaningless
         means = {name: sum(parts) / len(self.validation) for name, parts in distances.items()}
+        if len(sdr := torch.cat(sdrs)):
+            means[f"si_sdr_{full * KBPS:g}kbps"] = sdr.mean().item()
         return means | {"perplexity": min(rvq.perplexities(torch.cat(codes, 1), CODES))}
 
     def weights(self) -> dict[str, Tensor]:
@@ -165,7 +166,8 @@ class Trainer:
     def write_log(self) -> None:
         """A line of the log, and of progress."""
         state, keys = self.state, self.keys
-        means = {name: sum(values[name] for values in state.pending) / len(state.pending) for name in state.pending[-1]}
+        found = {name: [values[name] for values in state.pending if name in values] for name in state.pending[-1]}
+        means = {name: sum(values) / len(values) for name, values in found.items()}
         seconds = time.monotonic() - self.began
         line = {**means, "lr": optim.learning_rate(state.step - 1, keys), "seconds": round(seconds, 3)}
         state.pending = []
