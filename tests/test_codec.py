@@ -1,5 +1,6 @@
 """Codecs of our own: the codes of one pass for any division into blocks, and a training that repeats to the bit."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -25,8 +26,8 @@ from torch.nn import functional as F
 from shortcut_cli import clips, recipe, sealed, workers
 from shortcut_cli.codec import encodec, frame, objectives, opening, own, rvq, weights
 from shortcut_cli.codec.stream import STEREO, Layout, regular
-from shortcut_cli.errors import CheckFailed, Interrupted, UsageError
-from shortcut_cli.stages import codec_training
+from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, UsageError
+from shortcut_cli.stages import codec_evaluation, codec_training
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer, Length, read_samples
 
 SMALL = [
@@ -330,7 +331,7 @@ def test_rows_come_in_blocks_of_one_size_and_what_is_left_over_joins_the_last():
 
 def test_frames_last_a_75th_of_a_second_and_segments_overlap_by_a_hundredth():
     assert Layout().seconds(75) == 1
-    assert STEREO == Layout(48_000, 2, 48_000, 47_520)
+    assert (STEREO.rate_hz, STEREO.channels, STEREO.segment, STEREO.advance) == (48_000, 2, 48_000, 47_520)
     assert STEREO.frames == 150
     assert [STEREO.seconds(count) for count in (30, 150, 310)] == pytest.approx([0.2, 0.99, 1.98 + 10 / 150])
 
@@ -634,8 +635,17 @@ def test_the_share_of_validation_is_one_of_groups_whatever_the_order_of_the_file
     assert all(found["0"] == found["1"] for found in splits)
 
 
+def in_order(task, jobs, _, **__):
+    """As `workers.in_order`, in this process."""
+    for job in jobs:
+        try:
+            yield job, task(job)
+        except Rejected as reason:
+            yield job, reason
+
+
 def test_sound_is_staged_as_16_bits_file_behind_file_and_equal_files_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "in_order", lambda task, jobs, _, **__: ((job, task(job)) for job in jobs))
+    monkeypatch.setattr(workers, "in_order", in_order)
     folder = tmp_path / "sounds"
     folder.mkdir()
     wave = np.array([0, 1, -1, 1.5, -1.5, 0.5, 0.4 / 32767, 0.6 / 32767, -0.6 / 32767], np.float32)
@@ -795,6 +805,270 @@ def test_windows_depend_on_seed_and_step_alone(sounds, tmp_path):
     ]
 
 
+def twin(network):
+    """A copy of a discriminator of two filters; what weight_norm keeps can't be copied."""
+    made = encodec.discriminator(2)
+    made.load_state_dict(network.state_dict())
+    return made
+
+
+def trainer(folder, *settings):
+    """A trainer on two clips of its own, and one to validate with; all of its codes are in use."""
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(0, 3000, 9000) for _ in range(2)]
+    spoken = [np.concatenate((glide(0.4) * 20_000, glide(0.4, 1) * 500, np.zeros(9600)))]
+    made = keys(*AS_THEY_ARE, *settings)
+    found = codec_training.Trainer(made, folder, written(folder, train=noise, val=spoken), "cpu", quiet)
+    settle(found.network.quantizer)
+    return found
+
+
+def test_half_of_the_clips_are_trained_at_the_full_rate_and_the_others_at_any(tmp_path, monkeypatch):
+    drawn = []
+
+    def stopped(_, z, codebooks):
+        assert codebooks.shape == (len(z),)
+        drawn.append(codebooks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rvq, "quantize", stopped)
+    one = trainer(tmp_path, "train.batch_size=64")
+    monkeypatch.setattr(one.windows, "batch", lambda _, count: np.zeros((count, 320), np.float32))
+    for step in range(30):
+        with pytest.raises(KeyboardInterrupt):
+            one.step(step)
+    numbers = torch.cat(drawn)
+    assert len(numbers) == 1920
+    assert (int(numbers.min()), int(numbers.max())) == (1, 4)
+    # Half of them, and a quarter of the other half; four standard deviations of the share of 1,920.
+    shares = (torch.bincount(numbers, minlength=5) / 1920).tolist()
+    assert shares == [0, *(pytest.approx(share, abs=0.045) for share in (0.125, 0.125, 0.125, 0.625))]
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_step_goes_down_the_weighted_losses_with_a_clipped_gradient(tmp_path, monkeypatch):
+    settings = ("mel=0.7", "wave=2.3", "commitment=5.0", "clip=0.01", "weight_decay=0.3", "ema=0.9", "lr=0.01")
+    one = trainer(tmp_path, *(f"train.{text}" for text in settings))
+    before, average = copy.deepcopy(one.network), dict(one.average.weights)
+    average = {name: tensor.clone() for name, tensor in average.items()}
+    drawn, quantize = [], rvq.quantize
+    monkeypatch.setattr(rvq, "quantize", lambda *given: drawn.append(given[2]) or quantize(*given))
+    values = one.step(0)
+    x = torch.from_numpy(one.windows.batch(0, 4))
+    quantized, commitment = quantize(before.quantizer, before.encode(x), drawn[0])
+    y = before.decode(quantized)
+    mel, wave = objectives.LogMel()(x, y), ((y - x).abs() / x.square().mean(1, keepdim=True).sqrt()).mean()
+    (0.7 * mel + 2.3 * wave + 5 * commitment).backward()
+    gradients = {name: parameter.grad for name, parameter in before.named_parameters()}
+    norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients.values()))
+    expected = {"mel": mel.item(), "wave": wave.item(), "commitment": commitment.item(), "gradient_norm": norm}
+    assert values == pytest.approx(expected, rel=1e-4)
+    assert norm > 0.1  # so that clipping shows
+    lr = 0.01 / 2  # the first of two steps of warm-up
+    for name, parameter in before.named_parameters():
+        gradient = gradients[name] * 0.01 / norm
+        state = one.optimizer.state[one.network.get_parameter(name)]
+        assert state["exp_avg"].numpy() == pytest.approx((0.1 * gradient).numpy(), abs=1e-7)
+        decay = 0.3 if parameter.dim() > 1 else 0
+        moved = parameter.detach() * (1 - lr * decay) - lr * gradient / (gradient.abs() + 1e-8)
+        clear = gradient.abs() > 1e-6  # of smaller ones rounding decides
+        found = one.network.get_parameter(name).detach()
+        assert found[clear].numpy() == pytest.approx(moved[clear].numpy(), abs=1e-5)
+        # The average of the first step keeps a tenth.
+        kept = 0.1 * average[name] + 0.9 * found
+        assert one.average.weights[name].numpy() == pytest.approx(kept.numpy(), abs=1e-6)
+    assert all(parameter.grad is None for parameter in one.network.parameters())
+
+
+def test_the_discriminator_takes_part_from_its_step_on_and_losses_are_balanced(tmp_path, monkeypatch):
+    settings = ("adversarial_from=3", "mel=2.0", "wave=0.25", "adversarial=1.5", "features=0.5", "commitment=0.4")
+    one = trainer(tmp_path, *(f"train.{text}" for text in settings), "train.min_lr=0.1")
+    assert "adversarial" not in one.step(2)
+    before, opponent = copy.deepcopy(one.network), one.opponent
+    drawn, shares, judges, quantize, learn = [], [], [], rvq.quantize, opponent.learn
+
+    def learned(x, y, share):
+        shares.append(share)
+        found = learn(x, y, share)
+        judges.append(twin(opponent.network))
+        return found
+
+    monkeypatch.setattr(rvq, "quantize", lambda *given: drawn.append(given[2]) or quantize(*given))
+    monkeypatch.setattr(opponent, "learn", learned)
+    values = one.step(3)
+    # Six steps, two of warm-up: the fourth is a third of the way down a cosine.
+    assert shares == pytest.approx([0.1 + 0.9 * 0.75])
+    x = torch.from_numpy(one.windows.batch(3, 4))
+    quantized, commitment = quantize(before.quantizer, before.encode(x), drawn[0])
+    y = before.decode(quantized)
+    logits, made = judges[0](y[:, None])
+    real = judges[0](x[:, None])[1]
+    pairs = [pair for layers in zip(real, made, strict=True) for pair in zip(*layers, strict=True)]
+    losses = {
+        "mel": (2.0, objectives.LogMel()(x, y)),
+        "wave": (0.25, codec_training.wave_loss(x, y)),
+        "adversarial": (1.5, sum((1 - part).clamp(min=0).mean() for part in logits) / 3),
+        "features": (0.5, sum((b - a).abs().mean() / a.abs().mean() for a, b in pairs) / len(pairs)),
+    }
+    assert {name: values[name] for name in losses} == pytest.approx(
+        {name: loss.item() for name, (_, loss) in losses.items()}, rel=1e-4
+    )
+    pull = torch.zeros_like(y)
+    for weight, loss in losses.values():
+        (gradient,) = torch.autograd.grad(loss, y, retain_graph=True)
+        pull += weight / 4.25 * gradient / gradient.norm(dim=1).mean()
+    ((y * pull).sum() + 0.4 * commitment).backward()
+    norm = math.sqrt(sum(part.grad.double().square().sum().item() for part in before.parameters()))
+    assert values["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+    assert values["commitment"] == pytest.approx(commitment.item(), rel=1e-4)
+    assert values.keys() == {*losses, "commitment", "discriminator", "gradient_norm"}
+
+
+def test_the_discriminator_learns_the_hinge_loss_at_its_share_of_the_learning_rate():
+    one = codec_training.Opponent(keys("train.discriminator_lr=0.02"), "cpu")
+    before = twin(one.network)
+    x, y = torch.randn(2, 2, 2400, generator=torch.Generator().manual_seed(0)).unbind(1)
+    y = (0.1 * y).requires_grad_()
+    values = one.learn(x, y, 0.25)
+    real, made = before(x[:, None])[0], before(y.detach()[:, None])[0]
+    losses = [(1 - r).clamp(min=0).mean() + (1 + m).clamp(min=0).mean() for r, m in zip(real, made, strict=True)]
+    loss = sum(losses) / 3
+    loss.backward()
+    assert values == {"discriminator": pytest.approx(loss.item(), rel=1e-5)}
+    assert y.grad is None
+    moved = 0
+    for name, parameter in before.named_parameters():
+        gradient, clear = parameter.grad, parameter.grad.abs() > 1e-6
+        expected = parameter.detach() * (1 - 0.005 * 0.01) - 0.005 * gradient / (gradient.abs() + 1e-8)
+        assert one.network.get_parameter(name)[clear].detach().numpy() == pytest.approx(
+            expected[clear].detach().numpy(), abs=1e-5
+        )
+        moved += int(clear.sum())
+    assert moved > 100
+    assert one.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+    first, same, other = (
+        next(codec_training.Opponent(keys(f"train.seed={seed}"), "cpu").network.parameters()) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_the_difference_of_samples_is_relative_to_the_loudness_of_each_window():
+    x = torch.tensor([[2.0, -2.0, 2.0, -2.0], [0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.0]])
+    y = x + torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.2, -0.2, 0.0, 0.0], [0.001, 0.001, 0.001, 0.001]])
+    # 1/4 of 2, 0.1 of 0.1, and of silence 0.001 of 0.01, the least that counts.
+    assert codec_training.wave_loss(x, y).item() == pytest.approx((0.125 + 1 + 0.1) / 3)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path, monkeypatch):
+    one = trainer(tmp_path)
+    before = {name: parameter.clone() for name, parameter in one.network.named_parameters()}
+    monkeypatch.setattr(codec_training, "wave_loss", lambda _, y: (y * math.nan).mean())
+    with pytest.raises(ShortcutError, match="not finite at step 4 "):
+        one.step(3)
+    assert all(torch.equal(before[name], parameter) for name, parameter in one.network.named_parameters())
+
+
+def test_validation_judges_the_averaged_weights_in_half_precision_window_by_window(tmp_path):
+    one = trainer(tmp_path, "codec.codebooks=8", "train.eval_windows=6", "train.batch_size=5")
+    held = np.fromfile(tmp_path / "val.s16", "<i2").astype(np.float32) / 32767
+    middles = [(2 * number + 1) * len(held) // 12 for number in range(6)]
+    begins = [min(max(middle - 2400, 0), len(held) - 4800) for middle in middles]
+    x = torch.from_numpy(np.stack([held[begin : begin + 4800] for begin in begins]))
+    assert torch.equal(one.validation, x)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in one.network.state_dict().items():
+        one.average.weights[name].copy_(tensor)
+        if "quantizer" not in name:
+            one.average.weights[name] += 0.1 * torch.randn(tensor.shape, generator=generator)
+    rounded = {name: tensor.half().float() for name, tensor in one.average.weights.items()}
+    network = own.network(one.recipe.codec).eval()
+    network.load_state_dict(rounded)
+    mel, expected = objectives.LogMel(), {"mel_6kbps": [], "mel_1.5kbps": [], "si_sdr_6kbps": []}
+    codes = []
+    with torch.no_grad():
+        for window in x:
+            residual, total = network.encode(window[None])[0].T, 0
+            chosen = []
+            for number, layer in enumerate(network.quantizer.vq.layers, 1):
+                distance = (residual[:, None] - layer.codebook).square().sum(-1)
+                chosen.append(distance.argmin(1))
+                total = total + layer.codebook[chosen[-1]]
+                residual = residual - layer.codebook[chosen[-1]]
+                if number in (2, 8):
+                    y = network.decode(total.T[None])
+                    expected[f"mel_{number * 0.75:g}kbps"].append(mel(window[None], y).item())
+            codes.append(torch.stack(chosen))
+            if window.any():
+                power = window.square().sum()
+                cosine = ((window * y[0]).sum().square() / power / y.square().sum()).item()
+                expected["si_sdr_6kbps"].append(10 * math.log10(cosine / (1 - cosine)))
+    assert len(expected["si_sdr_6kbps"]) == 4  # two windows are silent, one of them a batch of its own
+    perplexity = []
+    for row in torch.cat(codes, 1):
+        shares = np.unique(row.numpy(), return_counts=True)[1] / len(row)
+        perplexity.append(math.exp(-(shares * np.log(shares)).sum()))
+    found = one.scores()
+    means = {name: sum(values) / len(values) for name, values in expected.items()}
+    assert found == pytest.approx(means | {"perplexity": min(perplexity)}, rel=1e-3)
+    assert min(perplexity) < 0.99 * max(perplexity)
+    assert {name: type(value) for name, value in found.items()} == dict.fromkeys(found, float)
+    one.validate()
+    kept = own.read(tmp_path / "codec.pt")
+    assert all(torch.equal(tensor.float(), rounded[name]) for name, tensor in kept["weights"].items())
+    one.average = None
+    assert one.scores()["mel_6kbps"] != found["mel_6kbps"]
+    one.validation = torch.zeros(2, 4800)
+    assert one.scores().keys() == found.keys() - {"si_sdr_6kbps"}
+
+
+def scripted(monkeypatch, distances):
+    """A training whose steps set every weight to their number, and whose validation gives these figures."""
+
+    def step(self, number):
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.fill_(number + 1)
+        late = {"adversarial": 10.0 * number} if number else {}
+        return {"mel": float(number), "gradient_norm": 3.0 * number} | late
+
+    monkeypatch.setattr(codec_training.Trainer, "step", step)
+    monkeypatch.setattr(codec_training.Trainer, "scores", lambda self: dict(distances[self.state.step - 1]))
+    monkeypatch.setattr(workers, "in_order", in_order)
+
+
+def test_the_codec_that_is_kept_is_the_one_with_the_least_distance(sounds, tmp_path, monkeypatch):
+    # Distances 3, 1, 2 and 1 again; neither of the two alone, nor the SI-SDR, would choose so.
+    figures = [(2.0, 1.0, 9.0), (0.75, 0.25, -9.0), (0.5, 1.5, 50.0), (0.875, 0.125, -50.0)]
+    names = ("mel_0.75kbps", "mel_3kbps", "si_sdr_3kbps")
+    distances = [dict(zip(names, row, strict=True)) | {"perplexity": 1.0} for row in figures]
+    scripted(monkeypatch, distances)
+    made = keys("train.steps=4", "train.eval_every=1", "train.log_every=2", "train.ema=0")
+    stops = iter([None, 75, None, None, None])
+    with pytest.raises(Interrupted):
+        train(made, sounds, tmp_path / "run", stop=lambda: next(stops))
+    assert own.read(tmp_path / "run" / "codec.pt")["step"] == 2
+    summary = train(made, sounds, tmp_path / "run", stop=lambda: next(stops))
+    kept = own.read(tmp_path / "run" / "codec.pt")
+    assert (kept["step"], kept["scores"], summary["validation_distance"]) == (2, distances[1], 1.0)
+    assert set(kept["weights"]["encoder.blocks.inward.weight"].flatten().tolist()) == {2.0}
+    network = own.network(made.codec)
+    assert summary["parameters"] == sum(part.numel() for part in network.parameters()) + 4 * 1024 * 8
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 2, 3, 4, 4]
+    assert [line for line in log if "mel_3kbps" in line] == [{"step": n + 1, **row} for n, row in enumerate(distances)]
+    # Means since the last line; a loss that takes part in some of the steps alone, of those. The rate of a line is
+    # that of its last step: a cosine at 0 and 1/1 of the way.
+    lines = [line for line in log if "mel" in line]
+    assert [(line["mel"], line["gradient_norm"], line["adversarial"]) for line in lines] == [
+        (0.5, 1.5, 10),
+        (2.5, 7.5, 25),
+    ]
+    assert [line["lr"] for line in lines] == pytest.approx([0.001, 0.001 * made.train.min_lr])
+    train(made, sounds, tmp_path / "run", resume="never", stop=lambda: None)
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 6
+
+
 def digest(path):
     return {name: tensor.clone() for name, tensor in own.read(path)["weights"].items()}
 
@@ -871,19 +1145,132 @@ def test_eval_measures_every_bandwidth_and_opus(sounds, tmp_path):
     assert soundfile.info(tmp_path / "heard" / kept[0]).frames == 36_000
 
 
+class Steps:
+    """A codec of three codebooks, whose decoder gives a step for each: so many hundredths, plus those of the codes."""
+
+    codebooks = 3
+
+    def encode(self, blocks, codebooks):
+        (x,) = blocks
+        frames = -(-len(x) // 320)
+        yield np.full((frames // 2, codebooks), round(float(x[0]) * 100))
+        yield np.zeros((frames - frames // 2, codebooks), np.int64)
+
+    def decode(self, blocks):
+        for codes in blocks:
+            yield np.full(320 * len(codes), codes.shape[1] / 100 + codes[0, 0] / 1000, np.float32)
+
+
+def test_eval_means_are_those_of_the_files_that_have_the_figure(tmp_path, monkeypatch):
+    folder = tmp_path / "w"
+    (folder / "sub").mkdir(parents=True)
+    lengths = {"a.wav": 24_000, "b.wav": 12_001, "sub/c.wav": 6400}
+    for number, (name, length) in enumerate(lengths.items()):
+        soundfile.write(folder / name, np.full(length, number / 100, np.float32), 24_000, subtype="FLOAT")
+    (folder / "x.wav").write_text("no sound at all, but long enough for a header")
+    seen = []
+
+    class Figures:
+        missing = "STOI (pystoi)"
+
+        def __call__(self, x, y):
+            assert len(x) == len(y)
+            seen.append((len(x), float(y[0])))
+            return {"si_sdr_db": float(x[0] * 100 + y[0] * 1000), "log_mel": float(y[0]), "stoi": None, "pesq": (
+                float(len(x)) if len(x) < 24_000 else None
+            )}  # fmt: skip
+
+    ticks = itertools.count()
+    monkeypatch.setattr(codec_evaluation.opening, "codec", lambda name: {"mine": Steps()}[name])
+    monkeypatch.setattr(codec_evaluation, "Measures", Figures)
+    monkeypatch.setattr(codec_evaluation.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(codec_evaluation, "_opus", lambda x: (np.full_like(x, 2), len(x) / 1000))
+    notes = []
+    report = lambda kind, **said: notes.append((kind, said))  # noqa: E731
+    found = codec_evaluation.evaluate("mine", [str(folder)], tmp_path / "out", report=report)
+    # Sounds of 0, 1 and 2 hundredths come back as one or two hundredths for the codebooks and 0, 1, 2 thousandths.
+    assert found["bandwidths"] == [
+        {
+            "kbps": count * 0.75,
+            "si_sdr_db": pytest.approx((0 + 1 + 2) / 3 + 10 * count + 1, abs=1e-4),
+            "log_mel": pytest.approx(count / 100 + 1 / 1000, abs=1e-6),
+            "pesq": (12_001 + 6400) / 2,
+        }
+        for count in (1, 2)
+    ]
+    opus = {"kbps": (24 + 12.001 + 6.4) / 3, "si_sdr_db": 2001, "log_mel": 2, "pesq": (12_001 + 6400) / 2}
+    assert found["opus"] == pytest.approx(opus)
+    assert [length for length, _ in seen] == [24_000] * 3 + [12_001] * 3 + [6400] * 3
+    # Frames of code 0, 1 and 2: half of 38, rounded down, are 1, half of 20 are 2, the others of 133 are 0.
+    shares = np.array([133 - 19 - 10, 19, 10]) / 133
+    assert found["perplexity"] == pytest.approx([math.exp(-(shares * np.log(shares)).sum())] * 3)
+    assert (found["files"], found["weights"], found["schema_version"]) == (3, "mine", 1)
+    assert [entry["path"] for entry in found["rejects"]] == ["x.wav"]
+    assert "libsndfile" in found["rejects"][0]["reason"]
+    assert found["seconds"] == sum(lengths.values()) / 24_000
+    # A tick for each file's encoding, and for decoding it, on average over the bandwidths.
+    assert (found["encode_x_realtime"], found["decode_x_realtime"]) == (found["seconds"] / 3, found["seconds"] / 3)
+    assert ("note", {"text": "without STOI (pystoi): pip install 'shortcut-cli[measure]'"}) in notes
+    kept = {path.name: soundfile.read(path)[0] for path in (tmp_path / "out").iterdir()}
+    assert sorted(kept) == sorted(
+        f"{name}-{label}.wav" for name in ("a", "b", "sub_c") for label in ("0.75kbps", "1.5kbps", "opus")
+    )
+    assert kept["sub_c-1.5kbps.wav"] == pytest.approx(np.full(6400, 0.022), abs=1 / 32768)
+    assert kept["b-opus.wav"].tolist() == [32767 / 32768] * 12_001
+    table = list(codec_evaluation.rows(found))
+    assert [row[:2] for row in table] == [("mine", 0.75), ("mine", 1.5), ("opus", pytest.approx(opus["kbps"]))]
+    assert table[2][2:] == pytest.approx((2001, 2, None, opus["pesq"]))
+
+
+def test_eval_says_why_nothing_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(codec_evaluation.opening, "codec", lambda _: Steps())
+    (tmp_path / "x.wav").write_text("no sound at all, but long enough for a header")
+    with pytest.raises(UsageError, match=r"none of the files can be read: x\.wav: can't be read by libsndfile"):
+        codec_evaluation.evaluate("mine", [str(tmp_path)], None, report=quiet)
+
+
+def test_figures_of_a_short_or_silent_sound():
+    measures = codec_evaluation.Measures()
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 0.1, (2, 1000)).astype(np.float32)
+    y += 3 * x
+    found = measures(x, y)
+    a, b = x.astype(float), y.astype(float)
+    cosine = (a @ b) ** 2 / (a @ a) / (b @ b)
+    assert found["si_sdr_db"] == pytest.approx(10 * math.log10(cosine / (1 - cosine)), abs=1e-3)
+    padded = [np.pad(part, (0, 2048 - 1000)) for part in (x, y)]  # to the longest window
+    scales = ((256, 20), (512, 40), (1024, 80), (2048, 128))
+    distances = [np.abs(log_mel(padded[0], *scale) - log_mel(padded[1], *scale)).mean() for scale in scales]
+    assert found["log_mel"] == pytest.approx(np.mean(distances), rel=1e-4)
+    assert found["stoi"] is None
+    silent = measures(np.zeros(1000, np.float32), y)
+    assert (silent["si_sdr_db"], silent["stoi"], silent["pesq"]) == (None, None, None)
+    assert silent["log_mel"] > 1
+    assert measures(x, np.zeros(1000, np.float32))["pesq"] is None
+
+
+def test_opus_is_as_long_as_the_sound_and_its_rate_is_that_of_the_whole_file(tmp_path):
+    for length in (24_000, 10_001):
+        x = glide(1.0)[:length]
+        y, kbps = codec_evaluation._opus(x)
+        assert y.shape == x.shape
+        kind = {"format": "OGG", "subtype": "OPUS", "compression_level": 1.0}
+        soundfile.write(tmp_path / "x.ogg", x, 24_000, **kind)
+        assert kbps == pytest.approx((tmp_path / "x.ogg").stat().st_size * 8 / 1000 / (length / 24_000))
+        assert objectives.si_sdr_db(*map(torch.from_numpy, (x, y))).item() > 0
+
+
 def test_stoi_and_pesq_are_those_of_their_packages(tmp_path):
     stoi, pesq = pytest.importorskip("pystoi").stoi, pytest.importorskip("pesq").pesq
     import soxr
 
-    from shortcut_cli.stages.codec_evaluation import Measures
-
     x = glide(2.0) * np.repeat(np.random.default_rng(1).uniform(0.1, 1, 20), 2400).astype(np.float32)
     y = x + np.random.default_rng(0).normal(0, 0.05, len(x)).astype(np.float32)
-    found = Measures()(x, y)
+    found = codec_evaluation.Measures()(x, y)
     assert found["stoi"] == stoi(x, y, 24_000)
     assert found["pesq"] == pesq(16_000, *(soxr.resample(s, 24_000, 16_000) for s in (x, y)), "wb")
     silence = np.zeros(24_000, np.float32)
-    assert Measures()(silence, silence)["stoi"] is None
+    assert codec_evaluation.Measures()(silence, silence)["stoi"] is None
 
 
 def test_a_damaged_or_foreign_codec_is_noticed(sounds, tmp_path):

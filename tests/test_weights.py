@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from shortcut_cli.cli import app
-from shortcut_cli.codec import weights
-from shortcut_cli.codec.stream import MONO
+from shortcut_cli.codec import encodec, opening, weights
+from shortcut_cli.codec.stream import MONO, STEREO
 from shortcut_cli.errors import Unavailable, UsageError
 
 CONTENT = bytes(range(256)) * 40_000  # 10 MB, more than one block
@@ -36,7 +36,8 @@ class Server(BaseHTTPRequestHandler):
         if self.mode == "forgets":
             first = 0  # no ranges: everything from the beginning
         self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(content) - first))
+        if self.mode != "silent":
+            self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
         drops = {"drops": 3_500_000, "forgets": 6_000_000 if len(self.requests) == 1 else len(content), "stops": 0}
         self.wfile.write(content[first : first + drops.get(self.mode, len(content))])
@@ -86,7 +87,9 @@ def test_a_connection_that_drops_is_taken_up_where_it_was(serve, tmp_path):
     path = weights.fetch("encodec_24khz", lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == CONTENT
     assert requests == [0, 3_500_000, 7_000_000]
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(set(done))
+    assert (done[0], done[-1], set(totals)) == (1 << 20, len(CONTENT), {len(CONTENT)})
     assert names(tmp_path / "cache") == ["w.th"]
 
 
@@ -103,10 +106,28 @@ def test_what_arrived_is_kept_for_the_next_time(serve, tmp_path):
     requests = serve("stops")
     with pytest.raises(Unavailable, match="broke off after 1,000 of"):
         weights.fetch("encodec_24khz")
-    assert requests == [1000] * weights.ATTEMPTS
+    assert requests == [1000] * 4
     assert part.read_bytes() == CONTENT[:1000]
-    serve("good")
+    again = serve("good")
     assert weights.fetch("encodec_24khz").read_bytes() == CONTENT
+    assert again == [1000]
+
+
+def test_a_download_that_was_whole_already_is_checked_and_taken(serve, tmp_path):
+    part = tmp_path / "cache" / "w.th.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT)
+    requests = serve("good")
+    assert weights.fetch("encodec_24khz").read_bytes() == CONTENT
+    assert requests == [len(CONTENT)]
+    assert names(tmp_path / "cache") == ["w.th"]
+
+
+def test_a_server_that_names_no_length(serve):
+    serve("silent")
+    seen = []
+    assert weights.fetch("encodec_24khz", lambda done, total: seen.append((done, total))).read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), 0)
 
 
 @pytest.mark.parametrize("start", [b"", CONTENT[:500], b"of another file" * 1_000_000])
@@ -119,6 +140,8 @@ def test_a_wrong_sum_leaves_nothing(serve, tmp_path, start):
         weights.resolve("encodec_24khz")
     assert str(tmp_path / "cache" / "w.th") in caught.value.hint
     assert names(tmp_path / "cache") == []
+    serve("good")
+    assert weights.resolve("encodec_24khz").read_bytes() == CONTENT
 
 
 def test_what_is_not_there_is_said_with_the_ways_out(serve, monkeypatch):
@@ -129,6 +152,9 @@ def test_what_is_not_there_is_said_with_the_ways_out(serve, monkeypatch):
     monkeypatch.setenv("SHORTCUT_WEIGHTS_URL", "http://127.0.0.1:9")
     with pytest.raises(Unavailable, match="refused"):
         weights.resolve("encodec_24khz")
+    monkeypatch.setenv("SHORTCUT_WEIGHTS_URL", "nowhere")
+    with pytest.raises(Unavailable, match="unknown url type"):
+        weights.resolve("encodec_24khz")
 
 
 def test_the_command(serve, tmp_path):
@@ -137,6 +163,70 @@ def test_the_command(serve, tmp_path):
         done = CliRunner().invoke(app, ["codec", "get", "encodec_24khz", "--json"])
         found = json.loads(done.stdout)
         assert (found["path"], found["worked"]) == (str(tmp_path / "cache" / "w.th"), worked)
+
+
+def test_the_published_checkpoints_are_those_that_the_package_fetches(monkeypatch):
+    kinds = encodec.package()
+    asked = {}
+
+    def noted(kind):
+        def get(name, repository):
+            asked[kind] = name
+            assert repository is None
+            raise KeyError
+
+        return get
+
+    monkeypatch.setattr(kinds.EncodecModel, "_get_model", lambda *_, **__: None)
+    assert kinds.ROOT_URL.rstrip("/") == weights.BASE_URL
+    for kind in ("24khz", "48khz"):
+        monkeypatch.setattr(kinds.EncodecModel, "_get_pretrained", noted(kind))
+        with pytest.raises(KeyError):
+            getattr(kinds.EncodecModel, f"encodec_model_{kind}")()
+    assert asked == {kind: weights.OFFICIAL[f"encodec_{kind}"].file for kind in ("24khz", "48khz")}
+    for official in weights.OFFICIAL.values():
+        assert f"{official.sha256}.th" == official.file.split("-")[1]
+        assert len(official.sha256) == 8
+    assert [weights.OFFICIAL[f"encodec_{kind}"].layout for kind in ("24khz", "48khz")] == [MONO, STEREO]
+
+
+def test_where_weights_lie_and_come_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path))
+    monkeypatch.delenv("SHORTCUT_WEIGHTS_URL", raising=False)
+    assert weights.cached("encodec_48khz") == tmp_path / "encodec_48khz-7e698e3e.th"
+    address = "https://dl.fbaipublicfiles.com/encodec/v0/encodec_24khz-d7cc33bc.th"
+    assert weights.url("encodec_24khz") == address
+    monkeypatch.setenv("SHORTCUT_WEIGHTS_URL", "http://mirror/a/")
+    assert weights.url("encodec_24khz") == "http://mirror/a/encodec_24khz-d7cc33bc.th"
+    # A file that is there is taken as it is, without any server; a path, and mini, too.
+    (tmp_path / "encodec_48khz-7e698e3e.th").write_bytes(b"put there")
+    assert weights.resolve("encodec_48khz") == tmp_path / "encodec_48khz-7e698e3e.th"
+    (tmp_path / "mine.pt").write_bytes(b"")
+    assert weights.resolve(str(tmp_path / "mine.pt")) == tmp_path / "mine.pt"
+    assert weights.resolve("mini").name == "mini.pt"
+    with pytest.raises(UsageError, match="neither a file"):
+        weights.resolve(str(tmp_path))
+
+
+def test_seeds_and_layouts_by_name():
+    assert weights.seed("untrained:12") == (12, MONO)
+    assert weights.seed("untrained_48khz:7") == (7, STEREO)
+    assert weights.seed("encodec_24khz") is None
+    names = ("untrained:12", "untrained_48khz:7", "encodec_24khz", "encodec_48khz", "mini", "some/path.pt")
+    assert [weights.layout(name) for name in names] == [MONO, STEREO, MONO, STEREO, MONO, None]
+
+
+def test_an_untrained_codec_is_that_of_its_seed_and_layout(monkeypatch):
+    monkeypatch.setattr(encodec, "untrained", lambda *given: given)
+    monkeypatch.setattr(encodec, "Codec", lambda *given: ("blocks", *given))
+    monkeypatch.setattr(encodec, "Segments", lambda *given: ("segments", *given))
+    monkeypatch.setattr(opening, "keep_freed_memory", lambda: None)
+    opening._drawn.cache_clear()
+    assert opening.codec("untrained:4") == ("blocks", (4, MONO), 150)
+    assert opening.codec("untrained:4", 40) == ("blocks", (4, MONO), 40)
+    assert opening.codec("untrained:5", 40) == ("blocks", (5, MONO), 40)
+    assert opening.codec("untrained_48khz:5", 40) == ("segments", (5, STEREO))
+    opening._drawn.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["nothing", "untrained:x", "untrained_48khz:"])
