@@ -188,7 +188,9 @@ def test_the_encoder_is_shown_magnitudes_and_low_phases_of_windows_around_each_f
         magnitude = np.abs(spectrum) + 1e-5
         low = 3 * spectrum[:161] / magnitude[:161] ** 0.7
         expected = np.concatenate((np.log(magnitude) / 3 + 2.5, low.real, low.imag))
-        assert found[number].numpy() == pytest.approx(expected, abs=1e-3)  # the FFT's rounding, 1e-8 of 1e-5
+        np.testing.assert_allclose(
+            found[number].numpy(), expected, rtol=0, atol=1e-3
+        )  # the FFT's rounding, 1e-8 of 1e-5
 
 
 def test_the_decoder_says_logarithms_of_magnitudes_and_angles_of_windows_that_are_added_up():
@@ -204,12 +206,12 @@ def test_the_decoder_says_logarithms_of_magnitudes_and_angles_of_windows_that_ar
         total[:, 320 * number : 320 * number + 1280] += np.fft.irfft(spectrum, 1280) * HANN
         weight[320 * number : 320 * number + 1280] += HANN**2
     expected = (total / np.maximum(weight, 1e-3))[:, 480:-480]
-    assert found.numpy() == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     loose = torch.randn(2, 5, 1280, generator=torch.Generator().manual_seed(1))
     for row, windows in zip(frame.overlap(loose), loose, strict=True):
         assert row[640].item() == pytest.approx(sum(windows[t, 640 - 320 * t] for t in range(3)).item(), abs=1e-5)
-    assert frame.weight(1, loose)[0].numpy() == pytest.approx(HANN**2, abs=1e-6)
-    assert frame.weight(5, loose)[0].numpy() == pytest.approx(weight, abs=1e-5)
+    np.testing.assert_allclose(frame.weight(1, loose)[0].numpy(), HANN**2, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(frame.weight(5, loose)[0].numpy(), weight, rtol=0, atol=1e-5)
 
 
 def normed(x, layer):
@@ -241,10 +243,10 @@ def test_blocks_are_causal_convnext_blocks():
             gelu = inner * (1 + np.vectorize(math.erf)(inner / math.sqrt(2))) / 2
             y = y + block.scale.double().numpy() * linear(gelu, block.down)
         expected.append(linear(normed(y, blocks.last), blocks.outward))
-    assert blocks(x, blocks.start()).numpy() == pytest.approx(np.stack(expected), abs=1e-4)
+    np.testing.assert_allclose(blocks(x, blocks.start()).numpy(), np.stack(expected), rtol=0, atol=1e-4)
     carried = blocks.start()
     parts = [blocks(x[:, first:end], carried) for first, end in ((0, 1), (1, 3), (3, 9))]
-    assert torch.cat(parts, 1).numpy() == pytest.approx(np.stack(expected), abs=1e-4)
+    np.testing.assert_allclose(torch.cat(parts, 1).numpy(), np.stack(expected), rtol=0, atol=1e-4)
 
 
 def test_a_network_is_built_as_its_recipe_says():
@@ -307,7 +309,9 @@ def test_the_discriminator_sees_spectra_by_the_norm_of_the_window():
     frames = [np.fft.rfft(x[..., first : first + 256] * hann) for first in range(0, 745, 100)]
     expected = np.stack(frames, -1) / np.sqrt((hann**2).sum())
     assert found.shape == (2, 1, 129, 8)
-    assert torch.view_as_real(found).numpy() == pytest.approx(np.stack((expected.real, expected.imag), -1), abs=1e-5)
+    np.testing.assert_allclose(
+        torch.view_as_real(found).numpy(), np.stack((expected.real, expected.imag), -1), rtol=0, atol=1e-5
+    )
     network = encodec.discriminator(3)
     logits, features = network(torch.zeros(1, 1, 2400))
     assert [len(logits), *map(len, features)] == [3, 5, 5, 5]
@@ -361,6 +365,7 @@ def nearest(vectors, table):
 
 def test_quantizing_is_the_residual_loop_of_each_vector_over_the_codebooks_of_its_clip():
     quantizer = books(4).eval()
+    quantizer.vq.layers[1]._codebook.cluster_size[5] = 0  # only training revives it
     kept = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     z = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(1), requires_grad=True)
     counts = [1, 4, 2]
@@ -378,9 +383,9 @@ def test_quantizing_is_the_residual_loop_of_each_vector_over_the_codebooks_of_it
             paid += (residual**2).sum()
             gradient[clip] += 2 * residual.T
     each = 4 * z.numel()  # the mean over codebooks, clips, dimensions and frames
-    assert y.detach().numpy() == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_allclose(y.detach().numpy(), expected, rtol=0, atol=1e-6)
     assert penalty.item() == pytest.approx(paid / each, rel=1e-5)
-    assert pulled.numpy() == pytest.approx(gradient / each, abs=1e-7)
+    np.testing.assert_allclose(pulled.numpy(), gradient / each, rtol=0, atol=1e-7)
     assert torch.equal(straight, torch.ones_like(z))
     assert all(torch.equal(kept[name], tensor) for name, tensor in quantizer.state_dict().items())
 
@@ -418,16 +423,16 @@ def test_a_step_of_training_moves_every_code_to_the_running_mean_of_all_clips_an
             size[code] += 0.1
             total[code] += 0.1 * vector
         live = [code for code in range(16) if code not in dead]
-        assert book.cluster_size[live].numpy() == pytest.approx(size[live], rel=1e-5)
-        assert book.embed_avg[live].numpy() == pytest.approx(total[live], abs=1e-5)
-        assert book.embed[live].numpy() == pytest.approx((total / size[:, None])[live], rel=1e-3)  # smoothed by 1e-5
+        np.testing.assert_allclose(book.cluster_size[live].numpy(), size[live], rtol=1e-5)
+        np.testing.assert_allclose(book.embed_avg[live].numpy(), total[live], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            book.embed[live].numpy(), (total / size[:, None])[live], rtol=1e-3
+        )  # smoothed by 1e-5
         for code in dead:
             assert np.abs(residual - book.embed[code].double().numpy()).max(1).min() < 1e-6
             assert book.cluster_size[code].item() == pytest.approx(size.mean(), rel=1e-5)
         residual = residual - table[chosen]
-    assert (z[0] - y[0]).mT.numpy() == pytest.approx(
-        z[0].mT.numpy() - tables[0][nearest(z[0].mT.numpy(), tables[0])], abs=1e-6
-    )
+    np.testing.assert_allclose(y[0].T.numpy(), tables[0][nearest(z[0].T.numpy(), tables[0])], rtol=0, atol=1e-6)
 
 
 def test_reviving_changes_dead_codes_alone():
@@ -510,7 +515,7 @@ def test_mel_bands_are_triangles_in_mel():
     for window, bands in ((256, 20), (2048, 128), (64, 40)):  # of the last, many are narrower than a bin
         found = objectives.mel_bands(window, bands)
         assert found.dtype == torch.float32
-        assert found.numpy() == pytest.approx(mel_filters(window, bands), abs=1e-6)
+        np.testing.assert_allclose(found.numpy(), mel_filters(window, bands), rtol=0, atol=1e-6)
 
 
 def test_the_log_mel_distance_is_the_mean_over_four_window_lengths():
@@ -526,7 +531,7 @@ def test_the_log_mel_distance_is_the_mean_over_four_window_lengths():
     assert mel(torch.from_numpy(x), torch.from_numpy(y)).item() == pytest.approx(np.mean(distances), rel=1e-4)
     spectra = mel.spectra(torch.from_numpy(y))
     assert [part.shape for part in spectra] == [(2, 75, 20), (2, 36, 40), (2, 16, 80), (2, 6, 128)]
-    assert spectra[0][1].numpy() == pytest.approx(log_mel(y[1], 256, 20), abs=1e-3)
+    np.testing.assert_allclose(spectra[0][1].numpy(), log_mel(y[1], 256, 20), rtol=0, atol=1e-3)
 
 
 def test_distances():
@@ -599,7 +604,7 @@ def test_the_balancer_divides_by_running_means_of_the_norms(decay):
             ages = [decay ** (step - number) for number in range(step + 1)]
             mean = np.dot(ages, norms[name]) / sum(ages)
             expected += part * shares[name] / sum(shares[other] for other in there) / mean
-        assert w.grad.numpy() == pytest.approx(expected, rel=1e-9)
+        np.testing.assert_allclose(w.grad.numpy(), expected, rtol=1e-9)
 
 
 def test_the_balancer_takes_a_loss_without_gradient():
@@ -629,10 +634,10 @@ def test_the_share_of_validation_is_one_of_groups_whatever_the_order_of_the_file
         assert splits == clips.divide(dict(reversed(names.items())), r"speaker\d", share)
     # Without an expression each file is a group, and so is one whose path has no match.
     assert sorted(clips.divide(names, "", 0.3).values()) == ["train"] * 21 + ["val"] * 9
-    mixed = {"0": "speaker1-a.wav", "1": "speaker1-b.wav", "2": "x.wav", "3": "y.wav"}
-    splits = [clips.divide(mixed, r"speaker\d", share) for share in (0.33, 0.49)]
-    assert [list(found.values()).count("val") in (1, 2) for found in splits] == [True, True]
-    assert all(found["0"] == found["1"] for found in splits)
+    mixed = {"a": "speaker1-a.wav", "b": "speaker1-b.wav"} | {str(number): f"{number}.wav" for number in range(10)}
+    splits = clips.divide(mixed, r"speaker\d", 0.45)
+    assert splits["a"] == splits["b"]
+    assert len({mixed[sha256][:8] for sha256, split in splits.items() if split == "val"}) == 5  # of 11 groups
 
 
 def in_order(task, jobs, _, **__):
@@ -748,7 +753,7 @@ def test_gain_is_within_its_bounds_both_ways_and_off_at_0(tmp_path):
     assert (plain == np.float32(1000) / np.float32(32767)).all()
     loud = windows(tmp_path, rows, "data.gain_db=12").batch(0, 200)
     gains = 20 * np.log10(loud[:, 0] * 32767 / 1000)
-    assert loud == pytest.approx(np.repeat(loud[:, :1], 4800, 1), rel=1e-6)
+    np.testing.assert_allclose(loud, np.repeat(loud[:, :1], 4800, 1), rtol=1e-6)
     assert np.abs(gains).max() <= 12 + 1e-4
     # Even in dB: quarters of the range get 50 of 200 each, three standard deviations are 18.
     assert np.histogram(gains, (-12, -6, 0, 6, 12))[0] == pytest.approx([50] * 4, abs=18)
@@ -868,15 +873,15 @@ def test_a_step_goes_down_the_weighted_losses_with_a_clipped_gradient(tmp_path, 
     for name, parameter in before.named_parameters():
         gradient = gradients[name] * 0.01 / norm
         state = one.optimizer.state[one.network.get_parameter(name)]
-        assert state["exp_avg"].numpy() == pytest.approx((0.1 * gradient).numpy(), abs=1e-7)
+        np.testing.assert_allclose(state["exp_avg"].numpy(), (0.1 * gradient).numpy(), rtol=0, atol=1e-7)
         decay = 0.3 if parameter.dim() > 1 else 0
         moved = parameter.detach() * (1 - lr * decay) - lr * gradient / (gradient.abs() + 1e-8)
         clear = gradient.abs() > 1e-6  # of smaller ones rounding decides
         found = one.network.get_parameter(name).detach()
-        assert found[clear].numpy() == pytest.approx(moved[clear].numpy(), abs=1e-5)
+        np.testing.assert_allclose(found[clear].numpy(), moved[clear].numpy(), rtol=0, atol=1e-5)
         # The average of the first step keeps a tenth.
         kept = 0.1 * average[name] + 0.9 * found
-        assert one.average.weights[name].numpy() == pytest.approx(kept.numpy(), abs=1e-6)
+        np.testing.assert_allclose(one.average.weights[name].numpy(), kept.numpy(), rtol=0, atol=1e-6)
     assert all(parameter.grad is None for parameter in one.network.parameters())
 
 
@@ -940,9 +945,8 @@ def test_the_discriminator_learns_the_hinge_loss_at_its_share_of_the_learning_ra
     for name, parameter in before.named_parameters():
         gradient, clear = parameter.grad, parameter.grad.abs() > 1e-6
         expected = parameter.detach() * (1 - 0.005 * 0.01) - 0.005 * gradient / (gradient.abs() + 1e-8)
-        assert one.network.get_parameter(name)[clear].detach().numpy() == pytest.approx(
-            expected[clear].detach().numpy(), abs=1e-5
-        )
+        found = one.network.get_parameter(name).detach()
+        np.testing.assert_allclose(found[clear].numpy(), expected[clear].detach().numpy(), rtol=0, atol=1e-5)
         moved += int(clear.sum())
     assert moved > 100
     assert one.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
@@ -981,6 +985,7 @@ def test_validation_judges_the_averaged_weights_in_half_precision_window_by_wind
         one.average.weights[name].copy_(tensor)
         if "quantizer" not in name:
             one.average.weights[name] += 0.1 * torch.randn(tensor.shape, generator=generator)
+    one.average.weights["decoder.blocks.outward.bias"][641:] = 1000.24  # an angle; 1000 in half precision
     rounded = {name: tensor.half().float() for name, tensor in one.average.weights.items()}
     network = own.network(one.recipe.codec).eval()
     network.load_state_dict(rounded)
