@@ -400,7 +400,7 @@ def test_a_clip_of_one_codebook_pays_for_that_one_alone():
 
 
 def test_a_step_of_training_moves_every_code_to_the_running_mean_of_all_clips_and_dead_ones_to_residuals():
-    quantizer = books(2)
+    quantizer = books(3)
     dead = [3, 7]
     for layer in quantizer.vq.layers:
         layer._codebook.cluster_size[dead] = 1e-3
@@ -414,7 +414,7 @@ def test_a_step_of_training_moves_every_code_to_the_running_mean_of_all_clips_an
         layer._codebook.embed.copy_(torch.from_numpy(table))
     z = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
-    y, _ = rvq.quantize(quantizer, z, torch.tensor([1, 2, 1]))  # both codebooks see all three clips
+    y, _ = rvq.quantize(quantizer, z, torch.tensor([1, 2, 3]))  # all codebooks see all three clips
     residual = z.double().mT.flatten(0, 1).numpy()
     for layer, table, size, total in zip(quantizer.vq.layers, tables, sizes, sums, strict=True):
         book, chosen = layer._codebook, nearest(residual, table)
@@ -745,6 +745,9 @@ def test_spread_windows_lie_evenly_whatever_the_seed(tmp_path):
     assert found.dtype == np.float32
     assert (found * 32767).round().astype(int).tolist() == expected
     assert found[0][0] == np.float32(1) / np.float32(32767)
+    (tmp_path / "two").mkdir()
+    (middle,) = windows(tmp_path / "two", [np.arange(1, 5001), np.arange(5001, 10_001)]).spread(1)
+    assert (middle[0] * 32767).round() == 5001  # where a clip begins, it is that clip
 
 
 def test_gain_is_within_its_bounds_both_ways_and_off_at_0(tmp_path):
@@ -766,6 +769,10 @@ def test_a_share_of_the_windows_is_mixed_and_too_loud_ones_are_scaled_to_their_p
         single, double = (np.isclose(found, level).all(1) for level in (-1000, -2000))
         assert (single ^ double).all()
         assert double.mean() == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / 200))
+    (tmp_path / "other").mkdir()
+    pairs = windows(tmp_path / "other", [np.full(9000, 1000), np.full(9000, 3000)], "data.mix=1").batch(0, 200)
+    counts = [int(np.isclose(pairs[:, 0] * 32767, level).sum()) for level in (2000, 4000, 6000)]
+    assert counts == pytest.approx([50, 100, 50], abs=21)  # drawn apart; three standard deviations
     (tmp_path / "loud").mkdir()
     loud = [np.tile([-20_000, 10_000, 5000], 3000)]
     found = windows(tmp_path / "loud", loud, "data.gain_db=12").batch(0, 50)
@@ -958,7 +965,7 @@ def test_the_discriminator_learns_the_hinge_loss_at_its_share_of_the_learning_ra
 
 
 def test_the_difference_of_samples_is_relative_to_the_loudness_of_each_window():
-    x = torch.tensor([[2.0, -2.0, 2.0, -2.0], [0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.0]])
+    x = torch.tensor([[0.0, -4.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.0]])
     y = x + torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.2, -0.2, 0.0, 0.0], [0.001, 0.001, 0.001, 0.001]])
     # 1/4 of 2, 0.1 of 0.1, and of silence 0.001 of 0.01, the least that counts.
     assert codec_training.wave_loss(x, y).item() == pytest.approx((0.125 + 1 + 0.1) / 3)
@@ -1158,8 +1165,9 @@ class Steps:
     def encode(self, blocks, codebooks):
         (x,) = blocks
         frames = -(-len(x) // 320)
-        yield np.full((frames // 2, codebooks), round(float(x[0]) * 100))
-        yield np.zeros((frames - frames // 2, codebooks), np.int64)
+        first = 100 * np.arange(codebooks)  # so that they differ
+        yield np.full((frames // 2, codebooks), round(float(x[0]) * 100)) + first
+        yield np.zeros((frames - frames // 2, codebooks), np.int64) + first
 
     def decode(self, blocks):
         for codes in blocks:
