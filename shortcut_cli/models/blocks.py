@@ -44,8 +44,11 @@ class Trace:
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether the functions that are written for a CPU are to be used: not while torch.compile looks for the whole."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the functions that are written for a CPU are to be used.
+
+    Not while torch.compile looks for the whole, and not under autocast: their gradients take tensors of one type.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
 
 
 class Linear(nn.Linear):
@@ -283,7 +286,7 @@ class FeedForward(nn.Module):
         if self.gated:
             gate, h = self.inner(x).chunk(2, -1)
             return self.out(F.silu(gate) * h)
-        if on_cpu(x) and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        if on_cpu(x) and torch.is_grad_enabled():
             y: Tensor = _CpuFeedForward.apply(x, self.inner.weight, self.out.weight)
             return y
         return self.out(F.gelu(self.inner(x)))

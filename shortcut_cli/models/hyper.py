@@ -91,7 +91,8 @@ class Hyper(Decoder):
             h, x = fork_read(h, read)
             y = block.delta(x, number % 2, table, cache)
             written = write.unsqueeze(-1).flatten(0, 1) @ y.unsqueeze(-2).flatten(0, 1)  # (B T, n, D)
-            h = written.baddbmm_(carry.mT.flatten(0, 1), h.flatten(0, 1)).view_as(h)
+            # Under autocast what is written is narrower than the streams, which stay as they are.
+            h = written.type_as(h).baddbmm_(carry.mT.flatten(0, 1), h.flatten(0, 1)).view_as(h)
         # Not h.mean(2): the layout of its gradient makes what follows eight times as slow.
         return fork_read(h, h.new_full(h.shape[:3], 1 / self.options.streams))[1]
 

@@ -52,7 +52,8 @@ class _Sum(torch.autograd.Function):
         if weights.dim() == 1:
             by_weight = torch.stack([torch.dot(grad.flatten(), state.flatten()) for state in states])
         else:
-            by_weight = torch.stack([torch.linalg.vecdot(grad, state).unsqueeze(-1) for state in states])
+            same = (state.type_as(grad) for state in states)  # under autocast they are narrower
+            by_weight = torch.stack([torch.linalg.vecdot(grad, state).unsqueeze(-1) for state in same])
         return by_weight, *grads
 
 
@@ -224,7 +225,7 @@ class _Scores(torch.autograd.Function):
 def fork_read(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, T, n, D) itself, and its sum over n by weights (B, T, n); the gradient of that x as in `fork_scores`."""
     if not on_cpu(x) or x.dtype == torch.bfloat16:
-        return x, (weights.unsqueeze(-2) @ x).squeeze(-2)
+        return x, (weights.unsqueeze(-2) @ x).squeeze(-2).type_as(x)
     x, read = _Read.apply(x, weights)
     return x, read
 
