@@ -259,7 +259,7 @@ REFERENCES = [
     (mudd_last, {}, {"layers": 1}),
     (hyper, {}, {}),
     (hyper, {"weights": "static", "streams": 3}, {}),
-    (hyper, {"streams": 1}, {"layers": 2, "activation": "swiglu"}),
+    (hyper, {"streams": 2}, {"layers": 2, "activation": "swiglu"}),
     (hyper, {"streams": 5}, {"layers": 2}),
 ]
 
