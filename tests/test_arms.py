@@ -21,6 +21,7 @@ from test_models import (
 from torch.nn import functional as F
 
 from shortcut_cli.models import mixing
+from shortcut_cli.models import mudd as mudd_module
 from shortcut_cli.models.options import ShortcutOptions
 
 
@@ -331,3 +332,15 @@ def test_the_states_of_a_step_die_with_it(name, options, monkeypatch):
     model = make(name, options, open_gates=True)
     model(ids()).square().sum().backward()
     assert [store() for store in made] == [None]
+
+
+def test_a_router_reads_small_states_with_the_epsilon_of_every_norm():
+    mix = mudd_module.Router(8, 2, 3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in mix.parameters():
+            weight.normal_(0, 0.5, generator=generator)
+    x = torch.randn(2, 3, 8, generator=generator) / 1000  # a mean square of 1e-6
+    h = normed(x, 1) @ mix.inner.weight.T
+    wanted = (F.gelu(h) @ mix.outer.weight.T).unflatten(-1, (2, 3)) + mix.static
+    assert apart(mix(x), wanted) < 1e-5
