@@ -1,6 +1,7 @@
 """Sound: the codes of one pass for any division into blocks, and files of every kind or a reason."""
 
 import gzip
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from conftest import allowed
 
 from shortcut_cli.codec import encodec
+from shortcut_cli.codec.stream import STEREO
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.tokenizers import audio
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer, Length, read_samples
 from shortcut_cli.tokenizers.base import Source
 
@@ -310,3 +313,262 @@ def test_an_excerpt_is_the_sound_of_its_tokens(tmp_path, codebooks):
     frames = whole.samples.reshape(len(ids) // codebooks, -1)
     assert np.allclose(frames.clip(-1, 1), decoded.reshape(-1, 320)[:, : frames.shape[1]], atol=1e-3)
     assert not tokenizer.excerpt(ids[:1] + 1024 * (codebooks - 1)).samples.any() or codebooks == 1
+
+
+def read(path, **keys):
+    """All samples of a file, and its seconds."""
+    length = Length()
+    return np.concatenate(list(read_samples(path, length, **keys))), length.seconds
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+def test_mono_is_the_mean_of_all_channels(tmp_path, channels):
+    rows = np.random.default_rng(channels).uniform(-1, 1, (5000, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", rows, 24_000, subtype="FLOAT")
+    samples, seconds = read(tmp_path / "a.wav")
+    # Float32 adds six numbers below 1 with an error of 5 half units in the last place of 6.
+    assert samples == pytest.approx(rows.astype(float).mean(axis=1), abs=5 * 2.0**-22)
+    assert seconds == 5000 / 24_000
+
+
+def test_opposite_channels_are_silence_and_equal_ones_as_loud_as_one(tmp_path):
+    one = tone(0.5)
+    for name, other in (("opposite", -one), ("equal", one)):
+        soundfile.write(tmp_path / f"{name}.wav", np.stack((one, other), 1), 24_000, subtype="FLOAT")
+    assert not read(tmp_path / "opposite.wav")[0].any()
+    assert np.array_equal(read(tmp_path / "equal.wav")[0], one)
+
+
+def test_stereo_is_two_channels_as_they_are_or_one_twice_or_the_mean_of_more_twice(tmp_path):
+    rows = np.random.default_rng(0).integers(-(2**15), 2**15, (4000, 4)).astype(np.int16)
+    for channels in (1, 2, 4):
+        soundfile.write(tmp_path / "a.wav", rows[:, :channels], 48_000)
+        samples, seconds = read(tmp_path / "a.wav", layout=STEREO)
+        exact = rows[:, :channels] / 2.0**15
+        expected = exact if channels == 2 else np.repeat(exact.mean(axis=1, keepdims=True), 2, axis=1)
+        assert np.array_equal(samples, expected)  # a mean of one or four sixteen-bit numbers is exact in float32
+        assert seconds == 4000 / 48_000
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11_025, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize(("layout", "out_hz"), [(audio.MONO, 24_000), (STEREO, 48_000)])
+def test_a_tone_keeps_its_pitch_loudness_and_place_from_any_rate(tmp_path, rate_hz, layout, out_hz):
+    count = rate_hz + 137
+    sine = lambda n, hz: 0.5 * np.sin(2 * np.pi * 440 * np.arange(n) / hz)  # noqa: E731
+    soundfile.write(tmp_path / "a.wav", sine(count, rate_hz), rate_hz, subtype="FLOAT")
+    samples, seconds = read(tmp_path / "a.wav", scale=0.1, layout=layout)
+    assert seconds == count / rate_hz
+    assert abs(len(samples) - count * out_hz / rate_hz) <= 1
+    expected = sine(len(samples), out_hz)
+    inner = slice(out_hz // 10, -out_hz // 10)  # a filter hears the edges
+    # soxr's default is "HQ": 20 bits.
+    for found in samples.reshape(len(samples), -1).T:
+        assert np.abs(found - expected)[inner].max() < 2.0**-17
+
+
+@pytest.mark.parametrize(("layout", "bad"), [(audio.MONO, np.nan), (STEREO, np.inf), (STEREO, np.nan)])
+def test_a_sample_that_is_no_number_is_named_by_its_place_in_the_file(tmp_path, layout, bad):
+    rows = np.zeros((3000, 2), np.float32)
+    rows[2345, 1] = rows[2999, 0] = bad
+    soundfile.write(tmp_path / "a.wav", rows, layout.rate_hz, subtype="FLOAT")
+    with pytest.raises(Rejected, match=r"not a finite number, at 2345$"):
+        read(tmp_path / "a.wav", layout=layout, scale=1000 / audio.READ_FRAMES)
+
+
+class Script:
+    """A codec whose codes are what the test says, and whose sound is what it makes of them."""
+
+    codebooks = 8
+
+    def __init__(self, encoded=(), sound=None):
+        self.encoded, self.sound, self.heard, self.given = encoded, sound, [], []
+
+    def encode(self, blocks, codebooks):
+        self.heard.append((np.concatenate(list(blocks)), codebooks))
+        yield from self.encoded
+
+    def decode(self, coded):
+        for one in coded:
+            self.given.append(one)
+            yield self.sound(one)
+
+
+def scripted(codebooks, segments=False, **script):
+    """A tokenizer around such a codec."""
+    weights = f"untrained{'_48khz' * segments}:0"
+    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights=weights, codebooks=codebooks))
+    tokenizer.codec = Script(**script)
+    return tokenizer
+
+
+def test_ids_are_the_codes_of_each_frame_behind_those_of_the_codebooks_before(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 1024, (50, 3))
+    tokenizer = scripted(3, encoded=[codes[:20], codes[20:21], codes[21:]])
+    sound = tone(0.5)
+    soundfile.write(tmp_path / "a.wav", sound, 24_000, subtype="FLOAT")
+    expected = [1024 * book + int(codes[frame, book]) for frame in range(50) for book in range(3)]
+    assert tokenizer.prompt(tmp_path / "a.wav").tolist() == expected
+    (document,) = tokenizer.survey(replace(source(tmp_path, tmp_path / "a.wav"), start=77))
+    assert (document.sha256, document.offset, document.size, document.units) == ("0" * 64, 77, 150, {"second": 0.5})
+    assert np.fromfile(tmp_path / "a.wav.ids", "<u2").tolist() == expected
+    for heard, codebooks in tokenizer.codec.heard:
+        assert np.array_equal(heard, sound)
+        assert codebooks == 3
+
+
+def test_ids_of_segments_have_the_level_before_their_codes(tmp_path):
+    codes = np.random.default_rng(1).integers(0, 1024, (310, 2))
+    tokenizer = scripted(2, segments=True, encoded=[(7, codes[:150]), (0, codes[150:300]), (63, codes[300:])])
+    rows = np.random.default_rng(1).uniform(-1, 1, (99_000, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", rows, 48_000, subtype="FLOAT")
+    expected = []
+    for level, first, last in ((7, 0, 150), (0, 150, 300), (63, 300, 310)):
+        expected += [2048 + level, *(1024 * book + int(codes[n, book]) for n in range(first, last) for book in (0, 1))]
+    assert (tokenizer.vocabulary, tokenizer.end, tokenizer.stride) == (2048 + 64 + 1, 2048 + 64, 301)
+    assert tokenizer.prompt(tmp_path / "a.wav").tolist() == expected
+    assert np.array_equal(tokenizer.codec.heard[0][0], rows)
+    tokenizer.codec.sound = lambda one: np.full((len(one[1]) * 320, 2), one[0] / 100)
+    units = tokenizer.decode([*expected, tokenizer.end, 3], tmp_path / "b.wav")
+    assert units == {"second": 310 * 320 / 48_000}
+    assert [level for level, _ in tokenizer.codec.given] == [7, 0, 63]
+    assert np.array_equal(np.concatenate([found for _, found in tokenizer.codec.given]), codes)
+    found = tokenizer.classes(np.array([*expected, tokenizer.end]))["codebook"]
+    kinds = ["level", *["codebook 1", "codebook 2"] * 150] * 2 + ["level", *["codebook 1", "codebook 2"] * 10, "end"]
+    assert [found.names[number] for number in found.of] == kinds
+    assert tokenizer.excerpt(np.array(expected)) == audio.Excerpt()
+
+
+@pytest.mark.parametrize("left_over", [0, 1, 2, 3, 7, 299])
+def test_an_unfinished_frame_of_a_segment_is_left_out(tmp_path, left_over):
+    tokenizer = scripted(3, segments=True, sound=lambda one: np.zeros((len(one[1]) * 320, 2)))
+    frame = [5, 1024 + 6, 2048 + 7]
+    ids = [3072 + 9, *frame * 150, 3072 + 8, *frame * 150][: 451 + left_over]
+    units = tokenizer.decode(ids, tmp_path / "a.wav")
+    frames = 150 + max(0, left_over - 1) // 3
+    assert units["second"] == frames * 320 / 48_000
+    assert sum(len(codes) for _, codes in tokenizer.codec.given) == frames
+    assert all(np.array_equal(codes, np.tile([5, 6, 7], (len(codes), 1))) for _, codes in tokenizer.codec.given)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 9, 10, 18, 100])
+def test_blocks_that_are_decoded_hold_whole_frames(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(audio, "BLOCK_IDS", 11)
+    tokenizer = scripted(3, sound=lambda codes: np.zeros(len(codes) * 320))
+    codes = np.random.default_rng(count).integers(0, 1024, (34, 3))
+    ids = (codes + np.array([0, 1024, 2048])).reshape(-1)[:count]
+    assert tokenizer.decode(ids, tmp_path / "a.wav") == {"second": count // 3 * 320 / 24_000}
+    assert np.array_equal(np.concatenate([codes[:0], *tokenizer.codec.given]), codes[: count // 3])
+
+
+def test_sound_is_written_in_steps_of_sixteen_bits_and_clipped_at_full_scale(tmp_path):
+    samples = np.array([0, 0.25, -0.25, 0.5, 1, -1, 1.5, -1.5, 100, -100, 2.0**-15], np.float32)
+    tokenizer = scripted(1, sound=lambda _: samples)
+    units = tokenizer.decode([3], tmp_path / "a.wav")
+    found, rate_hz = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    assert found.tolist() == [0, 2**13, -(2**13), 2**14, *[2**15 - 1, -(2**15)] * 3, 1]
+    assert (rate_hz, units) == (24_000, {"second": 11 / 24_000})
+
+
+def staged(tmp_path, ids, seconds):
+    """A source whose survey took place."""
+    found = Source(tmp_path / "gone.wav", "gone.wav", "5" * 64, tmp_path / "gone.ids", start=1000)
+    found.staged.write_bytes(np.asarray(ids, "<u2").tobytes())
+    (tmp_path / "gone.ids.json").write_text(json.dumps({"second": seconds}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("segments", "sizes", "expected"),
+    [
+        # Three codebooks, 100 frames of 1/75 s, the last of which the sound may fill in part.
+        (False, (300,), [(300, 1.25)]),
+        (False, (100, 101, 99), [(99, 33 / 75), (102, 34 / 75), (99, 33 / 75)]),
+        (False, (2, 298), [(0, 0), (300, 1.25)]),
+        (False, (3, 296, 1), [(3, 1 / 75), (294, 98 / 75), (3, 1 / 75)]),
+        # Segments of 1 + 3 * 150 ids, each 0.99 s on from the one before, and 20 frames of 1/150 s.
+        (True, (963,), [(963, 2.1)]),
+        (True, (500, 463), [(451, 0.99), (512, 0.99 + 20 / 150)]),
+        (True, (450, 1, 512), [(0, 0), (451, 0.99), (512, 0.99 + 20 / 150)]),
+        (True, (940, 23), [(902, 1.98), (61, 20 / 150)]),
+    ],
+)
+def test_parts_begin_with_a_frame_or_a_segment_and_last_as_long_as_their_frames(tmp_path, segments, sizes, expected):
+    tokenizer = scripted(3, segments)
+    frame = [1, 1025, 2049]
+    row = [3072, *frame * 150, 3073, *frame * 150, 3074, *frame * 20] if segments else frame * 100
+    found = staged(tmp_path, row, sum(seconds for _, seconds in expected))
+    names = ("train", "val", "test")
+    pieces = list(tokenizer.encode(found, lambda _: list(zip(names, sizes, strict=False)), 1))
+    ids = [np.concatenate([np.zeros(0), *piece.ids]).tolist() for piece in pieces]
+    assert [piece.split for piece in pieces] == list(names[: len(sizes)])
+    assert [part for one in ids for part in one] == row
+    assert [len(one) for one in ids] == [count for count, _ in expected]
+    assert [piece.units["second"] for piece in pieces] == pytest.approx([seconds for _, seconds in expected], abs=1e-12)
+
+
+def test_a_whole_document_comes_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "BLOCK_IDS", 7)
+    tokenizer = scripted(2)
+    row = np.arange(20) % 2 * 1024 + np.arange(20)
+    (piece,) = tokenizer.encode(staged(tmp_path, row, 0.125), whole, 1)
+    blocks = [block.tolist() for block in piece.ids]
+    assert [len(block) for block in blocks] == [7, 7, 6]
+    assert [number for block in blocks for number in block] == row.tolist()
+    assert piece.units == {"second": 0.125}
+
+
+@pytest.mark.parametrize(("codebooks", "segments"), [(1, False), (3, False), (1, True), (2, True)])
+def test_the_guide_allows_what_stands_in_its_turn(codebooks, segments):
+    tokenizer = scripted(codebooks, segments)
+    books = [set(range(1024 * book, 1024 * book + 1024)) for book in range(codebooks)]
+    levels, end = set(range(1024 * codebooks, 1024 * codebooks + 64)), 1024 * codebooks + 64 * segments
+    frames = 150 if segments else 10
+    turns = [*([levels] * segments), *books * frames] * 2
+    # The end comes after a whole frame.
+    ends = [*([False] * segments), *([False] * (codebooks - 1) + [True]) * frames] * 2
+    guide = tokenizer.guide()
+    for place, turn in enumerate(turns):
+        expected = turn | ({end} if place and ends[place - 1] else set())
+        assert set(np.flatnonzero(guide.allowed(5)).tolist()) == expected, place
+        assert guide.least == max(0, codebooks + segments - place)
+        guide.push(min(turn))
+
+
+def test_frames_thirty_decibels_below_the_loudest_are_silent():
+    loud, level = 0.5, [0, -29.9, -30.1, -60, 0, -10]
+    amplitude = {code: loud * 10 ** (db / 20) for code, db in enumerate(level)}
+    sign = np.where(np.arange(320) % 2, 1, -1)
+    tokenizer = scripted(
+        2, sound=lambda codes: np.concatenate([amplitude[int(code)] * sign for code in codes[:, 0]]).astype(np.float32)
+    )
+    end = tokenizer.end
+    # From the middle of a frame; an unfinished frame before an end, and one at the end.
+    ids = np.array([1024, *(0, 1024), *(1, 1025), *(2, 1026), 4, end, *(3, 1029), *(5, 1024), end, end, 0])
+    found = tokenizer.classes(ids)["loudness"]
+    names = [found.names[number] if number >= 0 else "" for number in found.of]
+    assert names == ["", *["loud"] * 4, *["silent"] * 2, "", "", *["silent"] * 2, *["loud"] * 2, "", "", ""]
+    excerpt = tokenizer.excerpt(ids)
+    assert excerpt.rate_hz == 24_000
+    heights = np.abs(excerpt.samples.reshape(len(ids), 160))
+    expected = [0, *[amplitude[0]] * 2, *[amplitude[1]] * 2, *[amplitude[2]] * 2, 0, 0, *[amplitude[3]] * 2]
+    expected += [*[amplitude[5]] * 2, 0, 0, 0]
+    assert heights == pytest.approx(np.repeat(np.array(expected)[:, None], 160, 1), rel=1e-6)
+
+
+def test_fingerprints_follow_the_weights_and_the_codebooks():
+    def fingerprint(weights="untrained:0", codebooks=2):
+        return AudioTokenizer(AudioOptions(name="audio", weights=weights, codebooks=codebooks)).fingerprint
+
+    assert fingerprint() == fingerprint()
+    different = [fingerprint(), fingerprint(codebooks=3), fingerprint("untrained:1"), fingerprint("untrained_48khz:0")]
+    assert len({*different, fingerprint("mini")}) == 5
+
+
+def test_more_codebooks_than_the_codec_has_are_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"tokenizer\.codebooks is 32, but mini has 8"):
+        AudioTokenizer(AudioOptions(name="audio", weights="mini", codebooks=32)).codec  # noqa: B018
+
+
+def test_files_of_segments_are_surveyed_alone(tmp_path):
+    sources = [source(tmp_path, tmp_path / f"{number}.wav") for number in range(20)]
+    assert scripted(1, segments=True).group(sources, 2) == [[one] for one in sources]

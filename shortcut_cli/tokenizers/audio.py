@@ -220,7 +220,8 @@ class AudioTokenizer(Tokenizer):
         first = asked = 0
         for split, size in assign(document):
             asked += size
-            end = asked - asked % self.stride
+            # The last segment of a file is shorter; the end of a document is no cut.
+            end = asked if asked == document.size else asked - asked % self.stride
             part = ids[first:end]
             whole = len(part) == document.size
             units = document.units if whole else {"second": self.layout.seconds(self._frames(len(part)))}
