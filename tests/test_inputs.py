@@ -76,3 +76,50 @@ def test_a_folder_named_like_a_file_is_listed_unless_it_holds_files(tmp_path):
     found = inputs.find([str(tmp_path)], (".txt",))
     assert [relative for relative, _ in found.files] == ["b.txt/c.txt"]
     assert found.rejects == [("a.txt", "is a folder, without files of this kind in it")]
+
+
+def test_a_real_folder_is_walked_before_a_link_to_it_whatever_their_names(tmp_path):
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "x.txt").write_text("x")
+    (tmp_path / "z" / "a").symlink_to(tmp_path)  # back, too
+    (tmp_path / "b").symlink_to(tmp_path / "z")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "y.txt").write_text("y")
+    found = inputs.find([str(tmp_path)], SUFFIXES)
+    assert found.files == [("c/y.txt", tmp_path / "c" / "y.txt"), ("z/x.txt", tmp_path / "z" / "x.txt")]
+    assert (found.rejects, found.ignored) == ([], 0)
+
+
+def test_files_of_one_name_below_two_roots_are_both_there_in_the_order_of_their_names(tmp_path):
+    for name in ("one/b.txt", "one/a.txt", "two/a.txt", "two/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = inputs.find([str(tmp_path / "two"), str(tmp_path / "one")], SUFFIXES)
+    expected = [("a.txt", "one/a.txt"), ("a.txt", "two/a.txt"), ("b.txt", "one/b.txt"), ("b.txt", "two/b.txt")]
+    assert found.files == [(relative, tmp_path / path) for relative, path in expected]
+
+
+def test_a_name_that_looks_like_a_glob_is_itself_where_it_exists(tmp_path):
+    for name in ("a[1].txt", "a1.txt", ".hidden.txt"):
+        (tmp_path / name).write_text(name)
+    assert names(tmp_path / "a[1].txt") == ["a[1].txt"]
+    assert names(f"{tmp_path}/*") == ["a1.txt", "a[1].txt"]
+
+
+def test_what_cannot_be_used_is_rejected_once_with_its_reason(tree, monkeypatch):
+    (tree / "gone.txt").symlink_to(tree / "nowhere")
+    (tree / "locked").mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = inputs.find([str(tree), str(tree), str(tree / "gone.txt")], SUFFIXES)
+    assert found.rejects == [
+        ("gone.txt", "can't be read: No such file or directory"),
+        ("locked", "folder can't be read: Permission denied"),
+    ]
+    assert [relative for relative, _ in found.files] == ["a/c.TXT", "a/d/e.txt.gz", "b.txt"]

@@ -2,7 +2,8 @@
 
 import hashlib
 
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shortcut_cli import splits
@@ -67,3 +68,77 @@ def test_a_contiguous_split_cuts_exactly():
     assert assign(items[0]) == [("train", 30_000_000)]
     # text8's own split: 90 million, 5 million, 5 million.
     assert assign(items[1]) == [("train", 60_000_000), ("val", 5_000_000), ("test", 5_000_000)]
+
+
+# The first 16 digits of a hash are its place in [0, 1). Below an eighth: val; from there to below three eighths: test.
+PLACES = [
+    ("0000000000000000", "val"),
+    ("1ffffffffffff000", "val"),
+    ("2000000000000000", "test"),
+    ("5ffffffffffff000", "test"),
+    ("6000000000000000", "train"),
+    ("ffffffffffffffff", "train"),
+]
+
+
+@pytest.mark.parametrize(("first", "split"), PLACES)
+@pytest.mark.parametrize("rest", ["0" * 48, "f" * 48])
+def test_val_comes_first_and_then_test_up_to_the_place_of_each(first, split, rest):
+    assert splits.split_of(first + rest, 0.125, 0.25) == split
+
+
+def hashes_in(split, count):
+    """Hashes of a split for val 0.125 and test 0.25, from the smallest on."""
+    first = {"val": 0x10, "test": 0x30, "train": 0xA0}[split]
+    return [f"{first + number:02x}" + "7" * 62 for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "moved"),
+    [
+        ({"train": 5}, {("train", 0): "val", ("train", 1): "test"}),
+        ({"test": 4}, {("test", 0): "train", ("test", 1): "val"}),
+        ({"val": 3}, {("val", 0): "train", ("val", 1): "test"}),
+        ({"val": 2, "test": 3}, {("test", 0): "train"}),
+        ({"val": 3, "test": 2}, {("val", 0): "train"}),
+        ({"train": 2, "test": 1}, {("train", 0): "val"}),
+        ({"train": 2, "val": 1}, {("train", 0): "test"}),
+        ({"train": 1, "val": 1, "test": 1}, {}),
+    ],
+)
+def test_an_empty_split_takes_the_smallest_hash_of_the_one_with_most_to_give(counts, moved):
+    hashes = {split: hashes_in(split, count) for split, count in counts.items()}
+    items = [Document(digest, 0, 1) for split in hashes for digest in reversed(hashes[split])]
+    total = tally(items, 0.125, 0.25)
+    assert total.exceptions() == {hashes[split][place]: to for (split, place), to in moved.items()}
+    assign = splits.by_document(total)
+    for split, mine in hashes.items():
+        for place, digest in enumerate(mine):
+            assert assign(Document(digest, 0, 17)) == [(moved.get((split, place), split), 17)]
+
+
+def test_a_tally_counts_documents_and_sizes_and_what_differs_up_to_three_a_split():
+    hashes = [digest for split, count in (("train", 5), ("val", 2), ("test", 0)) for digest in hashes_in(split, count)]
+    items = [Document(digest, 0, size) for size, digest in enumerate([*hashes, *hashes[:2]], 1)]
+    first, second = tally(items[:4], 0.125, 0.25), tally(items[4:], 0.125, 0.25)
+    first.merge(second)
+    assert (first.documents, first.size, first.different) == (9, 45, 5)
+    assert first.smallest == {"train": set(hashes[:3]), "val": set(hashes[5:]), "test": set()}
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.floats(0.01, 0.49), st.floats(0.01, 0.49))
+@example([107], 0.05, 0.1)  # 5.35 and 10.7
+@example([30, 1, 1, 38], 0.25, 0.5)  # a document that ends where a split does
+@example([0, 40, 0, 40, 0], 0.25, 0.25)
+def test_a_contiguous_split_gives_every_byte_to_the_split_of_its_place(sizes, val, test):
+    items, place = [], 0
+    for size in sizes:
+        items.append(Document("5" * 64, place, size))
+        place += size
+    assign = splits.contiguous(tally(items, val, test))
+    counts = {"val": round(place * val), "test": round(place * test)}
+    row = ["train"] * (place - counts["val"] - counts["test"]) + ["val"] * counts["val"] + ["test"] * counts["test"]
+    for item in items:
+        mine = row[item.offset : item.offset + item.size]
+        expected = [(split, mine.count(split)) for split in ("train", "val", "test") if split in mine]
+        assert assign(item) == expected
