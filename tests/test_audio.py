@@ -456,7 +456,8 @@ def test_blocks_that_are_decoded_hold_whole_frames(tmp_path, monkeypatch, count)
     tokenizer = scripted(3, sound=lambda codes: np.zeros(len(codes) * 320))
     codes = np.random.default_rng(count).integers(0, 1024, (34, 3))
     ids = (codes + np.array([0, 1024, 2048])).reshape(-1)[:count]
-    assert tokenizer.decode(ids, tmp_path / "a.wav") == {"second": count // 3 * 320 / 24_000}
+    ended = [*ids, tokenizer.end, 5, tokenizer.end, 6]
+    assert tokenizer.decode(ended, tmp_path / "a.wav") == {"second": count // 3 * 320 / 24_000}
     assert np.array_equal(np.concatenate([codes[:0], *tokenizer.codec.given]), codes[: count // 3])
 
 
@@ -504,6 +505,12 @@ def test_parts_begin_with_a_frame_or_a_segment_and_last_as_long_as_their_frames(
     assert [part for one in ids for part in one] == row
     assert [len(one) for one in ids] == [count for count, _ in expected]
     assert [piece.units["second"] for piece in pieces] == pytest.approx([seconds for _, seconds in expected], abs=1e-12)
+
+
+def test_the_level_of_an_unfinished_segment_is_no_frame(tmp_path):
+    row = [1024, *range(150), 1025, *range(20)]
+    pieces = scripted(1, segments=True).encode(staged(tmp_path, row, 9.0), lambda _: [("train", 151), ("val", 21)], 1)
+    assert [piece.units["second"] for piece in pieces] == pytest.approx([0.99, 20 / 150], abs=1e-12)
 
 
 def test_a_whole_document_comes_in_blocks(tmp_path, monkeypatch):

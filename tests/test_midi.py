@@ -395,3 +395,338 @@ def test_classes_are_types_and_joined_pieces_of_bpe(tmp_path, pieces):
         expected = "joined" if len(words) > 1 else words[0].partition("_")[0]
         assert classes.names[number] == ("end" if token == tokenizer.end else expected)
     assert "joined" in {classes.names[number] for number in classes.of}
+
+
+def melody(*found, channel=0, program=None, start=()):
+    """Messages of a track: (tick, kind, note, velocity) in any order, after `start`, (tick, message)."""
+    events = [(tick, 0, message) for tick, message in start]
+    if program is not None:
+        events.append((0, 1, mido.Message("program_change", program=program, channel=channel)))
+    for first, last, note, velocity in found:
+        events.append((first, 3, mido.Message("note_on", note=note, velocity=velocity, channel=channel)))
+        events.append((last, 2, mido.Message("note_off", note=note, channel=channel)))
+    track, now = mido.MidiTrack(), 0
+    for tick, _, message in sorted(events, key=lambda event: event[:2]):
+        track.append(message.copy(time=tick - now))
+        now = tick
+    return track
+
+
+def score_file(path, *tracks, tpq=480):
+    mido.MidiFile(ticks_per_beat=tpq, tracks=list(tracks)).save(path)
+    return path
+
+
+def sounds(path):
+    """(program or 128 for drums, start and end in beats, pitch, velocity) of every note, in order."""
+    score = symusic.Score(path)
+    beat = score.ticks_per_quarter
+    return sorted(
+        (128 if track.is_drum else track.program, n.start / beat, n.end / beat, n.pitch, n.velocity)
+        for track in score.tracks
+        for n in track.notes
+    )
+
+
+def again(tokenizer, path, variant=""):
+    """What a file decodes to after it was encoded."""
+    ids, _ = tokenizer._read(path, variant)
+    out = path.with_name("again.mid")
+    assert tokenizer.decode(ids.tolist(), out)["dropped"] == 0
+    return out
+
+
+def test_beats_and_seconds_follow_the_tempos_and_notes_are_counted(tmp_path):
+    # Two beats at 60 a minute, then three at 120: 2 + 1.5 s, whatever the tokens can say.
+    tempos = [(0, mido.MetaMessage("set_tempo", tempo=1_000_000)), (960, mido.MetaMessage("set_tempo", tempo=500_000))]
+    lead = melody((0, 480, 60, 100), (480, 2400, 64, 100), start=tempos)
+    drums = melody((0, 480, 36, 90), (480, 960, 38, 90), (960, 1440, 36, 90), channel=9)
+    path = score_file(tmp_path / "a.mid", lead, drums)
+    for keys, count in (({}, 2), ({"tempos": False}, 2), ({"programs": True}, 5)):
+        (document,) = MidiTokenizer(MidiOptions(name="midi", **keys)).survey(
+            Source(path, "a.mid", "0" * 64, tmp_path / f"{keys}.ids", start=123)
+        )
+        assert document.units == {"note": count, "beat": 5, "second": 3.5}
+        assert (document.sha256, document.offset) == ("0" * 64, 123)
+
+
+@pytest.mark.parametrize(("scheme", "programs"), SCHEMES)
+def test_parts_have_the_notes_that_begin_in_them_and_their_share_of_beats_and_seconds(
+    tmp_path, pieces, scheme, programs
+):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
+    found = source(tmp_path, pieces[0])
+    (document,) = tokenizer.survey(found)
+    sizes = {"train": 100, "val": 31, "test": document.size - 131}
+    parts = list(tokenizer.encode(found, lambda _: list(sizes.items()), 1))
+    words = [tokenizer.base[int(i)] for i in tokenizer.prompt(pieces[0])]
+    first = 0
+    for part, (split, size) in zip(parts, sizes.items(), strict=True):
+        assert part.split == split
+        mine = words[first : first + size]
+        first += size
+        begun = [word for word in mine if word.startswith(("Pitch_", "PitchDrum_", "NoteOn_", "DrumOn_"))]
+        assert part.units["note"] == len(begun) > 0
+        for unit in ("beat", "second"):
+            assert part.units[unit] == pytest.approx(document.units[unit] * size / document.size, rel=1e-12)
+    for unit, amount in document.units.items():
+        assert sum(part.units[unit] for part in parts) == pytest.approx(amount, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pitches", "semitones", "expected"),
+    [
+        ((126, 60), 1, [61, 127]),
+        ((127, 60), 1, None),
+        ((1, 60), -1, [0, 59]),
+        ((0, 60), -1, None),
+        ((115, 12), 12, [24, 127]),
+        ((116, 12), 12, None),
+        ((115, 12), -12, [0, 103]),
+        ((115, 11), -12, None),
+    ],
+)
+@pytest.mark.parametrize("programs", [False, True])
+def test_a_transposition_reaches_to_both_ends_of_the_range_and_leaves_drums(
+    tmp_path, programs, pitches, semitones, expected
+):
+    tracks = [melody((0, 480, pitch, 100), channel=number) for number, pitch in enumerate(pitches)]
+    drums = melody((0, 480, 0, 100), (480, 960, 127, 100), channel=9)
+    path = score_file(tmp_path / "a.mid", *tracks, drums)
+    tokenizer, variant = MidiTokenizer(MidiOptions(name="midi", programs=programs)), f"transpose={semitones:+d}"
+    if expected is None:
+        with pytest.raises(
+            Rejected, match=rf"a transposition by {semitones:+d} would move out of range".replace("+", r"\+")
+        ):
+            tokenizer._read(path, variant)
+        return
+    found = sounds(again(tokenizer, path, variant))
+    assert sorted(pitch for kind, _, _, pitch, _ in found if kind < 128) == expected
+    assert [pitch for kind, _, _, pitch, _ in found if kind == 128] == [0, 127] * programs
+
+
+def test_a_factor_makes_a_piece_longer_and_a_variant_has_a_hash_of_its_own(tmp_path):
+    path = score_file(tmp_path / "a.mid", melody((480, 960, 60, 100), (960, 1920, 62, 100)))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", transpose=[2, -1], tempo_factors=[1.5, 0.5]))
+    assert tokenizer.variants == ["transpose=+2", "transpose=-1", "tempo=1.5", "tempo=0.5"]
+    for variant, factor, moved in (("tempo=1.5", 1.5, 0), ("tempo=0.5", 0.5, 0), ("transpose=-1", 1, -1)):
+        (document,) = tokenizer.survey(source(tmp_path, path, variant))
+        assert document.units == {"note": 2, "beat": 4 * factor, "second": 2 * factor}
+        found = [(start, end, pitch) for _, start, end, pitch, _ in sounds(again(tokenizer, path, variant))]
+        assert found == [(factor, 2 * factor, 60 + moved), (2 * factor, 4 * factor, 62 + moved)]
+        name = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {variant}"
+        assert document.sha256 == hashlib.sha256(name.encode()).hexdigest()
+
+
+def test_tracks_are_one_piano_without_drums_or_keep_their_programs(tmp_path):
+    lead = melody((480, 960, 60, 99), (0, 480, 72, 99), program=24)
+    bass = melody((0, 960, 40, 99), channel=1, program=33)
+    drums = melody((0, 480, 36, 99), channel=9)
+    path = score_file(tmp_path / "a.mid", lead, bass, drums)
+    rest = [(24, 0, 1, 72, 99), (24, 1, 2, 60, 99), (33, 0, 2, 40, 99)]
+    for scheme in ("REMI", "TSD", "MIDILike"):
+        one = MidiTokenizer(MidiOptions(name="midi", scheme=scheme))
+        assert sounds(again(one, path)) == sorted((0, *note[1:]) for note in rest)
+        every = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=True))
+        assert sounds(again(every, path)) == [*rest, (128, 0, 1, 36, 99)]
+
+
+@pytest.mark.parametrize("steps", [1, 8, 32, 127])
+def test_velocities_come_back_as_the_nearest_step(tmp_path, steps):
+    velocities = [1, 15, 16, 17, 40, 63, 64, 100, 126, 127]
+    notes_ = [(480 * n, 480 * (n + 1), 60, velocity) for n, velocity in enumerate(velocities)]
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", velocities=steps))
+    found = [velocity for *_, velocity in sounds(again(tokenizer, score_file(tmp_path / "a.mid", melody(*notes_))))]
+    # MidiTok's steps: whole numbers evenly spread up to 127, which is one of them.
+    known = [127 * step // steps for step in range(1, steps + 1)]
+    for before, after in zip(velocities, found, strict=True):
+        assert after in known
+        assert abs(after - before) == min(abs(step - before) for step in known)
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike"])
+def test_tempos_and_time_signatures_come_back_unless_they_are_switched_off(tmp_path, scheme):
+    rate = 40 + 5 * 210 / 31  # one of MidiTok's 32 tempos from 40 to 250 a minute
+    start = [
+        (0, mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(rate))),
+        (0, mido.MetaMessage("time_signature", numerator=3, denominator=4)),
+    ]
+    path = score_file(tmp_path / "a.mid", melody((0, 480, 60, 99), (1440, 1920, 62, 99), start=start))
+    for on in (True, False):
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, tempos=on, time_signatures=on))
+        score = symusic.Score(again(tokenizer, path))
+        assert {round(tempo.qpm, 1) for tempo in score.tempos} == {round(rate, 1) if on else 120}
+        assert {(one.numerator, one.denominator) for one in score.time_signatures} == {(3, 4) if on else (4, 4)}
+        assert [note[1:4] for note in sounds(tmp_path / "again.mid")] == [(0, 1, 60), (3, 4, 62)]
+
+
+@pytest.mark.parametrize(("name", "largest"), [("MOST_NOTES", 2), ("MOST_BEATS", 4), ("MOST_BYTES", None)])
+def test_what_is_as_large_as_allowed_is_read(tmp_path, monkeypatch, name, largest):
+    path = score_file(tmp_path / "a.mid", melody((0, 480, 60, 100), (480, 1920, 62, 100)))
+    largest = largest or path.stat().st_size
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
+    monkeypatch.setattr(midi, name, largest)
+    assert tokenizer._read(path)[1]["note"] == 2
+    monkeypatch.setattr(midi, name, largest - 1)
+    with pytest.raises(Rejected):
+        tokenizer._read(path)
+
+
+def test_no_ticks_in_a_beat_are_refused(tmp_path):
+    path = score_file(tmp_path / "a.mid", melody((0, 480, 60, 100)))
+    content = bytearray(path.read_bytes())
+    content[12:14] = b"\0\0"
+    path.write_bytes(content)
+    with pytest.raises(Rejected, match="a time division of 0 ticks"):
+        midi.read_score(path)
+
+
+def follow(tokenizer, words):
+    """A guide that took over base tokens."""
+    guide = tokenizer.guide()
+    for word in words:
+        guide.push(tokenizer.base[word])
+    return guide
+
+
+# What is missing to a whole note, and whether the end may follow.
+WAYS = [
+    ("TSD", False, [], 3, False),
+    ("TSD", False, ["TimeShift_1.0.8"], 3, False),
+    ("TSD", False, ["Pitch_60"], 2, False),
+    ("TSD", False, ["Pitch_60", "Velocity_63"], 1, False),
+    ("TSD", False, ["Pitch_60", "Velocity_63", "Duration_1.0.8"], 0, True),
+    ("TSD", False, ["Pitch_60", "Velocity_63", "Duration_1.0.8", "TimeShift_1.0.8"], 0, False),
+    # A row from the middle of a piece: the duration ends a note that did not begin here.
+    ("TSD", False, ["Velocity_63", "Duration_1.0.8"], 3, False),
+    ("TSD", True, [], 4, False),
+    ("TSD", True, ["Program_-1"], 3, False),
+    ("TSD", True, ["Program_-1", "PitchDrum_36", "Velocity_63", "Duration_1.0.8"], 0, True),
+    ("REMI", False, [], 5, False),
+    ("REMI", False, ["Bar_None", "TimeSig_3/4", "Position_0"], 3, False),
+    ("REMI", True, ["Bar_None", "TimeSig_3/4", "Position_0"], 4, False),
+    ("MIDILike", False, [], 4, False),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63"], 2, False),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8"], 1, False),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "NoteOff_60"], 0, True),
+    # A note-off for what does not sound, or for what began at the same time.
+    ("MIDILike", False, ["TimeShift_1.0.8", "NoteOff_60"], 4, False),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "NoteOff_61"], 1, False),
+    ("MIDILike", False, ["NoteOff_61", "NoteOn_60", "Velocity_63", "NoteOff_60"], 4, False),
+    # The second of two equal notes is sounding since the first began.
+    (
+        *("MIDILike", False),
+        ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "NoteOn_60", "Velocity_63", "NoteOff_60"],
+        *(0, True),
+    ),
+    ("MIDILike", True, ["Program_0", "NoteOn_60", "Velocity_63", "TimeShift_1.0.8"], 1, False),
+    # A note of another instrument.
+    (
+        *("MIDILike", True),
+        ["Program_0", "NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "Program_1", "NoteOff_60"],
+        *(5, False),
+    ),
+]
+
+
+@pytest.mark.parametrize(("scheme", "programs", "words", "least", "end"), WAYS)
+def test_the_end_waits_for_a_whole_note_and_the_way_to_one_is_the_shortest(scheme, programs, words, least, end):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
+    guide = follow(tokenizer, words)
+    assert guide.least == least
+    assert guide.allowed(10**6)[tokenizer.end] == end
+    if least:
+        closing = tokenizer.base[guide.plan()[-1]]
+        assert closing.startswith(midi.CLOSING_TYPES)
+        if "NoteOn_60" in words and least < 3:
+            assert closing.endswith("Off_60")  # MidiTok takes either off for a note of the instrument
+        # Where no more is left than that takes, the way is all that may follow.
+        for token in guide.plan():
+            assert np.flatnonzero(guide.allowed(guide.least)).tolist() == [token]
+            guide.push(token)
+        assert guide.allowed(10**6)[tokenizer.end]
+    for token in np.flatnonzero(guide.allowed(10**6)).tolist():
+        assert tokenizer.base[token] not in ("PAD_None", "BOS_None")
+
+
+@pytest.mark.parametrize("bpe", [False, True])
+def test_what_may_not_follow_is_left_out_by_the_table_of_types(tmp_path, pieces, bpe):
+    for scheme, programs in SCHEMES[: 1 if bpe else None]:
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs, bpe=450 if bpe else 0))
+        if bpe:
+            tokenizer.fit([source(tmp_path, path) for path in pieces[:2]], whole)
+        graph = tokenizer.base.tokens_types_graph
+        types = [[word.partition("_")[0] for word in words] for words in tokenizer.grammar.spelled]
+        assert any(len(of) > 1 for of in types) == bpe
+        for seed in range(3):
+            ids = np.random.default_rng(seed).integers(0, tokenizer.vocabulary, 300).tolist()
+            kept = []
+            for i in ids:
+                musical = types[i][0] not in ("PAD", "BOS", "EOS")
+                if musical and (not kept or types[i][0] in graph[types[kept[-1]][-1]]):
+                    kept.append(i)
+            assert tokenizer.grammar.legal(ids) == kept
+            assert 20 < len(kept) < 280
+
+
+def test_an_excerpt_draws_each_note_up_to_the_first_that_begins_after_its_end(tmp_path):
+    path = score_file(
+        tmp_path / "a.mid",
+        melody((0, 480, 60, 127), (480, 960, 62, 95), (480, 1440, 64, 63), (960, 1440, 65, 31), (1920, 2400, 67, 127)),
+    )
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme="TSD", tempos=False, time_signatures=False))
+    ids = tokenizer.prompt(path)
+    closing = [place for place, i in enumerate(ids) if tokenizer.base[int(i)].startswith("Duration")]
+    assert len(closing) == 5
+    ends = [closing[1], closing[3], closing[4], closing[4], len(ids)]
+    pitches = [(60, 127), (62, 95), (64, 63), (65, 31), (67, 127)]
+    expected = [[first, last, *of] for first, last, of in zip(closing, ends, pitches, strict=True)]
+    assert tokenizer.excerpt(ids).notes.tolist() == expected
+
+
+def test_blocks_of_ids_are_the_whole(tmp_path, pieces, monkeypatch):
+    monkeypatch.setattr(midi, "BLOCK_IDS", 70)
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
+    (piece,) = tokenizer.encode(source(tmp_path, pieces[0]), whole, 1)
+    blocks = list(piece.ids)
+    assert {len(block) for block in blocks[:-1]} == {70}
+    assert np.concatenate(blocks).tolist() == tokenizer.prompt(pieces[0]).tolist()
+
+
+def test_a_bpe_learns_the_ids_of_the_training_part_of_a_document(tmp_path, pieces):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=500))
+    found = source(tmp_path, pieces[0])
+    ids = MidiTokenizer(MidiOptions(name="midi")).prompt(pieces[0]).tolist()
+    assign = lambda d: [("val", 40), ("train", 60), ("test", d.size - 130), ("train", 30)]  # noqa: E731
+    parts = list(tokenizer._training_parts(found, assign))
+    seen = [text for (text,) in midi._Corpus(tokenizer.base, parts)]
+    assert seen == [tokenizer.base._ids_to_bytes(part, as_one_str=True) for part in (ids[40:100], ids[-30:])]
+
+
+def test_a_bpe_of_no_more_than_the_tokens_below_it_is_refused():
+    size = len(MidiTokenizer(MidiOptions(name="midi")).base)
+    with pytest.raises(UsageError, match=f"no larger than the {size} tokens") as error:
+        MidiTokenizer(MidiOptions(name="midi", bpe=size)).fit([], whole)
+    assert error.value.hint == f"--set tokenizer.bpe={4 * size}"
+
+
+def test_every_option_that_changes_ids_changes_the_fingerprint(tmp_path):
+    changes = [
+        *({}, {"scheme": "TSD"}, {"scheme": "MIDILike"}, {"tempos": False}, {"time_signatures": False}),
+        *({"programs": True}, {"velocities": 31}),
+    ]
+    tokenizers = [MidiTokenizer(MidiOptions(name="midi", **keys)) for keys in changes]
+    assert len({one.fingerprint for one in tokenizers}) == len(changes)
+    trained = [MidiTokenizer(MidiOptions(name="midi", bpe=500), content).fingerprint for content in ("{}", "{ }")]
+    assert len({*trained, tokenizers[0].fingerprint}) == 3
+    tokenizers[0].save(tmp_path)
+    for one in tokenizers[1:]:
+        with pytest.raises(CheckFailed, match="another configuration"):
+            MidiTokenizer.load(one.options, tmp_path)
+
+
+def test_the_ends_of_the_range_of_factors_are_allowed():
+    assert MidiOptions(name="midi", tempo_factors=[0.5, 2.0]).tempo_factors == [0.5, 2.0]
+    for factors in ([0.49], [2.01], [1.2, 1.2], [1.0000001]):
+        with pytest.raises(ValidationError, match="factors"):
+            MidiOptions(name="midi", tempo_factors=factors)

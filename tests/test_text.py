@@ -356,3 +356,237 @@ def test_classes_and_excerpts_of_pieces(trained, tmp_path):
             expected = {(True, False): "letter", (False, True): "digit"}.get((first.isalpha(), first.isdigit()))
         assert classes.names[number] == (expected or "punctuation")
     assert len(set(classes.of.tolist())) == 6
+
+
+def fitted(tmp_path, content, **keys):
+    (tmp_path / "train.txt").write_text(content)
+    tokenizer = TextTokenizer(TextOptions(name="text", **({"vocabulary": 300} | keys)))
+    tokenizer.fit([surveyed(tokenizer, tmp_path / "train.txt")[1]], whole)
+    return tokenizer
+
+
+def back(tokenizer, tmp_path, content):
+    """What a text decodes to after it was encoded."""
+    (tmp_path / "in.txt").write_bytes(content.encode())
+    tokenizer.decode(tokenizer.prompt(tmp_path / "in.txt").tolist(), tmp_path / "out.txt")
+    return (tmp_path / "out.txt").read_bytes().decode()
+
+
+@pytest.mark.parametrize(
+    ("normalization", "expected"), [("identity", "\ufb01ne \u212b\uff11"), ("nfkc", "fine \u00c51")]
+)
+def test_nfkc_brings_characters_to_one_form_and_identity_leaves_them(tmp_path, normalization, expected):
+    tokenizer = fitted(tmp_path, LINES, normalization=normalization)
+    assert back(tokenizer, tmp_path, "\ufb01ne \u212b\uff11") == expected
+    assert tokenizer.description["lossless"] is (normalization == "identity")
+
+
+@pytest.mark.parametrize(("coverage", "often", "known"), [(1.0, 1, True), (0.9, 100, False)])
+def test_the_coverage_says_which_characters_get_pieces(tmp_path, coverage, often, known):
+    # One in 26,000 characters, which the default coverage leaves out; and 100 of 26,000, which it keeps.
+    content = LINES + "\u00e9" * often
+    tokenizer = fitted(tmp_path, content, character_coverage=coverage, algorithm="bpe")
+    ids = tokenizer.prompt(path_of(tmp_path, "\u00e9")).tolist()
+    spelled = [tokenizer.pieces.processor.id_to_piece(i) for i in ids]
+    assert spelled == (["\u00e9"] if known else ["<0xC3>", "<0xA9>"])
+    assert back(tokenizer, tmp_path, "\u00e9") == "\u00e9"
+
+
+def path_of(tmp_path, content):
+    (tmp_path / "in.txt").write_bytes(content.encode())
+    return tmp_path / "in.txt"
+
+
+def test_the_algorithm_is_the_one_that_is_asked_for(trained):
+    processor, kind = trained.pieces.processor, trained.options.algorithm
+    numbers = range(processor.vocab_size())
+    special = lambda i: processor.is_byte(i) or processor.is_control(i) or processor.is_unknown(i)  # noqa: E731
+    pieces = [i for i in numbers if not special(i) and processor.id_to_piece(i) != "\n"]
+    longest = max(len(processor.id_to_piece(i)) for i in pieces)
+    scores = [processor.get_score(i) for i in pieces]
+    assert (longest == 1) == (kind == "char")
+    assert all(score == round(score) for score in scores) == (kind == "bpe")  # the number of the merge
+    assert trained.vocabulary == 300 or kind == "char"
+    assert processor.id_to_piece(trained.end) == "</s>"
+
+
+@pytest.mark.parametrize("budget", [1000, 5000, 9999, 10**6])
+def test_lines_are_sampled_at_one_rate_over_the_whole_training_split(tmp_path, budget):
+    halves = [("a" if number < 40 else "b") * 1000 + f"{number:02d}" for number in range(80)]
+    (tmp_path / "a.txt").write_text("\n".join(halves[:60]) + "\n")
+    (tmp_path / "b.txt").write_text("held out\n" * 1000)
+    (tmp_path / "c.txt").write_text("\n".join(halves[60:]) + "\n")
+    options = TextOptions(name="text").model_copy(update={"sample_mb": budget / 1e6})
+    tokenizer = TextTokenizer(options)
+    sources = [surveyed(tokenizer, tmp_path / name)[1] for name in ("a.txt", "b.txt", "c.txt")]
+    total = 80 * 1003 + 9000
+    assert sum(found.size for found in sources) == total
+    held_out = hashlib.sha256(b"held out\n" * 1000).hexdigest()
+    found = list(tokenizer._sample(sources, lambda d: [("val" if d.sha256 == held_out else "train", d.size)]))
+    expected, used = [], 0
+    for number, line in enumerate(halves, 1):  # a line of more than 1,000 characters is a segment
+        if used * total <= number * 1003 * budget:
+            expected.append(line)
+            used += 1002
+    assert found == expected
+    assert tokenizer.trained_on == {"trained_on_bytes": used, "training_split_bytes": 80 * 1003}
+    # As many of the first half as of the second, but for the first, which is always taken.
+    counts = [sum(line[0] == letter for line in found) for letter in "ab"]
+    assert abs(counts[0] - counts[1]) <= 1
+    assert len(found) == min(80, round(budget * 80 * 1003 / total / 1002 + 0.5))
+
+
+def test_a_small_sample_makes_pieces_of_all_the_text(tmp_path):
+    (tmp_path / "a.txt").write_text(LINES + LINES.upper())
+    options = TextOptions(name="text", vocabulary=320, algorithm="bpe").model_copy(update={"sample_mb": 0.01})
+    tokenizer = TextTokenizer(options)
+    tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
+    pieces = {tokenizer.pieces.processor.id_to_piece(i) for i in range(tokenizer.vocabulary)}
+    assert set("thewnumbrovilandfysg" + "THEWNUMBROVILANDFYSG") <= pieces
+
+
+def segment_lengths(content, shortest, longest):
+    """By the letter of the docstring of `segments`, a character at a time."""
+    lengths = []
+    while content:
+        window = content[:longest]
+        newlines = [place for place, character in enumerate(window) if character == "\n" and place >= shortest]
+        spaces = [place for place, character in enumerate(window) if character == " "]
+        if newlines:
+            size = newlines[0] + 1
+        elif len(content) < longest:
+            size = len(content)
+        else:
+            size = spaces[-1] + 1 if spaces else longest
+        lengths.append(size)
+        content = content[size:]
+    return lengths
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(st.sampled_from("aab \n\u00e9"), max_size=200), st.integers(2, 20), st.data())
+@example("aaa\naaaa", 4, None)
+@example("aaaa\na", 8, None)
+def test_segments_end_at_a_newline_or_after_the_last_space(content, longest, data):
+    shortest = longest // 2 if data is None else data.draw(st.integers(0, longest - 1))
+    found = list(text.segments([content], shortest, longest))
+    assert [len(segment) for segment in found] == segment_lengths(content, shortest, longest)
+    assert "".join(found) == content
+
+
+def test_the_usual_segments_are_of_1000_to_4096_characters():
+    content = "a" * 999 + "\n" + "b" * 10 + "\n" + "c" * 4095 + " " + "d" * 5000
+    assert [len(segment) for segment in text.segments([content])] == segment_lengths(content, 1000, 4096)
+    assert len(next(text.segments([content]))) == 1011
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(st.sampled_from("a\u00e9\u4e00\U0001f600"), max_size=30),
+    st.lists(st.integers(0, 12), max_size=8),
+    st.integers(1, 7),
+)
+def test_parts_are_cut_at_the_first_character_from_each_count_of_bytes_on(content, sizes, chunk):
+    sizes = [*sizes, max(0, len(content.encode()) - sum(sizes))]
+    begins = [len(content[:n].encode()) for n in range(len(content) + 1)]
+    cuts, asked = [0], 0
+    for size in sizes:
+        asked += size
+        cuts.append(min((place for place in begins if place >= asked), default=begins[-1]))
+    cutter = text.Cutter(iter(content[n : n + chunk] for n in range(0, len(content), chunk)))
+    for first, last, size in zip(cuts, cuts[1:], sizes, strict=False):
+        units = {"byte": 0}
+        assert "".join(cutter.take(size, units)).encode() == content.encode()[first:last]
+        assert units == {"byte": last - first}
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 1000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"abc\xffdef",
+        "ab\u4e00\u4e00".encode() + b"\x80x",
+        "\u4e00".encode() + b"\xe4\xb8",
+        "ab\U0001f600".encode() + b"\xf0\x9fa",
+        b"abcde\xc3(",
+    ],
+)
+def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path, content, block):
+    with pytest.raises(UnicodeDecodeError) as expected:
+        content.decode()
+    start = expected.value.start
+    (tmp_path / "a.txt").write_bytes(content)
+    with mock.patch.object(text, "BLOCK_BYTES", block), pytest.raises(Rejected) as found:
+        list(text.read_blocks(tmp_path / "a.txt"))
+    assert str(found.value).startswith(f"is not UTF-8: byte 0x{content[start]:02x} at offset {start} (")
+
+
+@pytest.mark.parametrize("kind", ["file", "line"])
+def test_a_character_without_an_id_is_named_by_its_byte_in_the_file(tmp_path, kind):
+    options = TextOptions(name="text", algorithm="chars", alphabet="\u00e9\nab\u4e00", documents=kind)
+    tokenizer = TextTokenizer(options)
+    content = "\u00e9a\n\u4e00b\n\u4e00\u00e9Zab"
+    (tmp_path / "a.txt").write_text(content)
+    place = len("\u00e9a\n\u4e00b\n\u4e00\u00e9".encode())
+    for block in (2, 1000):
+        with mock.patch.object(text, "BLOCK_BYTES", block), pytest.raises(Rejected, match=f"'Z' at byte {place},"):
+            surveyed(tokenizer, tmp_path / "a.txt")
+    assert tokenizer.prompt(path_of(tmp_path, "ab\n\u00e9\u4e00")).tolist() == [2, 3, 1, 0, 4]
+    assert (tokenizer.vocabulary, tokenizer.end) == (6, 5)
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes("a\r\nb\u2028c\x0bd\x85\n\ne".encode())
+    lines = ["".join(chunks) for chunks in text.read_documents(tmp_path / "a.txt", "line")]
+    assert lines == ["a\r\n", "b\u2028c\x0bd\x85\n", "\n", "e"]
+
+
+@pytest.mark.parametrize("kind", ["file", "line", "paragraph"])
+def test_records_are_documents_whatever_the_recipe_says_and_are_counted_from_one(tmp_path, kind):
+    records = [json.dumps({"text": record, "id": 3}) for record in ("a\n\nb", "", "\u4e00" * 3000)]
+    (tmp_path / "A.JSONL").write_text("\n".join([records[0], " ", *records[1:]]))
+    found = ["".join(chunks) for chunks in text.read_documents(tmp_path / "A.JSONL", kind)]
+    assert found == ["a\n\nb", "\u4e00" * 3000]
+    for bad in ('{"text": "\\ud800"}', "[]", "5", "null", "{"):
+        (tmp_path / "b.jsonl").write_text("\n".join([records[0], "", bad]))
+        with pytest.raises(Rejected, match="line 3 is no JSON object"):
+            list(text.read_documents(tmp_path / "b.jsonl", kind))
+
+
+def test_the_sign_of_sentencepiece_is_its_three_bytes(trained, tmp_path):
+    ids = trained.prompt(path_of(tmp_path, "a\u2581\u2581b")).tolist()
+    assert [trained.pieces.processor.id_to_piece(i) for i in ids] == ["a", *["<0xE2>", "<0x96>", "<0x81>"] * 2, "b"]
+
+
+def test_every_option_that_changes_ids_is_in_the_fingerprint_and_checked_on_loading(tmp_path, trained, monkeypatch):
+    def fingerprint(model=trained.model, **keys):
+        return TextTokenizer(TextOptions(name="text", **keys), model).fingerprint
+
+    different = [fingerprint(), fingerprint(trained.model + b"\0"), fingerprint(documents="line")]
+    different += [fingerprint(b"", algorithm="chars", alphabet=alphabet) for alphabet in ("abc", "bca", "abcd")]
+    different.append(fingerprint(documents="paragraph"))
+    for name in ("SEGMENT_CHARS", "LONGEST_CHARS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(text, name, 77)
+            different.append(fingerprint())
+    assert len(set(different)) == len(different)
+    trained.save(tmp_path)
+    for change in ({"normalization": "nfkc"}, {"alphabet": "xyz"}, {"documents": "paragraph"}):
+        with pytest.raises(CheckFailed, match="another configuration"):
+            TextTokenizer.load(trained.options.model_copy(update=change), tmp_path)
+    same = trained.options.model_copy(update={"sample_mb": 1, "vocabulary": 999, "character_coverage": 0.5})
+    assert TextTokenizer.load(same, tmp_path).fingerprint == trained.fingerprint
+
+
+def test_the_guide_lets_text_begin_and_then_end(trained):
+    processor = trained.pieces.processor
+    control = {
+        i for i in range(300) if i < processor.vocab_size() and (processor.is_control(i) or processor.is_unknown(i))
+    }
+    assert trained.end in control
+    for ids, expected in (([], control), ([7], control - {trained.end}), ([7, 8], control - {trained.end})):
+        assert set(np.flatnonzero(~allowed(trained, ids)).tolist()) == expected
+    guide = trained.guide()
+    assert guide.least == 1
+    guide.push(7)
+    assert guide.least == 0
