@@ -437,16 +437,16 @@ def again(tokenizer, path, variant=""):
 
 
 def test_beats_and_seconds_follow_the_tempos_and_notes_are_counted(tmp_path):
-    # Two beats at 60 a minute, then three at 120: 2 + 1.5 s, whatever the tokens can say.
+    # Four beats at 60 a minute, then six at 120: 4 + 3 s, whatever the tokens can say.
     tempos = [(0, mido.MetaMessage("set_tempo", tempo=1_000_000)), (960, mido.MetaMessage("set_tempo", tempo=500_000))]
     lead = melody((0, 480, 60, 100), (480, 2400, 64, 100), start=tempos)
     drums = melody((0, 480, 36, 90), (480, 960, 38, 90), (960, 1440, 36, 90), channel=9)
-    path = score_file(tmp_path / "a.mid", lead, drums)
+    path = score_file(tmp_path / "a.mid", lead, drums, tpq=240)
     for keys, count in (({}, 2), ({"tempos": False}, 2), ({"programs": True}, 5)):
         (document,) = MidiTokenizer(MidiOptions(name="midi", **keys)).survey(
             Source(path, "a.mid", "0" * 64, tmp_path / f"{keys}.ids", start=123)
         )
-        assert document.units == {"note": count, "beat": 5, "second": 3.5}
+        assert document.units == {"note": count, "beat": 10, "second": 7}
         assert (document.sha256, document.offset) == ("0" * 64, 123)
 
 

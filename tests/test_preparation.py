@@ -1,13 +1,18 @@
 """Preparation: the same bytes however it is run, every input accounted for, and sound and MIDI through to samples."""
 
+import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -15,9 +20,11 @@ import symusic
 from conftest import set_flags, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
-from shortcut_cli import composer, recipe
+from shortcut_cli import composer, inputs, recipe, workers
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
+from shortcut_cli.recipe import differences
 from shortcut_cli.shards import Shards
+from shortcut_cli.stages import preparation
 from shortcut_cli.stages.preparation import prepare, too_many
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.workers import in_order
@@ -111,8 +118,6 @@ def test_other_inputs_into_the_same_folder_are_refused(material, tmp_path):
 
 
 def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_path, monkeypatch):
-    from shortcut_cli.stages import preparation
-
     run("music-tiny", [material / "midi"], tmp_path / "whole")
 
     def dies(*_):
@@ -280,3 +285,281 @@ def test_sound_without_weights_exits_5_with_the_ways_out(material, tmp_path):
     )
     assert "tokenizer.weights=PATH" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Surveys without worker processes."""
+    monkeypatch.setattr(
+        preparation.workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
+    )
+
+
+CHARS = ("tokenizer.algorithm=chars", "tokenizer.alphabet=\n abcdefghijklmnopqrstuvwxyz0123456789")
+
+
+def chars(content):
+    """The ids of a text, by hand."""
+    return ["\n abcdefghijklmnopqrstuvwxyz0123456789".index(character) for character in content]
+
+
+def lines_of(folder, name="documents.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def stored(folder, line):
+    """The ids of a document, where documents.jsonl says that they are."""
+    content = np.fromfile(folder / f"{line['split']}-{line['shard']:05d}.bin", "<u2")
+    return content[line["offset"] : line["offset"] + line["tokens"]].tolist()
+
+
+def write_files(folder, contents):
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_contiguous_corpus_is_its_files_in_order_cut_twice(tmp_path):
+    contents = {f"{name}.txt": f"{name} {place} " * (7 + 13 * place) for place, name in enumerate("cabd")}
+    write_files(tmp_path / "in", contents | {"e/z.txt": contents["b.txt"], "a2.txt": contents["c.txt"]})
+    settings = (*CHARS, "data.split=contiguous", "data.val=0.1", "data.test=0.25", "data.shard_tokens=1024")
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings)
+    # Equal files count once, under the first of their names: c as a2, z as b.
+    order = {"a.txt": "a.txt", "a2.txt": "c.txt", "b.txt": "b.txt", "d.txt": "d.txt"}
+    corpus = "".join(contents[name] for name in order.values())
+    second = len(corpus) - round(len(corpus) * 0.25)
+    first = second - round(len(corpus) * 0.1)
+    expected, place = [], 0
+    for name, same in order.items():
+        content = contents[same]
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        duplicates = {"a2.txt": ["c.txt"], "b.txt": ["e/z.txt"]}.get(name)
+        for split, low, high in (("train", 0, first), ("val", first, second), ("test", second, len(corpus))):
+            part = content[max(0, low - place) : max(0, high - place)]
+            if part:
+                record = {"source": name, "sha256": sha256, "split": split, "units": {"byte": len(part)}}
+                expected.append((record | ({"duplicates": duplicates} if duplicates else {}), part))
+        place += len(content)
+    found = lines_of(tmp_path / "s")
+    for line, (record, part) in zip(found, expected, strict=True):
+        assert {key: line[key] for key in line if key not in ("shard", "offset", "tokens")} == record
+        assert stored(tmp_path / "s", line) == [*chars(part), 38]
+    for split in ("train", "val", "test"):
+        mine = [part for record, part in expected if record["split"] == split]
+        size = sum(map(len, mine))
+        assert manifest["splits"][split] == {
+            "documents": len(mine),
+            "tokens": size + len(mine),
+            "units": {"byte": size},
+        }
+    assert (manifest["split"], manifest["inputs"], manifest["duplicates"], manifest["rejected"]) == (
+        *("contiguous", 6),
+        *(2, 0),
+    )
+    assert {line["split"] for line in found} == {"train", "val", "test"}
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_documents_go_where_their_hashes_say_in_the_order_of_the_files(tmp_path):
+    contents = {f"{n:02d}.txt": "".join(f"line {i * n} of file {n % 7}\n" for i in range(n % 5 + 1)) for n in range(30)}
+    contents["05.txt"] = contents["03.txt"]
+    write_files(tmp_path / "in", contents)
+    settings = (*CHARS, "tokenizer.documents=line", "data.val=0.2", "data.test=0.3")
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings)
+    expected = []
+    for name, content in sorted(contents.items()):
+        if content in [contents[other] for other in contents if other < name]:
+            continue
+        for line in content.splitlines(keepends=True):
+            sha256 = hashlib.sha256(line.encode()).hexdigest()
+            place = int(sha256[:16], 16) / 2**64
+            expected.append((name, sha256, "val" if place < 0.2 else "test" if place < 0.5 else "train", line))
+    found = lines_of(tmp_path / "s")
+    assert [(line["source"], line["sha256"], line["split"]) for line in found] == [tuple(one[:3]) for one in expected]
+    assert [stored(tmp_path / "s", line) for line in found] == [[*chars(one[3]), 38] for one in expected]
+    assert manifest["split"] == "documents"
+    counts = {split: sum(one[2] == split for one in expected) for split in ("train", "val", "test")}
+    assert {name: split["documents"] for name, split in manifest["splits"].items()} == counts
+    assert min(counts.values()) > 5
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(("different", "split"), [(2, "contiguous"), (3, "documents")])
+def test_three_different_documents_are_enough_for_a_split_each(tmp_path, different, split):
+    write_files(tmp_path / "in", {f"{n}.txt": f"{n % different}\n" * 9 for n in range(6)})
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    assert manifest["split"] == split
+    counts = [one["documents"] for one in manifest["splits"].values()]
+    # Two documents of 18 bytes are cut at 32 and 34; three have a split each.
+    assert counts == ([2, 1, 1] if split == "contiguous" else [1, 1, 1])
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_variants_of_training_pieces_follow_them_and_rejected_ones_are_listed(tmp_path):
+    # A piece up to pitch 127 can't go up, which costs no file.
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        on = mido.Message("note_on", note=127 if number % 2 else 60 + number, velocity=64)
+        track = mido.MidiTrack([on, mido.Message("note_off", note=on.note, time=480 + 60 * number)])
+        mido.MidiFile(tracks=[track]).save(tmp_path / "in" / f"{number}.mid")
+    settings = ("tokenizer.transpose=[1, -1]", "tokenizer.tempo_factors=[2.0]", "data.val=0.3", "data.test=0.3")
+    manifest = run("music-tiny", [tmp_path / "in"], tmp_path / "s", *settings)
+    expected, rejects, splits_ = [], [], {}
+    hashes = {n: hashlib.sha256((tmp_path / "in" / f"{n}.mid").read_bytes()).hexdigest() for n in range(8)}
+    for number, sha256 in hashes.items():
+        place = int(sha256[:16], 16) / 2**64
+        splits_[number] = "val" if place < 0.3 else "test" if place < 0.6 else "train"
+    assert set(splits_.values()) == {"train", "val", "test"}
+    for number, sha256 in hashes.items():
+        expected.append((f"{number}.mid", None, splits_[number], sha256))
+        # In the order of their names.
+        for variant in ("tempo=2", "transpose=+1", "transpose=-1") * (splits_[number] == "train"):
+            if variant == "transpose=+1" and number % 2:
+                rejects.append({"source": f"{number}.mid", "sha256": sha256, "variant": variant})
+            else:
+                name = hashlib.sha256(f"{sha256} {variant}".encode()).hexdigest()
+                expected.append((f"{number}.mid", variant, "train", name))
+    found = lines_of(tmp_path / "s")
+    assert [(line["source"], line.get("variant"), line["split"], line["sha256"]) for line in found] == expected
+    listed = lines_of(tmp_path / "s", "rejects.jsonl")
+    assert [{key: line[key] for key in line if key != "reason"} for line in listed] == rejects
+    assert all("out of range" in line["reason"] for line in listed)
+    assert rejects
+    assert (manifest["inputs"], manifest["rejected"], manifest["variants_rejected"]) == (8, 0, len(rejects))
+
+
+def test_equal_files_are_one_under_the_first_of_their_names(tmp_path):
+    contents = {"a.txt": "one", "b.txt": "two", "c.txt": "one", "d.txt": "three", "e.txt": "one", "f.txt": "two"}
+    write_files(tmp_path, contents)
+    found = inputs.find([str(tmp_path)], (".txt",))
+    found.files.append(("gone.txt", tmp_path / "gone.txt"))
+    found.rejects.append(("pipe.txt", "is not a regular file"))
+    kept, rejects = preparation._hash(found, 3, quiet)
+    sha256 = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()}
+    assert kept == [
+        preparation.Input("a.txt", tmp_path / "a.txt", sha256["a.txt"], ("c.txt", "e.txt")),
+        preparation.Input("b.txt", tmp_path / "b.txt", sha256["b.txt"], ("f.txt",)),
+        preparation.Input("d.txt", tmp_path / "d.txt", sha256["d.txt"]),
+    ]
+    assert [reject.line() for reject in rejects] == [
+        {"source": "pipe.txt", "sha256": None, "reason": "is not a regular file"},
+        {"source": "gone.txt", "sha256": None, "reason": "can't be read: No such file or directory"},
+    ]
+
+
+def test_a_request_is_another_where_another_folder_would_come_of_it():
+    file = preparation.Input("a.txt", Path("a.txt"), "5" * 64, ("b.txt",))
+    request = lambda *settings, files=(file,): preparation._request(recipe.read("text-tiny", settings), list(files))  # noqa: E731
+    before = request()
+    assert before["inputs"]["files"] == 2
+    for same in ("data.shards=elsewhere", "data.file_timeout_s=5", "data.file_memory_mb=2000", "train.steps=5"):
+        assert request(same) == before
+    assert request(files=[replace(file, path=Path("moved/a.txt"))]) == before
+    changes = [
+        *("data.val=0.2", "data.test=0.2", "data.split=contiguous", "data.shard_tokens=2000"),
+        *("tokenizer.algorithm=bpe", "tokenizer.vocabulary=999", "tokenizer.documents=line", "tokenizer.sample_mb=5"),
+        *("tokenizer.normalization=nfkc", "tokenizer.character_coverage=0.9", "tokenizer.alphabet=abc"),
+    ]
+    others = [request(change) for change in changes]
+    keys = ({"relative": "c.txt"}, {"sha256": "6" * 64}, {"duplicates": ("c.txt",)}, {"duplicates": ()})
+    others += [request(files=[replace(file, **one)]) for one in keys]
+    others.append(request(files=[file, file]))
+    assert all(differences(before, other) for other in others)
+    assert len({json.dumps(other) for other in others}) == len(others)
+
+
+@pytest.mark.parametrize("limit", ["0%", "0"])
+def test_no_reject_is_not_too_many(limit):
+    assert too_many(0, 7, limit) is False
+    assert too_many(1, 10**6, limit) is True
+
+
+@pytest.mark.parametrize(("rejected", "expected"), [(15, False), (16, True)])
+def test_a_share_of_rejects_is_of_all_inputs(rejected, expected):
+    assert too_many(rejected, 600, "2.5%") is expected
+    assert too_many(rejected, 10, "15") is expected
+
+
+def test_all_files_rejected_is_an_error_with_the_first_ten_reasons():
+    rejects = [preparation.Reject(f"{number}.txt", None, f"reason {number}") for number in range(12)]
+    error = preparation._nothing_left(rejects)
+    assert error.message.splitlines()[0] == "all 12 files were rejected"
+    assert error.message.splitlines()[1:] == [*(f"  {n}.txt: reason {n}" for n in range(10)), "  and 2 more"]
+    assert len(preparation._nothing_left(rejects[:10]).message.splitlines()) == 11
+
+
+def private_bytes():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_job_may_take_so_much_more_memory_than_its_process_has_and_the_next_as_much_again():
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    for megabytes in (1500, 3000):
+        low = private_bytes()
+        soft, hard = workers._within(megabytes, resource.getrlimit, resource.RLIMIT_DATA)
+        assert low + megabytes * 10**6 <= soft <= private_bytes() + megabytes * 10**6
+        assert hard == before[1]
+        assert resource.getrlimit(resource.RLIMIT_DATA) == (hard, hard)
+
+    def fails(error):
+        raise error
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
+        with pytest.raises(Rejected, match=r"needs more than 1500 MB of memory \(data\.file_memory_mb\)"):
+            workers._within(1500, fails, error)
+        assert resource.getrlimit(resource.RLIMIT_DATA)[0] == before[1]
+    for error in (RuntimeError("a bug"), ValueError("another")):
+        with pytest.raises(type(error), match=str(error)):
+            workers._within(1500, fails, error)
+
+
+def test_the_cause_of_a_death_is_a_signal_or_a_code():
+    assert [workers._cause(code) for code in (-9, -11, 3, -300)] == [
+        "SIGKILL",
+        "SIGSEGV",
+        "exit code 3",
+        "exit code -300",
+    ]
+
+
+class Pool:
+    """A pool that runs a job when its result is asked for, and notes when it was handed in."""
+
+    def __init__(self, events, **keys):
+        self.events, self.keys = events, keys
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.events.append("closed")
+
+    def schedule(self, function, args, timeout):
+        self.events.append(("in", args[-1], timeout))
+
+        def result():
+            self.events.append(("out", args[-1]))
+            return function(*args)
+
+        return SimpleNamespace(result=result)
+
+    def stop(self):
+        self.events.append("stopped")
+
+
+def test_few_jobs_are_under_way_and_results_come_in_their_order(monkeypatch):
+    events, most = [], 0
+    monkeypatch.setattr(workers, "ProcessPool", lambda **keys: Pool(events, **keys))
+    done = workers.in_order(str.__add__, (str(n) for n in range(50)), ("x",), workers=2, timeout_s=7, memory_mb=9000)
+    for number, (job, result) in enumerate(done):
+        assert (job, result) == (str(number), f"x{number}")
+        handed_in = sum(event[0] == "in" for event in events)
+        most = max(most, handed_in - number)
+    assert number == 49
+    assert most == 16  # eight for each worker
+    assert {event[2] for event in events if event[0] == "in"} == {7}
+    assert events[-2:] == ["stopped", "closed"]

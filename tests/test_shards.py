@@ -1,5 +1,6 @@
 """Shards: written by us, read back by an independent reader of the Megatron format; damage is refused."""
 
+import hashlib
 import itertools
 import json
 import struct
@@ -57,9 +58,9 @@ def test_documents_come_back_through_a_plain_reader(tmp_path_factory, documents,
 @pytest.mark.parametrize(("vocabulary", "code"), [(65499, 8), (65500, 4), (200_000, 4)])
 def test_the_dtype_follows_the_vocabulary(tmp_path, vocabulary, code):
     top = vocabulary - 2
-    make(tmp_path, [("train", [0, top])], vocabulary=vocabulary)
+    make(tmp_path, [("train", [0, top]), ("train", []), ("train", [top, 5, 6])], vocabulary=vocabulary)
     assert (tmp_path / "train-00000.idx").read_bytes()[17] == code
-    assert plain_read(tmp_path / "train-00000") == [[0, top, top + 1]]
+    assert plain_read(tmp_path / "train-00000") == [[0, top, top + 1], [top + 1], [top, 5, 6, top + 1]]
 
 
 def test_megatron_reads_the_same_tokens(tmp_path):
@@ -72,9 +73,11 @@ def test_megatron_reads_the_same_tokens(tmp_path):
 
 def test_a_long_document_is_several_sequences(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SEQUENCE_TOKENS", 10)
-    make(tmp_path, [("train", list(range(25))), ("train", [7])])
-    assert plain_read(tmp_path / "train-00000") == [[*range(25), 299], [7, 299]]
-    assert shards.Shards(tmp_path).split("train").document_tokens().tolist() == [26, 2]
+    documents = [list(range(25)), [7], list(range(9)), list(range(19)), list(range(10))]
+    make(tmp_path, [("train", ids) for ids in documents])
+    assert plain_read(tmp_path / "train-00000") == [[*ids, 299] for ids in documents]
+    assert shards.read_shard(tmp_path / "train-00000").lengths.tolist() == [10, 10, 6, 2, 10, 10, 10, 10, 1]
+    assert shards.Shards(tmp_path).split("train").document_tokens().tolist() == [26, 2, 10, 20, 11]
 
 
 def test_documents_are_found_where_the_list_says(tmp_path):
@@ -146,3 +149,53 @@ def test_a_manifest_from_the_future_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(CheckFailed, match="format 2"):
         shards.Shards(tmp_path)
+
+
+def test_everything_that_was_added_is_counted_and_listed_in_its_order(tmp_path):
+    added = [
+        ("train", [[1, 2], [], [3]], {"note": 2, "beat": 1.5}),
+        ("val", [[4]], {"note": 1}),
+        ("train", [], {"note": 4, "beat": 0.25}),
+        ("train", [[5, 6, 7, 8]], {"beat": 2.0}),
+        ("val", [[9, 9]], {"note": 10}),
+        ("train", [[1]], {}),
+    ]
+    (tmp_path / ".partial" / "tokenizer").mkdir(parents=True)  # what a preparation that was killed left
+    (tmp_path / ".partial" / "stale.bin").write_text("stale")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "stale.model").write_text("stale")
+    places, documents, last = {"train": (0, 0), "val": (0, 0)}, [], []
+    with shards.FolderWriter(tmp_path, 300, 5, end=299) as writer:
+        for number, (split, blocks, units) in enumerate(added):
+            ids = [*(i for block in blocks for i in block), 299]
+            last.append(writer.add(split, [np.array(block) for block in blocks], units, {"source": f"{number}"}))
+            # A shard is full with five tokens.
+            shard, offset = places[split]
+            shard, offset = (shard + 1, 0) if offset >= 5 else (shard, offset)
+            places[split] = shard, offset + len(ids)
+            place = {"split": split, "shard": shard, "offset": offset, "tokens": len(ids), "units": units}
+            documents.append(({"source": f"{number}"} | place, ids))
+        (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
+        rejects = [{"source": "b", "reason": "one"}, {"source": "a", "reason": "two"}]
+        manifest = writer.finish(iter(rejects), {"tokenizer": IDENTITY, "request": {"a": 1}, "rejected": 2})
+    lines = [json.loads(line) for line in (tmp_path / "documents.jsonl").read_text().splitlines()]
+    assert lines == [line for line, _ in documents]
+    assert last == [len(ids) for _, ids in documents]
+    for line, ids in documents:
+        content = np.fromfile(tmp_path / f"{line['split']}-{line['shard']:05d}.bin", "<u2")
+        assert content[line["offset"] :][: line["tokens"]].tolist() == ids
+    assert [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()] == rejects
+    assert manifest["splits"] == {
+        "train": {"documents": 4, "tokens": 4 + 1 + 5 + 2, "units": {"note": 6, "beat": 3.75}},
+        "val": {"documents": 2, "tokens": 2 + 3, "units": {"note": 11}},
+        "test": {"documents": 0, "tokens": 0, "units": {}},
+    }
+    assert (manifest["request"], manifest["rejected"], manifest["tokenizer"]) == ({"a": 1}, 2, IDENTITY)
+    stems = ["train-00000", "train-00001", "train-00002", "val-00000", "test-00000"]
+    listed = {f"{stem}.{ending}" for stem in stems for ending in ("bin", "idx")}
+    assert manifest["files"].keys() == listed | {"documents.jsonl", "rejects.jsonl", "tokenizer/tokenizer.json"}
+    for name, entry in manifest["files"].items():
+        content = (tmp_path / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest == shards.read_manifest(tmp_path)
+    assert list(shards.verify(tmp_path)) == []

@@ -381,11 +381,13 @@ def test_nfkc_brings_characters_to_one_form_and_identity_leaves_them(tmp_path, n
     assert tokenizer.description["lossless"] is (normalization == "identity")
 
 
-@pytest.mark.parametrize(("coverage", "often", "known"), [(1.0, 1, True), (0.9, 100, False)])
-def test_the_coverage_says_which_characters_get_pieces(tmp_path, coverage, often, known):
-    # One in 26,000 characters, which the default coverage leaves out; and 100 of 26,000, which it keeps.
-    content = LINES + "\u00e9" * often
-    tokenizer = fitted(tmp_path, content, character_coverage=coverage, algorithm="bpe")
+@pytest.mark.parametrize(
+    ("coverage", "content", "known"),
+    [(1.0, LINES + "\u00e9", True), (0.98, "ab ba\n" * 2000 + "\u00e9" * 100, False)],
+)
+def test_the_coverage_says_which_characters_get_pieces(tmp_path, coverage, content, known):
+    # One character in 26,000, which the default coverage leaves out; and one in 120, which it keeps.
+    tokenizer = fitted(tmp_path, content, character_coverage=coverage, algorithm="char")
     ids = tokenizer.prompt(path_of(tmp_path, "\u00e9")).tolist()
     spelled = [tokenizer.pieces.processor.id_to_piece(i) for i in ids]
     assert spelled == (["\u00e9"] if known else ["<0xC3>", "<0xA9>"])
