@@ -1,5 +1,6 @@
 """Preparation: the same bytes however it is run, every input accounted for, and sound and MIDI through to samples."""
 
+import gc
 import hashlib
 import json
 import os
@@ -23,10 +24,11 @@ from kill import folder_sha256  # benchmarks/kill.py
 from shortcut_cli import composer, inputs, recipe, workers
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
 from shortcut_cli.recipe import differences
-from shortcut_cli.shards import Shards
+from shortcut_cli.shards import Shards, noted_paths
 from shortcut_cli.stages import preparation
 from shortcut_cli.stages.preparation import prepare, too_many
 from shortcut_cli.tokenizers.audio import AudioTokenizer
+from shortcut_cli.tokenizers.midi import MidiTokenizer
 from shortcut_cli.workers import in_order
 
 SMALL = ("train.steps=4", "train.eval_every=2", "train.warmup=1", "sample.n=1", "model.context=64", "eval.stride=64")
@@ -58,6 +60,14 @@ def material(tmp_path_factory):
     (root / "wavs").mkdir()
     composer.write_audio(root / "wavs", pieces=5, seed=1)
     return root
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Surveys without worker processes."""
+    monkeypatch.setattr(
+        preparation.workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
+    )
 
 
 DOMAINS = [
@@ -117,8 +127,8 @@ def test_other_inputs_into_the_same_folder_are_refused(material, tmp_path):
         run("text-tiny", [material / "texts"], tmp_path / "mine", "tokenizer.vocabulary=300")
 
 
-def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_path, monkeypatch):
-    run("music-tiny", [material / "midi"], tmp_path / "whole")
+def interrupted(monkeypatch, *arguments):
+    """A preparation that is stopped when only its end is missing."""
 
     def dies(*_):
         raise KeyboardInterrupt
@@ -126,12 +136,29 @@ def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(preparation.FolderWriter, "finish", dies)
         with pytest.raises(KeyboardInterrupt):
-            run("music-tiny", [material / "midi"], tmp_path / "killed")
-    staged = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / ".staging").rglob("*.ids")}
-    assert len(staged) == 12
+            run(*arguments)
+
+
+def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_path, monkeypatch, in_this_process):
+    run("music-tiny", [material / "midi"], tmp_path / "whole")
+    interrupted(monkeypatch, "music-tiny", [material / "midi"], tmp_path / "killed")
+    assert len(list((tmp_path / "killed" / ".staging").rglob("*.ids"))) == 12
     with pytest.raises(UsageError, match="is incomplete"):
         Shards(tmp_path / "killed")
+
+    def reads(*_):
+        raise AssertionError("a file was read again")
+
+    monkeypatch.setattr(MidiTokenizer, "_read", reads)
     run("music-tiny", [material / "midi"], tmp_path / "killed")
+    assert folder_sha256(tmp_path / "killed") == folder_sha256(tmp_path / "whole")
+
+
+def test_what_was_staged_for_another_recipe_is_not_used(material, tmp_path, monkeypatch, in_this_process):
+    paths, other = [material / "midi" / "more"], "tokenizer.velocities=4"
+    run("music-tiny", paths, tmp_path / "whole", other)
+    interrupted(monkeypatch, "music-tiny", paths, tmp_path / "killed")
+    run("music-tiny", paths, tmp_path / "killed", other)
     assert folder_sha256(tmp_path / "killed") == folder_sha256(tmp_path / "whole")
 
 
@@ -204,13 +231,16 @@ def misbehave(job):
         import torch
 
         return torch.ones(1000, 1000, 1000).sum().item()
+    if job == "looks around":
+        return f"{os.environ['OMP_NUM_THREADS']} {signal.getsignal(signal.SIGINT).name} {gc.get_threshold()[0]}"
     if job == "refuses":
         raise Rejected("no")
     return job.upper()
 
 
-def test_a_job_that_crashes_hangs_or_grows_costs_itself():
-    jobs = ["a", "dies", "b", "hangs", "grows", "refuses", "grows in torch", "c"]
+def test_a_job_that_crashes_hangs_or_grows_costs_itself(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    jobs = ["a", "dies", "b", "hangs", "grows", "looks around", "refuses", "grows in torch", "c"]
     done = in_order(misbehave, jobs, (), workers=2, timeout_s=20, memory_mb=2000)
     results = {job: str(result) for job, result in done}
     assert list(results) == jobs
@@ -220,6 +250,7 @@ def test_a_job_that_crashes_hangs_or_grows_costs_itself():
     assert "more than 2000 MB" in results["grows"]
     assert "more than 2000 MB" in results["grows in torch"]
     assert results["refuses"] == "no"
+    assert results["looks around"] == "1 SIG_IGN 50000"  # one thread each; Ctrl-C is for the parent
 
 
 class Fragile(AudioTokenizer):
@@ -287,14 +318,6 @@ def test_sound_without_weights_exits_5_with_the_ways_out(material, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Surveys without worker processes."""
-    monkeypatch.setattr(
-        preparation.workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
-    )
-
-
 CHARS = ("tokenizer.algorithm=chars", "tokenizer.alphabet=\n abcdefghijklmnopqrstuvwxyz0123456789")
 
 
@@ -359,6 +382,9 @@ def test_a_contiguous_corpus_is_its_files_in_order_cut_twice(tmp_path):
         *(2, 0),
     )
     assert {line["split"] for line in found} == {"train", "val", "test"}
+    expected = {"name": "text", "vocabulary": 39, "end": 38, "stride": 1, "unit": "byte", "lossless": True}
+    assert {key: manifest["tokenizer"][key] for key in expected} == expected
+    assert json.loads(noted_paths(manifest).read_text()) == [str(tmp_path / "in")]
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -563,3 +589,21 @@ def test_few_jobs_are_under_way_and_results_come_in_their_order(monkeypatch):
     assert most == 16  # eight for each worker
     assert {event[2] for event in events if event[0] == "in"} == {7}
     assert events[-2:] == ["stopped", "closed"]
+
+
+@pytest.mark.parametrize(("workers_", "files_", "expected"), [(3, 5, 3), (9, 5, 5), (1, 5, 1)])
+def test_surveys_get_the_limits_of_the_recipe_and_no_more_workers_than_files(
+    tmp_path, monkeypatch, workers_, files_, expected
+):
+    asked = []
+
+    def in_order(work, jobs, fixed, **keys):
+        asked.append(keys)
+        return ((job, work(*fixed, job)) for job in jobs)
+
+    monkeypatch.setattr(preparation.workers, "in_order", in_order)
+    write_files(tmp_path / "in", {f"{n}.txt": f"file {n}" for n in range(files_)})
+    settings = ("data.file_timeout_s=33", "data.file_memory_mb=2222")
+    summary = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, *settings, workers=workers_)
+    assert asked == [{"workers": expected, "timeout_s": 33, "memory_mb": 2222}]
+    assert summary["worked"] is True
