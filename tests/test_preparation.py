@@ -415,11 +415,12 @@ def test_documents_go_where_their_hashes_say_in_the_order_of_the_files(tmp_path)
 @pytest.mark.parametrize(("different", "split"), [(2, "contiguous"), (3, "documents")])
 def test_three_different_documents_are_enough_for_a_split_each(tmp_path, different, split):
     write_files(tmp_path / "in", {f"{n}.txt": f"{n % different}\n" * 9 for n in range(6)})
-    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    # Each line is a document, and nine of a file are equal.
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, "tokenizer.documents=line")
     assert manifest["split"] == split
     counts = [one["documents"] for one in manifest["splits"].values()]
-    # Two documents of 18 bytes are cut at 32 and 34; three have a split each.
-    assert counts == ([2, 1, 1] if split == "contiguous" else [1, 1, 1])
+    # Lines of two bytes, 36 in all, are cut at 28 and 32; three different ones have a split each.
+    assert counts == ([14, 2, 2] if split == "contiguous" else [9, 9, 9])
 
 
 @pytest.mark.usefixtures("in_this_process")
