@@ -592,3 +592,29 @@ def test_the_guide_lets_text_begin_and_then_end(trained):
     assert guide.least == 1
     guide.push(7)
     assert guide.least == 0
+
+
+def test_each_newline_is_a_piece_of_its_own(trained, tmp_path):
+    ids = trained.prompt(path_of(tmp_path, "a\n\n\nb\n")).tolist()
+    assert [trained.pieces.processor.id_to_piece(i) for i in ids] == ["a", "\n", "\n", "\n", "b", "\n"]
+
+
+@pytest.mark.parametrize("normalization", ["identity", "nfkc"])
+def test_sentencepiece_gets_all_of_long_lines_in_parts_that_it_does_not_drop(tmp_path, normalization):
+    lines = ["a" * 3000, "\u4e00" * 2500 + "\u2581" + "bc" * 300, "", "d", "\U0001f600" * 1500]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    keys = {"algorithm": "bpe", "vocabulary": 777, "character_coverage": 0.99, "normalization": normalization}
+    tokenizer, asked = TextTokenizer(TextOptions(name="text", **keys)), {}
+
+    def train(sentence_iterator, **given):
+        asked.update(given, lines=list(sentence_iterator))
+
+    with mock.patch.object(sentencepiece.SentencePieceTrainer, "train", train):
+        assert tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole) is None
+    assert "".join(asked["lines"]) == "".join(lines).replace("\u2581", "")
+    # SentencePiece leaves out lines of more than 4,192 bytes.
+    assert all(0 < len(line.encode()) <= 4192 for line in asked["lines"])
+    expected = {"model_type": "bpe", "vocab_size": 777, "character_coverage": 0.99, "num_threads": 1}
+    assert {key: asked[key] for key in expected} == expected
+    assert asked["normalization_rule_name"] == normalization
+    assert tokenizer.trained_on["trained_on_bytes"] == len("".join(lines).encode())
