@@ -608,3 +608,34 @@ def test_surveys_get_the_limits_of_the_recipe_and_no_more_workers_than_files(
     summary = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, *settings, workers=workers_)
     assert asked == [{"workers": expected, "timeout_s": 33, "memory_mb": 2222}]
     assert summary["worked"] is True
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_variants_of_pieces_that_are_cut_are_a_usage_error(material, tmp_path):
+    for name, settings in (("few", ()), ("cut", ("data.split=contiguous",))):
+        paths = [material / "midi" / "more"] if settings else sorted((material / "midi").glob("*.mid"))[:2]
+        with pytest.raises(UsageError, match="augmentation needs at least three different files"):
+            run("music-tiny", paths, tmp_path / name, "tokenizer.transpose=[1]", *settings)
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_usage_error(material, tmp_path):
+    (tmp_path / "s").write_text("keep me")
+    with pytest.raises(UsageError, match="s is a file"):
+        run("text-tiny", [material / "texts"], tmp_path / "s")
+    assert (tmp_path / "s").read_text() == "keep me"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_tokenizer_learns_from_the_training_split_and_says_what_it_could_not(material, tmp_path):
+    said = []
+    settings = [f"data.shards={tmp_path / 's'}", "tokenizer.algorithm=bpe", "tokenizer.vocabulary=9000"]
+    keys = recipe.read("text-tiny", settings)
+    report = lambda kind, **content: said.append(content["text"]) if kind == "note" else None  # noqa: E731
+    manifest = prepare(keys, [str(material / "texts")], tmp_path / "s", n_workers=1, max_bad="0", report=report)
+    filled = manifest["tokenizer"]["vocabulary"]
+    assert said == [
+        "training the tokenizer on the training split",
+        f"the training split fills {filled} pieces, not the 9000 of tokenizer.vocabulary",
+    ]
+    sizes = {split: one["units"]["byte"] for split, one in manifest["splits"].items()}
+    assert manifest["tokenizer"]["training_split_bytes"] == sizes["train"] < sum(sizes.values())
