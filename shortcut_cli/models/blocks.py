@@ -43,12 +43,13 @@ class Trace:
         return k, v
 
 
-def on_cpu(x: Tensor) -> bool:
-    """Whether the functions that are written for a CPU are to be used.
+def on_cpu(x: Tensor, *, autocast: bool = False) -> bool:
+    """Whether the functions that are written for a CPU are to be used: not while torch.compile looks for the whole.
 
-    Not while torch.compile looks for the whole, and not under autocast: their gradients take tensors of one type.
+    autocast: also under it; else not, since their gradients take tensors of one type.
     """
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    plain = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and (autocast or not torch.is_autocast_enabled("cpu"))
 
 
 class Linear(nn.Linear):
@@ -87,7 +88,7 @@ class RMSNorm(nn.Module):
 
     def fork(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x itself, for the residual stream, and its norm: what pre-norm layers need, with one gradient for both."""
-        if not on_cpu(x):
+        if not on_cpu(x, autocast=x.dtype == self.weight.dtype):
             return x, F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
         if not torch.is_grad_enabled():
             return x, _cpu_norm(x, self.weight)[0]
