@@ -113,7 +113,7 @@ def own_operators() -> dict:
             if node.type != "arglist" or node.parent.type != "trailer":
                 return None
             parts = [child for child in node.children if child.type != "operator"]
-            called = node.get_previous_leaf().get_previous_leaf()
+            called = getattr(node.get_previous_leaf().get_previous_leaf(), "value", "")
             if len(parts) < 2 or called in ("min", "max") or any(part.type == "argument" for part in parts[:2]):
                 return None
             a, b = (part.get_code().strip() for part in parts[:2])

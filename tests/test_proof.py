@@ -126,8 +126,9 @@ def hashed(monkeypatch, weights):
     return proof.weights_sha256(Path("run.pt"))
 
 
-def test_a_hash_is_of_the_names_and_bytes_of_all_weights_in_order_of_name(monkeypatch):
-    content = b"a" + np.array([5, -6], "<i2").tobytes() + b"b" + np.array([1, 2, 3, 4], "<f4").tobytes()
+def test_a_hash_is_of_the_names_types_shapes_and_bytes_of_all_weights_in_order_of_name(monkeypatch):
+    content = b"a torch.int16 [2] " + np.array([5, -6], "<i2").tobytes()
+    content += b"b torch.float32 [2, 2] " + np.array([1, 2, 3, 4], "<f4").tobytes()
     found = hashed(monkeypatch, WEIGHTS)
     assert found == hashlib.sha256(content).hexdigest()
     assert found == hashed(monkeypatch, dict(reversed(WEIGHTS.items())))
@@ -146,7 +147,9 @@ def test_weights_that_differ_in_one_bit_or_one_name_have_other_hashes(monkeypatc
         found.append(hashed(monkeypatch, {key: value for key, value in WEIGHTS.items() if key != name}))
     found.append(hashed(monkeypatch, {"a": WEIGHTS["b"], "b": WEIGHTS["a"]}))
     found.append(hashed(monkeypatch, WEIGHTS | {"c": torch.zeros(1)}))
-    assert len(set(found)) == len(found) == 1 + 16 + 4 + 2 + 2 + 2
+    found.append(hashed(monkeypatch, WEIGHTS | {"a": WEIGHTS["a"].view(torch.uint16)}))
+    found.append(hashed(monkeypatch, WEIGHTS | {"b": WEIGHTS["b"].flatten()}))
+    assert len(set(found)) == len(found) == 1 + 16 + 4 + 2 + 2 + 2 + 2
 
 
 # Trainings that are killed, without a training

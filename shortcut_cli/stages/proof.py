@@ -30,10 +30,10 @@ SCALES = (0.4, 3.7, 30.0)  # of the blocks in which `tokens` reads and computes
 
 
 def weights_sha256(path: Path) -> str:
-    """Hex SHA-256 of the weights in a checkpoint: names and bytes, sorted by name."""
+    """Hex SHA-256 of the weights in a checkpoint: names, types, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.load(path)["model"].items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
