@@ -225,7 +225,7 @@ def test_progress_is_told_of_every_step():
 
 def lively(name, options):
     """A model whose next id depends on many before it: head untied, matrices so large that attention is selective."""
-    model = make(name, options, open_gates=True, tied=False, activation="swiglu").eval()
+    model = make(name, options, open_gates=True, tied=False, activation="swiglu").double().eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
@@ -242,8 +242,8 @@ def test_greedy_sampling_equals_a_loop_without_cache_beyond_the_context(name, op
         with torch.inference_mode():
             logits = model(seen)[:, -1]
         best = logits.topk(2)
-        # With and without cache differ by less than 1e-4 (measured): no step depends on rounding.
-        assert (best.values[:, 0] - best.values[:, 1]).min() > 1e-3
+        # With and without cache differ by what fp32 rounds of the rotary positions: no step depends on it.
+        assert (best.values[:, 0] - best.values[:, 1]).min() > 1e-4
         expected.append(best.indices[:, 0].tolist())
         kept = seen[:, -(CONTEXT // 2 - 1) :] if seen.shape[1] == CONTEXT else seen
         seen = torch.cat((kept, best.indices[:, :1]), 1)
@@ -261,8 +261,7 @@ def test_sampling_equals_a_plain_loop_without_cache_beyond_the_context(name, opt
 
     made = generate(model, prompt, 40, keys=keys, end=-1)
     for number, row in enumerate(prompt.tolist()):
-        # With and without cache the sums of probabilities differ by less than 5e-6 (measured).
-        expected, _ = plain_row(logits_of, row, 40, keys=keys, number=number, end=-1, context=CONTEXT, rounding=2e-5)
+        expected, _ = plain_row(logits_of, row, 40, keys=keys, number=number, end=-1, context=CONTEXT)
         assert made.ids[number] == expected
 
 
