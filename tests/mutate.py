@@ -388,20 +388,20 @@ class Run:
     def row(self) -> str:
         """A line of the table."""
         count = json.loads(self.session.with_suffix(".json").read_text())["mutants"]
-        equal = {(entry["was"], entry["now"]) for entry in equivalent() if entry["module"] == self.module}
-        alive = list(self.survivors())
-        same = sum(pair in equal for pair in alive)
+        equal, alive = equivalent(), list(self.survivors())
+        same = sum((self.module, *pair) in equal for pair in alive)
         tested = self.db.num_results
         killed = tested - len(alive)
         share = f"{100 * killed / max(1, tested - same):.0f} %"
         return f"| {self.module} | {count} | {tested} | {killed} | {same} | {len(alive) - same} | {share} |"
 
 
-def equivalent() -> list[dict[str, str]]:
-    """The mutants that no test can tell from the code, as docs/testing.md lists them: module, was, now, why."""
+def equivalent() -> set[tuple[str, str, str]]:
+    """(module, was, now) of the mutants that no test can tell from the code, as docs/testing.md lists them."""
     text = (ROOT / "docs" / "testing.md").read_text()
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    return [entry for block in blocks for entry in tomllib.loads(block).get("equivalent", [])]
+    entries = [entry for block in blocks for entry in tomllib.loads(block)["equivalent"]]
+    return {(entry["module"], entry["was"], now) for entry in entries for now in entry["now"]}
 
 
 def main() -> None:
@@ -435,7 +435,7 @@ def main() -> None:
 
 def report(modules: list[str]) -> None:
     """Print the table of docs/testing.md, and the survivors that it does not list as equivalent."""
-    equal = {(entry["module"], entry["was"], entry["now"]) for entry in equivalent()}
+    equal = equivalent()
     print("| module | mutants | tested | killed | equivalent | survived | killed of those that differ |")
     print("|---|---|---|---|---|---|---|")
     runs = [run for run in map(Run, modules) if run.db.num_results]

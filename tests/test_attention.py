@@ -466,6 +466,14 @@ class TestRefusals:
     def test_windows_without_a_target(self, tmp_path):
         self.refused(made_run(tmp_path), tmp_path, "no tokens to look at", tokens=1)
 
+    def test_but_not_windows_of_a_single_target_into_a_folder_below_one_that_is_not_there(self, tmp_path):
+        windows, out = np.array([[1, 2], [3, 4]]), tmp_path / "a" / "b"
+        found = attention.attend(
+            made_run(tmp_path), windows, out, resamples=9, batch=2, device="cpu", report=lambda *_, **__: None
+        )
+        assert found["tokens"] == 2
+        assert (out / "attention.json").exists()
+
     def test_a_model_without_taps(self, tmp_path):
         run = made_run(tmp_path, "model.shortcut.taps=none")
         self.refused(run, tmp_path, "is a shortcut, whose final layer attends to no other layer")

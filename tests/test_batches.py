@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shortcut_cli import batches
@@ -110,7 +110,8 @@ def test_a_key_is_the_generator_that_the_paper_names():
     assert batches.key(1234567) == 6457827717110365317
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=4))
+@given(st.lists(st.integers(-(2**64), 2**65), max_size=4))
+@example([-1, 2**64, -(2**64)])
 def test_keys_equal_plain_ones(numbers):
     assert batches.key(*numbers) == plain_key(*numbers)
 

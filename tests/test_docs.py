@@ -2,8 +2,10 @@
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
+import mutate
 import pytest
 
 from shortcut_cli import recipe
@@ -82,3 +84,19 @@ def test_results_are_those_of_their_files():
     for name in names:
         assert "\n".join(results.tables(name)) in written
         assert (results.FOLDER / name / "compare.html").is_file()
+
+
+def test_mutants_that_are_called_equivalent_are_of_the_code_as_it_is():
+    found = mutate.equivalent()
+    assert found
+    for module, was, now in found:
+        code = " ".join(line.strip() for line in (ROOT / "shortcut_cli" / f"{module}.py").read_text().splitlines())
+        assert " ".join(was.split()) in " ".join(code.split()), (module, was)
+        assert was != now
+
+
+def test_modules_with_mutants_and_their_tests_are_there():
+    modules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutation"]["modules"]
+    for module, arguments in modules.items():
+        assert (ROOT / "shortcut_cli" / f"{module}.py").is_file()
+        assert all((ROOT / argument).is_file() for argument in arguments if argument.startswith("tests/")), module

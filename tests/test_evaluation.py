@@ -4,6 +4,7 @@ import json
 import math
 from copy import deepcopy
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +127,18 @@ ARMS = {
 }
 
 
+def test_batches_are_as_many_windows_of_one_length_as_asked_for():
+    # 25 tokens at context 8 and stride 4: windows of 4, then 8 each; the last scores one token alone.
+    keys = SimpleNamespace(stride=4, batch_size=2)
+    assert list(evaluation._batches(25, 8, keys)) == [
+        [(0, 4, 0)],
+        [(0, 8, 4), (4, 12, 8)],
+        [(8, 16, 12), (12, 20, 16)],
+        [(16, 24, 20), (17, 25, 24)],
+    ]
+    assert list(evaluation._batches(3, 8, keys)) == [[(0, 3, 0)]]
+
+
 @pytest.mark.parametrize(
     ("documents", "arm", "stride", "batch"),
     [("many", "add", 3, 4), ("just enough", "gated", 7, 3), ("too few", "replace", 5, 1), ("few tokens", "gpt", 2, 50)],
@@ -188,7 +201,7 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, documents, arm, stride, 
         by_head = sum(share for _, _, share in scores) / len(ids)
         assert torch.allclose(torch.tensor(weights["by_head"]).double(), by_head, atol=1e-5)
         assert by_head.flatten().sort().values.diff().min() > 1e-3  # no two could be taken for one another
-    assert {kind for kind, _ in told} == {"progress"}
+    assert {(kind, rest["task"], rest["unit"]) for kind, rest in told} == {("progress", "eval", "tokens")}
     done = [rest["done"] for _, rest in told]
     assert done == sorted(set(done))
     assert done[-1] == told[-1][1]["total"] == len(ids)
