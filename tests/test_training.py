@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT_SETTINGS
+from test_batches import plain_key
 from test_batches import plain_start
 from torch.nn import functional as F
 
@@ -188,7 +189,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(text_run, tmp_path,
 
 
 def test_shards_of_another_tokenizer_are_refused(text_run, tmp_path):
-    with pytest.raises(UsageError, match=r"tokenizer\.alphabet"):
+    with pytest.raises(UsageError, match=r"tokenizer\.alphabet: '\\n abc.*' -> 'abc'"):  # the shards' -> the recipe's
         go(keys(text_run, "tokenizer.alphabet=abc"), tmp_path)
 
 
@@ -410,6 +411,11 @@ def test_every_step_and_every_part_of_it_has_a_dropout_mask_of_its_own_that_seed
     assert len({loss for pair in found for loss in pair}) == 6
     torch.manual_seed(2)
     assert parts(seed=1, number=3) == found[0]
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    parts(seed=2, number=5)
+    # torch takes 63 bits; seed and step in this order, so that step 5 of run 2 is not step 2 of run 5.
+    assert seeds == [plain_key(2, 5) >> 1]
 
 
 @pytest.mark.parametrize("name", list(registry.MODELS))
@@ -528,6 +534,12 @@ def test_auto_is_bf16_on_cuda(text_run, tmp_path, monkeypatch, precision, bf16):
     trainer = training.Trainer(tiny(text_run, f"train.precision={precision}"), tmp_path, "cuda:1", quiet)
     assert trainer.bf16 is bf16
     assert moved == ["cuda:1"]
+
+
+def test_a_device_may_have_a_number(text_run, tmp_path):
+    trainer, plain = training.Trainer(tiny(text_run), tmp_path, "cpu:0", quiet), made(text_run, tmp_path)
+    assert trainer.step(0) == plain.step(0)
+    assert trainer.validation_loss() == plain.validation_loss()
 
 
 @pytest.mark.parametrize("wanted", [False, True])
@@ -652,6 +664,8 @@ def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
         go(resolved, tmp_path, stop_after(11), report=report)
     first = go(resolved, tmp_path, report=report)
     assert first["worked"] is True
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write('{"step": 13, "of": "somebody"}\n')  # the log of a finished run is not cut
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     again = go(resolved, tmp_path, report=report)
     assert again == first | {"worked": False}
