@@ -388,20 +388,36 @@ class Run:
     def row(self) -> str:
         """A line of the table."""
         count = json.loads(self.session.with_suffix(".json").read_text())["mutants"]
-        equal, alive = equivalent(), list(self.survivors())
-        same = sum((self.module, *pair) in equal for pair in alive)
+        listed, alive = equivalent(), list(self.survivors())
+        same = sum(not differs(self.module, *pair, listed) for pair in alive)
         tested = self.db.num_results
         killed = tested - len(alive)
         share = f"{100 * killed / max(1, tested - same):.0f} %"
         return f"| {self.module} | {count} | {tested} | {killed} | {same} | {len(alive) - same} | {share} |"
 
 
-def equivalent() -> set[tuple[str, str, str]]:
-    """(module, was, now) of the mutants that no test can tell from the code, as docs/testing.md lists them."""
+def equivalent() -> list[dict]:
+    """What docs/testing.md lists of mutants that no test can tell from the code: module or "*", code, now, why."""
     text = (ROOT / "docs" / "testing.md").read_text()
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    entries = [entry for block in blocks for entry in tomllib.loads(block)["equivalent"]]
-    return {(entry["module"], entry["was"], now) for entry in entries for now in entry["now"]}
+    return [entry for block in blocks for entry in tomllib.loads(block)["equivalent"]]
+
+
+def differs(module: str, was: str, now: str, listed: list[dict]) -> bool:
+    """Whether a mutant is none of those that are listed as equivalent; space does not count."""
+    was, now = bare(was), bare(now)
+    for entry in listed:
+        code = bare(entry["code"])
+        places = [found.start() for found in re.finditer(re.escape(code), was)] if entry["module"] in ("*", module) else []
+        same = (was[:place] + bare(other) + was[place + len(code) :] for place in places for other in entry["now"])
+        if now in same:
+            return False
+    return True
+
+
+def bare(code: str) -> str:
+    """Without spaces."""
+    return re.sub(r"\s", "", code)
 
 
 def main() -> None:
@@ -435,7 +451,7 @@ def main() -> None:
 
 def report(modules: list[str]) -> None:
     """Print the table of docs/testing.md, and the survivors that it does not list as equivalent."""
-    equal = equivalent()
+    listed = equivalent()
     print("| module | mutants | tested | killed | equivalent | survived | killed of those that differ |")
     print("|---|---|---|---|---|---|---|")
     runs = [run for run in map(Run, modules) if run.db.num_results]
@@ -443,7 +459,7 @@ def report(modules: list[str]) -> None:
         print(run.row())
     for run in runs:
         for was, now in run.survivors():
-            if (run.module, was, now) not in equal:
+            if differs(run.module, was, now, listed):
                 print(f"\n{run.module}\n  - {was}\n  + {now}")
 
 

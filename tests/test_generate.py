@@ -268,6 +268,11 @@ def test_sampling_equals_a_plain_loop_without_cache_beyond_the_context(name, opt
 # The distribution -----------------------------------------------------------------------------------------------------
 
 
+def test_a_top_p_of_one_keeps_what_the_rest_rounds_to_one_without():
+    p = probabilities(torch.tensor([[20.0, 0.0, 1.0]]), sampler(top_p=1.0))[0]
+    assert p.tolist() == pytest.approx([1.0, math.exp(-20), math.exp(-19)], rel=1e-5)
+
+
 def test_temperature_divides_the_logits_at_any_size():
     z = np.array([0.3, 0.0, 0.25, -0.1])
     for t in (0.01, 0.05, 0.3, 0.9, 1.0, 1.1, 3.0, 50.0):
