@@ -57,7 +57,7 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """Its run folder."""
-        return out / "runs" / f"{self.arm.label}-lr{self.lr:g}-s{self.seed}"
+        return out / "runs" / f"{self.arm.label}-lr{self.lr!r}-s{self.seed}"
 
     def recipe(self) -> Recipe:
         """All that it is trained by."""
@@ -97,7 +97,7 @@ def compare(
                 runner.run([Cell(arm, rate, first) for arm in arms.values() for rate in rates])
             for arm in arms.values():
                 scores = {rate: runner.validation(Cell(arm, rate, first)) for rate in rates} if len(rates) > 1 else {}
-                arm.tried = {f"{rate:g}": score for rate, score in scores.items()}
+                arm.tried = {repr(rate): score for rate, score in scores.items()}
                 arm.lr = min(scores, key=lambda rate: scores[rate]) if scores else rates[0]
             numbers = range(first, first + seeds)
             runner.run([Cell(arm, arm.lr, seed) for seed in numbers for arm in arms.values()])

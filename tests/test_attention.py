@@ -269,7 +269,7 @@ def plain_classes(members, targets, losses, mass, rises):
 
 
 SEVERAL = {  # settings, tapped layers, names of the sources, batch, and the window before each in its batch
-    "add": (["mode=add", "taps=0,2,3"], [0, 2, 3], ["own keys", "embedding", "layer 2", "layer 3"], 2, [1, 0, 4, 2, 3]),
+    "add": (["mode=add", "taps=0,2,3"], [0, 2, 3], ["own keys", "embedding", "layer 2", "layer 3"], 3, [2, 0, 1, 4, 3]),
     "gated": (["mode=gated", "taps=1,3"], [1, 3], ["layer 1", "layer 3"], 1, [2, 0, 1]),
     "replace": (["taps=1,2,3"], [1, 2, 3], ["layer 1", "layer 2", "layer 3"], 2, [1, 0, 3, 2]),
     "one tap": (["taps='2'"], [2], ["layer 2"], 9, [1, 0]),
@@ -610,6 +610,8 @@ class TestExcerpts:
         return shares, [grid[first : first + rows] for first in range(0, len(grid), rows)]
 
     def check_shares(self, strips, shares, length, most):
+        assert "mean over heads" in strips[0][0].get_title()
+        assert strips[-1][-1].get_xlabel() == "token"
         for number, (axes, *below) in enumerate(strips):
             (image,) = axes.images
             part = shares[:, number * length : (number + 1) * length]
@@ -654,23 +656,25 @@ class TestExcerpts:
         ]
         first, second = (3, 27, 60, pytest.approx(0.2)), (250, 40, 72, pytest.approx(0.7))
         assert bars == [[first, second], [second]]
-        assert [axes.get_ylim() for _, axes in strips] == [(58, 74)] * 2
+        assert [(axes.get_ylim(), axes.get_ylabel()) for _, axes in strips] == [((58, 74), "pitch")] * 2
 
-    def test_sound_is_drawn_from_the_first_token_to_the_last(self, figures):
+    @pytest.mark.parametrize("rate_hz", [24_000, 48_000])
+    def test_sound_is_drawn_from_the_first_token_to_the_last(self, figures, rate_hz):
         noise = np.random.default_rng(1).normal(size=300 * 40 + 290) / 100  # 40 a token, and a rest
-        samples = (np.sin(np.arange(len(noise)) * 2 * np.pi * 3000 / 24_000) + noise).astype(np.float32)
-        shares, strips = self.strips(figures, 300, 3, Excerpt(samples=samples, rate_hz=24_000))
+        samples = (np.sin(np.arange(len(noise)) * 2 * np.pi * 3000 / rate_hz) + noise).astype(np.float32)
+        shares, strips = self.strips(figures, 300, 3, Excerpt(samples=samples, rate_hz=rate_hz))
         self.check_shares(strips, shares, 256, 5.0)
         for (_, wave, spectrum), (start, end) in zip(strips, ((0, 256), (256, 300)), strict=True):
             (line,) = wave.lines
-            assert line.get_ydata().tolist() == samples[start * 40 : end * 40].tolist()
-            assert line.get_xdata() == pytest.approx(start - 0.5 + np.arange((end - start) * 40) / 40)
+            # Not by ==: pytest would spend a minute on how ten thousand numbers differ.
+            assert np.array_equal(line.get_ydata(), samples[start * 40 : end * 40])
+            assert np.allclose(line.get_xdata(), start - 0.5 + np.arange((end - start) * 40) / 40, rtol=1e-9)
             (image,) = spectrum.images
-            assert list(image.get_extent()) == [start - 0.5, end - 0.5, 0, 12_000]
-            # 512 samples at a time, of which 128 are new; from 12 kHz down to 0, each row 24,000 / 512 Hz.
+            assert list(image.get_extent()) == [start - 0.5, end - 0.5, 0, rate_hz / 2]
+            # 512 samples at a time, of which 128 are new; from half the rate down to 0, each row rate / 512 Hz.
             assert image.get_array().shape == (257, ((end - start) * 40 - 512) // 128 + 1)
-            assert set(image.get_array().argmax(0)) == {256 - 3000 * 512 // 24_000}
-            assert (image.get_clim()[0], spectrum.get_ylim()) == (-140, (0, 8000))
+            assert set(image.get_array().argmax(0)) == {256 - 3000 * 512 // rate_hz}
+            assert (image.get_clim()[0], spectrum.get_ylim(), spectrum.get_ylabel()) == (-140, (0, 8000), "Hz")
 
 
 class TestUse:
@@ -728,6 +732,10 @@ class TestUse:
         result = self.result()
         mass, costs, heads = self.cells(figures, result)[0]
         assert [bar.get_width() for bar in mass.patches] == [entry["mass"] for entry in result["sources"]]
+        assert [axes.get_xlabel() for axes in (mass, costs)] == [
+            "share of attention (mass)",
+            "loss added, nats per token",
+        ]
         assert labels(mass.get_yticklabels()) == labels(costs.get_yticklabels()) == list(self.NAMES)
         bars = [container for container in costs.containers if hasattr(container, "patches")]
         assert [container.get_label() for container in bars] == ["closed", "exchanged"]

@@ -221,7 +221,7 @@ CLEAR = statistics.Contrast(3, -0.04321, (-0.05, -0.04), 0.012, 3, 0.02, 0.9)
         ),
         (
             {"mean": 0.001, "p": 0.2, "p_holm": 0.6, "p_equal": 0.04},
-            "arm and gpt are equal within 0.005 nats per token (p = 0.04).",
+            "arm and gpt are equal within 0.0125 nats per token (p = 0.04).",
         ),
         # A small difference can be shown and lie within the margin: that it is one comes first.
         ({"p_equal": 0.001}, "arm beats gpt by 0.0432 nats per token (p = 0.012 over 3 seeds)."),
@@ -236,4 +236,4 @@ CLEAR = statistics.Contrast(3, -0.04321, (-0.05, -0.04), 0.012, 3, 0.02, 0.9)
     ],
 )
 def test_the_verdict_word_for_word(changes, sentence):
-    assert statistics.verdict("arm", "gpt", dataclasses.replace(CLEAR, **changes), MARGIN) == sentence
+    assert statistics.verdict("arm", "gpt", dataclasses.replace(CLEAR, **changes), 0.0125) == sentence
