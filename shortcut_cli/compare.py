@@ -222,7 +222,7 @@ class Runner:
                     break
                 except subprocess.TimeoutExpired:
                     if self.asked() is not None and not told:
-                        process.terminate()
+                        process.kill()
                         told = True
             output.write(said)
         if self.asked() is not None:
@@ -250,6 +250,7 @@ class Runner:
         split = arm.recipe.eval.split
         scores = [json.loads((folder / "eval.json").read_text())["splits"][split] for folder in folders]
         costs = [json.loads((folder / "cost.json").read_text()) for folder in folders]
+        speeds = [speed for speed in map(_speed, folders) if not math.isnan(speed)]
         return {
             "label": arm.label,
             "model": arm.recipe.model.name,
@@ -263,7 +264,7 @@ class Runner:
             "parameters_total": arm.size.total,
             "training_flops_per_token": arm.size.flops,
             "cache_bytes_per_token": arm.size.cache_bytes,
-            "tokens_per_s": means.median(_speed(folder) for folder in folders),
+            "tokens_per_s": means.median(speeds) if speeds else None,
             "peak_mb": max(cost["peak_mb"] for cost in costs),
             "device": costs[0]["device"],
             "seeds": list(seeds),
@@ -278,7 +279,7 @@ class Runner:
 
 
 def _speed(folder: Path) -> float:
-    """Tokens per second: the median over the pieces of the log between which nothing was validated."""
+    """Tokens per second: the median over the pieces of the log between which nothing was validated; NaN without any."""
     lines = read_log(folder)
     found = [
         (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])

@@ -635,6 +635,21 @@ def test_speed_is_that_between_validations(tmp_path):
     assert math.isnan(speed(line(100, 1.0), check, line(200, 2.0), check))
 
 
+def test_a_speed_that_no_run_shows_is_none_and_that_of_the_runs_that_show_one_counts(scripted):
+    def write(folder, label, rate, seed, device):
+        write_cell(folder, label, rate, seed, device)
+        if label == "gpt" or seed == 7:  # validated after every line of the log
+            lines = log_of(label, rate, seed)[1:3]
+            (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    scripted.write = write
+    result = scripted("late_kv", seeds=3)
+    unit = 1 + LABELS.index("late_kv")
+    both = [256 / (0.5 * unit * factor) for factor in (4, 2)]
+    assert [row["tokens_per_s"] for row in result["arms"]] == [None, pytest.approx(means.mean(both))]
+    json.loads((scripted.out / "compare.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+
+
 def test_the_curve_is_the_mean_over_seeds_at_each_step(tmp_path):
     logs = {
         "a": [(2, None, 1.0), (4, 2.5, None), (10, None, 3.0), (12, 2.1, None)],
