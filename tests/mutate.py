@@ -408,7 +408,9 @@ def differs(module: str, was: str, now: str, listed: list[dict]) -> bool:
     was, now = bare(was), bare(now)
     for entry in listed:
         code = bare(entry["code"])
-        places = [found.start() for found in re.finditer(re.escape(code), was)] if entry["module"] in ("*", module) else []
+        if entry["module"] not in ("*", module):
+            continue
+        places = [found.start() for found in re.finditer(re.escape(code), was)]
         same = (was[:place] + bare(other) + was[place + len(code) :] for place in places for other in entry["now"])
         if now in same:
             return False

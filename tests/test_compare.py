@@ -279,7 +279,7 @@ class Scripted:
         model, keys = made.model, made.train
         label = self.shapes[model.name, model.layers, model.width, model.ffn]
         self.ran.append((label, keys.lr, keys.seed))
-        assert folder == self.out / "runs" / f"{label}-lr{keys.lr:g}-s{keys.seed}"
+        assert folder == self.out / "runs" / f"{label}-lr{keys.lr!r}-s{keys.seed}"
         self.write(folder, label, keys.lr, keys.seed, device)
 
     def __call__(self, *models, settings=(), **options):
@@ -341,7 +341,7 @@ def wanted_row(label):
         "model": name,
         "asked": label in ("gpt", *ASKED),
         "lr": best,
-        "validation_by_lr": {f"{rate:g}": min(validation_of(label, rate, 7)) for rate in RATES},
+        "validation_by_lr": {repr(rate): min(validation_of(label, rate, 7)) for rate in RATES},
         "layers": layers,
         "width": width,
         "ffn": ffn,
@@ -357,7 +357,7 @@ def wanted_row(label):
         "nats_per_token": list(NATS[label]),
         "bits_per_unit": [bits_of(label, seed) for seed in (7, 8, 9)],
         "unit": "character",
-        "folders": [f"runs/{label}-lr{best:g}-s{seed}" for seed in (7, 8, 9)],
+        "folders": [f"runs/{label}-lr{best!r}-s{seed}" for seed in (7, 8, 9)],
         "curve": [
             {"step": step, "validation": sum(LOWEST[label]) / 3 + more, "seconds": second}
             for step, more, second in zip((4, 8, 12), (0.3, 0.0, 0.4), seconds, strict=True)
@@ -501,6 +501,13 @@ def test_another_recipe_or_match_in_the_same_folder_is_refused(scripted):
             scripted("late_kv", **{"seeds": 1} | change)
         assert refused.value.message.splitlines()[1:] == [words]
         assert (scripted.out / "comparison.json").read_text() == kept
+
+
+def test_rates_that_differ_late_have_folders_of_their_own(tmp_path):
+    resolved = recipe.read("text-tiny")
+    arm = compare.Arm("gpt", resolved, compare.matching.size(resolved, 39))
+    folders = {compare.Cell(arm, rate, 1).folder(tmp_path).name for rate in (0.001, 0.0010000001, 0.00100000011, 1e-3)}
+    assert folders == {"gpt-lr0.001-s1", "gpt-lr0.0010000001-s1", "gpt-lr0.00100000011-s1"}
 
 
 def test_the_split_of_the_recipe_is_compared(scripted):

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT_SETTINGS
-from test_batches import plain_key
-from test_batches import plain_start
+from test_batches import plain_key, plain_start
 from torch.nn import functional as F
 
 from shortcut_cli import checkpoint, files, loop, recipe, registry
