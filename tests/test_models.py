@@ -879,15 +879,79 @@ def test_a_product_divided_among_threads_is_that_product(leaving, monkeypatch):
     assert parts == [math.gcd(leaving, number) for number in (1, 2, 3) for _ in range(3)]
 
 
-@pytest.mark.parametrize("name", ["gpt", "shortcut"])
-def test_the_residual_stream_stays_in_full_precision_under_autocast(name):
-    model = make(name, {})
+@pytest.mark.parametrize(("name", "options"), ARMS)
+def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
+    """Sublayers compute in bf16, but what is added up over depth is never rounded to it."""
+    model = make(name, options, open_gates=True)
     kept = []
-    for block in model.blocks:
-        block.register_forward_hook(lambda _module, _inputs, output: kept.append(output.dtype))
+    if name == "hyper":  # whose sublayers read sums that are computed in bf16, of streams that are not
+        for connection in model.connections:
+            connection.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].clone()))
+    else:
+        norm = blocks.RMSNorm.fork
+        monkeypatch.setattr(blocks.RMSNorm, "fork", lambda self, x: kept.append(x) or norm(self, x))
     x = ids(1, 8)
     with torch.autocast("cpu", torch.bfloat16):
         loss = metrics.loss(model(x), x)
     loss.backward()
-    assert kept == [torch.float32] * len(model.blocks)
+    assert len(kept) >= 12
+    for state in kept:
+        assert state.dtype == torch.float32
+        # Of fp32 numbers, one in 2^16 is one of bf16 too.
+        assert (state == state.bfloat16()).float().mean() < 0.1
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_sums_over_depth_are_in_full_precision_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(2, 3, 8, generator=generator) for _ in range(3)]
+    weights = torch.randn(2, 3, 2, 3, generator=generator)
+    wanted = [sum(weights[:, :, c, j, None].double() * rows[j] for j in range(3)) for c in range(2)]
+    states = mixing.States(3, 2, rows[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = mixing.States(3, 2, rows[0])  # has no buffer
+        found = [mixing.weighted_sum(weights[:, :, c].permute(2, 0, 1), rows) for c in range(2)]
+        for row in rows:
+            plain.put(row)
+        found += plain.mix(weights)
+    assert (states.store is None, plain.store is None) == (False, True)
+    for row in rows:
+        states.put(row)
+    for one, other in zip(found + states.mix(weights), wanted * 3, strict=True):
+        assert apart(one, other) < 1e-6
+
+
+def test_angles_late_in_a_long_context_are_those_of_double_precision():
+    table = blocks.rotary_table(2**15, 8, 500.0)
+    assert table.shape == (2**15, 4)
+    for t, k in itertools.product((0, 1, 1000, 2**15 - 1), range(4)):
+        angle = t * 500.0 ** (-2 * k / 8)
+        assert abs(table[t, k].item() - complex(math.cos(angle), math.sin(angle))) < 1e-6
+
+
+def test_the_plain_attentions_weigh_in_full_precision_what_they_read_in_bf16():
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: (2 * torch.randn(2, 3, *shape, generator=generator)).bfloat16()  # noqa: E731
+    q, k = draw(5, 8), draw(5, 2, 8)
+    scores = torch.einsum("bhid,bhjmd->bhmij", q.double(), k.double()) / math.sqrt(8)
+    hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    shares = (
+        scores.masked_fill(hidden, -math.inf).transpose(2, 3).flatten(-2).softmax(-1).unflatten(-1, (2, 5)).sum(-1).mT
+    )
+    out, found = merge.plain(q, k, k)
+    assert out.dtype == torch.bfloat16
+    assert apart(found, shares) < 1e-5
+    # Scores of some 30, which in bf16 would be off by a tenth; most shares are near 0 or 1, which bf16 has.
+    q, (own, below) = q * 4, k.unbind(3)
+    seen = torch.cat(
+        (
+            torch.einsum("bhid,bhjd->bhij", q.double(), own.double()).masked_fill(hidden, -math.inf),
+            (q.double() * below.double()).sum(-1, keepdim=True),
+        ),
+        -1,
+    )
+    shares = (seen / math.sqrt(8)).softmax(-1)
+    wanted = shares[..., :5] @ own.double() + shares[..., 5:] * below.double()
+    found = merge.plain_with_depth(q, own, own, [below], [below])
+    assert found.dtype == torch.bfloat16
+    assert apart(found, wanted) < 2**-9

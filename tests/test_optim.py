@@ -89,6 +89,7 @@ def test_steps_equal_plain_adamw_with_decay_on_matrices_and_a_rate_of_their_own_
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 weight.grad = torch.randn(weight.shape, generator=generator)
+                weight.grad[0] *= 1e-6  # so small that epsilon counts
                 gradients[name].append(weight.grad.double().numpy())
         optim.set_rate(optimizer, rate)
         optimizer.step()

@@ -672,6 +672,22 @@ def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
     assert notes[1:] == ["going on at step 11", "this run is finished already"]
 
 
+def test_the_summary_of_a_finished_run_is_that_of_its_state(text_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 8000.0)
+    trainer = made(text_run, tmp_path)
+    trainer.state = training.State(step=12, best=0.25)
+    trainer.began = 8000.0 - 7234.56
+    trainer.save()
+    assert go(tiny(text_run), tmp_path) == {
+        "run": str(tmp_path / "run.pt"),
+        "worked": False,
+        "step": 12,
+        "validation_nats_per_token": 0.25,
+        "parameters": trainer.model.count(),
+        "seconds": 7234.6,
+    }
+
+
 def test_a_folder_that_another_training_holds_is_refused(text_run, tmp_path):
     with files.held(tmp_path, "another"), pytest.raises(UsageError, match="is in use: another"):
         go(tiny(text_run), tmp_path)
