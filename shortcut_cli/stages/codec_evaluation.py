@@ -14,7 +14,7 @@ import torch
 
 from shortcut_cli import files, inputs
 from shortcut_cli.codec import objectives, opening, rvq
-from shortcut_cli.codec.stream import CODES, HOP, RATE_HZ
+from shortcut_cli.codec.stream import CODES, HOP, MONO, RATE_HZ
 from shortcut_cli.errors import Rejected, UsageError
 from shortcut_cli.tokenizers.audio import AudioTokenizer, Length, read_samples
 
@@ -50,12 +50,14 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     perplexity of each codebook over all files; speeds as multiples of real time. A figure is None where its package is
     missing, or where it is not defined for any file.
 
-    out: folder for the reconstructions. Raises UsageError where there is nothing to read.
+    out: folder for the reconstructions. Raises UsageError where there is nothing to read, or for a codec of stereo.
     """
     found = inputs.find(paths, AudioTokenizer.suffixes)
     if not found.files:
         raise UsageError(f"no {' '.join(AudioTokenizer.suffixes)} files in {' '.join(map(str, paths))}")
     codec = opening.codec(weights)
+    if codec.layout != MONO:
+        raise UsageError(f"{weights} is a codec of 48 kHz stereo; `codec eval` measures those of 24 kHz mono")
     measures = Measures()
     if measures.missing:
         report("note", text=f"without {measures.missing}: pip install 'shortcut-cli[measure]'")
