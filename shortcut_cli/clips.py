@@ -120,8 +120,9 @@ def _made(folder: Path, request: dict[str, object]) -> Clips:
         raise CheckFailed(f"{path} is not what `shortcut codec train` wrote: {error!r}") from error
     for split in ("train", "val"):
         size = 2 * sum(clip.samples for clip in clips if clip.split == split)
-        if (folder / f"{split}.s16").stat().st_size != size:
-            raise CheckFailed(f"{folder / split}.s16 is not {size:,} bytes long, as {path} says")
+        samples = folder / f"{split}.s16"
+        if not samples.is_file() or samples.stat().st_size != size:
+            raise CheckFailed(f"{samples} is not {size:,} bytes long, as {path} says")
     changed = [key for key in request if request[key] != known.get(key)]
     if changed:
         raise UsageError(
