@@ -5,6 +5,7 @@ And in this process, with what it calls replaced: what each option becomes.
 
 import errno
 import gc
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import pytest
 import torch
 import typer
 from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
+from rich.console import Console
 
 from shortcut_cli import checkpoint, cli, console, errors, pipeline, recipe
 from shortcut_cli import compare as comparing
@@ -950,6 +952,47 @@ def test_events_become_plain_lines_in_a_pipe(monkeypatch, capsys):
         "train: 1,000 of 4,000 steps, loss 1.2346, 32,000 tokens/s, 6 s left",
         "train: 2,000 of 4,000 steps",
     ]
+
+
+def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    with console.Reporter() as report:
+        report("progress", task="read", done=0, total=3, unit="files")
+        report("progress", task="train", done=2, total=9, unit="steps", loss=1.23456, tokens=5, seconds=1.0)
+        report("progress", task="train", done=5, total=9, unit="steps")
+        report("progress", task="read", done=2, total=4, unit="files")
+        shown = [(task.description, task.completed, task.total, task.fields) for task in report.live.tasks]
+        assert shown == [
+            ("read", 2, 4, {"unit": "files", "loss": ""}),
+            ("train", 5, 9, {"unit": "steps", "loss": "loss 1.2346"}),
+        ]
+        report("progress", task="read", done=4, total=4, unit="files")
+        assert [task.description for task in report.live.tasks] == ["train"]
+        report("progress", task="read", done=1, total=2, unit="files")  # a second stage of that name
+        assert [(task.description, task.completed) for task in report.live.tasks] == [("train", 5), ("read", 1)]
+        rate, live = report.live.columns[3], report.live
+        for finished, speed, text in (
+            (None, None, ""),
+            (None, 1234.0, "1234 steps/s"),
+            (20_000.0, 3.0, "20,000 steps/s"),
+        ):
+            task = SimpleNamespace(finished_speed=finished, speed=speed, fields={"unit": "steps"})
+            assert str(rate.render(task)) == text
+        assert live.live.is_started
+    assert not live.live.is_started  # else the cursor stays hidden
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "width"),
+    [(False, {}, 120), (False, {"COLUMNS": "77"}, 77), (True, {"COLUMNS": "66"}, 66)],
+)
+def test_a_table_is_as_wide_as_the_terminal_and_120_columns_in_a_pipe(monkeypatch, terminal, variables, width):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: terminal, write=str, flush=int))
+    assert console._out.__wrapped__().width == width
 
 
 def test_doctor_shows_what_to_do_only_about_what_is_missing(monkeypatch, capsys):

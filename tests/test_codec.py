@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +21,13 @@ import pytest
 import soundfile
 import torch
 from conftest import USERS_CACHE, set_flags, shortcut
+from test_batches import plain_key
 from torch import nn
 from torch.nn import functional as F
 
-from shortcut_cli import clips, recipe, sealed, workers
+from shortcut_cli import clips, files, recipe, sealed, workers
 from shortcut_cli.codec import encodec, frame, objectives, opening, own, rvq, weights
-from shortcut_cli.codec.stream import STEREO, Layout, regular
+from shortcut_cli.codec.stream import MONO, STEREO, Layout, regular
 from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, UsageError
 from shortcut_cli.stages import codec_evaluation, codec_training
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer, Length, read_samples
@@ -640,6 +642,15 @@ def test_the_share_of_validation_is_one_of_groups_whatever_the_order_of_the_file
     assert len({mixed[sha256][:8] for sha256, split in splits.items() if split == "val"}) == 5  # of 11 groups
 
 
+def test_the_groups_with_the_least_hashes_are_validated_on():
+    names = {str(number): f"speaker{number:02}/1.wav" for number in range(40)}
+    splits = clips.divide(names, r"speaker\d+", 0.25)
+    hashes = {sha256: plain_key(*name[:9].encode()) for sha256, name in names.items()}
+    least = sorted(hashes, key=hashes.get)[:10]
+    assert {sha256 for sha256, split in splits.items() if split == "val"} == set(least)
+    assert sorted(least) != sorted(names)[:10]
+
+
 def in_order(task, jobs, _, **__):
     """As `workers.in_order`, in this process."""
     for job in jobs:
@@ -689,9 +700,31 @@ def test_sound_is_staged_as_16_bits_file_behind_file_and_equal_files_once(tmp_pa
     (tmp_path / "data" / "val.s16").write_bytes(whole[:-2])
     with pytest.raises(CheckFailed, match=r"val.s16 is not \d+ bytes long"):
         clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+    (tmp_path / "data" / "val.s16").unlink()
+    with pytest.raises(CheckFailed, match=r"val.s16 is not \d+ bytes long"):
+        clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
     (tmp_path / "data" / "clips.json").write_text("{}")
     with pytest.raises(CheckFailed, match="is not what"):
         clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+
+
+def test_sounds_are_read_within_the_limits_that_recipe_and_command_set(tmp_path, monkeypatch):
+    asked, shown = [], []
+    monkeypatch.setattr(workers, "in_order", lambda *given, **limits: asked.append(limits) or in_order(*given))
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for number in range(2):
+        soundfile.write(folder / f"{number}.wav", np.full(4, number / 4), 24_000)
+    (folder / "short.wav").write_text("no sound at all, but long enough for a header")
+    (folder / "gone.wav").symlink_to("nowhere")
+    made = keys("data.val=0.4", "data.file_timeout_s=33", "data.file_memory_mb=2222").data
+    report = lambda event, **said: shown.append((event, said["task"], said["done"], said["total"]))  # noqa: E731
+    staged = clips.stage([str(folder)], tmp_path / "data", made, n_workers=3, report=report)
+    assert asked == [{"workers": 3, "timeout_s": 33, "memory_mb": 2222}]
+    assert shown == [("progress", "read", done, 3) for done in (1, 2, 3)]
+    rejects = [json.loads(line) for line in (tmp_path / "data" / "rejects.jsonl").read_text().splitlines()]
+    assert [(entry["path"], bool(entry["reason"])) for entry in rejects] == [("gone.wav", True), ("short.wav", True)]
+    assert (staged.rejected, len(staged.clips)) == (2, 2)
 
 
 def written(folder, **splits):
@@ -833,6 +866,14 @@ def trainer(folder, *settings):
     found = codec_training.Trainer(made, folder, written(folder, train=noise, val=spoken), "cpu", quiet)
     settle(found.network.quantizer)
     return found
+
+
+def test_a_training_draws_its_weights_from_its_seed_and_its_discriminator_is_as_wide_as_the_recipe_says(tmp_path):
+    one = trainer(tmp_path, "train.seed=7", "train.discriminator_filters=3", "train.adversarial_from=1")
+    expected = own.network(one.recipe.codec, 7)
+    assert all(torch.equal(part, expected.get_parameter(name)) for name, part in one.network.named_parameters())
+    layers = [scale.convs[0].conv for scale in one.opponent.network.discriminators]
+    assert [layer.out_channels for layer in layers] == [3] * 3
 
 
 def test_half_of_the_clips_are_trained_at_the_full_rate_and_the_others_at_any(tmp_path, monkeypatch):
@@ -1081,6 +1122,56 @@ def test_the_codec_that_is_kept_is_the_one_with_the_least_distance(sounds, tmp_p
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 6
 
 
+def test_files_that_changed_are_refused_even_where_the_clips_are_gone(sounds, tmp_path, monkeypatch):
+    scripted(monkeypatch, [{"mel_3kbps": 1.0}] * 6)
+    train(keys(), sounds, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "data")
+    (tmp_path / "fewer").mkdir()
+    for path in sorted(sounds.glob("speaker*.wav"))[1:]:
+        (tmp_path / "fewer" / path.name).symlink_to(path)
+    with pytest.raises(UsageError, match="the files are others"):
+        train(keys(), tmp_path / "fewer", tmp_path / "run")
+
+
+def test_beginning_again_leaves_nothing_to_go_on_from_before_the_first_state(sounds, tmp_path, monkeypatch):
+    scripted(monkeypatch, [{"mel_3kbps": 1.0}] * 6)
+    train(keys(), sounds, tmp_path / "run")
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert made >= {"codec.pt", "resume.pt", "resume.prev.pt", "log.jsonl"}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(codec_training.Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(keys("train.lr=0.5"), sounds, tmp_path / "run", resume="never")
+    assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} <= {"recipe.toml", ".lock"}
+    assert recipe.read_codec(str(tmp_path / "run" / "recipe.toml")).train.lr == 0.5
+
+
+def test_a_training_has_the_processes_and_the_device_that_the_command_names(tmp_path, monkeypatch):
+    asked = []
+
+    def made(*given):
+        asked.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clips, "stage", lambda *given, n_workers, report: (*given, n_workers, report))
+    monkeypatch.setattr(codec_training, "Trainer", made)
+    one = keys()
+    options = {"n_workers": 3, "device": "meta", "resume": "auto", "report": quiet, "stop": None}
+    with pytest.raises(KeyboardInterrupt):
+        codec_training.train(one, ["a", "b"], tmp_path, **options)
+    data = (["a", "b"], tmp_path / "data", one.data, 3, quiet)
+    assert asked == [(one, tmp_path, data, "meta", quiet)]
+
+
+def test_a_folder_takes_one_codec_training_at_a_time(sounds, tmp_path):
+    with files.held(tmp_path / "run", "another"), pytest.raises(UsageError, match="in use: another, process"):
+        train(keys(), sounds, tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
+
+
 def digest(path):
     return {name: tensor.clone() for name, tensor in own.read(path)["weights"].items()}
 
@@ -1160,7 +1251,7 @@ def test_eval_measures_every_bandwidth_and_opus(sounds, tmp_path):
 class Steps:
     """A codec of three codebooks, whose decoder gives a step for each: so many hundredths, plus those of the codes."""
 
-    codebooks = 3
+    codebooks, layout = 3, MONO
 
     def encode(self, blocks, codebooks):
         (x,) = blocks
@@ -1242,6 +1333,13 @@ def test_eval_says_why_nothing_can_be_read(tmp_path, monkeypatch):
         codec_evaluation.evaluate("mine", [str(tmp_path)], None, report=quiet)
 
 
+def test_eval_refuses_a_codec_of_stereo(tmp_path, monkeypatch):
+    monkeypatch.setattr(codec_evaluation.opening, "codec", lambda _: SimpleNamespace(layout=STEREO))
+    soundfile.write(tmp_path / "x.wav", glide(0.2), 24_000)
+    with pytest.raises(UsageError, match="encodec_48khz is a codec of 48 kHz stereo"):
+        codec_evaluation.evaluate("encodec_48khz", [str(tmp_path)], None, report=quiet)
+
+
 def test_figures_of_a_short_or_silent_sound():
     measures = codec_evaluation.Measures()
     rng = np.random.default_rng(0)
@@ -1284,6 +1382,51 @@ def test_stoi_and_pesq_are_those_of_their_packages(tmp_path):
     assert found["pesq"] == pesq(16_000, *(soxr.resample(s, 24_000, 16_000) for s in (x, y)), "wb")
     silence = np.zeros(24_000, np.float32)
     assert codec_evaluation.Measures()(silence, silence)["stoi"] is None
+
+
+def test_the_packages_of_stoi_and_pesq_are_given_the_original_first_and_the_rate_they_take(monkeypatch):
+    import soxr
+
+    calls, failing = [], []
+
+    class PesqError(Exception):
+        pass
+
+    def measured(name, result):
+        def measure(*given):
+            calls.append((name, given))
+            if failing:
+                raise failing[0]
+            return result
+
+        return measure
+
+    stoi, pesq = measured("stoi", np.float64(0.25)), measured("pesq", 1.5)
+    monkeypatch.setitem(sys.modules, "pystoi", SimpleNamespace(stoi=stoi))
+    monkeypatch.setitem(sys.modules, "pesq", SimpleNamespace(pesq=pesq, PesqError=PesqError))
+    measures = codec_evaluation.Measures()
+    x, y = glide(0.5), glide(0.5, 1)
+    found = measures(x, y)
+    assert (found["stoi"], found["pesq"], measures.missing) == (0.25, 1.5, "")
+    (_, (original, back, rate)), (_, (rate_16, original_16, back_16, kind)) = calls
+    assert (rate, rate_16, kind) == (24_000, 16_000, "wb")
+    for given, sound in ((original, x), (back, y)):
+        assert np.array_equal(given, sound)
+    for given, sound in ((original_16, x), (back_16, y)):
+        assert np.array_equal(given, soxr.resample(sound, 24_000, 16_000))
+    for error in (RuntimeWarning("too short"), ValueError("no frames")):
+        failing[:] = [error]
+        assert measures._stoi(x, y) is None
+    failing[:] = [PesqError("no utterance")]
+    assert measures._pesq(x, y) is None
+    calls.clear()
+    silence = np.zeros_like(x)
+    assert measures._stoi(silence, y) is measures._pesq(silence, y) is measures._pesq(x, silence) is None
+    assert calls == []
+    monkeypatch.setitem(sys.modules, "pystoi", None)
+    assert codec_evaluation.Measures().missing == "STOI (pystoi)"
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    assert codec_evaluation.Measures().missing == "STOI (pystoi) and PESQ (pesq)"
 
 
 def test_a_damaged_or_foreign_codec_is_noticed(sounds, tmp_path):

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from test_checkpoint import watch
 from typer.testing import CliRunner
 
 from shortcut_cli.cli import app
@@ -26,6 +28,8 @@ class Server(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "bytes=0-")
         first = int(asked.removeprefix("bytes=").removesuffix("-"))
         self.requests.append(first)
+        if self.mode == "hangs":
+            time.sleep(0.3)
         content = CONTENT if self.mode != "corrupt" else b"x" + CONTENT[1:]
         if self.mode == "missing":
             self.send_error(404)
@@ -91,6 +95,22 @@ def test_a_connection_that_drops_is_taken_up_where_it_was(serve, tmp_path):
     assert list(done) == sorted(set(done))
     assert (done[0], done[-1], set(totals)) == (1 << 20, len(CONTENT), {len(CONTENT)})
     assert names(tmp_path / "cache") == ["w.th"]
+
+
+def test_a_server_that_does_not_answer_is_given_up(serve, monkeypatch):
+    serve("hangs")
+    monkeypatch.setattr(weights, "TIMEOUT_S", 0.05)
+    with pytest.raises(Unavailable, match="timed out"):
+        weights.fetch("encodec_24khz")
+
+
+def test_weights_are_on_the_disk_before_they_have_their_name(serve, tmp_path, monkeypatch):
+    serve("good")
+    (tmp_path / "cache").mkdir()
+    events = watch(monkeypatch, tmp_path / "cache")
+    weights.fetch("encodec_24khz")
+    size = len(CONTENT)
+    assert events == [f"sync of a temporary file, {size} bytes", "a temporary file -> w.th", "sync of the folder"]
 
 
 def test_a_server_without_ranges_begins_again(serve):
