@@ -10,6 +10,7 @@ import pytest
 from test_checkpoint import watch
 from typer.testing import CliRunner
 
+from shortcut_cli import files
 from shortcut_cli.cli import app
 from shortcut_cli.codec import encodec, opening, weights
 from shortcut_cli.codec.stream import MONO, STEREO
@@ -102,6 +103,13 @@ def test_a_server_that_does_not_answer_is_given_up(serve, monkeypatch):
     monkeypatch.setattr(weights, "TIMEOUT_S", 0.05)
     with pytest.raises(Unavailable, match="timed out"):
         weights.fetch("encodec_24khz")
+
+
+def test_one_process_at_a_time_fetches(serve, tmp_path):
+    requests = serve("good")
+    with files.held(tmp_path / "cache", "another"), pytest.raises(UsageError, match="in use: another, process"):
+        weights.fetch("encodec_24khz")
+    assert requests == []
 
 
 def test_weights_are_on_the_disk_before_they_have_their_name(serve, tmp_path, monkeypatch):
