@@ -43,6 +43,12 @@ def test_a_contiguous_split_is_cut_again_at_the_same_places(material, tmp_path, 
     assert (result["different"], result["tokens"]) == ([], sum(s["tokens"] for s in manifest["splits"].values()))
 
 
+def test_what_bpe_merged_across_the_cuts_of_a_contiguous_split_is_not_proven(material, tmp_path):
+    run("music-tiny", [material / "midi"], tmp_path / "s", "tokenizer.bpe=400", "data.split=contiguous")
+    with pytest.raises(UsageError, match="can't be cut again"):
+        prove(tmp_path / "s")
+
+
 def test_one_wrong_id_is_found(material, tmp_path):
     run("music-tiny", [material / "midi"], tmp_path / "s")
     path = tmp_path / "s" / "val-00000.bin"
