@@ -594,6 +594,10 @@ def test_a_line_of_the_log_says_what_the_steps_since_the_last_one_gave(text_run,
     assert trainer.state.pending == []
 
 
+def test_a_run_begins_with_nothing_done():
+    assert vars(training.State()) == {"step": 0, "best": math.inf, "seconds": 0.0, "pending": []}
+
+
 def test_a_state_keeps_time_best_and_pending_losses(text_run, tmp_path, monkeypatch):
     trainer = made(text_run, tmp_path)
     trainer.step(0)
