@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shortcut_cli import shards
+from shortcut_cli import files, shards
 from shortcut_cli.errors import CheckFailed, UsageError
 
 IDENTITY = {"name": "text", "fingerprint": "f", "vocabulary": 300, "end": 299, "stride": 1, "unit": "byte"}
@@ -199,3 +201,37 @@ def test_everything_that_was_added_is_counted_and_listed_in_its_order(tmp_path):
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest == shards.read_manifest(tmp_path)
     assert list(shards.verify(tmp_path)) == []
+
+
+def test_all_is_on_the_disk_under_its_name_before_the_manifest_is(tmp_path, monkeypatch):
+    durable, forgotten = {}, []  # what the disk knows: by inode, the size of a file or the names in a folder
+    fsync, replace = os.fsync, os.replace
+
+    def state(path):
+        found = os.stat(path)
+        return found.st_ino, sorted(os.listdir(path)) if stat.S_ISDIR(found.st_mode) else found.st_size
+
+    def synced(handle):
+        inode, now = state(handle)
+        durable[inode] = now
+        fsync(handle)
+
+    def replaced(old, new):
+        if Path(new).name == "manifest.json":
+            for path in [tmp_path, *tmp_path.rglob("*")]:
+                inode, now = state(path)
+                if path == tmp_path:
+                    now.remove(Path(old).name)
+                if path != Path(old) and durable.get(inode) != now:
+                    forgotten.append(path.relative_to(tmp_path).as_posix())
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    with shards.FolderWriter(tmp_path, 300, 3, end=299) as writer:
+        for split, ids in (("train", [1, 2]), ("train", [3, 4, 5]), ("train", [6]), ("val", [7]), ("test", [])):
+            writer.add(split, [np.array(ids)], {"byte": len(ids)}, {"source": "a.txt"})
+        files.write(writer.partial / "tokenizer" / "tokenizer.json", "{}")
+        writer.finish([], {"request": {}, "tokenizer": IDENTITY})
+    assert (tmp_path / "manifest.json").exists()
+    assert forgotten == []
