@@ -535,6 +535,16 @@ def test_a_factor_makes_a_piece_longer_and_a_variant_has_a_hash_of_its_own(tmp_p
         assert document.sha256 == hashlib.sha256(name.encode()).hexdigest()
 
 
+@pytest.mark.parametrize(("ticks", "factor", "longer"), [(0, "0.5", 0), (0, "2", 0), (1, "0.5", 0), (1, "2", 2)])
+def test_a_piece_of_almost_no_length_can_be_stretched(tmp_path, ticks, factor, longer):
+    on = mido.Message("note_on", note=60, velocity=64)
+    path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=ticks))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
+    ids, units = tokenizer._read(path, f"tempo={factor}")
+    assert (units["note"], units["beat"]) == (1, longer / 480)
+    assert ids.tolist() == tokenizer.prompt(path).tolist()  # the shortest note that a token can say
+
+
 def test_tracks_are_one_piano_without_drums_or_keep_their_programs(tmp_path):
     lead = melody((480, 960, 60, 99), (0, 480, 72, 99), program=24)
     bass = melody((0, 960, 40, 99), channel=1, program=33)

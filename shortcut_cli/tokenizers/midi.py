@@ -612,7 +612,8 @@ def _transpose(score: Any, semitones: int) -> None:
 def _stretch(score: Any, factor: float) -> Any:
     """The score with all times longer by the factor, to the nearest tick."""
     end = score.end()
-    return score.adjust_time([0, end], [0, round(end * factor)])
+    # symusic divides by the time between the two; where there is none, nothing gets longer.
+    return score.adjust_time([0, end], [0, round(end * factor)]) if end else score
 
 
 def _units(score: Any, notes: int) -> dict[str, float]:
