@@ -29,24 +29,29 @@ def find(arguments: Iterable[str], suffixes: tuple[str, ...]) -> Found:
     Raises UsageError where an argument names nothing.
     """
     found = Found()
-    best: dict[str, tuple[int, str, Path]] = {}
+    best: dict[str, tuple[int, str, Path, str]] = {}
+    passed: set[str] = set()
     for argument in arguments:
         for root in _expand(argument):
             for relative, path in _walk(root, suffixes, found):
                 if not path.name.lower().endswith(suffixes):
-                    _pass_over(path, root, suffixes, found)
-                elif reason := _not_a_file(path):
-                    found.rejects.append((relative, reason))
-                else:
-                    # The same file below two roots is listed under the outer one, which says more.
-                    candidate = (-relative.count("/"), relative, path)
-                    real = os.path.realpath(path)
-                    best[real] = min(best.get(real, candidate), candidate)
+                    if path == root:
+                        found.rejects.append((path.name, f"its suffix is none of {' '.join(suffixes)}"))
+                    else:
+                        passed.add(os.path.realpath(path))
+                    continue
+                # The same file below two roots is listed under the outer one, which says more.
+                reason = _not_a_file(path)
+                candidate = (-relative.count("/"), relative, path, reason)
+                place = os.path.abspath(path) if reason else os.path.realpath(path)
+                best[place] = min(best.get(place, candidate), candidate)
+    found.files = sorted((relative, path) for _, relative, path, reason in best.values() if not reason)
+    found.rejects += [(relative, reason) for _, relative, _, reason in best.values() if reason]
     for relative, folder in found.misnamed.items():
-        if not any(folder in path.parents for _, _, path in best.values()):
+        if not any(folder in path.parents for _, path in found.files):
             found.rejects.append((relative, "is a folder, without files of this kind in it"))
-    found.files = sorted((relative, path) for _, relative, path in best.values())
     found.rejects = sorted(set(found.rejects))
+    found.ignored = len(passed)
     return found
 
 
@@ -82,14 +87,6 @@ def _walk(root: Path, suffixes: tuple[str, ...], found: Found) -> Iterator[tuple
         for name in sorted(file_names):
             path = Path(folder, name)
             yield path.relative_to(root).as_posix(), path
-
-
-def _pass_over(path: Path, root: Path, suffixes: tuple[str, ...], found: Found) -> None:
-    if path == root:
-        known = " ".join(suffixes)
-        found.rejects.append((path.name, f"its suffix is none of {known}"))
-    else:
-        found.ignored += 1
 
 
 def _not_a_file(path: Path) -> str:

@@ -36,6 +36,17 @@ def test_order_repetition_and_form_of_arguments_do_not_matter(tree, monkeypatch)
     assert names("root") == names(tree, "root", tree / "a") == names(tree / "a", tree) == expected
 
 
+def test_what_is_rejected_or_ignored_below_two_roots_is_counted_once(tree):
+    (tree / "a" / "gone.txt").symlink_to(tree / "nowhere")
+    (tree / "gone.txt").symlink_to(tree / "nowhere")
+    expected = inputs.find([str(tree)], SUFFIXES)
+    assert [name for name, _ in expected.rejects] == ["a/gone.txt", "gone.txt"]
+    assert expected.ignored == 1
+    for roots in ((tree, tree), (tree / "a", tree), (tree, tree / "a", tree / "gone.txt")):
+        found = inputs.find([str(root) for root in roots], SUFFIXES)
+        assert (found.files, found.rejects, found.ignored) == (expected.files, expected.rejects, 1)
+
+
 def test_globs_and_files(tree):
     assert names(f"{tree}/**/*.txt*") == ["b.txt", "e.txt.gz"]
     assert names(tree / "b.txt", tree / "a/c.TXT") == ["b.txt", "c.TXT"]
