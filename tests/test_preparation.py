@@ -27,6 +27,7 @@ from shortcut_cli.recipe import differences
 from shortcut_cli.shards import Shards, noted_paths
 from shortcut_cli.stages import preparation
 from shortcut_cli.stages.preparation import prepare, too_many
+from shortcut_cli.tokenizers import midi
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.tokenizers.midi import MidiTokenizer
 from shortcut_cli.workers import in_order
@@ -160,6 +161,20 @@ def test_what_was_staged_for_another_recipe_is_not_used(material, tmp_path, monk
     interrupted(monkeypatch, "music-tiny", paths, tmp_path / "killed")
     run("music-tiny", paths, tmp_path / "killed", other)
     assert folder_sha256(tmp_path / "killed") == folder_sha256(tmp_path / "whole")
+
+
+def test_what_another_version_staged_is_read_again(material, tmp_path, monkeypatch, in_this_process):
+    paths, read, reads = [material / "midi" / "more"], [], MidiTokenizer._read
+
+    def noted(self, path, variant=""):
+        read.append(path.name)
+        return reads(self, path, variant)
+
+    interrupted(monkeypatch, "music-tiny", paths, tmp_path / "s")
+    monkeypatch.setattr(midi, "_versions", lambda: "miditok 99, symusic 99")
+    monkeypatch.setattr(MidiTokenizer, "_read", noted)
+    run("music-tiny", paths, tmp_path / "s")
+    assert sorted(read) == sorted(path.name for path in paths[0].glob("*.mid"))
 
 
 def test_preparations_that_are_killed_at_random_moments_end_in_the_same_bytes(material):
