@@ -100,19 +100,20 @@ def test_every_input_is_in_one_of_the_lists(material, tmp_path):
     first = sorted(folder.glob("*.mid"))[0]
     (folder / "again.mid").write_bytes(first.read_bytes())
     (folder / "text.mid").write_text("this is text")
+    (folder / "text again.mid").write_text("this is text")
     (folder / "empty.mid").write_bytes(b"")
     os.mkfifo(folder / "pipe.mid")
     (folder / "notes.doc").write_text("not for us")
-    with pytest.raises(TooManyRejects, match="3 of 9 files"):
+    with pytest.raises(TooManyRejects, match="3 of 10 files"):
         run("music-tiny", [folder], tmp_path / "out")
     manifest = run("music-tiny", [folder], tmp_path / "out", max_bad="40%")
     assert manifest["worked"] is False
     counts = {key: manifest[key] for key in ("inputs", "duplicates", "rejected", "ignored")}
-    assert counts == {"inputs": 9, "duplicates": 1, "rejected": 3, "ignored": 1}
+    assert counts == {"inputs": 10, "duplicates": 2, "rejected": 3, "ignored": 1}
     documents = [json.loads(line) for line in (tmp_path / "out" / "documents.jsonl").read_text().splitlines()]
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
-    listed = [d["source"] for d in documents] + [s for d in documents for s in d.get("duplicates", [])]
-    assert sorted(listed + [r["source"] for r in rejects]) == sorted(p.name for p in folder.glob("*.mid"))
+    listed = [name for line in documents + rejects for name in (line["source"], *line.get("duplicates", []))]
+    assert sorted(listed) == sorted(p.name for p in folder.glob("*.mid"))
     assert all(reject["reason"] for reject in rejects)
 
 
@@ -226,7 +227,7 @@ def test_max_bad(rejected, inputs, limit, expected):
     assert too_many(rejected, inputs, limit) is expected
 
 
-@pytest.mark.parametrize("limit", ["few", "-1", "1.5", "%"])
+@pytest.mark.parametrize("limit", ["few", "-1", "1.5", "%", "nan", "inf", "nan%", "1e999"])
 def test_max_bad_of_another_form(limit):
     with pytest.raises(UsageError):
         too_many(0, 1, limit)

@@ -6,6 +6,7 @@ training split, then one pass that writes ids in a canonical order. What a surve
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -49,7 +50,7 @@ def too_many(rejected: int, inputs_: int, limit: str) -> bool:
         number = float(text)
     except ValueError:
         number = -1.0
-    if number < 0 or (not percent and number != int(number)):
+    if not math.isfinite(number) or number < 0 or (not percent and number != int(number)):
         raise UsageError(f"--max-bad {limit} is neither a number of files nor a percentage", "for example 3 or 1%")
     return rejected > (inputs_ * number / 100 if percent else number)
 
@@ -217,7 +218,7 @@ class _Job:
         with FolderWriter(self.folder, vocabulary, self.recipe.data.shard_tokens, end=end) as writer:
             self._write(writer, work, duplicates)
             fields = {"request": request, "split": "contiguous" if cut else "documents", **self._fields(hashed)}
-            manifest = writer.finish(self._reject_lines(), fields)
+            manifest = writer.finish(self._reject_lines(duplicates), fields)
         shutil.rmtree(self.folder / ".staging")
         return manifest
 
@@ -312,8 +313,12 @@ class _Job:
             "variants_rejected": len(self.rejects) - len(rejected),
         }
 
-    def _reject_lines(self) -> list[dict[str, Any]]:
-        return sorted((reject.line() for reject in self.rejects), key=json.dumps)
+    def _reject_lines(self, duplicates: dict[str, list[str]]) -> list[dict[str, Any]]:
+        lines = [reject.line() for reject in self.rejects]
+        for line in lines:
+            if "variant" not in line and line["sha256"] in duplicates:
+                line["duplicates"] = duplicates[line["sha256"]]
+        return sorted(lines, key=json.dumps)
 
 
 def _line_up(surveyed: list[tuple[Source, splits.Tally]]) -> list[Source]:
