@@ -583,3 +583,18 @@ def test_more_codebooks_than_the_codec_has_are_a_usage_error(tmp_path):
 def test_files_of_segments_are_surveyed_alone(tmp_path):
     sources = [source(tmp_path, tmp_path / f"{number}.wav") for number in range(20)]
     assert scripted(1, segments=True).group(sources, 2) == [[one] for one in sources]
+
+
+def test_sound_is_read_and_computed_in_blocks_of_the_scale_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "READ_FRAMES", 1000)
+    soundfile.write(tmp_path / "a.wav", tone(0.2), 24_000)
+    asked = []
+    monkeypatch.setattr("shortcut_cli.codec.opening.codec", lambda _, frames: asked.append(frames) or Script())
+    for scale in (0.3, 1, 2.5):
+        tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="untrained:0"))
+        tokenizer.block_scale = scale
+        lengths = [len(block) for block in tokenizer._samples(tmp_path / "a.wav", Length())]
+        assert {*lengths[:-1]} == {round(1000 * scale)}
+        assert sum(lengths) == 4800
+        assert tokenizer.codec.codebooks == 8
+        assert asked.pop() == round(encodec.BLOCK_FRAMES * scale)

@@ -21,7 +21,7 @@ import symusic
 from conftest import set_flags, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
-from shortcut_cli import composer, inputs, recipe, workers
+from shortcut_cli import composer, files, inputs, recipe, workers
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
 from shortcut_cli.recipe import differences
 from shortcut_cli.shards import Shards, noted_paths
@@ -30,6 +30,7 @@ from shortcut_cli.stages.preparation import prepare, too_many
 from shortcut_cli.tokenizers import midi
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.tokenizers.midi import MidiTokenizer
+from shortcut_cli.tokenizers.text import TextTokenizer
 from shortcut_cli.workers import in_order
 
 SMALL = ("train.steps=4", "train.eval_every=2", "train.warmup=1", "sample.n=1", "model.context=64", "eval.stride=64")
@@ -655,3 +656,53 @@ def test_a_tokenizer_learns_from_the_training_split_and_says_what_it_could_not(m
     ]
     sizes = {split: one["units"]["byte"] for split, one in manifest["splits"].items()}
     assert manifest["tokenizer"]["training_split_bytes"] == sizes["train"] < sum(sizes.values())
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_each_file_is_reported_once_a_task_and_the_speed_is_that_of_all_splits(tmp_path, monkeypatch):
+    said, clock = [], iter([100.0, 102.0])
+    monkeypatch.setattr(preparation, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    write_files(tmp_path / "in", {f"{n}.txt": f"file {n}" for n in range(5)})
+    keys = recipe.read("text-tiny", [f"data.shards={tmp_path / 's'}", *CHARS])
+    report = lambda kind, **content: said.append((kind, content))  # noqa: E731
+    summary = prepare(keys, [str(tmp_path / "in")], tmp_path / "s", n_workers=1, max_bad="0", report=report)
+    tasks = [(task, done) for task in ("read", "survey", "write") for done in range(1, 6)]
+    assert said == [("progress", {"task": task, "done": done, "total": 5, "unit": "files"}) for task, done in tasks]
+    assert summary["tokens_per_s"] == 5 * (len("file 0") + 1) / 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_each_folder_has_its_own_note_of_where_its_sources_lie_from_the_root_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notes = {}
+    for name in ("one", "two"):
+        write_files(tmp_path / name, {f"{n}.txt": f"{name} {n}" for n in range(3)})
+        manifest = run("text-tiny", [name, Path("..", tmp_path.name, name, "0.txt")], tmp_path / f"{name} s", *CHARS)
+        notes[noted_paths(manifest)] = [str(tmp_path / name), str(tmp_path / name / "0.txt")]
+    assert len(notes) == 2
+    assert {path: json.loads(path.read_text()) for path in notes} == notes
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_files_are_cut_in_the_order_of_their_names_however_they_are_grouped(tmp_path, monkeypatch):
+    write_files(tmp_path / "in", {f"{n}.txt": f"file {n} " * (9 - n) for n in range(9)})
+    settings = (*CHARS, "data.split=contiguous", "data.val=0.2", "data.test=0.3")
+    run("text-tiny", [tmp_path / "in"], tmp_path / "alone", *settings)
+    assert lines_of(tmp_path / "alone")[0]["split"] == "train"
+    monkeypatch.setattr(TextTokenizer, "group", lambda _self, sources, _n: [list(sources[:3:-1]), list(sources[3::-1])])
+    run("text-tiny", [tmp_path / "in"], tmp_path / "grouped", *settings)
+    assert folder_sha256(tmp_path / "alone") == folder_sha256(tmp_path / "grouped")
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    write_files(tmp_path / "in", {"a.txt": "a"})
+    with files.held(tmp_path / "s", "another"), pytest.raises(UsageError, match="s is in use: another, process"):
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    assert [path.name for path in (tmp_path / "s").iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_manifest_of_sound_says_how_many_ids_a_frame_has(material, tmp_path):
+    manifest = run("audio-tiny", [material / "wavs"], tmp_path / "s", "tokenizer.codebooks=2")
+    expected = {"name": "audio", "vocabulary": 2049, "end": 2048, "stride": 2, "unit": "second"}
+    assert {key: manifest["tokenizer"][key] for key in expected} == expected

@@ -622,3 +622,24 @@ def test_sentencepiece_gets_all_of_long_lines_in_parts_that_it_does_not_drop(tmp
     assert {key: asked[key] for key in expected} == expected
     assert asked["normalization_rule_name"] == normalization
     assert tokenizer.trained_on["trained_on_bytes"] == len("".join(lines).encode())
+
+
+def test_texts_are_encoded_in_batches_of_the_scale_that_is_asked_for(tmp_path, trained, monkeypatch):
+    path = path_of(tmp_path, LINES)
+    encode, sizes = text.Pieces.encode, []
+
+    def noted(self, texts, threads):
+        sizes.append(sum(map(len, texts)))
+        return encode(self, texts, threads)
+
+    tokenizer = TextTokenizer(trained.options, trained.model)
+    found, expected = surveyed(tokenizer, path)[1], encoded(trained, surveyed(trained, path)[1])
+    assert tokenizer.pieces.lossless  # which encodes a probe
+    monkeypatch.setattr(text, "BATCH_CHARS", 2000)
+    monkeypatch.setattr(text.Pieces, "encode", noted)
+    for scale in (0.5, 1, 3):
+        tokenizer.block_scale = scale
+        sizes.clear()
+        assert encoded(tokenizer, found) == expected
+        assert sum(sizes) == len(LINES)
+        assert all(2000 * scale <= size < 2000 * scale + text.LONGEST_CHARS for size in sizes[:-1])
