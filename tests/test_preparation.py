@@ -706,3 +706,17 @@ def test_a_manifest_of_sound_says_how_many_ids_a_frame_has(material, tmp_path):
     manifest = run("audio-tiny", [material / "wavs"], tmp_path / "s", "tokenizer.codebooks=2")
     expected = {"name": "audio", "vocabulary": 2049, "end": 2048, "stride": 2, "unit": "second"}
     assert {key: manifest["tokenizer"][key] for key in expected} == expected
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_split_that_no_hash_falls_into_gets_a_document_of_the_largest(tmp_path):
+    # Below a tenth: val; from there to below a half: test.
+    hashes = {f"{n}": hashlib.sha256(f"{n}".encode()).hexdigest() for n in range(40)}
+    place = {content: int(sha256[:16], 16) / 2**64 for content, sha256 in hashes.items()}
+    train = [content for content in hashes if place[content] >= 0.5][:5]
+    test = [content for content in hashes if 0.1 <= place[content] < 0.5][:2]
+    write_files(tmp_path / "in", {f"{content}.txt": content for content in train + test})
+    run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, "data.val=0.1", "data.test=0.4")
+    moved = min(train, key=hashes.get)
+    expected = dict.fromkeys(train, "train") | dict.fromkeys(test, "test") | {moved: "val"}
+    assert {line["source"].removesuffix(".txt"): line["split"] for line in lines_of(tmp_path / "s")} == expected
