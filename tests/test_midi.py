@@ -558,6 +558,21 @@ def test_tracks_are_one_piano_without_drums_or_keep_their_programs(tmp_path):
         assert sounds(again(every, path)) == [*rest, (128, 0, 1, 36, 99)]
 
 
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike"])
+def test_a_chord_goes_from_low_to_high_whatever_tracks_its_notes_are_in(tmp_path, scheme):
+    high = [(480 * n, 480 * n + 480, 72 + n, 99) for n in range(4)]
+    low = [(480 * n, 480 * n + 480, 40 + n, 99) for n in range(4)]
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme))
+    one = score_file(tmp_path / "one.mid", melody(*high, *low))
+    for number, parts in enumerate(((high, low), (low, high))):
+        tracks = [melody(*part, channel=channel) for channel, part in enumerate(parts)]
+        ids = tokenizer.prompt(score_file(tmp_path / f"{number}.mid", *tracks))
+        assert ids.tolist() == tokenizer.prompt(one).tolist()
+        words = [tokenizer.base[int(i)].split("_") for i in ids]
+        begun = [int(pitch) for kind, pitch in words if kind in ("Pitch", "NoteOn")]
+        assert begun == [40, 72, 41, 73, 42, 74, 43, 75]
+
+
 @pytest.mark.parametrize("steps", [1, 8, 32, 127])
 def test_velocities_come_back_as_the_nearest_step(tmp_path, steps):
     velocities = [1, 15, 16, 17, 40, 63, 64, 100, 126, 127]
