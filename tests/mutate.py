@@ -205,17 +205,21 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
-            if name and (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, folder / name)
+        self.refresh()
         # CI: hypothesis then draws the same examples every time.
         environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "CI": "true"}
         command = [sys.executable, str(Path(__file__).resolve()), "--serve"]
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def refresh(self) -> None:
+        """Take over what changed in the checkout."""
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
+            if name and (ROOT / name).is_file():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, self.folder / name)
 
     def test(self, arguments: list[str], first: list[str], seconds: dict[str, float], timeout_s: float) -> dict:
         """Run tests until one fails: {"code": exit code of pytest, or -9, "failed": [...], "seconds": {...}}."""
@@ -344,6 +348,9 @@ class Run:
         left = [item for item in self.db.work_items if item.job_id not in done]
         if not left:
             return
+        for copy in [copies.get() for _ in range(COPIES)]:
+            copy.refresh()
+            copies.put(copy)
         copy, began = copies.get(), time.monotonic()
         whole = copy.test(self.arguments, [], {}, 3600)
         copies.put(copy)
@@ -432,11 +439,18 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.serve:
         return serve()
-    from cosmic_ray.plugins import OPERATOR_PROVIDERS
-
+    known = settings()["modules"]
+    if unknown := [module for module in asked.modules if module not in known]:
+        parser.error(
+            f"{', '.join(unknown)}: not in [tool.mutation.modules] of pyproject.toml, which has {', '.join(known)}"
+        )
+    try:
+        from cosmic_ray.plugins import OPERATOR_PROVIDERS
+    except ModuleNotFoundError:
+        parser.error("Cosmic Ray is not installed: pip install -e '.[test,mutation]'")
     OPERATOR_PROVIDERS["own"] = own_operators()
     os.chdir(ROOT)
-    modules = asked.modules or list(settings()["modules"])
+    modules = asked.modules or list(known)
     if asked.report:
         return report(modules)
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
