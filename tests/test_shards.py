@@ -235,3 +235,14 @@ def test_all_is_on_the_disk_under_its_name_before_the_manifest_is(tmp_path, monk
         writer.finish([], {"request": {}, "tokenizer": IDENTITY})
     assert (tmp_path / "manifest.json").exists()
     assert forgotten == []
+
+
+def test_a_document_is_one_sequence_up_to_the_largest_length_that_the_index_can_say(tmp_path):
+    make(tmp_path, [("train", [1] * 5000)])
+    assert struct.unpack_from("<QQ", (tmp_path / "train-00000.idx").read_bytes(), 18) == (1, 2)
+    assert 2**29 < shards.SEQUENCE_TOKENS < 2**31  # lengths are int32
+
+
+def test_paths_are_noted_in_the_cache_by_the_checksum(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path))
+    assert shards.noted_paths({"checksum": "abc"}) == tmp_path / "sources" / "abc.json"
