@@ -222,7 +222,7 @@ class Runner:
                     break
                 except subprocess.TimeoutExpired:
                     if self.asked() is not None and not told:
-                        process.kill()
+                        process.terminate()
                         told = True
             output.write(said)
         if self.asked() is not None:
