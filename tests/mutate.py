@@ -1,13 +1,13 @@
 """Mutation testing: plant faults in a module one at a time, and see whether its tests notice.
 
     python tests/mutate.py metrics compare       these modules of [tool.mutation.modules] in pyproject.toml; none: all
-    python tests/mutate.py --again metrics       what survived the last run, with the tests as they are now
-    python tests/mutate.py --report              what the runs so far gave, as the table of docs/testing.md
+    python tests/mutate.py --again metrics       test the survivors of the last run again, with the tests of now
+    python tests/mutate.py --report              print the results so far, as the table of docs/testing.md
 
-Cosmic Ray (`pip install -e ".[test,mutation]"`) makes the mutants and keeps their results: a session a module in
-build/mutation, which its own cr-report and cr-html read. A run that was stopped goes on. Two faults are planted at a
-time, each in a copy of the checkout. The tests of each run in a fork of a process that has imported PyTorch, the tests
-that noticed a fault in the same function before first, then quick ones before slow ones, until one fails.
+Cosmic Ray (`pip install -e ".[test,mutation]"`) makes the mutants and stores their results, one session for each module
+in build/mutation, which its cr-report and cr-html can read. The same command resumes a run that was stopped. Two
+mutants are tested at a time, each in a copy of the checkout and in a fork of a process that has imported PyTorch. Tests
+that caught a mutant of the same function run first, then quick ones before slow ones, until one fails.
 """
 
 import argparse
@@ -31,7 +31,8 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,10 +41,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SESSIONS = ROOT / "build" / "mutation"
 PACKAGE = "shortcut_cli"
-COPIES = 2  # of the checkout, each with a process at work
+COPIES = 2  # of the checkout, each with a process that runs tests
 PREPARED = ("torch._dynamo", "scipy.stats", "hypothesis", "pydantic", "miditok", "sentencepiece", "soundfile", "soxr")
-LOG = ".mutation.log"  # what pytest printed last, in a copy
-QUICK_S = (0.05, 0.5, 2.0, 10.0)  # tests are sorted by these steps, and stay in their order within one
+LOG = ".mutation.log"  # in a copy: the output of its last pytest
+QUICK_S = (0.05, 0.5, 2.0, 10.0)  # tests are sorted into these classes, and keep their order within one
 
 
 def settings() -> dict:
@@ -52,12 +53,12 @@ def settings() -> dict:
 
 
 def own_operators() -> dict:
-    """Faults that Cosmic Ray has no operators for, by name: what is left out, and one name for another."""
+    """Operators that Cosmic Ray lacks, by name: they leave something out, or exchange two names or arguments."""
     import parso
     from cosmic_ray.operators.operator import Operator
 
     class Own(Operator):
-        """An operator that puts other text in the place of a node; `other` gives it, or None."""
+        """An operator that replaces a node by the text that `other` returns, or leaves it alone if that is None."""
 
         def mutation_positions(self, node):
             if self.other(node) is not None:
@@ -71,30 +72,30 @@ def own_operators() -> dict:
             return ()
 
     class DropCall(Own):
-        """A call for its effect alone is left out."""
+        """Leave out a call whose result is not used."""
 
         def other(self, node):
             return "pass" if _is_call(node) and node.parent.type == "simple_stmt" else None
 
     class DropKeyword(Own):
-        """An argument with a name is left out."""
+        """Leave out a keyword argument."""
 
         def other(self, node):
             named = node.type == "argument" and node.children[1] == "=" and node.parent.type == "arglist"
             return "**{}" if named else None
 
     class DropAssignment(Own):
-        """What is added to, or set on, an object that was there before is left as it is."""
+        """Leave out an augmented assignment, or one to an attribute or an item."""
 
         def other(self, node):
             if node.type != "expr_stmt":
                 return None
-            sign = node.children[1].get_code().strip()  # "=", "+=" ..., or an annotation with its value
+            sign = node.children[1].get_code().strip()  # "=", "+=" ..., or an annotation and its value
             changed = sign.endswith("=") if sign != "=" else node.children[0].type in ("power", "atom_expr")
             return "pass" if changed else None
 
     class SwapName(Own):
-        """The other of two that are easily mistaken."""
+        """Replace a name by one that is easily mistaken for it."""
 
         pairs = "min max, any all, argmin argmax, amin amax, floor ceil, median mean, mean sum, log2 log, sf cdf"
         names: ClassVar = {a: b for pair in pairs.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
@@ -107,7 +108,7 @@ def own_operators() -> dict:
             return other if method or other in ("min", "max", "any", "all") else None
 
     class SwapArguments(Own):
-        """The first two arguments of a call in each other's place."""
+        """Exchange the first two arguments of a call."""
 
         def other(self, node):
             if node.type != "arglist" or node.parent.type != "trailer":
@@ -129,15 +130,15 @@ def _is_call(node) -> bool:
 
 
 def _is_used(node) -> bool:
-    """Whether a name stands for a function or a value, and is not being given one."""
+    """Whether a name is read, not bound."""
     before, after = node.get_previous_leaf(), node.get_next_leaf()
     return after != "=" and before not in ("def", "import", "for", ",") and after not in ("in", ":")
 
 
 def mutants(path: Path, operators: list[str], most: int, seed: int) -> tuple[list, int]:
-    """Up to `most` mutants of a file, drawn with a seed, and how many there are before what follows is left out.
+    """Up to `most` mutants of a file, drawn with a seed, and the number of places that they are drawn from.
 
-    What changes annotations alone, does not compile, or is the same as another.
+    Mutants that do not compile, change nothing but annotations, or equal an earlier one are skipped.
     """
     from cosmic_ray.commands.init import init
     from cosmic_ray.work_db import WorkDB
@@ -191,9 +192,8 @@ def _bare(code: str) -> str:
     return ast.dump(_Bare().visit(ast.parse(code)))
 
 
-def change(mutation) -> tuple[str, str]:
-    """The lines that a mutant takes out of its file, and those that it puts there."""
-    source = (ROOT / mutation.module_path).read_text()
+def change(source: str, mutation) -> tuple[str, str]:
+    """The lines that a mutant removes from the source, and those that it adds."""
     code = mutated(source, mutation)
     lines = list(difflib.unified_diff(source.splitlines(), code.splitlines(), n=0, lineterm=""))[3:]
     sides = [" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+"]
@@ -206,7 +206,7 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.refresh()
-        # CI: hypothesis then draws the same examples every time.
+        # In CI hypothesis draws the same examples every time.
         environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "CI": "true"}
         command = [sys.executable, str(Path(__file__).resolve()), "--serve"]
         self.process = subprocess.Popen(
@@ -214,7 +214,7 @@ class Copy:
         )
 
     def refresh(self) -> None:
-        """Take over what changed in the checkout."""
+        """Copy the checkout as it is now."""
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
             if name and (ROOT / name).is_file():
@@ -233,7 +233,7 @@ class Copy:
         group = int(self.process.stdout.readline())
         in_time, _, _ = select.select([self.process.stdout], [], [], timeout_s)
         with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)  # what it started and left, or all of it
+            os.killpg(group, signal.SIGKILL)  # after a timeout the tests, else the processes that they left behind
         code = int(self.process.stdout.readline())
         found = json.loads(result.read_text()) if in_time and result.exists() else {"failed": [], "seconds": {}}
         return {"code": code, **found}
@@ -244,7 +244,7 @@ class Copy:
 
 
 class _Order:
-    """A plugin of pytest: tests that failed before first, then quick ones; notes what fails and how long each takes."""
+    """A pytest plugin: runs `first` first, then quick tests before slow ones; records failures and durations."""
 
     def __init__(self, first: list[str], known: dict[str, float]) -> None:
         self.first, self.known = first, known
@@ -274,10 +274,10 @@ class _Order:
 
 
 def serve() -> None:
-    """Run jobs, lines of JSON on stdin, in forks of this process; answer each with its process and its exit code."""
+    """Run jobs, lines of JSON on stdin, in forks of this process; answer each with its process id and its exit code."""
     import gc
 
-    sys.dont_write_bytecode = True  # two mutants of a file can be of one second and of one size
+    sys.dont_write_bytecode = True  # a .pyc is valid for another mutant of the same second and size
     sys.path.insert(0, str(Path.cwd()))
     for name in PREPARED:
         importlib.import_module(name)
@@ -292,20 +292,7 @@ def serve() -> None:
             for descriptor in (1, 2):
                 os.dup2(said, descriptor)
             order = _Order(job["first"], job["known"])
-            flags = [
-                "-o",
-                "addopts=",
-                "-q",
-                "-x",
-                "-n",
-                "0",
-                "-p",
-                "no:cacheprovider",
-                "--tb",
-                "short",
-                "--assert",
-                "plain",
-            ]
+            flags = ["-q", "-x", "-n0", "-oaddopts=", "-pno:cacheprovider", "--tb=short", "--assert=plain"]
             code = pytest.main([*flags, *job["arguments"]], plugins=[order])
             Path(job["result"]).write_text(json.dumps({"failed": order.failed, "seconds": order.seconds}))
             os._exit(int(code))
@@ -318,28 +305,32 @@ class Run:
     """The session of one module."""
 
     def __init__(self, module: str) -> None:
-        from cosmic_ray.work_db import WorkDB
-
         self.module, self.keys = module, settings()
         self.path = Path(PACKAGE) / f"{module}.py"
+        self.source = (ROOT / self.path).read_text()
         self.arguments = self.keys["modules"][module]
-        source = hashlib.sha256((ROOT / self.path).read_bytes()).hexdigest()[:12]
-        SESSIONS.mkdir(parents=True, exist_ok=True)
-        self.session = SESSIONS / f"{module.replace('/', '.')}-{source}.sqlite"
-        self.db = WorkDB(self.session, WorkDB.Mode.create)
+        digest = hashlib.sha256(self.source.encode()).hexdigest()[:12]
+        self.session = SESSIONS / f"{module.replace('/', '.')}-{digest}.sqlite"
         self.killers: dict[str | None, list[str]] = defaultdict(list)
 
+    @cached_property
+    def db(self):
+        """The mutants and their results, as Cosmic Ray stores them."""
+        from cosmic_ray.work_db import WorkDB
+
+        SESSIONS.mkdir(parents=True, exist_ok=True)
+        return WorkDB(self.session, WorkDB.Mode.create)
+
     def plan(self) -> None:
-        """Choose the mutants, where that was not done before."""
+        """Choose the mutants, unless the session has them already."""
         if self.db.num_work_items:
             return
-        most = sys.maxsize if self.module in self.keys["whole"] else self.keys["sample"]
-        found, count = mutants(self.path, self.keys["operators"], most, self.keys["seed"])
-        self.db.add_work_items(found)
+        found, count = mutants(self.path, self.keys["operators"], self.keys["sample"], self.keys["seed"])
         self.session.with_suffix(".json").write_text(json.dumps({"mutants": count}))
+        self.db.add_work_items(found)
 
     def execute(self, copies: "queue.Queue[Copy]", again: bool) -> None:
-        """Test every mutant that has no result; again: those that survived, too."""
+        """Test every mutant that has no result; again: and those that survived."""
         from cosmic_ray.work_item import TestOutcome
 
         self.plan()
@@ -349,16 +340,19 @@ class Run:
         if not left:
             return
         for copy in [copies.get() for _ in range(COPIES)]:
-            copy.refresh()
+            copy.refresh()  # code and tests may have changed since the module before
             copies.put(copy)
         copy, began = copies.get(), time.monotonic()
         whole = copy.test(self.arguments, [], {}, 3600)
         copies.put(copy)
         if whole["code"]:
-            sys.exit(f"the tests of {self.module} fail without any fault:\n{(copy.folder / LOG).read_text()[-4000:]}")
+            said = (copy.folder / LOG).read_text()[-4000:]
+            sys.exit(f"the tests of {self.module} fail on the code as it is (exit {whole['code']}):\n{said}")
         seconds, limit_s = whole["seconds"], 20 + 3 * (time.monotonic() - began)
-        with ThreadPoolExecutor(COPIES) as pool:
-            results = pool.map(lambda item: (item, self._test(item, copies, seconds, limit_s)), left)
+        with (
+            ThreadPoolExecutor(COPIES) as pool,
+            closing(pool.map(lambda item: (item, self._test(item, copies, seconds, limit_s)), left)) as results,
+        ):
             for number, (item, result) in enumerate(results, 1):
                 self.db.set_result(item.job_id, result)
                 print(f"\r{self.module}: {number} of {len(left)}", end="", file=sys.stderr, flush=True)
@@ -380,11 +374,11 @@ class Run:
         killers[:0] = [test for test in found["failed"] if test not in killers]
         outcome = TestOutcome.KILLED if found["code"] else TestOutcome.SURVIVED
         how = found["failed"][0] if found["failed"] else f"exit {found['code']}"
-        was, now = change(mutation)
+        was, now = change(self.source, mutation)
         return WorkResult(WorkerOutcome.NORMAL, how, outcome, f"- {was}\n+ {now}")
 
     def survivors(self) -> Iterator[tuple[str, str]]:
-        """(lines as they are, lines as they would be) of the mutants that no test noticed."""
+        """(lines of the code, lines of the mutant) of the mutants that no test noticed."""
         results = dict(self.db.results)
         for item in sorted(self.db.work_items, key=lambda item: item.mutations[0].start_pos):
             result = results.get(item.job_id)
@@ -399,23 +393,23 @@ class Run:
         same = sum(not differs(self.module, *pair, listed) for pair in alive)
         tested = self.db.num_results
         killed = tested - len(alive)
-        share = f"{100 * killed / max(1, tested - same):.0f} %"
+        share = f"{100 * killed / max(1, tested - same):.1f} %"
         return f"| {self.module} | {count} | {tested} | {killed} | {same} | {len(alive) - same} | {share} |"
 
 
 def equivalent() -> list[dict]:
-    """What docs/testing.md lists of mutants that no test can tell from the code: module or "*", code, now, why."""
+    """The mutants that docs/testing.md lists as equivalent: module or "*", code, now, why, and line if need be."""
     text = (ROOT / "docs" / "testing.md").read_text()
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     return [entry for block in blocks for entry in tomllib.loads(block)["equivalent"]]
 
 
 def differs(module: str, was: str, now: str, listed: list[dict]) -> bool:
-    """Whether a mutant is none of those that are listed as equivalent; space does not count."""
+    """Whether a mutant is not listed as equivalent; spaces do not count."""
     was, now = bare(was), bare(now)
     for entry in listed:
         code = bare(entry["code"])
-        if entry["module"] not in ("*", module):
+        if entry["module"] not in ("*", module) or entry.get("line", "") not in was:
             continue
         places = [found.start() for found in re.finditer(re.escape(code), was)]
         same = (was[:place] + bare(other) + was[place + len(code) :] for place in places for other in entry["now"])
@@ -433,44 +427,49 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="of [tool.mutation.modules]; none: all")
-    parser.add_argument("--again", action="store_true", help="test those that survived once more, too")
-    parser.add_argument("--report", action="store_true", help="test nothing; print the table and what survived")
+    parser.add_argument("--again", action="store_true", help="also test those that survived again")
+    parser.add_argument("--report", action="store_true", help="test nothing; print the table and the survivors")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
-        return serve()
+        with suppress(KeyboardInterrupt):
+            serve()
+        return
     known = settings()["modules"]
     if unknown := [module for module in asked.modules if module not in known]:
-        parser.error(
-            f"{', '.join(unknown)}: not in [tool.mutation.modules] of pyproject.toml, which has {', '.join(known)}"
-        )
+        parser.error(f"not in [tool.mutation.modules] of pyproject.toml: {', '.join(unknown)}")
     try:
         from cosmic_ray.plugins import OPERATOR_PROVIDERS
     except ModuleNotFoundError:
-        parser.error("Cosmic Ray is not installed: pip install -e '.[test,mutation]'")
+        parser.error('Cosmic Ray is not installed: pip install -e ".[test,mutation]"')
     OPERATOR_PROVIDERS["own"] = own_operators()
     os.chdir(ROOT)
     modules = asked.modules or list(known)
-    if asked.report:
-        return report(modules)
-    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+    if not asked.report:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the copies are removed
+        try:
+            execute(modules, asked.again)
+        except KeyboardInterrupt:
+            sys.exit("\nstopped; the same command resumes")
+    report(modules)
+
+
+def execute(modules: list[str], again: bool) -> None:
+    """Test the mutants of modules, in copies of the checkout that are removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder, ExitStack() as stack:
         copies: queue.Queue[Copy] = queue.Queue()
         for number in range(COPIES):
-            copies.put(Copy(Path(folder) / str(number)))
+            copies.put(stack.enter_context(closing(Copy(Path(folder) / str(number)))))
         for module in modules:
-            Run(module).execute(copies, asked.again)
-        while not copies.empty():
-            with closing(copies.get()):
-                pass
-    return report(modules)
+            Run(module).execute(copies, again)
 
 
 def report(modules: list[str]) -> None:
-    """Print the table of docs/testing.md, and the survivors that it does not list as equivalent."""
+    """Print the table of docs/testing.md, and the survivors that are not listed there as equivalent."""
     listed = equivalent()
     print("| module | mutants | tested | killed | equivalent | survived | killed of those that differ |")
     print("|---|---|---|---|---|---|---|")
-    runs = [run for run in map(Run, modules) if run.db.num_results]
+    runs = [run for run in map(Run, modules) if run.session.exists() and run.db.num_results]
     for run in runs:
         print(run.row())
     for run in runs:
