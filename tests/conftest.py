@@ -85,6 +85,10 @@ def allowed(tokenizer, ids, left=10**6):
     return guide.allowed(left)
 
 
+def quiet(*_, **__):
+    """A report that nobody reads."""
+
+
 def write_texts(folder: Path, count: int = 30) -> None:
     """Small texts with some regularity, all different."""
     verbs = ("walks", "runs", "sits", "jumps", "sleeps", "waits", "eats", "drinks", "sings", "reads", "writes", "plays")
@@ -122,13 +126,13 @@ def text_run(tmp_path_factory):
     write_texts(root / "texts")
     for model in ("gpt", "shortcut"):
         keys = recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={root / 'shards'}", f"model.name={model}"])
-        prepare(keys, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=lambda *_, **__: None)
+        prepare(keys, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=quiet)
         train(
             keys,
             root / model,
             device="cpu",
             resume="auto",
-            report=lambda *_, **__: None,
+            report=quiet,
             stop=nullcontext(lambda: None),
         )
     return root

@@ -8,7 +8,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from conftest import shortcut
+from conftest import quiet, shortcut
 from test_evaluation import END, made_run, made_shards, plain_interval
 from test_models import ids, make, reference
 
@@ -26,10 +26,6 @@ FORMS = [
     {"mode": "replace", "taps": "2,4", "concat": "feature"},
     {"mode": "gated", "taps": "3"},
 ]
-
-
-def quiet(*_, **__):
-    pass
 
 
 @pytest.mark.parametrize("options", FORMS, ids=str)
@@ -468,9 +464,7 @@ class TestRefusals:
 
     def test_but_not_windows_of_a_single_target_into_a_folder_below_one_that_is_not_there(self, tmp_path):
         windows, out = np.array([[1, 2], [3, 4]]), tmp_path / "a" / "b"
-        found = attention.attend(
-            made_run(tmp_path), windows, out, resamples=9, batch=2, device="cpu", report=lambda *_, **__: None
-        )
+        found = attention.attend(made_run(tmp_path), windows, out, resamples=9, batch=2, device="cpu", report=quiet)
         assert found["tokens"] == 2
         assert (out / "attention.json").exists()
 

@@ -816,12 +816,12 @@ def test_a_wrong_option_names_the_commands_help(monkeypatch, capsys):
         (["eval", "--chpt", "x"], "shortcut eval --help"),
         (["codec", "eval"], "shortcut codec eval --help"),
         (["sample", "-n", "0"], "shortcut sample --help"),
-        (["evil"], "--help"),
+        (["evil"], "shortcut --help"),
     ):
         command = partial(cli.app, arguments, prog_name="shortcut", standalone_mode=False)
         code, shown = ended(monkeypatch, capsys, command)
         assert code == 2
-        assert f"Next: {text}" in shown or text == "--help"
+        assert f"Next: {text}" in shown
     assert ended(monkeypatch, capsys, raises(typer.BadParameter("odd")))[0] == 2
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import USERS_CACHE, set_flags, shortcut
+from conftest import USERS_CACHE, quiet, set_flags, shortcut
 from test_batches import plain_key
 from torch import nn
 from torch.nn import functional as F
@@ -49,10 +49,6 @@ SMALL = [
     "train.eval_windows=3",
     "train.discriminator_filters=2",
 ]
-
-
-def quiet(*_, **__):
-    pass
 
 
 def glide(seconds, seed=0, rate_hz=24_000):

@@ -848,34 +848,6 @@ def test_two_comparisons_do_not_share_a_folder(scripted):
     assert scripted.ran == []
 
 
-def test_the_flags_reach_the_comparison(monkeypatch, tmp_path):
-    seen, shown = {}, []
-    result = {"arms": [], "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
-    monkeypatch.setattr(
-        compare, "compare", lambda *arguments, **options: seen.update(options, arguments=arguments) or result
-    )
-    monkeypatch.setattr(comparison, "headings", lambda _: ["arm"])
-    monkeypatch.setattr(cli.console, "result", lambda data, table, as_json: shown.append((data, table, as_json)))
-    given = {"seeds": 4, "match": cli.Match.flops, "lrs": "1e-3,0.002", "margin": 0.25, "device": "cpu,cpu"}
-    cli.compare("text-tiny", "shortcut,mudd", **given, settings=["train.steps=5"], as_json=False)
-    resolved, models, out = seen.pop("arguments")
-    assert (resolved, models) == (recipe.read("text-tiny", ["train.steps=5"]), ["shortcut", "mudd"])
-    assert str(out) == "comparisons/text-tiny"
-    assert {name: seen[name] for name in ("seeds", "match", "lrs", "margin", "devices")} == {
-        "seeds": 4,
-        "match": "flops",
-        "lrs": [0.001, 0.002],
-        "margin": 0.25,
-        "devices": ["cpu", "cpu"],
-    }
-    assert seen["stop"] is cli.signals
-    assert (shown[0][0], shown[1][1]) == (result, "first\nsecond")
-    cli.compare("text-tiny", "mudd", out=tmp_path, device="cpu", as_json=True)
-    assert (seen["arguments"][2], seen["lrs"], seen["seeds"], seen["match"]) == (tmp_path, [], 3, "params")
-    assert seen["margin"] == 0.005
-    assert len(shown) == 3
-
-
 def page_result():
     """Of a comparison, every number another, as the page is to show it."""
     arm = {

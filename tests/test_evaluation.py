@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import quiet
 from hypothesis import given
 from hypothesis import strategies as st
 from test_models import reference
 
-from shortcut_cli import checkpoint, cli, files, pipeline, recipe, registry, sealed
+from shortcut_cli import checkpoint, files, pipeline, recipe, registry, sealed
 from shortcut_cli.errors import UsageError
 from shortcut_cli.shards import FolderWriter, Shards
 from shortcut_cli.stages import evaluation
@@ -22,10 +23,6 @@ from shortcut_cli.tokenizers.text import TextTokenizer
 
 ALPHABET = "ab1 ."
 END = len(ALPHABET)
-
-
-def quiet(*_, **__):
-    pass
 
 
 def made_run(folder, *settings, name="shortcut"):
@@ -322,25 +319,3 @@ def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
         assert groups["tokens"].tolist() == tokens[wanted]
         assert groups["nats"].sum() / sum(tokens[wanted]) == pytest.approx(result["nats_per_token"])
     assert kept.keys() == {"val", "test"}
-
-
-def test_the_table_has_each_score_under_its_name(monkeypatch):
-    monkeypatch.setattr(cli.console, "pairs", lambda title, rows: (title, rows))
-    result = {"split": "val", "documents": 1234, "tokens": 56789, "interval_over": "blocks", "unit": "note"}
-    numbers = ("nats_per_token", "interval_95", "unigram_entropy", "perplexity", "accuracy", "bits_per_unit")
-    result |= {name: number for number, name in enumerate((*numbers, "bits_per_unit_interval_95"))}
-    result["depth_weights"] = {"sources": ["layer 2", "layer 4"], "by_head": [[0.25, 0.75], [0.5, 0.5]]}
-    title, rows = cli._scores("run.pt", result)
-    assert title == "run.pt"
-    assert rows == {
-        "split": "val, 1,234 documents, 56,789 tokens",
-        "nats per token": 0,
-        "  95 % interval over blocks": 1,
-        "  unigram entropy of the split": 2,
-        "perplexity": 3,
-        "accuracy": 4,
-        "bits per note": 5,
-        "  95 % interval": 6,
-        "attention to layer 2": 0.375,
-        "attention to layer 4": 0.625,
-    }

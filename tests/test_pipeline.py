@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import TEXT_SETTINGS
+from conftest import TEXT_SETTINGS, quiet
 
 from shortcut_cli import checkpoint, demo, pipeline, recipe
 from shortcut_cli.codec import own
@@ -17,10 +17,6 @@ from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.stages import inspection
 
 NEVER = nullcontext(lambda: None)
-
-
-def quiet(*_, **__):
-    pass
 
 
 def sha256(path):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import symusic
-from conftest import set_flags, shortcut, write_texts
+from conftest import quiet, set_flags, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
 from shortcut_cli import composer, files, inputs, recipe, workers
@@ -34,10 +34,6 @@ from shortcut_cli.tokenizers.text import TextTokenizer
 from shortcut_cli.workers import in_order
 
 SMALL = ("train.steps=4", "train.eval_every=2", "train.warmup=1", "sample.n=1", "model.context=64", "eval.stride=64")
-
-
-def quiet(*_, **__):
-    pass
 
 
 def run(name, paths, out, *settings, workers=1, max_bad="0"):

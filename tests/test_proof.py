@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_SETTINGS, set_flags, shortcut
-from test_preparation import DOMAINS, material, quiet, run
+from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
+from test_preparation import DOMAINS, material, run
 
 from shortcut_cli import checkpoint, recipe
 from shortcut_cli.errors import ShortcutError, UsageError

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import quiet
 from test_generate import Exact, plain_row
 
 from shortcut_cli import checkpoint, recipe
@@ -63,10 +64,6 @@ class Marks:
 
 def keys(**given):
     return SampleKeys(**({"n": 5, "tokens": 12, "seed": 7, "temperature": 1.2, "top_k": 9} | given))
-
-
-def nothing(*_, **__):
-    """No report."""
 
 
 @pytest.fixture
@@ -181,14 +178,14 @@ def test_rows_are_sampled_on_the_device_of_the_run(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sampling, "generate", refuse)
     with pytest.raises(Seen) as seen:
-        sample(run, tmp_path / "out", keys(), prompt=None, device="meta", report=nothing)
+        sample(run, tmp_path / "out", keys(), prompt=None, device="meta", report=quiet)
     assert seen.value.args == (run.model, "meta", (5, 1), 12)
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])
 def test_one_sample_alone_has_the_bytes_that_it_has_among_all(run, prompt, tmp_path, number):
-    every = sample(run, tmp_path / "all", keys(), prompt=prompt, device="cpu", report=nothing)
-    (one,) = sample(run, tmp_path / "one", keys(), prompt=prompt, device="cpu", report=nothing, only=number)
+    every = sample(run, tmp_path / "all", keys(), prompt=prompt, device="cpu", report=quiet)
+    (one,) = sample(run, tmp_path / "one", keys(), prompt=prompt, device="cpu", report=quiet, only=number)
     assert one == tmp_path / "one" / every[number].name
     name = one.name
     assert by_name(tmp_path / "one") == {name: every[number].read_bytes(), name + ".json": one_json(every[number])}
@@ -203,7 +200,7 @@ def test_samples_of_another_seed_lie_beside_and_differ(run, tmp_path):
     paths = [
         path
         for seed in (7, 8, 12345)
-        for path in sample(run, tmp_path / "out", keys(seed=seed, n=2), prompt=None, device="cpu", report=nothing)
+        for path in sample(run, tmp_path / "out", keys(seed=seed, n=2), prompt=None, device="cpu", report=quiet)
     ]
     assert [path.name for path in paths] == [
         f"sample-{seed}-00{number}.marks" for seed in (7, 8, 12345) for number in (0, 1)
@@ -214,7 +211,7 @@ def test_samples_of_another_seed_lie_beside_and_differ(run, tmp_path):
 def test_a_thousand_and_one_samples_have_names_of_their_own(run, tmp_path):
     run.model.logits = lambda _: np.eye(VOCABULARY, dtype=np.float32)[END]
     run.marks.guide = Guide
-    paths = sample(run, tmp_path / "out", keys(n=1001, tokens=1), prompt=None, device="cpu", report=nothing, only=1000)
+    paths = sample(run, tmp_path / "out", keys(n=1001, tokens=1), prompt=None, device="cpu", report=quiet, only=1000)
     assert [path.name for path in paths] == ["sample-7-1000.marks"]
 
 
@@ -225,7 +222,7 @@ def test_no_sample_is_written_over_another(run, tmp_path, there):
     (folder / f"sample-7-00{there}.marks").write_bytes(b"mine")
     before = by_name(folder)
     with pytest.raises(UsageError, match=rf"sample-7-00{there}\.marks exists already") as raised:
-        sample(run, folder, keys(), prompt=None, device="cpu", report=nothing)
+        sample(run, folder, keys(), prompt=None, device="cpu", report=quiet)
     assert "--seed" in raised.value.hint
     assert "--out" in raised.value.hint
     assert by_name(folder) == before
@@ -233,27 +230,27 @@ def test_no_sample_is_written_over_another(run, tmp_path, there):
 
 
 def test_one_sample_is_written_beside_the_others_but_not_over_itself(run, tmp_path):
-    every = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing)
+    every = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet)
     before = by_name(tmp_path / "out")
     with pytest.raises(UsageError, match="sample-7-001"):
-        sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing, only=1)
+        sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet, only=1)
     every[1].unlink()
-    sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing, only=1)
+    sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet, only=1)
     assert by_name(tmp_path / "out") == before
 
 
 def test_too_few_tokens_for_anything_are_refused_before_a_folder_is_made(run, prompt, tmp_path):
     with pytest.raises(UsageError, match="1 tokens can't hold") as raised:
-        sample(run, tmp_path / "out", keys(tokens=1), prompt=None, device="cpu", report=nothing)
+        sample(run, tmp_path / "out", keys(tokens=1), prompt=None, device="cpu", report=quiet)
     assert raised.value.hint == "--tokens 2, or more"
     assert not (tmp_path / "out").exists()
     assert not run.model.calls
-    sample(run, tmp_path / "two", keys(tokens=2), prompt=None, device="cpu", report=nothing)
+    sample(run, tmp_path / "two", keys(tokens=2), prompt=None, device="cpu", report=quiet)
     # What the prompt holds counts: one id of it leaves one to come, two leave none.
     for content in ([5], [5, 8]):
         prompt.write_bytes(bytes(content))
         folder = tmp_path / f"prompted-{len(content)}"
-        paths = sample(run, folder, keys(tokens=1), prompt=prompt, device="cpu", report=nothing)
+        paths = sample(run, folder, keys(tokens=1), prompt=prompt, device="cpu", report=quiet)
         assert {path.stat().st_size - len(content) for path in paths} <= {0, 1}
         assert [sidecar(path)["tokens"] for path in paths] == [1] * 5
 
@@ -263,7 +260,7 @@ def test_a_sample_whose_last_token_is_the_end_has_ended(run, tmp_path):
     run.model.logits = lambda _: np.where(np.arange(VOCABULARY) == END, 99, np.arange(VOCABULARY)).astype(np.float32)
     for tokens, ended in ((2, False), (3, True), (4, True)):
         folder, sampler = tmp_path / str(tokens), keys(n=1, tokens=tokens, temperature=0)
-        (path,) = sample(run, folder, sampler, prompt=None, device="cpu", report=nothing)
+        (path,) = sample(run, folder, sampler, prompt=None, device="cpu", report=quiet)
         said = sidecar(path)
         assert (said["tokens"], said["ended"], said["forced_steps"]) == (min(tokens, 3), ended, 2)
         assert path.read_bytes() == bytes([11, 9])
@@ -273,7 +270,7 @@ def test_paths_in_the_json_lead_from_its_folder_wherever_the_command_ran(run, pr
     monkeypatch.chdir(tmp_path)
     run.path = run.path.relative_to(tmp_path)
     relative = prompt.relative_to(tmp_path)
-    (path, *_) = sample(run, run.path.parent / "samples", keys(), prompt=relative, device="cpu", report=nothing)
+    (path, *_) = sample(run, run.path.parent / "samples", keys(), prompt=relative, device="cpu", report=quiet)
     assert (sidecar(path)["checkpoint"], sidecar(path)["prompt"]) == ("../run.pt", "../../prompts/first.marks")
     found = like(tmp_path / (str(path) + ".json"), None, None)
     assert found.checkpoint.samefile(run.path)
@@ -291,7 +288,7 @@ def test_a_real_run_continues_its_prompt_as_a_loop_without_cache_would(text_run,
     text = (text_run / "texts" / "000.txt").read_text()[: context - 1]  # with the end id before it: full
     (tmp_path / "prompt.txt").write_text(text)
     sampler = SampleKeys(n=2, tokens=40, seed=3, temperature=0.8)
-    paths = sample(run, tmp_path / "out", sampler, prompt=tmp_path / "prompt.txt", device="cpu", report=nothing)
+    paths = sample(run, tmp_path / "out", sampler, prompt=tmp_path / "prompt.txt", device="cpu", report=quiet)
     for number, path in enumerate(paths):
         said, written = sidecar(path), path.read_text()
         assert written.startswith(text)
@@ -318,7 +315,7 @@ def test_a_real_run_continues_its_prompt_as_a_loop_without_cache_would(text_run,
 @pytest.fixture
 def made(run, prompt, tmp_path):
     """The .json of a sample with a prompt."""
-    path = sample(run, tmp_path / "out", keys(), prompt=prompt, device="cpu", report=nothing)[2]
+    path = sample(run, tmp_path / "out", keys(), prompt=prompt, device="cpu", report=quiet)[2]
     return path.with_name(path.name + ".json")
 
 
@@ -336,7 +333,7 @@ def test_a_sample_says_how_it_is_made_again(run, prompt, made, tmp_path):
 
 
 def test_a_sample_without_prompt_is_made_again_without_one(run, prompt, tmp_path):
-    path = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=nothing)[0]
+    path = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet)[0]
     made = path.with_name(path.name + ".json")
     assert like(made, None, None).prompt is None
     with pytest.raises(CheckFailed, match=r"first\.marks is not the file") as raised:
@@ -470,5 +467,5 @@ def test_a_prompt_that_cannot_be_read_is_refused_with_the_reason(run, prompt, tm
         with pytest.raises(UsageError, match=reason):
             prompt_ids(Marks(), path)
         with pytest.raises(UsageError, match=reason):
-            sample(run, tmp_path / "out", keys(), prompt=path, device="cpu", report=nothing)
+            sample(run, tmp_path / "out", keys(), prompt=path, device="cpu", report=quiet)
     assert not (tmp_path / "out").exists()

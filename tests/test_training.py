@@ -13,17 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_SETTINGS
+from conftest import TEXT_SETTINGS, quiet
 from test_batches import plain_key, plain_start
 from torch.nn import functional as F
 
 from shortcut_cli import checkpoint, files, loop, recipe, registry
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.stages import proof, training
-
-
-def quiet(*_, **__):
-    pass
 
 
 def keys(text_run, *settings):
