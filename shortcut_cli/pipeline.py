@@ -103,12 +103,12 @@ def _make_room(path: Path, folder: Path, recipe: Recipe, report: Report) -> None
     stay: `sample` then says that they exist already.
     """
     names = [f"sample-{recipe.sample.seed}-{number:03d}.*" for number in range(recipe.sample.n)]
-    moved: list[Path] = []
+    checkpoint_sha256, moved = files.sha256(path), list[Path]()
     for made in (made for name in names for made in folder.glob(name) if made.suffix != ".json"):
         sidecar = made.with_suffix(made.suffix + ".json")
         content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
-        another_way = (content.get("sampler"), content.get("prompt")) != (recipe.sample.model_dump(), None)
-        if content.get("checkpoint_sha256") != files.sha256(path) or not another_way:
+        same_way = (content.get("sampler"), content.get("prompt")) == (recipe.sample.model_dump(), None)
+        if same_way or content.get("checkpoint_sha256") != checkpoint_sha256:
             moved += [made, sidecar]
     if moved:
         earlier = next(place for n in itertools.count(1) if not (place := folder / f"earlier-{n}").exists())

@@ -199,3 +199,11 @@ def test_a_baseline_that_is_too_large_already_gets_a_smaller_one(match):
     assert (found[0], shape_of(found[1])) == ("smaller", (2, 24, 300 - round((plain - aim) / step)))
     found = matching.opponents(resolved, VOCABULARY, match, plain / (1 + 0.98 * tolerance))
     assert found.keys() == {"deeper", "wider"}
+
+
+def test_a_baseline_that_is_larger_by_all_of_the_tolerance_is_too_large():
+    resolved = recipe.read("text-tiny", [*SHAPE, "model.name=gpt"])
+    flops = matching.size(resolved, VOCABULARY).flops
+    target = flops / 1.01
+    assert target * 1.01 == flops  # in floating point too
+    assert matching.opponents(resolved, VOCABULARY, "flops", target).keys() == {"smaller"}

@@ -44,9 +44,9 @@ class Trace:
 
 
 def on_cpu(x: Tensor, *, autocast: bool = False) -> bool:
-    """Whether the functions that are written for a CPU are to be used: not while torch.compile looks for the whole.
+    """Whether to use the functions that are written for a CPU: not while torch.compile traces the model.
 
-    autocast: also under it; else not, since their gradients take tensors of one type.
+    autocast: also under autocast. Most can't be used there, since their gradients need all tensors to have one type.
     """
     plain = x.device.type == "cpu" and not torch.compiler.is_compiling()
     return plain and (autocast or not torch.is_autocast_enabled("cpu"))
