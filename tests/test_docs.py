@@ -96,7 +96,8 @@ def test_mutants_that_are_called_equivalent_are_of_the_code_as_it_is():
         assert entry["why"]
         assert mutate.differs(entry["module"], entry["code"], entry["code"] + " + 1", found)
         for now in entry["now"]:
-            assert not mutate.differs(entry["module"], f"x = {entry['code']}", f"x = {now}", found)
+            pair = (f"x = {entry.get('line', '')}{code}" for code in (entry["code"], now))
+            assert not mutate.differs(entry["module"], *pair, found)
 
 
 def test_modules_with_mutants_and_their_tests_are_there():
@@ -104,3 +105,9 @@ def test_modules_with_mutants_and_their_tests_are_there():
     for module, arguments in modules.items():
         assert (ROOT / "shortcut_cli" / f"{module}.py").is_file()
         assert all((ROOT / argument).is_file() for argument in arguments if argument.startswith("tests/")), module
+
+
+def test_an_equivalent_mutant_is_one_of_its_line_alone():
+    listed = [{"module": "*", "line": "zip(", "code": "strict=True", "now": ["strict=False"]}]
+    assert not mutate.differs("m", "zip(a, b, strict=True)", "zip(a, b, strict = False)", listed)
+    assert mutate.differs("m", "Field(strict=True)", "Field(strict=False)", listed)
