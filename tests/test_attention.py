@@ -411,7 +411,7 @@ class TestWhatIsLookedAt:
 
     @pytest.mark.parametrize("named", [False, True])
     @pytest.mark.parametrize("split", ["val", "test"])
-    def test_windows_of_the_split_behind_an_end_id(self, monkeypatch, tmp_path, split, named):
+    def test_windows_of_a_split_begin_with_an_end_id(self, monkeypatch, tmp_path, split, named):
         folders = [tmp_path / "recipes", tmp_path / "named"]
         run = made_run(tmp_path, f"data.shards={folders[0]}", "eval.resamples=17", "eval.batch_size=5")
         rows = {}
@@ -426,7 +426,7 @@ class TestWhatIsLookedAt:
         assert windows == [row[start : start + 8] for start in (0, 11, 22, 33)]
         assert keys == {"resamples": 17, "batch": 5, "device": "cpu", "report": quiet}
 
-    def test_a_prompt_behind_an_end_id(self, monkeypatch, tmp_path):
+    def test_a_prompt_begins_with_an_end_id(self, monkeypatch, tmp_path):
         run = made_run(tmp_path)
         (tmp_path / "prompt.txt").write_text("ab1. ba a1bb")
         windows, _ = self.looked(monkeypatch, run, tmp_path, prompt=tmp_path / "prompt.txt")
@@ -452,23 +452,23 @@ class TestRefusals:
         assert sorted(tmp_path.rglob("*")) == before
 
     @pytest.mark.parametrize("name", ["attention.png", "use.png", "attention.npz", "attention.json"])
-    def test_any_file_that_is_there_already(self, tmp_path, name):
+    def test_no_file_is_written_over(self, tmp_path, name):
         run = made_run(tmp_path)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / name).write_text("mine")
         self.refused(run, tmp_path, f"{name} exists already")
         assert (tmp_path / "out" / name).read_text() == "mine"
 
-    def test_windows_without_a_target(self, tmp_path):
+    def test_windows_without_a_target_are_refused(self, tmp_path):
         self.refused(made_run(tmp_path), tmp_path, "no tokens to look at", tokens=1)
 
-    def test_but_not_windows_of_a_single_target_into_a_folder_below_one_that_is_not_there(self, tmp_path):
+    def test_windows_of_one_target_are_taken_and_parent_folders_are_made(self, tmp_path):
         windows, out = np.array([[1, 2], [3, 4]]), tmp_path / "a" / "b"
         found = attention.attend(made_run(tmp_path), windows, out, resamples=9, batch=2, device="cpu", report=quiet)
         assert found["tokens"] == 2
         assert (out / "attention.json").exists()
 
-    def test_a_model_without_taps(self, tmp_path):
+    def test_a_model_without_taps_is_refused(self, tmp_path):
         run = made_run(tmp_path, "model.shortcut.taps=none")
         self.refused(run, tmp_path, "is a shortcut, whose final layer attends to no other layer")
 

@@ -387,7 +387,7 @@ def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch):
     assert cli._settings(["a.b=1"], c__d=0, e__f=None, g__h="", i__j=False) == ["a.b=1", "c.d=0", "g.h=", "i.j=False"]
 
 
-def test_the_options_of_train(monkeypatch, capsys):
+def test_the_options_of_train_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, training, "train", {"run": "r/run.pt", "step": 4})
     base = ("train", "--recipe", "text-tiny")
     call(*base, "--out", "o", "--resume", "never", "--device", "meta", "--json")
@@ -400,7 +400,7 @@ def test_the_options_of_train(monkeypatch, capsys):
     ]
 
 
-def test_the_options_of_prepare(monkeypatch, capsys):
+def test_the_options_of_prepare_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, preparation, "prepare", MANIFEST | {"files": {}, "request": {}})
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
     call("prepare", "text", "a", "b", "--recipe", "text-tiny", "--out", "o", "--workers", 3, "--max-bad", "5", "--json")
@@ -425,7 +425,7 @@ def test_the_options_of_prepare(monkeypatch, capsys):
         call("prepare", "text", "a", "--recipe", "music")
 
 
-def test_what_prepare_shows_is_of_each_split(monkeypatch, capsys):
+def test_prepare_shows_the_counts_of_each_split(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     splits = {
         "train": {"documents": 3, "tokens": 30, "units": {"byte": 60}},
@@ -451,7 +451,7 @@ def test_what_prepare_shows_is_of_each_split(monkeypatch, capsys):
         ]
 
 
-def test_the_options_of_eval(monkeypatch, capsys, ckpt):
+def test_the_options_of_eval_reach_its_stage(monkeypatch, capsys, ckpt):
     calls = replaced(monkeypatch, pipeline, "score", SCORES)
     call("eval", "--ckpt", ckpt, "--shards", "s", "--split", "val", "--device", "meta", "--json")
     assert printed(capsys) == SCORES
@@ -459,7 +459,7 @@ def test_the_options_of_eval(monkeypatch, capsys, ckpt):
     assert calls == [((ckpt, Path("s"), "val"), {"device": "meta"}), ((ckpt, None, None), {"device": "cpu"})]
 
 
-def test_what_eval_shows(monkeypatch):
+def test_eval_shows_each_score_under_its_name(monkeypatch):
     depth = {"sources": ["layer 2", "own"], "by_head": [[0.25, 0.75], [0.5, 0.5]]}
     table = cli._scores("t", SCORES | {"depth_weights": depth})
     rows = dict(zip(*(column._cells for column in table.columns), strict=True))
@@ -480,7 +480,7 @@ def test_what_eval_shows(monkeypatch):
 SAMPLER = {"n": 2, "tokens": 300, "temperature": 1.0, "top_k": 0, "top_p": 0.98, "min_p": 0.0, "seed": 1}
 
 
-def test_the_options_of_sample(monkeypatch, capsys, ckpt):
+def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
     opened = []
     run = SimpleNamespace(recipe=recipe.read("text-tiny"))
     monkeypatch.setattr(checkpoint, "open_run", lambda *arguments: opened.append(arguments) or run)
@@ -514,7 +514,7 @@ def test_the_options_of_sample(monkeypatch, capsys, ckpt):
         call(*base, "--device", "cpu", "--top-p", 2)
 
 
-def test_the_options_of_sample_like(monkeypatch, ckpt, tmp_path):
+def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path):
     opened, asked = [], []
     run = SimpleNamespace(recipe=recipe.read("text-tiny"))
     monkeypatch.setattr(checkpoint, "open_run", lambda *arguments: opened.append(arguments) or run)
@@ -541,7 +541,7 @@ def test_the_options_of_sample_like(monkeypatch, ckpt, tmp_path):
             call("sample", "--like", sidecar)
 
 
-def test_the_options_of_attention(monkeypatch, capsys, ckpt):
+def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     source = {"source": "own", "mass": 0.5, "distance_tokens": 2.0, "exchanged": None}
     source |= {"closed": {"nats_per_token": 0.125, "interval_95": [0.0625, 0.25]}}
     other = source | {"source": "layer 2", "exchanged": {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}}
@@ -561,7 +561,7 @@ def test_the_options_of_attention(monkeypatch, capsys, ckpt):
     ]
 
 
-def test_the_options_of_run(monkeypatch, capsys):
+def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
     result = {"prepare": MANIFEST, "train": {"run": "r/run.pt"}, "eval": SCORES, "samples": ["a.txt", "b.txt"]}
     calls = replaced(monkeypatch, pipeline, "run_all", result)
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
@@ -581,7 +581,7 @@ def test_the_options_of_run(monkeypatch, capsys):
     ]
 
 
-def test_the_options_of_compare(monkeypatch, capsys):
+def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys):
     result = {"schema_version": 1, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
     calls = replaced(monkeypatch, comparing, "compare", result)
     monkeypatch.setattr(comparison, "headings", lambda _: ("arm", "nats"))
@@ -603,7 +603,7 @@ def test_the_options_of_compare(monkeypatch, capsys):
         call(*base, "--lrs", "1,x")
 
 
-def test_the_options_of_inspect(monkeypatch, capsys):
+def test_the_options_of_inspect_reach_its_stage(monkeypatch, capsys):
     found = {"kind": "checkpoint", "parameters": {"total": 7}, "step": 4}
     calls = replaced(monkeypatch, inspection, "inspect", found)
     call("inspect", "p", "--verify", "--json")
@@ -639,7 +639,7 @@ def test_checking_recipes_gives_each_its_problem_and_fails_for_one(monkeypatch, 
 
 
 @pytest.mark.parametrize(("weights", "logs"), [(True, True), (True, False), (False, True), (False, False)])
-def test_the_options_of_prove_resume(monkeypatch, capsys, tmp_path, weights, logs):
+def test_the_options_of_prove_resume_reach_its_stage(monkeypatch, capsys, tmp_path, weights, logs):
     result = {"schema_version": 1, "kills": 2, "equal_weights": weights, "equal_logs": logs}
     calls = replaced(monkeypatch, proof, "resume", result)
     base = ("prove", "resume", "--recipe", "text-tiny", "--json")
@@ -661,7 +661,7 @@ def test_the_options_of_prove_resume(monkeypatch, capsys, tmp_path, weights, log
     assert not calls[0][0][1].parent.exists()  # both runs are gone
 
 
-def test_the_options_of_prove_tokens(monkeypatch, capsys):
+def test_the_options_of_prove_tokens_reach_its_stage(monkeypatch, capsys):
     result = {"schema_version": 1, "sources": 3, "tokens": 9, "different": []}
     calls = replaced(monkeypatch, proof, "tokens", result)
     call("prove", "tokens", "d", "--json")
@@ -676,7 +676,7 @@ def test_the_options_of_prove_tokens(monkeypatch, capsys):
     ]
 
 
-def test_the_options_of_codec_train(monkeypatch, capsys):
+def test_the_options_of_codec_train_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, codec_training, "train", {"codec": "r/codec.pt"})
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
     flags = ("--out", "o", "--workers", 3, "--resume", "never", "--device", "meta", "--set", "train.seed=4", "--json")
@@ -695,7 +695,7 @@ def test_the_options_of_codec_train(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_options_of_codec_get(monkeypatch, capsys, tmp_path, there):
+def test_the_options_of_codec_get_reach_its_stage(monkeypatch, capsys, tmp_path, there):
     if there:
         (tmp_path / "w").write_bytes(b"")
     monkeypatch.setattr(weights, "cached", lambda _: tmp_path / "w")
@@ -706,7 +706,7 @@ def test_the_options_of_codec_get(monkeypatch, capsys, tmp_path, there):
     assert [name for (name, _), _ in fetched] == ["encodec_48khz"]
 
 
-def test_the_options_of_codec_eval(monkeypatch, capsys):
+def test_the_options_of_codec_eval_reach_its_stage(monkeypatch, capsys):
     result = {"schema_version": 1, "files": 1, "rejects": [], "seconds": 2.0, "perplexity": [3.0]}
     result |= {"encode_x_realtime": 4.0, "decode_x_realtime": 5.0}
     calls = replaced(monkeypatch, codec_evaluation, "evaluate", result)
@@ -718,7 +718,7 @@ def test_the_options_of_codec_eval(monkeypatch, capsys):
     assert [arguments for arguments, _ in calls] == [("mini", ["a", "b"], Path("o")), ("mini", ["a"], None)]
 
 
-def test_the_options_of_demo(monkeypatch, capsys):
+def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     row = SCORES | {"recipe": "text-tiny", "model": "gpt", "parameters": 5}
     result = {"schema_version": 1, "rows": [row], "samples": ["a.txt"]}
     calls = replaced(monkeypatch, demonstration, "demo", result)

@@ -551,7 +551,7 @@ def test_si_sdr_is_the_tangent_of_the_angle_between_the_sounds_their_means_inclu
     assert objectives.si_sdr_db(torch.from_numpy(x), torch.from_numpy(y)).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_hinge_losses_by_hand():
+def test_hinge_losses_are_those_worked_by_hand():
     row = lambda *values: torch.tensor([values])  # noqa: E731
     assert objectives.discriminator_loss([row(2.0)], [row(-2.0)]) == 0  # both told apart by more than the margin
     assert objectives.discriminator_loss([row(-1.0)], [row(1.0)]) == 4  # 2 for either

@@ -235,5 +235,5 @@ CLEAR = statistics.Contrast(3, -0.04321, (-0.05, -0.04), 0.012, 3, 0.02, 0.9)
         ),
     ],
 )
-def test_the_verdict_word_for_word(changes, sentence):
+def test_a_verdict_says_what_the_numbers_show(changes, sentence):
     assert statistics.verdict("arm", "gpt", dataclasses.replace(CLEAR, **changes), 0.0125) == sentence

@@ -151,7 +151,7 @@ def test_a_download_that_was_whole_already_is_checked_and_taken(serve, tmp_path)
     assert names(tmp_path / "cache") == ["w.th"]
 
 
-def test_a_server_that_names_no_length(serve):
+def test_a_server_need_not_name_a_length(serve):
     serve("silent")
     seen = []
     assert weights.fetch("encodec_24khz", lambda done, total: seen.append((done, total))).read_bytes() == CONTENT
@@ -236,7 +236,7 @@ def test_where_weights_lie_and_come_from(tmp_path, monkeypatch):
         weights.resolve(str(tmp_path))
 
 
-def test_seeds_and_layouts_by_name():
+def test_a_name_says_the_seed_and_the_layout():
     assert weights.seed("untrained:12") == (12, MONO)
     assert weights.seed("untrained_48khz:7") == (7, STEREO)
     assert weights.seed("encodec_24khz") is None
