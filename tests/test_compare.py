@@ -468,6 +468,15 @@ def test_one_rate_is_taken_untuned(scripted, lrs):
         assert (row["lr"], row["validation_by_lr"], row["seeds"]) == (rate, {}, [7, 8])
 
 
+def test_of_two_rates_too_the_better_is_taken(scripted):
+    rates = (RATES[0], RATES[2])
+    result = scripted("late_kv", lrs=rates, seeds=1)
+    for row in result["arms"]:
+        tried = {rate: min(validation_of(row["label"], rate, 7)) for rate in rates}
+        assert row["validation_by_lr"] == {repr(rate): score for rate, score in tried.items()}
+        assert row["lr"] == min(tried, key=tried.get)
+
+
 def test_a_comparison_grows_by_arms_and_seeds_and_trains_only_what_is_new(scripted):
     first = scripted("late_kv", seeds=2)
     scripted.ran.clear()
