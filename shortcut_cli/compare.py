@@ -241,7 +241,10 @@ class Runner:
         quick = Arm(f"timing-{arm.label}", recipe.with_settings(arm.recipe, settings), arm.size)
         cell = Cell(quick, arm.recipe.train.lr, arm.recipe.train.seed)
         self.run([cell])
-        return quick.recipe.train.batch_size * quick.recipe.model.context / _speed(cell.folder(self.out))
+        speed = _speed(cell.folder(self.out))
+        if math.isnan(speed):
+            raise ShortcutError(f"steps of {arm.label} are too short to be timed", "--match flops")
+        return quick.recipe.train.batch_size * quick.recipe.model.context / speed
 
     def row(self, arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
         """What the runs of an arm gave."""

@@ -595,6 +595,16 @@ def test_seconds_of_a_step_come_from_a_short_run_of_its_own(monkeypatch, tmp_pat
     assert not (set(tmp_path.glob("runs/*")) - {tmp_path / "runs" / "timing-shortcut-lr0.003-s7"})
 
 
+def test_steps_too_short_to_be_timed_are_an_error(monkeypatch, tmp_path):
+    def process(_, path, folder, device):
+        lines = [{"step": step, "tokens": step * 128, "seconds": 0.0} for step in (1, 2, 3)]
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr(compare.Runner, "_process", process)
+    with pytest.raises(ShortcutError, match="steps of shortcut are too short to be timed"):
+        runner(tmp_path).step_seconds(plain_arm("shortcut"))
+
+
 def test_flops_are_matched_where_they_are_asked_for(tmp_path):
     arms = compare._arms(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "flops", runner(tmp_path))
     # By flops both take a narrower feed-forward than by parameters: see test_matching.
