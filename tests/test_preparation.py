@@ -535,13 +535,21 @@ def private_bytes():
     return int(line.split()[1]) * 1024
 
 
+def test_the_memory_that_a_process_has_is_what_the_kernel_says(monkeypatch):
+    status = "Name:\tpython\nVmPeak:\t  99 kB\nVmData:\t  1234 kB\nVmStk:\t  88 kB\n"
+    monkeypatch.setattr(
+        workers, "Path", lambda name: SimpleNamespace(read_text=lambda: {"/proc/self/status": status}[name])
+    )
+    assert workers._data_bytes() == 1234 * 1024
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_a_job_may_take_so_much_more_memory_than_its_process_has_and_the_next_as_much_again():
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+def test_a_job_may_take_so_much_more_memory_than_its_process_has_and_the_next_as_much_again(monkeypatch):
+    before, has = resource.getrlimit(resource.RLIMIT_DATA), private_bytes() + 10**9
+    monkeypatch.setattr(workers, "_data_bytes", lambda: has)
     for megabytes in (1500, 3000):
-        low = private_bytes()
         soft, hard = workers._within(megabytes, resource.getrlimit, resource.RLIMIT_DATA)
-        assert low + megabytes * 10**6 <= soft <= private_bytes() + megabytes * 10**6
+        assert soft == has + megabytes * 10**6
         assert hard == before[1]
         assert resource.getrlimit(resource.RLIMIT_DATA) == (hard, hard)
 
