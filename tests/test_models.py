@@ -479,12 +479,20 @@ def test_the_merged_attention_equals_one_softmax_to_double_precision():
     for attend in (merge.attend, merge.plain):
         leaves = [t.clone().requires_grad_() for t in tensors]
         out, weights = attend(*leaves)
+        assert (out.requires_grad, weights.requires_grad) == (True, False)
         (out * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
         results.append([out, *(leaf.grad for leaf in leaves), weights.double()])
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     for a, b in zip(results[0][:4], results[1][:4], strict=True):
         assert torch.allclose(a, b, atol=2e-6)
+
+
+def test_where_there_is_no_fused_kernel_attention_is_the_plain_one():
+    q, k = torch.empty(2, 3, 5, 8, device="meta"), torch.empty(2, 3, 5, 4, 8, device="meta")
+    out, weights = merge.attend(q, k, k)
+    assert (out.shape, weights.shape) == ((2, 3, 5, 8), (2, 3, 4, 5))
+    assert merge.attend_with_depth(q, q, q, [q, q], [q, q]).shape == q.shape
 
 
 def test_a_changed_source_is_that_of_the_row_before_and_a_closed_one_is_gone():
