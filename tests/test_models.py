@@ -966,3 +966,8 @@ def test_the_plain_attentions_weigh_in_full_precision_what_they_read_in_bf16():
     found = merge.plain_with_depth(q, own, own, [below], [below])
     assert found.dtype == torch.bfloat16
     assert apart(found, wanted) < 2**-9
+
+
+def test_late_kv_of_a_single_layer_has_nothing_to_read():
+    with pytest.raises(UsageError, match="names layer 1; the last layer reads 0 to 0"):
+        make("late_kv", {}, layers=1)
