@@ -89,11 +89,20 @@ def _sampled(path: Path, folder: Path, recipe: Recipe) -> list[Path]:
     wanted = {"checkpoint_sha256": files.sha256(path), "sampler": recipe.sample.model_dump(), "prompt": None}
     found = []
     for sidecar in sorted(folder.glob("*.json")):
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        content = _told(sidecar)
         made = sidecar.with_suffix("")
         if {key: content.get(key) for key in wanted} == wanted and made.is_file():
             found.append(made)
     return found if len(found) == recipe.sample.n else []
+
+
+def _told(sidecar: Path) -> dict[str, Any]:
+    """What the .json of a sample says; nothing where it is missing or damaged, so that its sample is not taken."""
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _make_room(path: Path, folder: Path, recipe: Recipe, report: Report) -> None:
@@ -106,7 +115,7 @@ def _make_room(path: Path, folder: Path, recipe: Recipe, report: Report) -> None
     checkpoint_sha256, moved = files.sha256(path), list[Path]()
     for made in (made for name in names for made in folder.glob(name) if made.suffix != ".json"):
         sidecar = made.with_suffix(made.suffix + ".json")
-        content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+        content = _told(sidecar)
         same_way = (content.get("sampler"), content.get("prompt")) == (recipe.sample.model_dump(), None)
         if same_way or content.get("checkpoint_sha256") != checkpoint_sha256:
             moved += [made, sidecar]

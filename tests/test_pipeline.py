@@ -152,6 +152,16 @@ def test_samples_that_are_not_all_there_are_made_anew(stages, tmp_path, lost):
     assert left[0] == left[1] <= names - {lost}
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "\udcff"])
+def test_a_sample_whose_json_is_damaged_is_made_anew_and_kept(stages, tmp_path, damaged):
+    first = go(tmp_path)
+    stages.names()
+    (tmp_path / "samples" / "sample-5-000.txt.json").write_bytes(damaged.encode(errors="surrogateescape"))
+    assert go(tmp_path) == first
+    assert stages.names() == ["sample"]
+    assert (tmp_path / "samples" / "earlier-1" / "sample-5-000.txt").read_text() == "first"
+
+
 def test_another_split_is_scored_beside_the_first(stages, tmp_path):
     first = go(tmp_path)["eval"]
     stages.recipe = recipe.with_settings(RESOLVED, ["eval.split=val"])
