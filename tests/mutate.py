@@ -160,6 +160,11 @@ def mutants(path: Path, operators: list[str], most: int, seed: int) -> tuple[lis
     return found, len(items)
 
 
+def _place(item) -> tuple[str, int]:
+    (mutation,) = item.mutations
+    return mutation.operator_name, mutation.occurrence
+
+
 def mutated(source: str, mutation) -> str:
     """The code of a mutant."""
     from cosmic_ray.mutating import mutate_code
@@ -322,12 +327,11 @@ class Run:
         return WorkDB(self.session, WorkDB.Mode.create)
 
     def plan(self) -> None:
-        """Choose the mutants, unless the session has them already."""
-        if self.db.num_work_items:
-            return
+        """Choose the mutants, and add those that the session lacks."""
         found, count = mutants(self.path, self.keys["operators"], self.keys["sample"], self.keys["seed"])
         self.session.with_suffix(".json").write_text(json.dumps({"mutants": count}))
-        self.db.add_work_items(found)
+        has = {_place(item) for item in self.db.work_items}
+        self.db.add_work_items(item for item in found if _place(item) not in has)
 
     def execute(self, copies: "queue.Queue[Copy]", again: bool) -> None:
         """Test every mutant that has no result; again: and those that survived."""

@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import io
 import json
+import pickle
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -643,3 +645,210 @@ def test_texts_are_encoded_in_batches_of_the_scale_that_is_asked_for(tmp_path, t
         assert encoded(tokenizer, found) == expected
         assert sum(sizes) == len(LINES)
         assert all(2000 * scale <= size < 2000 * scale + text.LONGEST_CHARS for size in sizes[:-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "valid"),
+    [
+        ({"vocabulary": 259}, False),
+        ({"vocabulary": 260}, True),
+        ({"character_coverage": 0.0}, False),
+        ({"character_coverage": 1e-6}, True),
+        ({"character_coverage": 1.0}, True),
+        ({"character_coverage": 1.001}, False),
+        ({"sample_mb": 0}, False),
+        ({"sample_mb": 1}, True),
+        ({"alphabet": ""}, False),
+        ({"alphabet": "a"}, True),
+    ],
+)
+def test_options_have_bounds(options, valid):
+    if valid:
+        assert TextOptions(name="text", **options).model_dump().items() >= options.items()
+    else:
+        with pytest.raises(ValidationError, match=next(iter(options))):
+            TextOptions(name="text", **options)
+
+
+def test_options_that_are_left_out():
+    assert TextOptions(name="text").model_dump() == {
+        "name": "text",
+        "algorithm": "unigram",
+        "vocabulary": 8000,
+        "model": "",
+        "documents": "file",
+        "normalization": "identity",
+        "character_coverage": 0.9995,
+        "sample_mb": 32,
+        "alphabet": " abcdefghijklmnopqrstuvwxyz",
+    }
+
+
+def test_a_tokenizer_crosses_to_another_process(tmp_path, trained):
+    (tmp_path / "a.txt").write_text(LINES)
+    expected = trained.prompt(tmp_path / "a.txt").tolist()
+    assert "pieces" in trained.__dict__
+    state = pickle.dumps(trained)
+    assert b"SentencePieceProcessor" not in state
+    assert pickle.loads(state).prompt(tmp_path / "a.txt").tolist() == expected
+
+
+def test_what_the_manifest_says_of_characters():
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
+    assert tokenizer.description == {"library": "none", "lossless": True}
+    assert [len(mask) for mask in (tokenizer.guide().allowed(3), tokenizer.pieces.anything)] == [28, 28]
+    assert tokenizer.vocabulary == 28
+
+
+@pytest.mark.parametrize(("lines", "exactly"), [(2000, True), (1037, False)])
+def test_the_share_of_a_sample_is_exact(tmp_path, lines, exactly):
+    """N lines of 1,000 bytes and a newline, a segment each: line k is taken after m others if m N <= 1000 k."""
+    (tmp_path / "a.txt").write_text("".join(f"{number:04}{'x' * 996}\n" for number in range(lines)))
+    tokenizer = TextTokenizer(TextOptions(name="text", sample_mb=1))
+    _, found = surveyed(tokenizer, tmp_path / "a.txt")
+    taken, nearest = [], []
+    for number in range(1, lines + 1):
+        nearest.append(len(taken) * lines - 1000 * number)
+        if nearest[-1] <= 0:
+            taken.append(number - 1)
+    assert [int(line[:4]) for line in tokenizer._sample([found], whole)] == taken
+    # One line is at the bound exactly; or beyond it by so little that a millionth more in the budget would take it.
+    assert 0 in nearest if exactly else any(0 < over * 1000 <= k for k, over in enumerate(nearest, 1))
+
+
+def test_only_what_lies_behind_other_splits_is_learned_from(tmp_path):
+    (tmp_path / "a.txt").write_text("held out\n" * 300 + "training\n" * 300)
+    tokenizer = TextTokenizer(TextOptions(name="text"))
+    _, found = surveyed(tokenizer, tmp_path / "a.txt")
+    assign = lambda document: [("val", 2700), ("train", document.size - 2700)]  # noqa: E731
+    assert list(tokenizer._sample([found], assign)) == ["training"] * 300
+    assert tokenizer.trained_on == {"trained_on_bytes": 2400, "training_split_bytes": 2700}
+
+
+def test_a_piece_names_its_document_and_its_split(tmp_path, trained):
+    (tmp_path / "a.txt").write_text("one two three\n" * 10)
+    (document,), found = surveyed(trained, tmp_path / "a.txt")
+    pieces = [
+        (piece.document, piece.split, [*map(len, piece.ids)] != [])
+        for piece in trained.encode(found, lambda _: [("test", 28), ("train", 112)], 1)
+    ]
+    assert pieces == [(document, "test", True), (document, "train", True)]
+
+
+def test_a_file_that_grows_by_a_document_is_noticed(tmp_path, trained, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n")
+    tokenizer = TextTokenizer(trained.options.model_copy(update={"documents": "line"}), trained.model)
+    _, found = surveyed(tokenizer, path)
+    calls = []
+
+    def read(path, kind):
+        calls.append(path)
+        grown = [["three\n"]] if len(calls) == 1 else []  # the texts; the second call is that of the survey
+        return iter([iter(chunks) for chunks in [["one\n"], ["two\n"], *grown]])
+
+    monkeypatch.setattr(text, "read_documents", read)
+    assert len(encoded(tokenizer, found)) == 2
+    assert len(calls) == 2
+
+
+def test_a_class_is_that_of_the_first_character(trained):
+    spellings = [" a1", "1a", " ,a", "  ", "\n", "a,", "é", "", None, "x"]
+    tokenizer = TextTokenizer(trained.options, trained.model)
+    tokenizer.__dict__["pieces"] = SimpleNamespace(spelling=spellings.__getitem__, end_id=9, adds_end=False, size=10)
+    names = ["letter", "digit", "punctuation", "space", "space", "letter", "letter", "space", "byte or control", "end"]
+    found = tokenizer.classes(np.arange(10))["character"]
+    assert [found.names[number] for number in found.of] == names
+
+
+def test_the_unknown_piece_is_no_text(trained):
+    assert trained.pieces.spelling(0) is None
+    assert trained.pieces.spelling(trained.end) is None
+    assert trained.pieces.shown(0) == "<unk>"
+
+
+def test_the_saved_description_has_its_keys_in_order(tmp_path, trained):
+    trained.save(tmp_path)
+    content = (tmp_path / "tokenizer.json").read_text()
+    assert content == json.dumps(json.loads(content), indent=1, sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize("more", [-2, -1, 0, 1, 2])
+def test_long_lines_come_in_parts_of_4096(tmp_path, more):
+    lines = ["x" * (4096 + more) + "\n", "y" * (2 * 4096 + more) + "\n", "z" * (4096 + more)]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    parts = [line[first : first + 4096] for line in lines for first in range(0, len(line), 4096)]
+    assert list(text.read_lines(tmp_path / "a.txt")) == parts
+
+
+def test_a_line_of_4096_characters_is_never_blank(tmp_path):
+    """More of it may follow, and it is not known what."""
+    for spaces, count in ((4094, 2), (4095, 1), (5000, 1)):
+        (tmp_path / "a.txt").write_text("a\n" + " " * spaces + "\nb\n")
+        assert len([list(chunks) for chunks in text.read_documents(tmp_path / "a.txt", "paragraph")]) == count
+
+
+@given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 20))
+@example([3, 4, 5], 7)
+@example([7, 6, 1, 2], 7)
+def test_batches_have_as_many_characters_as_asked_for_or_little_more(sizes, chars):
+    items = [(number, "x" * size) for number, size in enumerate(sizes)]
+    expected = [[]]
+    for item in items:
+        if sum(len(content) for _, content in expected[-1]) >= chars:
+            expected.append([])
+        expected[-1].append(item)
+    assert list(text._batches(items, chars)) == [batch for batch in expected if batch]
+
+
+def test_an_existing_model_may_end_with_its_first_id(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES.splitlines()),
+        model_writer=model,
+        vocab_size=300,
+        byte_fallback=True,
+        eos_id=0,
+        unk_id=1,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "a.model").write_bytes(model.getvalue())
+    tokenizer = TextTokenizer(TextOptions(name="text", model=str(tmp_path / "a.model")))
+    assert (tokenizer.end, tokenizer.vocabulary) == (0, 300)
+
+
+def test_a_trained_model_ends_with_id_1_and_its_training_says_nothing(tmp_path, capfd):
+    (tmp_path / "a.txt").write_text(LINES)
+    tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=300))
+    tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
+    assert (tokenizer.end, tokenizer.vocabulary) == (1, 300)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_vocabulary_that_the_characters_do_not_fit_in(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(chr(0x4E00 + number) + "\n" for number in range(100)) * 3)
+    options = {"name": "text", "character_coverage": 1.0}
+    small = TextTokenizer(TextOptions(**options, vocabulary=280))
+    source = surveyed(small, tmp_path / "a.txt")[1]
+    with pytest.raises(UsageError) as raised:
+        small.fit([source], whole)
+    need = 256 + 2 + 1 + 100  # bytes, <unk> and </s>, the newline, the characters
+    assert raised.value.message == (
+        f"tokenizer.vocabulary 280 is less than the single characters and bytes need ({need})"
+    )
+    assert raised.value.hint == f"--set tokenizer.vocabulary={need}, or more"
+    enough = TextTokenizer(TextOptions(**options, vocabulary=need))
+    enough.fit([source], whole)
+    assert enough.vocabulary == need
+
+
+def test_a_training_that_fails_says_what_sentencepiece_said(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(LINES)
+    tokenizer = TextTokenizer(TextOptions(name="text"))
+    source = surveyed(tokenizer, tmp_path / "a.txt")[1]
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", mock.Mock(side_effect=RuntimeError("no luck")))
+    with pytest.raises(UsageError) as raised:
+        tokenizer.fit([source], whole)
+    assert raised.value.message == "SentencePiece could not be trained: no luck"
+    assert raised.value.hint == "more text, or another tokenizer.vocabulary"
