@@ -783,3 +783,62 @@ def test_a_piece_of_a_bpe_is_heard_word_by_word(tmp_path, pieces):
         assert guide.allowed(10**6)[tokenizer.end] == words[-1].startswith("Duration")
         assert (guide.least == 0) == ended
     assert ended
+
+
+@pytest.mark.parametrize(
+    ("options", "valid"),
+    [({"bpe": -1}, False), ({"bpe": 0}, True), ({"velocities": 0}, False), ({"velocities": 1}, True)]
+    + [({"velocities": 127}, True), ({"velocities": 128}, False)],
+)
+def test_options_have_bounds(options, valid):
+    if valid:
+        assert MidiOptions(name="midi", **options).model_dump().items() >= options.items()
+    else:
+        with pytest.raises(ValidationError, match=next(iter(options))):
+            MidiOptions(name="midi", **options)
+
+
+def test_options_that_are_left_out():
+    assert MidiOptions(name="midi").model_dump() == {
+        "name": "midi",
+        "scheme": "REMI",
+        "tempos": True,
+        "time_signatures": True,
+        "programs": False,
+        "velocities": 32,
+        "bpe": 0,
+        "transpose": [],
+        "tempo_factors": [],
+    }
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.3, 2.0])
+def test_every_time_is_stretched_from_the_beginning_on(tmp_path, factor):
+    path = score_file(tmp_path / "a.mid", melody((0, 100, 60, 100), (100, 900, 62, 100), (1000, 2000, 64, 100)))
+    stretched = midi._stretch(midi.read_score(path), factor)
+    found = [note for track in stretched.tracks for note in track.notes]
+    assert [note.time for note in found] == [round(time * factor) for time in (0, 100, 1000)]
+    assert [note.end for note in found] == [round(time * factor) for time in (100, 900, 2000)]
+
+
+def test_a_beat_of_one_tick_is_a_time_division(tmp_path):
+    on = mido.Message("note_on", note=60, velocity=64)
+    path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=3), tpq=1)
+    _, units = MidiTokenizer(MidiOptions(name="midi"))._read(path)
+    assert units == {"note": 1, "beat": 3, "second": 1.5}
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike"])
+def test_the_shortest_sample_with_programs_is_a_note_of_the_piano(tmp_path, scheme):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=True))
+    ids = tokenizer.guide().plan()
+    assert tokenizer.decode(ids, tmp_path / "a.mid")["note"] == 1
+    (track,) = [track for track in symusic.Score(tmp_path / "a.mid").tracks if len(track.notes)]
+    assert (track.program, track.is_drum) == (0, False)
+
+
+def test_tokens_that_are_never_in_a_piece_have_no_class(tmp_path, pieces):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
+    special = [tokenizer.base.vocab[name] for name in ("PAD_None", "BOS_None")]
+    found = tokenizer.classes(np.array([*special, tokenizer.end]))["type"]
+    assert [found.names[number] if number >= 0 else None for number in found.of] == [None, None, "end"]
