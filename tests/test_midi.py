@@ -787,8 +787,14 @@ def test_a_piece_of_a_bpe_is_heard_word_by_word(tmp_path, pieces):
 
 @pytest.mark.parametrize(
     ("options", "valid"),
-    [({"bpe": -1}, False), ({"bpe": 0}, True), ({"velocities": 0}, False), ({"velocities": 1}, True)]
-    + [({"velocities": 127}, True), ({"velocities": 128}, False)],
+    [
+        ({"bpe": -1}, False),
+        ({"bpe": 0}, True),
+        ({"velocities": 0}, False),
+        ({"velocities": 1}, True),
+        ({"velocities": 127}, True),
+        ({"velocities": 128}, False),
+    ],
 )
 def test_options_have_bounds(options, valid):
     if valid:
@@ -842,3 +848,64 @@ def test_tokens_that_are_never_in_a_piece_have_no_class(tmp_path, pieces):
     special = [tokenizer.base.vocab[name] for name in ("PAD_None", "BOS_None")]
     found = tokenizer.classes(np.array([*special, tokenizer.end]))["type"]
     assert [found.names[number] if number >= 0 else None for number in found.of] == [None, None, "end"]
+
+
+def test_an_excerpt_of_joined_tokens_has_all_notes(tmp_path, pieces):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=600))
+    tokenizer.fit([source(tmp_path, path) for path in pieces], whole)
+    ids = tokenizer.prompt(pieces[0])
+    assert any(len(tokenizer.grammar.spelled[i]) > 1 for i in ids)
+    assert len(tokenizer.excerpt(ids).notes) == len(notes(pieces[0]))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "programs", "kinds"),
+    [
+        ("REMI", False, {"Bar"}),
+        ("REMI", True, {"Bar"}),
+        ("TSD", False, {"Tempo", "TimeSig", "TimeShift", "Pitch", "PitchDrum"}),
+        ("TSD", True, {"Tempo", "TimeSig", "TimeShift", "Program"}),
+        ("MIDILike", False, {"Tempo", "TimeSig", "TimeShift", "NoteOn", "DrumOn"}),
+        ("MIDILike", True, {"Tempo", "TimeSig", "TimeShift", "Program"}),
+    ],
+)
+def test_a_sample_begins_with_what_can_begin_a_piece(scheme, programs, kinds):
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs))
+    mask = tokenizer.guide().allowed(10_000)
+    assert {word.partition("_")[0] for word, number in tokenizer.base.vocab.items() if mask[number]} <= kinds
+    for word, number in tokenizer.base.vocab.items():
+        assert mask[number] == (word.partition("_")[0] in kinds), word
+
+
+def test_the_shortest_way_to_a_whole_note_ends_the_oldest_one():
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme="MIDILike"))
+    guide, vocabulary = tokenizer.guide(), tokenizer.base.vocab
+    shift = next(number for word, number in vocabulary.items() if word.startswith("TimeShift"))
+    velocity = next(number for word, number in vocabulary.items() if word.startswith("Velocity"))
+    for token in (vocabulary["NoteOn_70"], velocity, shift, vocabulary["NoteOn_40"], velocity):
+        guide.push(token)
+    waits, ends = guide.plan()  # a velocity is not followed by a note-off
+    assert next(word for word, number in vocabulary.items() if number == waits).startswith("TimeShift")
+    assert ends == vocabulary["NoteOff_70"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
+def test_training_a_bpe_leaves_no_file_open(tmp_path, pieces):
+    tokenizer, counts = MidiTokenizer(MidiOptions(name="midi", bpe=600)), []
+    for _ in range(3):
+        tokenizer.fit([source(tmp_path, path) for path in pieces], whole)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[1] == counts[2]
+
+
+def test_a_file_of_another_format_is_shown_by_its_first_eight_bytes(tmp_path):
+    (tmp_path / "a.mid").write_bytes(b"RIFF\x00\x01\x02\x03WAVE")
+    with pytest.raises(Rejected) as raised:
+        midi.read_score(tmp_path / "a.mid")
+    assert str(raised.value) == r"is not a MIDI file: it begins with b'RIFF\x00\x01\x02\x03'"
+
+
+def test_seconds_are_exact_to_the_microsecond(tmp_path):
+    on = mido.Message("note_on", note=60, velocity=64)
+    path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=320))
+    assert MidiTokenizer(MidiOptions(name="midi"))._read(path)[1]["second"] == 0.333333
