@@ -598,3 +598,17 @@ def test_sound_is_read_and_computed_in_blocks_of_the_scale_that_is_asked_for(tmp
         assert sum(lengths) == 4800
         assert tokenizer.codec.codebooks == 8
         assert asked.pop() == round(encodec.BLOCK_FRAMES * scale)
+
+
+@pytest.mark.parametrize(("codebooks", "frames"), [(1, 2), (2, 3), (3, 2), (4, 2), (8, 1)])
+def test_in_a_segment_the_codebooks_follow_its_level(codebooks, frames):
+    """Segment by segment: a level, then the codebooks in turn; the end only behind a whole frame or a segment."""
+    masks = np.eye(codebooks + 2, dtype=bool)  # an id for each codebook, the end, a level
+    guide = audio.Turns(masks, codebooks, 1 + codebooks * frames)
+    end, level = codebooks, codebooks + 1
+    for segment in range(3):
+        for frame in range(frames + 1):
+            for book in range(codebooks) if frame else [level]:
+                may_end = (segment > 0 and frame == 0) or (frame > 1 and book == 0)
+                assert np.flatnonzero(guide.allowed(9)).tolist() == sorted({book, *([end] if may_end else [])})
+                guide.push(book)
