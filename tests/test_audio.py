@@ -1,8 +1,10 @@
 """Sound: the codes of one pass for any division into blocks, and files of every kind or a reason."""
 
 import gzip
+import hashlib
 import json
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import soundfile
 import soxr
 import torch
 from conftest import allowed
+from pydantic import ValidationError
 
 from shortcut_cli.codec import encodec
 from shortcut_cli.codec.stream import STEREO
@@ -612,3 +615,37 @@ def test_in_a_segment_the_codebooks_follow_its_level(codebooks, frames):
                 may_end = (segment > 0 and frame == 0) or (frame > 1 and book == 0)
                 assert np.flatnonzero(guide.allowed(9)).tolist() == sorted({book, *([end] if may_end else [])})
                 guide.push(book)
+
+
+@pytest.mark.parametrize(("codebooks", "valid"), [(0, False), (1, True), (32, True), (33, False)])
+def test_the_number_of_codebooks_has_bounds(codebooks, valid):
+    if valid:
+        assert AudioOptions(name="audio", codebooks=codebooks).codebooks == codebooks
+    else:
+        with pytest.raises(ValidationError, match="codebooks"):
+            AudioOptions(name="audio", codebooks=codebooks)
+
+
+def test_options_that_are_left_out():
+    expected = {"name": "audio", "weights": "encodec_24khz", "codebooks": 1}
+    assert AudioOptions(name="audio").model_dump() == expected
+
+
+def test_what_the_manifest_says_of_the_tokenizer(tmp_path):
+    (tmp_path / "a.th").write_bytes(b"weights")
+    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights=str(tmp_path / "a.th")))
+    library = ", ".join(f"{name} {metadata.version(name)}" for name in ("encodec", "soxr"))
+    assert tokenizer.description == {"library": library, "weights_sha256": hashlib.sha256(b"weights").hexdigest()}
+
+
+@pytest.mark.parametrize("lost", ["a.ids", "a.ids.json"])
+def test_half_of_a_staged_file_is_none(tmp_path, lost):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 9600), 24_000)
+    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="mini", codebooks=1))
+    digest = hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()
+    source = Source(tmp_path / "a.wav", "a.wav", digest, tmp_path / "a.ids")
+    expected = list(tokenizer.survey(source))
+    files = {path: path.read_bytes() for path in tmp_path.glob("a.ids*")}
+    (tmp_path / lost).unlink()
+    assert list(tokenizer.survey(source)) == expected
+    assert {path: path.read_bytes() for path in tmp_path.glob("a.ids*")} == files

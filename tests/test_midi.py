@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import mido
 import numpy as np
@@ -909,3 +910,8 @@ def test_seconds_are_exact_to_the_microsecond(tmp_path):
     on = mido.Message("note_on", note=60, velocity=64)
     path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=320))
     assert MidiTokenizer(MidiOptions(name="midi"))._read(path)[1]["second"] == 0.333333
+
+
+def test_what_the_manifest_says_of_the_tokenizer():
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("miditok", "symusic"))
+    assert MidiTokenizer(MidiOptions(name="midi")).description == {"library": versions}
