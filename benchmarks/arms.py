@@ -1,11 +1,11 @@
-"""Training cost of every architecture against the baseline's, in turn, each in a process of its own.
+"""Training cost of every architecture against the baseline's, alternating, each in its own process.
 
     python benchmarks/arms.py [ARM ...] [--starts 2] [--rounds 4]
 
-Shape, optimiser and way of timing as in benchmarks/train.py. For each arm: tokens/s, the ratio of its step time to that
-of `gpt` (round by round), the ratio of their FLOPs (counted by the model; a test holds that torch counts the same), how
-much slower it is than its FLOPs, the peak memory of its process, and cache bytes a token. "time / FLOPs" is 1 where
-time follows the FLOPs; 1.25 is the limit.
+Shape, optimizer and timing as in benchmarks/train.py. For each arm: tokens/s, the ratio of its step time to that of
+`gpt` (round by round), the ratio of their FLOPs (counted by the model; a test checks that torch counts the same), the
+first ratio divided by the second, the peak memory of its process, and cache bytes per token. "time / FLOPs" is 1 if
+time follows the FLOPs; arms above 1.25 are listed.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def memory(_):
 
 
 def flops_of(_):
-    """Of a forward pass over one window."""
+    """FLOPs of a forward pass over one window."""
     return mine["arm"].model.flops(CONTEXT, causal=False)
 
 
 def cache_bytes(_):
-    """Of the model, a token."""
+    """Bytes that the model's cache holds per token."""
     return mine["arm"].model.cache_bytes_per_token()
 
 
@@ -75,9 +75,9 @@ def main():
             if ratio / share > LIMIT:
                 slow.append(arm)
             rate = BATCH * CONTEXT / statistics.median(times[arm])
-            cells = f"{rate:>14,.0f}{ratio:>14.3f}{share:>14.3f}{ratio / share:>14.3f}{peak:>14,.0f}{cache:>14,}"
-            print(f"{arm:<16}{cells}", flush=True)
-    print(f"slower than {LIMIT} times their FLOPs: {', '.join(slow) or 'none'}")
+            columns = f"{rate:>14,.0f}{ratio:>14.3f}{share:>14.3f}{ratio / share:>14.3f}{peak:>14,.0f}{cache:>14,}"
+            print(f"{arm:<16}{columns}", flush=True)
+    print(f"time / FLOPs above {LIMIT}: {', '.join(slow) or 'none'}")
 
 
 if __name__ == "__main__":

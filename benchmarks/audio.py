@@ -2,11 +2,11 @@
 
     python benchmarks/audio.py FOLDER [--codebooks 8] [--rounds 3] [--weights untrained:0]
 
-Both read every sound file of FOLDER, bring it to 24 kHz mono by soxr, and encode it with the same weights, in turn; the
-package as its README does it, in one process with as many threads as there are cores, model loading left out;
-`shortcut` as a whole command, writing included, once as it is and once less its start: the time of the same command on
-one clip of a tenth of a second. The codes are compared. Two entries of a codebook can be equally near in single
-precision, and then rounding decides: where codes differ, how near is said too.
+Both read every sound file in FOLDER, bring it to 24 kHz mono by soxr and encode it with the same weights, alternating.
+The package works as in its README, in one process with one thread per core, without the time to load the model.
+`shortcut` is the whole command, writing included; a second row subtracts its start, the time of the same command on a
+clip of a tenth of a second. The codes are compared. Two entries of a codebook can be equally near in single precision,
+and then rounding decides: if codes differ, the distances of both are printed.
 """
 
 import argparse
@@ -25,27 +25,27 @@ import soundfile
 import soxr
 import torch
 
-from shortcut_cli import inputs
 from shortcut_cli.codec import encodec, weights
-from shortcut_cli.shards import Shards
+from shortcut_cli.data import inputs
+from shortcut_cli.data.shards import Shards
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 
 
 def plain_model(name):
-    """The package's model as it comes, weight norm and all."""
+    """The package's own model, weight norm included."""
     drawn = weights.seed(name)
     model = encodec.untrained(*drawn) if drawn else encodec.load(weights.resolve(name))[0]
     return model.eval()
 
 
 def read(path):
-    """24 kHz mono."""
+    """A sound file as 24 kHz mono, (samples,)."""
     x, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     return soxr.resample(x.mean(axis=1), rate_hz, 24_000) if rate_hz != 24_000 else x.mean(axis=1)
 
 
 def plain(model, paths, codebooks):
-    """Seconds of the package, and the codes of each file, (Q, frames)."""
+    """Seconds that the package takes, and the codes of each file, (Q, frames)."""
     started = time.perf_counter()
     found = []
     with torch.no_grad():
@@ -56,7 +56,7 @@ def plain(model, paths, codebooks):
 
 
 def prepare(folder, out, name, codebooks):
-    """Seconds of the whole command."""
+    """Seconds that the whole command takes."""
     command = [sys.executable, "-m", "shortcut_cli", "prepare", "audio", str(folder), "--out", str(out)]
     command += ["--max-bad", "100%", "--set", f"tokenizer.weights={name}", "--set", f"tokenizer.codebooks={codebooks}"]
     started = time.perf_counter()
@@ -65,13 +65,13 @@ def prepare(folder, out, name, codebooks):
 
 
 def different(out, expected, codebooks):
-    """(source, our codes, the package's) of the documents in a shards folder whose codes the package did not give."""
+    """(source, our codes, the package's) of each document in a shards folder whose codes differ from the package's."""
     opened = Shards(out)
     place = collections.Counter()
     for line in (out / "documents.jsonl").read_text().splitlines():
         document = json.loads(line)
         split, size = document["split"], document["tokens"]
-        ids = opened.split(split).read(place[split], size)[:-1].astype(np.int64)  # without the end id
+        ids = opened.split(split).read(place[split], size)[:-1].astype(np.int64)  # without the EOS id
         place[split] += size
         ours = (ids.reshape(-1, codebooks) - 1024 * np.arange(codebooks)).T
         if not np.array_equal(ours, expected[document["source"]]):
@@ -79,12 +79,12 @@ def different(out, expected, codebooks):
 
 
 def describe(model, path, ours, theirs):
-    """Where two rows of codes (Q, frames) part, and how far apart the two entries are in double precision.
+    """Where two rows of codes (Q, frames) first differ, and how far apart the two entries are in double precision.
 
-    The residual that a codebook quantizes is that of the codes before it, which are equal up to the first that differs.
+    A codebook quantizes what the codebooks before it left, and up to the first difference their codes are equal.
     """
     if ours.shape != theirs.shape:
-        return f"{ours.shape[1]} frames where the package gave {theirs.shape[1]}"
+        return f"{ours.shape[1]} frames, the package gave {theirs.shape[1]}"
     frame = int(np.flatnonzero((ours != theirs).any(0))[0])
     book = int(np.flatnonzero(ours[:, frame] != theirs[:, frame])[0])
     with torch.no_grad():
@@ -129,7 +129,7 @@ def main():
     for name, found in times.items():
         median = statistics.median(found)
         print(f"{name}: {median:.1f} s, {seconds / median:.1f} times real time, {base / median:.2f} x the package")
-    print(f"documents with other codes: {len(wrong)} of {len(paths)}")
+    print(f"documents with different codes: {len(wrong)} of {len(paths)}")
     model = model.double()
     for source, ours, theirs in wrong:
         print(f"{source}: {describe(model, sources[source], ours, theirs)}")

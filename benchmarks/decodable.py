@@ -1,10 +1,10 @@
-"""Sample from untrained models and adversarial settings; every sample has to be a valid, non-empty file.
+"""Sample from untrained models at adversarial settings; every sample has to be a valid, non-empty file.
 
     python benchmarks/decodable.py [--samples 200] [--tokens 200]
 
-For each MIDI tokenization that is offered (scheme, with and without programs, tempos, BPE), for sound with 1 and 4
-codebooks, and for text: a random model at temperature 5, all tokens allowed that the tokenizer allows, and half of the
-samples as few tokens long as can hold a note or a frame. MIDI is opened by symusic and by mido, sound by soundfile.
+For each MIDI tokenization (scheme, with and without programs, tempos, BPE), for sound with 1 and 4 codebooks, and for
+text: a random model at temperature 5, constrained only by the tokenizer. Half of the samples have the fewest tokens
+that can hold a note or a frame. symusic and mido open the MIDI files, soundfile the sound.
 """
 
 import argparse
@@ -18,7 +18,10 @@ import soundfile
 import symusic
 import torch
 
-from shortcut_cli import composer, generate, recipe, registry
+from shortcut_cli import registry
+from shortcut_cli.config import reading
+from shortcut_cli.demo import material
+from shortcut_cli.inference import generate
 from shortcut_cli.stages.preparation import prepare
 
 
@@ -28,14 +31,14 @@ def quiet(*_, **__):
 
 def tokenizers(work):
     """(label, tokenizer) of every tokenization."""
-    composer.write_midi(work / "midi", pieces=12, seed=1)
+    material.write_midi(work / "midi", pieces=12, seed=1)
     kind = registry.load(registry.TOKENIZERS, "midi")
     for scheme, programs, tempos in itertools.product(("REMI", "TSD", "MIDILike"), (False, True), (True, False)):
         options = kind.Options(name="midi", scheme=scheme, programs=programs, tempos=tempos, time_signatures=tempos)
         yield f"midi {scheme} programs={programs} tempos={tempos}", kind(options)
     for scheme in ("REMI", "TSD", "MIDILike"):
         settings = [f"tokenizer.scheme={scheme}", "tokenizer.bpe=800", f"data.shards={work / scheme}"]
-        resolved = recipe.read("music-tiny", settings)
+        resolved = reading.read("music-tiny", settings)
         prepare(resolved, [str(work / "midi")], work / scheme, n_workers=1, max_bad="0", report=quiet)
         yield f"midi {scheme} BPE", kind.load(resolved.tokenizer, work / scheme / "tokenizer")
     kind = registry.load(registry.TOKENIZERS, "audio")
@@ -46,7 +49,7 @@ def tokenizers(work):
 
 
 def is_whole(path):
-    """Whether other programs open a file, and there is something in it."""
+    """Whether other programs open a file and find something in it."""
     if path.suffix == ".mid":
         notes = sum(message.type == "note_on" for message in mido.MidiFile(path))
         return notes > 0 and symusic.Score(path).note_num() > 0
@@ -61,22 +64,22 @@ def main():
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()
-    keys = recipe.read("music-tiny", ["model.context=64", "eval.stride=64"])
-    wild = keys.sample.model_copy(update={"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
+    config = reading.read("music-tiny", ["model.context=64", "eval.stride=64"])
+    wild = config.sample.model_copy(update={"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
     failures = 0
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         for label, tokenizer in tokenizers(work):
-            model = registry.load(registry.MODELS, "gpt")(keys.model, tokenizer.vocabulary, 1).eval()
+            model = registry.load(registry.MODELS, "gpt")(config.model, tokenizer.vocabulary, 1).eval()
             whole = forced = 0
-            for batch, tokens in enumerate((options.tokens, tokenizer.guide().least)):
+            for batch, tokens in enumerate((options.tokens, tokenizer.constraint().needed)):
                 made = generate.generate(
                     model,
-                    torch.full((options.samples // 2, 1), tokenizer.end),
+                    torch.full((options.samples // 2, 1), tokenizer.eos),
                     tokens,
-                    keys=wild.model_copy(update={"seed": batch}),
-                    end=tokenizer.end,
-                    guides=[tokenizer.guide() for _ in range(options.samples // 2)],
+                    config=wild.model_copy(update={"seed": batch}),
+                    eos=tokenizer.eos,
+                    constraints=[tokenizer.constraint() for _ in range(options.samples // 2)],
                 )
                 forced += sum(made.forced)
                 for ids in made.ids:

@@ -1,10 +1,10 @@
-"""Mutation fuzzing of every reader of foreign files: nothing but a ShortcutError, or a rejected file, may come of it.
+"""Mutation fuzzing of every reader of foreign files: it may read a mutant, reject it, or raise a ShortcutError.
 
     python benchmarks/fuzz.py [--mutants 10000] [--seed 1] [TARGET ...]
 
-Targets: idx, manifest, recipe, checkpoint, midi, wav. Checkpoints and manifests are given a right sum again after the
-mutation, so that what lies behind the sum is reached. MIDI and WAV run in worker processes, as in `prepare`.
-tests/test_fuzz.py runs the same with a few hundred mutants.
+Targets: idx, manifest, recipe, checkpoint, midi, wav. Mutated checkpoints and manifests get a correct checksum, so that
+the code behind its check is reached. MIDI and WAV run in worker processes, as in `prepare`. tests/test_fuzz.py runs the
+same with a few hundred mutants.
 """
 
 import argparse
@@ -18,14 +18,18 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from shortcut_cli import checkpoint, composer, recipe, sealed, shards, workers
+from shortcut_cli.config import reading
+from shortcut_cli.data import shards, workers
+from shortcut_cli.data.documents import Source
+from shortcut_cli.data.shards import Shards
+from shortcut_cli.data.sound import SoundReader
+from shortcut_cli.demo import material as demo_material
 from shortcut_cli.errors import Rejected, ShortcutError
-from shortcut_cli.shards import Shards
+from shortcut_cli.inference import runs
 from shortcut_cli.stages.preparation import prepare
 from shortcut_cli.stages.training import train
-from shortcut_cli.tokenizers.audio import Length, read_samples
-from shortcut_cli.tokenizers.base import Source
 from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
+from shortcut_cli.training import tensor_file
 
 EXTREMES = (0, 1, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 WORDS = (b"null", b"-1", b"1e999", b"{}", b"[]", b'""', b"99999999999999999999", b"true", b"../../x", b"/etc/passwd")
@@ -36,7 +40,7 @@ def quiet(*_, **__):
 
 
 def mutate(content, chance):
-    """A copy with one to four changes: bits, bytes, integers, pieces moved, cut or repeated, words of JSON and TOML."""
+    """A copy with one to four changes: bits, bytes, integers, parts moved, cut or repeated, words of JSON and TOML."""
     data = bytearray(content)
     for _ in range(chance.randint(1, 4)):
         place = chance.randrange(len(data) + 1)
@@ -62,7 +66,7 @@ def mutate(content, chance):
 
 
 class Material:
-    """Small right files to mutate, made once: a shards folder, a run, a recipe, a MIDI and a WAV file."""
+    """Small valid files to mutate, made once: a shards folder, a run, a recipe, a MIDI and a WAV file."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -72,16 +76,16 @@ class Material:
         settings = ["tokenizer.algorithm=chars", "train.steps=2", "train.warmup=1", "train.eval_every=2"]
         settings += ["tokenizer.alphabet=\n abcdefghijklmnopqrstuvwxyz0123456789", f"data.shards={folder / 'shards'}"]
         settings += ["model.context=32", "eval.stride=32", "model.width=16", "model.heads=2", "model.ffn=32"]
-        keys = recipe.read("text-tiny", settings)
-        prepare(keys, [str(folder / "texts")], folder / "shards", n_workers=1, max_bad="0", report=quiet)
-        train(keys, folder / "run", device="cpu", resume="never", report=quiet, stop=nullcontext(lambda: None))
-        composer.write_midi(folder / "midi", pieces=1, seed=1)
-        composer.write_audio(folder / "wavs", pieces=1, seed=1)
+        config = reading.read("text-tiny", settings)
+        prepare(config, [str(folder / "texts")], folder / "shards", n_workers=1, max_bad="0", report=quiet)
+        train(config, folder / "run", device="cpu", resume="never", report=quiet, stop=nullcontext(lambda: None))
+        demo_material.write_midi(folder / "midi", pieces=1, seed=1)
+        demo_material.write_audio(folder / "wavs", pieces=1, seed=1)
         self.recipe = (folder / "run" / "recipe.toml").read_bytes()
         self.manifest = (folder / "shards" / "manifest.json").read_bytes()
         self.idx = (folder / "shards" / "train-00000.idx").read_bytes()
         whole = (folder / "run" / "run.pt").read_bytes()
-        self.checkpoint = whole[: -sealed.SEAL_BYTES]
+        self.checkpoint = whole[: -tensor_file.SEAL_BYTES]
         self.midi = next((folder / "midi").glob("*.mid")).read_bytes()
         self.wav = next((folder / "wavs").glob("*.wav")).read_bytes()[:20_000]
 
@@ -114,13 +118,13 @@ class Material:
     def recipe_of(self, content):
         path = self.folder / "fuzz.toml"
         path.write_bytes(content)
-        recipe.read(str(path))
+        reading.read(str(path))
 
     def checkpoint_of(self, content):
         path = self.folder / "fuzz.pt"
         digest = hashlib.sha256(content).hexdigest()
-        path.write_bytes(content + sealed.SEAL + digest.encode())
-        checkpoint.open_run(path, "cpu").tokenizer()
+        path.write_bytes(content + tensor_file.SEAL + digest.encode())
+        runs.open_run(path, "cpu").tokenizer()
 
 
 def read_midi(folder, number_and_content):
@@ -130,7 +134,7 @@ def read_midi(folder, number_and_content):
     path.write_bytes(content)
     source = Source(path, path.name, "", path.with_suffix(".ids"))
     try:
-        return sum(document.size for document in MidiTokenizer(MidiOptions(name="midi")).survey(source))
+        return sum(document.size for document in MidiTokenizer(MidiOptions(name="midi")).scan(source))
     finally:
         for left in path.parent.glob(f"fuzz{number}.*"):
             left.unlink()
@@ -142,13 +146,13 @@ def read_wav(folder, number_and_content):
     path = Path(folder) / f"fuzz{number}.wav"
     path.write_bytes(content)
     try:
-        return sum(len(block) for block in read_samples(path, Length()))
+        return sum(len(block) for block in SoundReader(path))
     finally:
         path.unlink()
 
 
 def fuzz(material, target, mutants, seed):
-    """How often each outcome came; any exception but ShortcutError and Rejected is raised, its mutant kept."""
+    """Count the outcomes. Any exception but ShortcutError and Rejected is raised, and its mutant kept as `found`."""
     chance = random.Random(f"{seed} {target}")
     whole = getattr(material, target)
     outcomes = collections.Counter()

@@ -1,10 +1,10 @@
-"""Kill `shortcut prepare` with SIGKILL at random moments and start it again; the folder's bytes stay the same.
+"""Kill `shortcut prepare` with SIGKILL at random moments and restart it; the folder has to end with the same bytes.
 
     python benchmarks/kill.py midi|audio|text FOLDER [--rounds 20] [--set KEY=VALUE ...]
 
-One undisturbed run with one worker gives the bytes to compare with. Then every round prepares the folder anew, with 1,
-2 or 5 workers and the arguments in another order, killed at a random moment with its whole process group and started
-again, up to five times, until it ends. Prints how many rounds gave other bytes. For training: `shortcut prove resume`.
+One undisturbed run with one worker gives the bytes to compare with. Then every round prepares a new folder with 1, 2 or
+5 workers and the arguments in another order. The whole process group is killed at a random moment and restarted, up to
+five times, until it finishes. Prints how many rounds gave different bytes. For training: `shortcut prove resume`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def folder_sha256(folder):
-    """Of all names and bytes, but the lock."""
+    """SHA-256 of all names and bytes, except the lock file."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
@@ -66,7 +66,7 @@ def main():
                     kills += 1
             assert process.returncode == 0, f"exit code {process.returncode}"
             different += folder_sha256(out) != expected
-    print(f"{options.domain}: {options.rounds} rounds, {kills} kills; folders with other bytes: {different}")
+    print(f"{options.domain}: {options.rounds} rounds, {kills} kills; folders with different bytes: {different}")
     sys.exit(bool(different))
 
 

@@ -1,9 +1,9 @@
-"""Peak memory of one process, at two sizes of the data ten times apart, and their ratio.
+"""Peak memory of a command at two sizes of its data, ten times apart, and their ratio.
 
     python benchmarks/memory.py [audio] [text] [midi] [train] [--scale 1.0]
 
 Scale 1 compares 6 with 60 minutes of sound, 100 MB with 1 GB of text, 300 with 3,000 MIDI files, and 30 training steps
-on 1 with 10 million tokens. Made data; the number is the largest resident set of any process of the command.
+on 1 with 10 million tokens. The data is random; the number is the largest resident set of any process of the command.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import symusic
 
-from shortcut_cli import shards
+from shortcut_cli.data import shards
 
 RATE_HZ = 24_000
 
@@ -31,7 +31,7 @@ def make_audio(folder, amount):
 
 
 def make_text(folder, amount):
-    """One file of `amount` MB: words of 20,000, by Zipf's law."""
+    """One file of `amount` MB: words from a vocabulary of 20,000, by Zipf's law."""
     random = np.random.default_rng(0)
     words = np.array(["".join(random.choice(list("abcdefghijklmnopqrst"), 6)) for _ in range(20_000)])
     with open(folder / "words.txt", "w", encoding="ascii") as stream:
@@ -52,9 +52,9 @@ def make_midi(folder, amount):
 
 
 def make_train(folder, amount):
-    """Shards with `amount` million random tokens, as of the recipe text-tiny."""
+    """Shards with `amount` million random tokens, as the recipe text-tiny would make them."""
     random, vocabulary = np.random.default_rng(0), 28
-    with shards.FolderWriter(folder / "shards", vocabulary, 1 << 28, end=27) as writer:
+    with shards.FolderWriter(folder / "shards", vocabulary, 1 << 28, eos=27) as writer:
         for name, count in (("train", amount * 1e6), ("val", 1e5), ("test", 1e5)):
             blocks = (random.integers(0, 27, 100_000) for _ in range(round(count / 1e5)))
             writer.add(name, blocks, {"byte": int(count)}, {})
@@ -64,9 +64,9 @@ def make_train(folder, amount):
 
 
 def text_options():
-    from shortcut_cli import recipe
+    from shortcut_cli.config import reading
 
-    return recipe.read("text-tiny", ["tokenizer.algorithm=chars"]).tokenizer.model_dump()
+    return reading.read("text-tiny", ["tokenizer.algorithm=chars"]).tokenizer.model_dump()
 
 
 COMMANDS = {
@@ -87,7 +87,7 @@ def peak_mb(what, amount, make):
         data.mkdir()
         make(data, amount)
         arguments = [part.replace("DATA", str(data)).replace("OUT", str(out)) for part in COMMANDS[what]]
-        # A process of its own, so that its children's peak is that of this command alone.
+        # In its own process, so that the peak of its children is that of this command only.
         script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True)"
         script += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
         command = [sys.executable, "-c", script, sys.executable, "-m", "shortcut_cli", *arguments]

@@ -1,11 +1,12 @@
-"""Preparation speed, side by side with the libraries underneath called plainly, on your files.
+"""Preparation speed on your files, beside plain calls of the libraries underneath.
 
     python benchmarks/prepare.py midi FOLDER [--rounds 3]
     python benchmarks/prepare.py text FOLDER [--rounds 3]
 
-midi: `shortcut prepare midi` (whole command, N workers) against one process that loads each file with symusic and
-tokenizes it with MidiTok's REMI of the same settings. text: `shortcut prepare text` with a given model, a whole command
-too, against SentencePiece's own threaded `encode` of the same files' lines. In turn; medians; the files are warm.
+midi: `shortcut prepare midi` (the whole command, one worker per core) against one process that loads each file with
+symusic and tokenizes it with MidiTok's REMI with the same settings. text: `shortcut prepare text` with a given model
+(the whole command) against SentencePiece's own threaded `encode` of the same lines. Both alternate; medians; the files
+are in the page cache.
 """
 
 import argparse
@@ -21,11 +22,12 @@ import miditok
 import sentencepiece
 import symusic
 
-from shortcut_cli import recipe, registry
+from shortcut_cli import registry
+from shortcut_cli.config import reading
 
 
 def prepare(domain, folder, out, *settings):
-    """Seconds of the whole command."""
+    """Seconds that the whole command takes."""
     command = [sys.executable, "-m", "shortcut_cli", "prepare", domain, str(folder), "--out", str(out)]
     command += ["--max-bad", "100%", *(part for setting in settings for part in ("--set", setting))]
     started = time.perf_counter()
@@ -34,8 +36,8 @@ def prepare(domain, folder, out, *settings):
 
 
 def plain_midi(folder):
-    """Seconds of MidiTok in one process, imports left out."""
-    options = recipe.read("music", []).tokenizer
+    """Seconds that MidiTok takes in one process, without imports."""
+    options = reading.read("music", []).tokenizer
     base = registry.load(registry.TOKENIZERS, "midi")(options).base
     tokenizer = miditok.REMI(base.config)
     started = time.perf_counter()
@@ -45,7 +47,7 @@ def plain_midi(folder):
 
 
 def plain_text(folder, model):
-    """Seconds of SentencePiece's threaded encode over all lines, in lists as large as fit."""
+    """Seconds that SentencePiece's threaded encode takes for all lines, one list per file."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     started = time.perf_counter()
     for path in sorted(folder.rglob("*.txt")):
@@ -74,7 +76,7 @@ def main():
             times["library"].append(plain)
     ours, theirs = (statistics.median(times[name]) for name in ("shortcut", "library"))
     print(f"{options.domain}: shortcut prepare {ours:.2f} s (whole command, {os.cpu_count()} cores)")
-    print(f"{options.domain}: library alone {theirs:.2f} s; ratio of throughputs {theirs / ours:.2f}")
+    print(f"{options.domain}: plain library {theirs:.2f} s; ratio of throughputs {theirs / ours:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The tables of RESULTS.md from the compare.json files beside it.
+"""The tables of RESULTS.md, from the compare.json files beside it.
 
     python benchmarks/results.py [NAME ...]
 
-For each folder of benchmarks/results: what was compared, each arm with its cost and its losses, each arm against its
-opponent, and the verdicts, as Markdown. A test holds RESULTS.md to them.
+For each folder of benchmarks/results, as Markdown: what was compared, each arm with its cost and its losses, each arm
+against its baseline, and the verdicts. A test checks that RESULTS.md has these tables.
 """
 
 import argparse
@@ -25,8 +25,14 @@ def tables(name):
         f"seeds {result['arms'][0]['seeds']}."
     )
     yield ""
-    heads = ["arm", "layers x width x feed-forward", "learning rate", "trunk parameters", "training FLOPs a token"]
-    heads += ["tokens/s", "peak MB", "cache bytes a token", "nats per token, each seed", "mean", f"bits per {unit}"]
+    heads = [
+        "arm",
+        "layers x width x feed-forward",
+        "learning rate",
+        "non-embedding parameters",
+        "training FLOPs per token",
+    ]
+    heads += ["tokens/s", "peak MB", "cache bytes per token", "nats per token, each seed", "mean", f"bits per {unit}"]
     yield line(heads)
     yield line(["---"] * len(heads))
     for row in result["arms"]:
@@ -48,7 +54,7 @@ def tables(name):
         )
     yield ""
     yield line(
-        ["arm", "opponent", "difference, nats", "95 % over seeds", "95 % over documents", "wins", "p", "p (Holm)"]
+        ["arm", "baseline", "difference, nats", "95 % over seeds", "95 % over documents", "wins", "p", "p (Holm)"]
     )
     yield line(["---"] * 8)
     for entry in result["contrasts"]:
@@ -57,7 +63,7 @@ def tables(name):
         yield line(
             [
                 f"`{entry['arm']}`",
-                f"`{entry['opponent']}`",
+                f"`{entry['baseline']}`",
                 f"{entry['mean']:+.4f}",
                 f"{low:+.4f} to {high:+.4f}",
                 f"{first:+.4f} to {last:+.4f}",

@@ -1,10 +1,10 @@
-"""Sampling speed: `shortcut sample`'s loop for both models, and Hugging Face `generate` on a GPT-2 of the same shape.
+"""Sampling speed: the loop of `shortcut sample` with two models, and Hugging Face's `generate` on a GPT-2 like them.
 
     python benchmarks/sample.py [--tokens 2000] [--rounds 3]
 
 Shape: 6 layers, width 256, 8 heads, context 4,096, vocabulary 1,024, random weights, temperature 1, one sample, fp32.
-The arms run in turn, in one process. Printed for each: tokens/s over all tokens, and the cost of the last 50 tokens
-over that of tokens 75 to 125. Without `transformers` installed its row is left out.
+The arms alternate in one process. Printed for each: tokens/s over all tokens, and the time of the last 50 tokens
+divided by that of tokens 75 to 125. Without `transformers` installed, its row is left out.
 """
 
 import argparse
@@ -13,17 +13,19 @@ import time
 
 import torch
 
-from shortcut_cli import generate, recipe, registry
+from shortcut_cli import registry
+from shortcut_cli.config import reading
+from shortcut_cli.inference import generate
 
 CONTEXT, VOCABULARY = 4096, 1024
 
 
 def ours(name, tokens):
-    """Seconds at which each token was done."""
+    """A function that samples and returns the times at which each token was done, in seconds."""
     settings = ["layers=6", "width=256", "heads=8", "ffn=1024", f"context={CONTEXT}", "activation=gelu"]
-    keys = recipe.read("music", [f"model.{s}" for s in settings] + [f"model.name={name}", f"eval.stride={CONTEXT}"])
-    model = registry.load(registry.MODELS, name)(keys.model, VOCABULARY, 1).eval()
-    sampler = keys.sample.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
+    config = reading.read("music", [f"model.{s}" for s in settings] + [f"model.name={name}", f"eval.stride={CONTEXT}"])
+    model = registry.load(registry.MODELS, name)(config.model, VOCABULARY, 1).eval()
+    sampler = config.sample.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
 
     def run():
         times = [time.perf_counter()]
@@ -31,8 +33,8 @@ def ours(name, tokens):
             model,
             torch.zeros(1, 1, dtype=torch.int64),
             tokens,
-            keys=sampler,
-            end=-1,
+            config=sampler,
+            eos=-1,
             progress=lambda _: times.append(time.perf_counter()),
         )
         return times

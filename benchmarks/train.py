@@ -1,12 +1,12 @@
-"""Training speed: `gpt`, `shortcut` and nanoGPT's model, in turn, each in a process of its own.
+"""Training speed: `gpt`, `shortcut` and nanoGPT's model, alternating, each in its own process.
 
     python benchmarks/train.py [--nanogpt FOLDER] [--starts 5] [--rounds 6]
 
-FOLDER is a checkout of github.com/karpathy/nanoGPT (its model.py is imported; nothing of it is in this project).
-Shape: 6 layers, width 256, 8 heads, feed-forward 1,024, context 256, batch 16, vocabulary 1,024, fp32, fused AdamW,
-clipping at 1.0. Every round times a few steps of each arm, in random order, and the processes are started anew a few
-times: one process can be two per cent faster than the next. The medians over all rounds are printed, with each arm's
-ratio to `gpt` taken round by round, the FLOPs that torch counts, and the share of the time that goes to data.
+FOLDER is a checkout of github.com/karpathy/nanoGPT (its model.py is imported; none of it is in this project). Shape: 6
+layers, width 256, 8 heads, feed-forward 1,024, context 256, batch 16, vocabulary 1,024, fp32, fused AdamW, clipping at
+1.0. Every round times a few steps of each arm, in random order. The processes are restarted a few times, since one can
+be two per cent faster than the next. Printed are the medians over all rounds, each arm's ratio to `gpt` taken round by
+round, the FLOPs that torch counts, and the share of the time that goes to data.
 """
 
 import argparse
@@ -25,15 +25,20 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from shortcut_cli import batches, metrics, optim, recipe, registry, shards
-from shortcut_cli.workers import keep_freed_memory
+from shortcut_cli import registry
+from shortcut_cli.config import reading
+from shortcut_cli.data import shards
+from shortcut_cli.data.windows import Windows
+from shortcut_cli.data.workers import keep_freed_memory
+from shortcut_cli.models.loss import loss
+from shortcut_cli.training import optim
 
 BATCH, CONTEXT, VOCABULARY = 16, 256, 1024
 STEPS_A_ROUND = 3
 
 
-def resolved(name):
-    """The recipe of one arm."""
+def resolved(name, *more):
+    """The recipe of one arm; more: settings beyond its name and shape."""
     settings = [
         f"model.name={name}",
         "model.layers=6",
@@ -46,48 +51,49 @@ def resolved(name):
         "model.tied=true",
         f"train.batch_size={BATCH}",
         f"eval.stride={CONTEXT}",
+        *more,
     ]
-    return recipe.read("music", settings)
+    return reading.read("music", settings)
 
 
 def windows(folder):
-    """Training windows over random ids, through the real shards and the real order."""
-    writer = shards.FolderWriter(folder, VOCABULARY, 1 << 28, end=VOCABULARY - 1)
+    """Training windows over random ids, through real shards and in the real order."""
+    writer = shards.FolderWriter(folder, VOCABULARY, 1 << 28, eos=VOCABULARY - 1)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 2_000_000)
     for split in shards.SPLITS:
         writer.add(split, [ids], {}, {})
     identity = {"name": "random", "fingerprint": "", "vocabulary": VOCABULARY, "end": VOCABULARY - 1, "unit": "byte"}
     writer.finish([], {"request": {}, "tokenizer": identity})
-    return batches.Windows(shards.Shards(folder).split("train"), CONTEXT, seed=1)
+    return Windows(shards.Shards(folder).split("train"), CONTEXT, seed=1)
 
 
 class Arm:
-    """A model with its optimiser; `step` does what one step of training does."""
+    """A model with its optimizer; `step` does what one step of training does."""
 
-    def __init__(self, name, model, forward, keys):
+    def __init__(self, name, model, forward, config):
         self.name, self.model, self.forward = name, model, forward
-        self.optimizer = optim.adamw(model, keys)
+        self.optimizer = optim.adamw(model, config)
 
     def step(self, x, y):
-        loss = metrics.loss(self.forward(x), y)
-        loss.backward()
+        nats = loss(self.forward(x), y)
+        nats.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return nats.item()
 
     def flops(self, x, y):
-        # torch counts no FLOPs of the CPU's fused attention; the plain one runs all T x S pairs.
+        # torch doesn't count the FLOPs of the CPU's fused attention; the plain one computes all T x S pairs.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            metrics.loss(self.forward(x), y).backward()
+            loss(self.forward(x), y).backward()
         self.optimizer.zero_grad(set_to_none=True)
         return counter.get_total_flops()
 
 
-def ours(name):
-    keys = resolved(name)
-    model = registry.load(registry.MODELS, name)(keys.model, VOCABULARY, 1)
-    return Arm(name, model, model, keys.train)
+def ours(name, *settings):
+    config = resolved(name, *settings)
+    model = registry.load(registry.MODELS, name)(config.model, VOCABULARY, 1)
+    return Arm(name, model, model, config.train)
 
 
 def nanogpt(folder):
@@ -104,8 +110,8 @@ def nanogpt(folder):
 
     def step(x, y):
         # nanoGPT computes its own loss, as its training loop does.
-        _, loss = model(x, y)
-        loss.backward()
+        _, nats = model(x, y)
+        nats.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         arm.optimizer.step()
         arm.optimizer.zero_grad(set_to_none=True)
@@ -119,7 +125,7 @@ mine = {}  # this process's arm
 
 
 def begin(name, folder, threads):
-    """Make this process that of one arm; nanoGPT's keeps the memory settings that its own script has."""
+    """Make this the process of one arm; nanoGPT's keeps the memory settings of its own script."""
     torch.set_num_threads(threads)
     if name != "nanoGPT":
         keep_freed_memory()
@@ -127,7 +133,7 @@ def begin(name, folder, threads):
 
 
 def time_steps(batch):
-    """Seconds a step, over a few steps."""
+    """Seconds per step, over a few steps."""
     started = time.perf_counter()
     for _ in range(STEPS_A_ROUND):
         mine["arm"].step(*batch)
@@ -158,7 +164,7 @@ def main():
                 started = time.perf_counter()
                 batch = source.batch(number * BATCH, BATCH)
                 data_s.append(time.perf_counter() - started)
-                for name in random.sample(names, len(names)):  # none always runs behind the same other one
+                for name in random.sample(names, len(names)):  # none always runs after the same one
                     step_s = arms[name].submit(time_steps, batch).result()
                     if number:  # the first round warms up
                         times[name].append(step_s)
@@ -174,7 +180,7 @@ def main():
         rate = BATCH * CONTEXT / step_s
         print(f"{name:<10}{rate:>10,.0f}{step_s:>9.3f}{ratio:>12.3f}{share:>13.3f}{flops[name] / 1e9:>13.1f}")
     batch_s = statistics.median(data_s[1:])
-    print(f"data: {batch_s * 1e3:.2f} ms a batch, {batch_s / statistics.median(times['gpt']):.2%} of a step of gpt")
+    print(f"data: {batch_s * 1e3:.2f} ms per batch, {batch_s / statistics.median(times['gpt']):.2%} of a step of gpt")
 
 
 if __name__ == "__main__":

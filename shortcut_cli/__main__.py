@@ -1,6 +1,6 @@
-"""`python -m shortcut_cli` is the `shortcut` command."""
+"""`python -m shortcut_cli` runs the `shortcut` command."""
 
-from shortcut_cli.cli import main
+from shortcut_cli.cli.commands import main
 
 if __name__ == "__main__":
     main()

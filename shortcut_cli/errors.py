@@ -1,18 +1,18 @@
-"""What can go wrong for a user, each kind with its exit code.
+"""The errors a user can meet, each kind with its exit code.
 
-    ShortcutError           1    the work failed
+    ShortcutError           1    the command failed
       UsageError            2    a flag, a recipe or an input is wrong
       TooManyRejects        3    more files were rejected than --max-bad allows
-      CheckFailed           4    a file is not what it says it is
+      CheckFailed           4    a check failed: a file is damaged or belongs to something else
       Unavailable           5    a dependency, weights or a device is missing
-      Interrupted      75, 130   a signal came; the state is saved
+      Interrupted      75, 130   stopped by a signal; the state is saved
 
-`Rejected` is apart: it stops one input file, not the run.
+`Rejected` is separate: it concerns one input file and does not stop the command.
 """
 
 
 class ShortcutError(Exception):
-    """An error that the user can act on: `message` says what and where, `hint` what to do next."""
+    """An error that the user can act on: `message` says what went wrong and where, `hint` what to do next."""
 
     exit_code = 1
 
@@ -35,19 +35,19 @@ class TooManyRejects(ShortcutError):
 
 
 class CheckFailed(ShortcutError):
-    """A file is damaged, incomplete, or belongs to something else."""
+    """A check failed: a file is damaged, incomplete, not valid, or belongs to something else."""
 
     exit_code = 4
 
 
 class Unavailable(ShortcutError):
-    """A dependency, a file of weights or a device is missing."""
+    """A dependency, weights or a device is missing."""
 
     exit_code = 5
 
 
 class Interrupted(ShortcutError):
-    """A signal came and the state was saved: 130 after Ctrl-C, 75 after SIGTERM."""
+    """Stopped by a signal, after the state was saved: 130 for Ctrl-C, 75 for SIGTERM."""
 
     def __init__(self, message: str, hint: str = "", *, exit_code: int = 75) -> None:
         super().__init__(message, hint)
@@ -55,4 +55,4 @@ class Interrupted(ShortcutError):
 
 
 class Rejected(Exception):
-    """One input file can't be used; the text is the reason that is written to rejects.jsonl."""
+    """One input file can't be used; the text is the reason, which goes into rejects.jsonl."""

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: temporary name, sync, rename. And one holder of a folder at a time."""
+"""Files that are either complete or absent (temporary name, sync, rename), and folders with one owner at a time."""
 
 import fcntl
 import hashlib
@@ -15,14 +15,14 @@ CACHE_VARIABLE = "SHORTCUT_CACHE"
 
 
 def cache_folder() -> Path:
-    """$SHORTCUT_CACHE, or shortcut/ in the user's cache folder."""
+    """$SHORTCUT_CACHE if set, else shortcut/ in the user's cache folder."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortcut"
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, so that a rename survives a power cut."""
+    """Make the file names in a folder durable, so that a rename survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,10 +32,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, previous: Path | None = None, *, durable: bool = True) -> Iterator[BufferedRandom]:
-    """A binary file that appears at `path` whole when the block ends well, and not at all otherwise.
+    """A binary file that appears at `path`, complete, when the block ends without an error, and otherwise not at all.
 
-    previous: where the file that was at `path` until then is kept. durable: whether that holds through a power cut
-    too, for which the disk is waited for (7 ms); without it a cut can leave any bytes, and who reads has to check.
+    previous: where to keep the file that was at `path` before. durable: wait for the disk, so that this holds through a
+    power cut too; without it a power cut can leave any bytes, and whoever reads the file has to check it.
     """
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
     try:
@@ -55,7 +55,7 @@ def writing(path: Path, previous: Path | None = None, *, durable: bool = True) -
 
 
 def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
-    """Write a whole file at once, complete or absent, as `writing` does; text is UTF-8."""
+    """Write a whole file at once, as `writing` does; text is encoded as UTF-8."""
     with writing(path, durable=durable) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 
@@ -70,7 +70,7 @@ def sha256(path: Path) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote."""
+    """Remove the temporary files of processes that were killed while writing."""
     for path in folder.glob(".*.tmp"):
         process = path.name.split(".")[-2]
         if process.isdecimal() and not _alive(int(process)):
@@ -89,9 +89,11 @@ def _alive(process: int) -> bool:
 
 @contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder: a second process that wants it meanwhile gets a UsageError that names the holder.
+    """Lock a folder for this process. what: the command that holds it, for the message to others.
 
-    The lock is the kernel's (flock), so it ends with the process that holds it, however that ends.
+    The lock is the kernel's (flock), so it ends with the process, however that ends.
+
+    Raises UsageError, which names the holder, if another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as stream:

@@ -1,8 +1,9 @@
-"""The names that recipes know: name -> "module:Class", imported when first asked for."""
+"""The names that recipes and commands know, and the classes behind them, "module:Class", imported at first use."""
 
 import importlib
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args
 
 from shortcut_cli.errors import UsageError
 
@@ -11,6 +12,8 @@ TOKENIZERS = {
     "midi": "shortcut_cli.tokenizers.midi:MidiTokenizer",
     "text": "shortcut_cli.tokenizers.text:TextTokenizer",
 }
+
+DEFAULT_RECIPES = {"audio": "audio", "midi": "music", "text": "text"}  # of `shortcut prepare`, by domain
 
 MODELS = {
     "gpt": "shortcut_cli.models.gpt:GPT",
@@ -29,7 +32,7 @@ MODELS = {
     "hyper": "shortcut_cli.models.hyper:Hyper",
 }
 
-MODEL_OPTIONS = {  # of the architectures that have keys of their own
+MODEL_OPTIONS = {  # for the architectures that have their own recipe keys
     "shortcut": "shortcut_cli.models.options:ShortcutOptions",
     "late_kv": "shortcut_cli.models.options:LateKVOptions",
     "value_residual": "shortcut_cli.models.options:ValueResidualOptions",
@@ -38,19 +41,28 @@ MODEL_OPTIONS = {  # of the architectures that have keys of their own
     "hyper": "shortcut_cli.models.options:HyperOptions",
 }
 
+OFFICIAL_WEIGHTS = ("encodec_24khz", "encodec_48khz")  # EnCodec's published checkpoints
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    """A sentence that proposes the nearest of `known`, or lists them all."""
+ScoredSplit = Literal["val", "test"]
+SPLITS = ("train", *get_args(ScoredSplit))
+
+Match = Literal["none", "params", "flops", "time"]  # what a comparison keeps equal between an arm and its baselines
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that proposes the name in `known` nearest to `name`, or lists them all."""
+    known = sorted(known)
     near = get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else "Known: " + ", ".join(sorted(known)) + "."
+    return f"Did you mean {near[0]!r}?" if near else "Known: " + ", ".join(known) + "."
 
 
 def load(table: dict[str, str], name: str) -> Any:
-    """Import and return the class that `name` stands for.
+    """Import and return the class that `table` names for `name`.
 
-    Raises UsageError where the table has no such name.
+    Raises UsageError if the table has no such name.
     """
     if name not in table:
-        raise UsageError(f"unknown name {name!r}", did_you_mean(name, list(table)))
+        kind = "domain" if table is TOKENIZERS else "architecture"
+        raise UsageError(f"unknown {kind} {name!r}", did_you_mean(name, table))
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""Small real runs that several tests share, made once."""
+"""What several tests share: running the command, small real runs, and a cache folder for tests only."""
 
 import gc
 import json
@@ -15,11 +15,11 @@ import pytest
 
 from shortcut_cli import files
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit what the process that starts them has set
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit the environment of the process that starts them
     os.environ["OMP_NUM_THREADS"] = "1"
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
-# torch's compiler makes objects by the hundred thousand, in few circles; a graph takes it 3.7 s for 5.5 s.
+# torch's compiler makes hundreds of thousands of objects with few reference cycles; fewer collections speed it up.
 gc.set_threshold(50_000)
 USERS_CACHE = files.cache_folder()
 PATIENCE_S = 600
@@ -46,9 +46,9 @@ def warm():
 
 
 def shortcut(*arguments, cwd, check=0, fresh=False, **environment):
-    """Run the command; returns it as `subprocess.run` does, its exit code checked.
+    """Run the command and check its exit code; returns what `subprocess.run` does.
 
-    In a fork of a process that has imported torch. fresh: in a process of its own from the start.
+    It runs in a fork of a process that has imported torch already. fresh: in a new process instead.
     """
     arguments, environment = list(map(str, arguments)), os.environ | {"COLUMNS": "200"} | environment
     with NamedTemporaryFile("r+") as stdout, NamedTemporaryFile("r+") as stderr:
@@ -68,7 +68,7 @@ def shortcut(*arguments, cwd, check=0, fresh=False, **environment):
             job = {"arguments": arguments, "cwd": str(cwd), "environment": environment}
             warm().stdin.write(json.dumps(job | {"stdout": stdout.name, "stderr": stderr.name}) + "\n")
             warm().stdin.flush()
-            assert select.select([warm().stdout], [], [], PATIENCE_S)[0], f"no end of {arguments}"
+            assert select.select([warm().stdout], [], [], PATIENCE_S)[0], f"{arguments} did not end"
             code = int(warm().stdout.readline())
         stdout.seek(0)
         stderr.seek(0)
@@ -78,19 +78,19 @@ def shortcut(*arguments, cwd, check=0, fresh=False, **environment):
 
 
 def allowed(tokenizer, ids, left=10**6):
-    """Which ids may follow `ids` in a sample, where `left` are still to come."""
-    guide = tokenizer.guide()
+    """Which ids may follow `ids` in a sample, if `left` are still to come."""
+    constraint = tokenizer.constraint()
     for token in ids:
-        guide.push(int(token))
-    return guide.allowed(left)
+        constraint.push(int(token))
+    return constraint.allowed(left)
 
 
 def quiet(*_, **__):
-    """A report that nobody reads."""
+    """A `report` that ignores its events."""
 
 
 def write_texts(folder: Path, count: int = 30) -> None:
-    """Small texts with some regularity, all different."""
+    """Write small texts with some regularity, all different."""
     verbs = ("walks", "runs", "sits", "jumps", "sleeps", "waits", "eats", "drinks", "sings", "reads", "writes", "plays")
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -118,17 +118,17 @@ def set_flags(*settings):
 @pytest.fixture(scope="session")
 def text_run(tmp_path_factory):
     """A folder with texts/, shards/ and finished runs gpt/ and shortcut/ of the recipe text-tiny."""
-    from shortcut_cli import recipe
+    from shortcut_cli.config import reading
     from shortcut_cli.stages.preparation import prepare
     from shortcut_cli.stages.training import train
 
     root = tmp_path_factory.mktemp("text-run")
     write_texts(root / "texts")
     for model in ("gpt", "shortcut"):
-        keys = recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={root / 'shards'}", f"model.name={model}"])
-        prepare(keys, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=quiet)
+        config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={root / 'shards'}", f"model.name={model}"])
+        prepare(config, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=quiet)
         train(
-            keys,
+            config,
             root / model,
             device="cpu",
             resume="auto",

@@ -310,10 +310,10 @@ class Run:
     """The session of one module."""
 
     def __init__(self, module: str) -> None:
-        self.module, self.keys = module, settings()
+        self.module, self.config = module, settings()
         self.path = Path(PACKAGE) / f"{module}.py"
         self.source = (ROOT / self.path).read_text()
-        self.arguments = self.keys["modules"][module]
+        self.arguments = self.config["modules"][module]
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:12]
         self.session = SESSIONS / f"{module.replace('/', '.')}-{digest}.sqlite"
         self.killers: dict[str | None, list[str]] = defaultdict(list)
@@ -328,18 +328,22 @@ class Run:
 
     def plan(self) -> None:
         """Choose the mutants, and add those that the session lacks."""
-        found, count = mutants(self.path, self.keys["operators"], self.keys["sample"], self.keys["seed"])
+        found, count = mutants(self.path, self.config["operators"], self.config["sample"], self.config["seed"])
         self.session.with_suffix(".json").write_text(json.dumps({"mutants": count}))
         has = {_place(item) for item in self.db.work_items}
         self.db.add_work_items(item for item in found if _place(item) not in has)
 
     def execute(self, copies: "queue.Queue[Copy]", again: bool) -> None:
-        """Test every mutant that has no result; again: and those that survived."""
+        """Test every mutant that has no result; again: and those that survived and are not listed as equivalent."""
         from cosmic_ray.work_item import TestOutcome
 
         self.plan()
-        survived = {job for job, result in self.db.results if result.test_outcome == TestOutcome.SURVIVED}
-        done = {job for job, _ in self.db.results} - (survived if again else set())
+        listed, survived = equivalent(), set()
+        for job, result in self.db.results if again else ():
+            alive = result.test_outcome == TestOutcome.SURVIVED
+            if alive and differs(self.module, *_sides(result.diff), listed):
+                survived.add(job)
+        done = {job for job, _ in self.db.results} - survived
         left = [item for item in self.db.work_items if item.job_id not in done]
         if not left:
             return
@@ -387,8 +391,7 @@ class Run:
         for item in sorted(self.db.work_items, key=lambda item: item.mutations[0].start_pos):
             result = results.get(item.job_id)
             if result and not result.is_killed:
-                was, now = result.diff.split("\n")
-                yield was.removeprefix("- "), now.removeprefix("+ ")
+                yield _sides(result.diff)
 
     def row(self) -> str:
         """A line of the table."""
@@ -399,6 +402,11 @@ class Run:
         killed = tested - len(alive)
         share = f"{100 * killed / max(1, tested - same):.1f} %"
         return f"| {self.module} | {count} | {tested} | {killed} | {same} | {len(alive) - same} | {share} |"
+
+
+def _sides(diff: str) -> tuple[str, str]:
+    was, now = diff.split("\n")
+    return was.removeprefix("- "), now.removeprefix("+ ")
 
 
 def equivalent() -> list[dict]:

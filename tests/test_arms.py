@@ -1,4 +1,4 @@
-"""Every architecture against its formula: slow, plain, in double precision, written from the papers."""
+"""Every architecture against its formula: slow and plain, in double precision, written from the papers."""
 
 import math
 import weakref
@@ -20,8 +20,9 @@ from test_models import (
 )
 from torch.nn import functional as F
 
-from shortcut_cli.models import mixing
-from shortcut_cli.models import mudd as mudd_module
+from shortcut_cli import registry
+from shortcut_cli.kernels import depth
+from shortcut_cli.models.mudd import Router
 from shortcut_cli.models.options import ShortcutOptions
 
 
@@ -39,7 +40,7 @@ def value_residual(model, x):
             first.append(v)
             return v
         attention = model.blocks[layer].attention
-        if model.keys.value_residual.gate == "token":
+        if model.config.value_residual.gate == "token":
             return v + F.relu(h @ attention.gate.weight.T).unsqueeze(-1) * first[0]
         return attention.share[0] * first[0] + attention.share[1] * v
 
@@ -62,7 +63,7 @@ def depth_attention(model, x):
 
 
 def denseformer(model, x):
-    options = model.keys.denseformer
+    options = model.config.denseformer
     states = [x]
     for layer in range(len(model.blocks)):
         states.append(layer_output(model, layer, x))
@@ -81,7 +82,7 @@ def dense_last(model, x):
 
 
 def attnres(model, x):
-    options, count = model.keys.attnres, 2 * len(model.blocks)
+    options, count = model.config.attnres, 2 * len(model.blocks)
 
     def read(number, sources):
         keys = [normed(source, model.key_norms[number]) for source in sources]
@@ -162,7 +163,7 @@ LATE = {
     3: (1, 1),
     5: (3, 2),
     6: (4, 3),
-}  # layers: those below the last two; the one in the middle
+}  # layers: the first that reads mixes, and the one in the middle
 
 
 def mudd_last(model, x):
@@ -179,7 +180,7 @@ def mudd_last(model, x):
 
 
 def tapping(options, taps, model, x, local=False):
-    """A shortcut of these options, whatever the model says; local: all taps read the state below the last layer."""
+    """A shortcut with these options, whatever the model's are; local: all taps read the state below the last layer."""
     states = [x]
     for layer in range(len(model.blocks) - 1):
         states.append(layer_output(model, layer, states[-1]))
@@ -195,16 +196,16 @@ def shortcut_local(model, x):
 
 
 def late_kv(model, x):
-    layer = model.keys.late_kv.layer or {2: 1, 3: 1, 5: 2, 6: 3}[len(model.blocks)]
+    layer = model.config.late_kv.layer or {2: 1, 3: 1, 5: 2, 6: 3}[len(model.blocks)]
     return tapping({"map": "identity"}, [layer], model, x)
 
 
 def hyper(model, x):
-    n = model.keys.hyper.streams
+    n = model.config.hyper.streams
     streams = [x] * n
     for number, connection in enumerate(model.connections):
         read, carry, write = connection.read, connection.carry, connection.write
-        if model.keys.hyper.weights == "dynamic":
+        if model.config.hyper.weights == "dynamic":
             moved = [torch.tanh(normed(h, connection.norm) @ connection.route.weight.T) for h in streams]
             read = [read[i] + connection.scale[0] * moved[i][..., :1] for i in range(n)]
             carry = [
@@ -265,19 +266,24 @@ REFERENCES = [
 ]
 
 
+def test_every_architecture_has_a_formula():
+    elsewhere = {"shortcut"}  # in test_models.py, with all its options
+    assert {plain.__name__ for plain, _, _ in REFERENCES} | elsewhere == registry.MODELS.keys()
+
+
 @pytest.mark.parametrize(("plain", "options", "shape"), REFERENCES, ids=lambda x: getattr(x, "__name__", str(x)))
 def test_an_architecture_is_its_formula(plain, options, shape):
     model = make(plain.__name__, options, open_gates=True, **shape)
     if plain is hyper:
         with torch.no_grad():
-            # What its first connection reads is one state times a number, which a norm divides out again but for its
-            # epsilon: at the usual size of the embedding that gradient is what remains of sums that cancel.
+            # Its first connection reads one state times a number, which a norm cancels except for its epsilon. At the
+            # embedding's usual size, the gradient of that number is what remains of sums that cancel.
             model.embedding.weight.div_(10)
     x = ids(length=11)
     found = model(x)
     found.square().sum().backward()
     with torch.inference_mode():
-        sampled = model(x)  # by paths of its own, which keep nothing for gradients
+        sampled = model(x)  # by kernels that keep nothing for gradients
     grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     slow = model.double()
@@ -297,7 +303,7 @@ def test_the_identity_at_the_start_is_the_baseline_bit_for_bit(name):
 @pytest.mark.parametrize("weights", ["static", "dynamic"])
 @pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 16])
 def test_any_number_of_streams_starts_as_the_baseline(streams, weights):
-    """Bit for bit with two or four; the mean of others is rounded once more."""
+    """Bit for bit with two or four streams; with others the mean rounds once more."""
     wanted, found = make("gpt", {})(ids()), make("hyper", {"streams": streams, "weights": weights})(ids())
     assert torch.equal(found, wanted) if streams in (1, 2, 4) else apart(found, wanted) < 1e-6
 
@@ -308,10 +314,10 @@ def test_the_controls_of_the_shortcut():
     assert local.count() == shortcut.count()
     assert local.flops(24) == shortcut.flops(24)
     assert all(torch.equal(local.state_dict()[name], weight) for name, weight in shortcut.state_dict().items())
-    # Where all taps read the state below, the shortcut is the control.
+    # If all its taps read the state below, the shortcut is the control.
     shortcut.sources = local.sources
     assert torch.equal(shortcut(x), local(x))
-    assert late.count()["trunk"] == make("gpt", {}).count()["trunk"] + 32
+    assert late.count()["non_embedding"] == make("gpt", {}).count()["non_embedding"] + 32
     one = make("shortcut", {"taps": "2", "map": "identity"})
     assert torch.equal(one(x), late(x))
     gated = make("shortcut", {"taps": "all", "map": "linear", "mode": "gated"})
@@ -319,23 +325,23 @@ def test_the_controls_of_the_shortcut():
 
 
 @pytest.mark.parametrize(("name", "options"), [("attnres", {}), ("attnres", {"variant": "block"}), ("mudd", {})])
-def test_the_states_of_a_step_die_with_it(name, options, monkeypatch):
-    """Autograd's graph leads to them; were there a way back, no collector would see the circle, and memory grow."""
+def test_the_states_of_a_step_are_freed_with_it(name, options, monkeypatch):
+    """Autograd's graph refers to them. If they referred back, no collector would see the cycle; memory would grow."""
     made = []
-    begin = mixing._Store.__init__
+    begin = depth._Store.__init__
 
     def remember(store, *arguments):
         made.append(weakref.ref(store))
         begin(store, *arguments)
 
-    monkeypatch.setattr(mixing._Store, "__init__", remember)
+    monkeypatch.setattr(depth._Store, "__init__", remember)
     model = make(name, options, open_gates=True)
     model(ids()).square().sum().backward()
     assert [store() for store in made] == [None]
 
 
 def test_a_router_reads_small_states_with_the_epsilon_of_every_norm():
-    mix = mudd_module.Router(8, 2, 3)
+    mix = Router(8, 2, 3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in mix.parameters():

@@ -1,4 +1,4 @@
-"""`shortcut attention`: its changes to the last layer against a slow reference, and its numbers against one another."""
+"""`shortcut attention`: its changes to the last layer against a slow reference, and its numbers against each other."""
 
 import itertools
 import json
@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import quiet, shortcut
-from test_evaluation import END, made_run, made_shards, plain_interval
+from test_evaluation import EOS, made_run, made_shards, plain_interval
 from test_models import ids, make, reference
 
-from shortcut_cli import checkpoint, cli, pictures, pipeline
 from shortcut_cli.errors import UsageError
-from shortcut_cli.models import merge
-from shortcut_cli.models.blocks import Trace
-from shortcut_cli.stages import attention
+from shortcut_cli.inference import runs
+from shortcut_cli.kernels.attention import distances
+from shortcut_cli.models.transformer import Trace
+from shortcut_cli.plots import attention_maps
+from shortcut_cli.stages import attention, pipeline
 from shortcut_cli.tokenizers.base import Classes, Excerpt
+from shortcut_cli.training import checkpoint
 
 FORMS = [
     {"mode": "replace", "taps": "2,4"},
@@ -30,37 +32,37 @@ FORMS = [
 
 @pytest.mark.parametrize("options", FORMS, ids=str)
 class TestChanges:
-    def test_an_exchanged_source_is_that_of_the_row_before(self, options):
-        """Rows that are equal exchange nothing; what comes before the first row is the last."""
+    def test_a_shuffled_source_is_that_of_the_row_before(self, options):
+        """Shuffling equal rows changes nothing; the row before the first is the last."""
         model = make("shortcut", options, open_gates=True).eval()
         x = ids(rows=3)
         same = x[:1].repeat(3, 1)
         with torch.no_grad():
             for m in range(len(model.taps)):
-                assert torch.equal(model(same, trace=Trace(exchanged=m)), model(same, trace=Trace()))
-                for first in range(3):  # the rows first and first + 1 are equal: only the second gets what it had
+                assert torch.equal(model(same, trace=Trace(shuffled=m)), model(same, trace=Trace()))
+                for first in range(3):  # rows first and first + 1 are equal: only the second gets what it had
                     pair = x.clone()
                     pair[(first + 1) % 3] = pair[first]
-                    exchanged, whole = model(pair, trace=Trace(exchanged=m)), model(pair, trace=Trace())
-                    alike = [torch.equal(a, b) for a, b in zip(exchanged, whole, strict=True)]
+                    shuffled, whole = model(pair, trace=Trace(shuffled=m)), model(pair, trace=Trace())
+                    alike = [torch.equal(a, b) for a, b in zip(shuffled, whole, strict=True)]
                     assert alike == [row == (first + 1) % 3 for row in range(3)]
 
-    def test_what_comes_later_changes_nothing_before_it(self, options):
+    def test_later_tokens_change_nothing_before_them(self, options):
         model = make("shortcut", options, open_gates=True).eval()
         x = ids(rows=3)
         other = x.clone()
         other[:, 15] = (x[:, 15] + 1) % 37
         with torch.no_grad():
             for m in range(len(model.taps)):
-                for change in ({"exchanged": m}, {"closed": m}):
+                for change in ({"shuffled": m}, {"masked": m}):
                     a, b = model(x, trace=Trace(**change)), model(other, trace=Trace(**change))
                     assert torch.equal(a[:, :15], b[:, :15])
 
-    def test_a_closed_source_gets_nothing_and_the_others_all(self, options):
+    def test_a_masked_source_gets_nothing_and_the_others_share_all(self, options):
         model = make("shortcut", options, open_gates=True).eval()
         x = ids()
         for m in range(len(model.taps)):
-            trace, whole = Trace(closed=m, measure_distances=True), Trace()
+            trace, whole = Trace(masked=m, measure_distances=True), Trace()
             with torch.no_grad():
                 model(x, trace=trace)
                 model(x, trace=whole)
@@ -73,8 +75,8 @@ class TestChanges:
 
 
 @pytest.mark.parametrize("tapped", ["2,4", "0,3,5"])
-def test_a_model_with_a_closed_tap_is_one_without_it(tapped):
-    """Same weights: the model that has the tap, but closed, and one that was made with the others alone."""
+def test_a_model_with_a_masked_tap_equals_one_without_it(tapped):
+    """Same weights: a model with the tap masked, and one that was built with only the others."""
     numbers = tapped.split(",")
     full = make("shortcut", {"taps": tapped, "project": "per_tap"}).eval()
     for m in range(len(numbers)):
@@ -95,15 +97,15 @@ def test_a_model_with_a_closed_tap_is_one_without_it(tapped):
         less.load_state_dict(wanted)
         expected, _ = reference(less, ids())
         with torch.no_grad():
-            assert torch.allclose(full(ids(), trace=Trace(closed=m)).double(), expected, atol=1e-5)
+            assert torch.allclose(full(ids(), trace=Trace(masked=m)).double(), expected, atol=1e-5)
 
 
-def test_a_gated_model_with_its_only_tap_closed_is_its_own_attention():
+def test_a_gated_model_with_its_only_tap_masked_has_only_its_own_attention():
     model = make("shortcut", {"mode": "gated", "taps": "3"}, open_gates=True).eval()
     with torch.no_grad():
-        closed = model(ids(), trace=Trace(closed=0))
+        masked = model(ids(), trace=Trace(masked=0))
         model.blocks[-1].attention.gate.zero_()
-        assert torch.allclose(closed, model(ids()), atol=1e-5)
+        assert torch.allclose(masked, model(ids()), atol=1e-5)
 
 
 def test_distances_are_those_of_the_plain_softmax():
@@ -113,11 +115,11 @@ def test_distances_are_those_of_the_plain_softmax():
     scores = torch.einsum("bhid,bhjmd->bhmij", q, k) / math.sqrt(8)
     shares = scores.masked_fill(torch.ones(17, 17).triu(1).bool(), -torch.inf).softmax(-1)
     back = torch.arange(17)[:, None] - torch.arange(17)
-    assert torch.allclose(merge.distances(q, k), (shares * back).sum(-1), atol=1e-4)
+    assert torch.allclose(distances(q, k), (shares * back).sum(-1), atol=1e-4)
 
 
 class Kinds:
-    """A tokenizer that sorts in two ways, one with a class that never occurs and one that leaves tokens out."""
+    """A tokenizer with two ways to sort; in one, a class never occurs, and some tokens have no class."""
 
     def __init__(self):
         self.shown = []
@@ -142,14 +144,14 @@ class Slow:
 
     def __init__(self, run, windows, layers, before):
         self.model = deepcopy(run.model).double()
-        self.windows, self.before, keys = windows, before, run.recipe.model
-        self.heads, self.d, self.base = keys.heads, keys.width // keys.heads, keys.rope_base
+        self.windows, self.before, config = windows, before, run.recipe.model
+        self.heads, self.d, self.base = config.heads, config.width // config.heads, config.rope_base
         self.times = windows.shape[1] - 1
         attention = self.model.blocks[-1].attention
         with torch.no_grad():
             history = [self.model.embedding(torch.from_numpy(windows[:, :-1]))]
             for block in self.model.blocks[:-1]:
-                history.append(block(history[-1], self.model.table[: self.times], None))
+                history.append(block(history[-1], self.model.freqs[: self.times], None))
             self.last = history[-1]
             normed = self.model.blocks[-1].attention_norm(self.last)
             features = [
@@ -160,13 +162,13 @@ class Slow:
                 features = [torch.cat(features, -1)]
             pairs = [attention.key_value[0](feature).chunk(2, -1) for feature in features]
             self.own = None
-            if keys.shortcut.mode == "replace":
+            if config.shortcut.mode == "replace":
                 query = attention.query(normed)
             else:
                 query, key, value = attention.query_key_value(normed).chunk(3, -1)
                 self.own = self.turned(key), self.parted(value)
-        self.mode = keys.shortcut.mode
-        self.query = self.turned(query)  # (N, T, H, d), as all that follow
+        self.mode = config.shortcut.mode
+        self.query = self.turned(query)  # (N, T, H, d), like everything below
         self.sources = [(self.turned(k), self.parted(v)) for k, v in pairs]
         if self.mode == "add":
             self.sources.insert(0, self.own)
@@ -175,7 +177,7 @@ class Slow:
         return x.numpy().reshape(*x.shape[:2], self.heads, self.d)
 
     def turned(self, x):
-        """Each pair of channels turned by its time, as Su et al. 2021 have it."""
+        """Each pair of channels rotated by its time, as in Su et al. 2021."""
         x = self.parted(x)
         turned = np.empty_like(x)
         for t, pair in itertools.product(range(self.times), range(self.d // 2)):
@@ -186,7 +188,7 @@ class Slow:
         return turned
 
     def attended(self, n, sources, shares):
-        """What window n reads of [(keys, values) (T, H, d)] or None for a source that is closed, (T, D)."""
+        """What window n reads, (T, D), from sources: (keys, values), each (T, H, d), or None if masked."""
         out = np.zeros((self.times, self.heads, self.d))
         for t, head in itertools.product(range(self.times), range(self.heads)):
             parts = {}
@@ -198,12 +200,12 @@ class Slow:
                 out[t, head] += shares[head, m, t, j] * sources[m][1][j, head]
         return out.reshape(self.times, -1)
 
-    def look(self, n, closed=None, exchanged=None):
-        """Losses (T,) of window n and the share (H, M, T, T) of each time of each source."""
+    def look(self, n, masked=None, shuffled=None):
+        """Losses (T,) of window n, and the attention (H, M, T, T) to each time of each source."""
         sources = []
         for m, (keys, values) in enumerate(self.sources):
-            row = self.before[n] if m == exchanged else n
-            sources.append(None if m == closed else (keys[row], values[row]))
+            row = self.before[n] if m == shuffled else n
+            sources.append(None if m == masked else (keys[row], values[row]))
         shares = np.zeros((self.heads, len(sources), self.times, self.times))
         y = self.attended(n, sources, shares)
         block = self.model.blocks[-1]
@@ -218,12 +220,12 @@ class Slow:
 
 
 def near(wanted):
-    """Losses of a few nats in fp32, which a layer of large weights follows: some ten of their last digits."""
+    """Tolerance for fp32 losses of a few nats after a layer with large weights: about ten units in the last place."""
     return pytest.approx(wanted, abs=2e-5, rel=2e-5)
 
 
 def plain_rises(slow, losses, changes):
-    """What each change of each source adds to `losses` (N, T): (N, M, T) by change."""
+    """By change: what it adds to `losses` (N, T) for each source, (N, M, T)."""
     every = range(len(losses)), range(len(slow.sources))
     return {
         change: np.array([[slow.look(n, **{change: m})[0] - losses[n] for m in every[1]] for n in every[0]])
@@ -237,8 +239,8 @@ def plain_sources(labels, shares, rises):
     back, entries = np.arange(times)[:, None] - np.arange(times), []
     for m, label in enumerate(labels):
         mine = shares[:, :, m]
-        entry = {"source": label, "mass": near(mine.sum() / count / heads / times), "exchanged": None}
-        entry["mass_by_head"] = near((mine.sum((0, 2, 3)) / count / times).tolist())
+        entry = {"source": label, "attention_weight": near(mine.sum() / count / heads / times), "shuffled": None}
+        entry["attention_weight_by_head"] = near((mine.sum((0, 2, 3)) / count / times).tolist())
         entry["distance_tokens"] = near((mine * back).sum() / mine.sum())
         for change, rise in rises.items():
             windows = rise[:, m].sum(1)
@@ -248,16 +250,19 @@ def plain_sources(labels, shares, rises):
     return entries
 
 
-def plain_classes(members, targets, losses, mass, rises):
-    """The entry of each class {name: its ids} that occurs; targets and losses (N, T), mass (N, H, M, T)."""
+def plain_classes(members, targets, losses, weights, rises):
+    """The entry of each class {name: its ids} that occurs; targets, losses (N, T), attention weights (N, H, M, T)."""
     entries = []
     for name, tokens in members.items():
         here = [(n, t) for (n, t), target in np.ndenumerate(targets) if target in tokens]
         if here:
-            by_head = sum(mass[n, :, :, t] for n, t in here) / len(here)
+            by_head = sum(weights[n, :, :, t] for n, t in here) / len(here)
             entry = {"class": name, "tokens": len(here), "nats_per_token": near(np.mean([losses[at] for at in here]))}
-            entry |= {"mass": near(by_head.mean(0).tolist()), "mass_by_head": [near(row.tolist()) for row in by_head]}
-            entry["exchanged"] = None
+            entry |= {
+                "attention_weight": near(by_head.mean(0).tolist()),
+                "attention_weight_by_head": [near(row.tolist()) for row in by_head],
+            }
+            entry["shuffled"] = None
             for change, rise in rises.items():
                 entry[change] = near((sum(rise[n, :, t] for n, t in here) / len(here)).tolist())
             entries.append(entry)
@@ -279,32 +284,30 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
     run = made_run(tmp_path, *(f"model.shortcut.{setting}" for setting in settings))
     kinds, drawn, told, out = Kinds(), [], [], tmp_path / "out"
     if case == "replace":
-        out.mkdir()  # with nothing of these names in it
-    monkeypatch.setattr(checkpoint.Run, "tokenizer", lambda _: kinds)
-    monkeypatch.setattr(pictures, "MOST", 4)
-    monkeypatch.setattr(pictures, "draw_excerpt", lambda *given: drawn.append(given))
-    monkeypatch.setattr(pictures, "draw_use", lambda *given: drawn.append(deepcopy(given)))
-    windows = np.random.default_rng(0).integers(0, END + 1, (len(before), 7))
-    result = attention.attend(
-        *(run, windows, out), resamples=30, batch=batch, device="cpu", report=lambda *_, **rest: told.append(rest)
-    )
+        out.mkdir()  # an existing folder without these files is fine
+    monkeypatch.setattr(runs.Run, "tokenizer", lambda _: kinds)
+    monkeypatch.setattr(attention_maps, "MAX_TOKENS", 4)
+    monkeypatch.setattr(attention_maps, "draw_excerpt", lambda *given: drawn.append(given))
+    monkeypatch.setattr(attention_maps, "draw_use", lambda *given: drawn.append(deepcopy(given)))
+    windows = np.random.default_rng(0).integers(0, EOS + 1, (len(before), 7))
+    result = attention.analyse(*(run, windows, out), resamples=30, batch=batch, device="cpu", report=told.append)
 
     slow, targets = Slow(run, windows, layers, before), windows[:, 1:]
     losses, shares = (np.stack(parts) for parts in zip(*map(slow.look, range(len(before))), strict=True))
-    mass = shares.sum(-1)  # (N, H, M, T)
-    rises = plain_rises(slow, losses, ("closed", "exchanged") if len(before) > 1 else ("closed",))
+    weights = shares.sum(-1)  # (N, H, M, T)
+    rises = plain_rises(slow, losses, ("masked", "shuffled") if len(before) > 1 else ("masked",))
     sources = plain_sources(labels, shares, rises)
     wanted = {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": "shortcut",
         "windows": len(before),
         "tokens": losses.size,
         "nats_per_token": near(losses.mean()),
-        "mean_weights": {entry["source"]: entry["mass"] for entry in sources},
+        "mean_weights": {entry["source"]: entry["attention_weight"] for entry in sources},
         "sources": sources,
-        "entropy_nats_by_head": near([-(p * np.log(p)).sum() / losses.size for p in (mass[:, 0], mass[:, 1])]),
-        "largest_share_by_head": near(mass.max(2).mean((0, 2)).tolist()),
-        "classes": {way: plain_classes(members, targets, losses, mass, rises) for way, members in KINDS.items()},
+        "entropy_nats_by_head": near([-(p * np.log(p)).sum() / losses.size for p in (weights[:, 0], weights[:, 1])]),
+        "largest_share_by_head": near(weights.max(2).mean((0, 2)).tolist()),
+        "classes": {way: plain_classes(members, targets, losses, weights, rises) for way, members in KINDS.items()},
     }
     if "mode=gated" in settings:
         wanted["gate_by_head"] = near([0.7, -1.3])
@@ -320,17 +323,17 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
         "sources": labels,
     }
     back = np.arange(6)[:, None] - np.arange(6)
-    assert numbers == {"depth_weights": near(mass[0]), "distances": near((shares[0] * back).sum(-1) / mass[0])}
+    assert numbers == {"depth_weights": near(weights[0]), "distances": near((shares[0] * back).sum(-1) / weights[0])}
     (drawn_shares, *rest), use = drawn
-    assert drawn_shares == near(mass[0].mean(0)[:, :4])
+    assert drawn_shares == near(weights[0].mean(0)[:, :4])
     assert rest == [tuple(labels), Excerpt(texts=[str(token) for token in targets[0, :4]]), paths["picture"]]
     assert kinds.shown == [targets[0, :4].tolist()]
     assert use == ({key: value for key, value in result.items() if key not in paths}, paths["use"])
-    assert {rest["total"] for rest in told} == {len(before)}
+    assert {event.total for event in told} == {len(before)}
 
-    # No two numbers that could be taken for one another are alike.
+    # No two numbers that could be confused are equal.
     costs = [rise for rows in rises.values() for rise in rows.sum((0, 2))]
-    for values in (costs, mass.sum((0, 3)).flatten()) if len(labels) > 1 else ():
+    for values in (costs, weights.sum((0, 3)).flatten()) if len(labels) > 1 else ():
         assert np.diff(sorted(values)).min() > 1e-3
 
 
@@ -340,11 +343,11 @@ def test_a_change_takes_the_source_that_it_names_and_leaves_what_it_is_given():
     copies = k.clone(), v.clone()
     for m in range(4):
         others = [n for n in range(4) if n != m]
-        for x, found in zip((k, v), Trace(exchanged=m).change(k, v), strict=True):
+        for x, found in zip((k, v), Trace(shuffled=m).change(k, v), strict=True):
             assert torch.equal(found[:, :, :, others], x[:, :, :, others])
             for row, before in enumerate((2, 0, 1)):
                 assert torch.equal(found[row, :, :, m], x[before, :, :, m])
-        for x, found in zip((k, v), Trace(closed=m).change(k, v), strict=True):
+        for x, found in zip((k, v), Trace(masked=m).change(k, v), strict=True):
             assert torch.equal(found, x[:, :, :, others])
     for x, found, copy in zip((k, v), Trace().change(k, v), copies, strict=True):
         assert torch.equal(found, x)
@@ -356,8 +359,8 @@ def test_a_change_takes_the_source_that_it_names_and_leaves_what_it_is_given():
     [
         (1000, 99, 4, [0, 300, 600, 900]),
         (1000, 99, 1, [0]),
-        (25, 4, 4, [0, 6, 13, 20]),  # every six and two thirds
-        (250, 99, 64, [0, 150]),  # as many as there is room for side by side
+        (25, 4, 4, [0, 6, 13, 20]),  # every 6 2/3
+        (250, 99, 64, [0, 150]),  # as many as fit without overlap
         (200, 99, 64, [0, 100]),
         (199, 99, 64, [0]),
         (100, 99, 64, [0]),
@@ -380,7 +383,7 @@ def test_a_row_shorter_than_the_context_is_one_window():
     [
         (1, 3, [1]),
         (2, 1, [2]),
-        (3, 1, [3]),  # a batch of one would exchange nothing
+        (3, 1, [3]),  # a batch of one can't be shuffled
         (3, 3, [3]),
         (4, 3, [4]),
         (5, 3, [3, 2]),
@@ -391,7 +394,7 @@ def test_a_row_shorter_than_the_context_is_one_window():
         (9, 16, [9]),
     ],
 )
-def test_batches_never_leave_one_window_alone(count, batch, sizes):
+def test_no_batch_has_a_single_window_unless_there_is_only_one(count, batch, sizes):
     windows = np.arange(count * 3).reshape(count, 3)
     found = list(attention._batches(windows, batch))
     assert [first for first, _ in found] == [sum(sizes[:number]) for number in range(len(sizes))]
@@ -399,10 +402,10 @@ def test_batches_never_leave_one_window_alone(count, batch, sizes):
     assert np.concatenate([part for _, part in found]).tolist() == windows.tolist()
 
 
-class TestWhatIsLookedAt:
+class TestWindows:
     def looked(self, monkeypatch, run, tmp_path, **changes):
-        """The arguments that `attend` gets."""
-        monkeypatch.setattr(attention, "attend", lambda *given, **keys: (*given, keys))
+        """The arguments that `analyse` gets."""
+        monkeypatch.setattr(attention, "analyse", lambda *given, **config: (*given, config))
         checkpoint.save(run.path, run.content)
         arguments = {"path": run.path, "prompt": None, "shards": None, "split": "val", "windows": 4} | changes
         found, *rest = pipeline.look(**arguments, out=tmp_path / "out", device="cpu", report=quiet)
@@ -411,33 +414,33 @@ class TestWhatIsLookedAt:
 
     @pytest.mark.parametrize("named", [False, True])
     @pytest.mark.parametrize("split", ["val", "test"])
-    def test_windows_of_a_split_begin_with_an_end_id(self, monkeypatch, tmp_path, split, named):
+    def test_windows_of_a_split_begin_with_eos(self, monkeypatch, tmp_path, split, named):
         folders = [tmp_path / "recipes", tmp_path / "named"]
         run = made_run(tmp_path, f"data.shards={folders[0]}", "eval.resamples=17", "eval.batch_size=5")
         rows = {}
         for number, folder in enumerate(folders):
             generator = np.random.default_rng(number)
-            documents = [(name, generator.integers(0, END, 19).tolist()) for name in ("val", "test", "train") * 2]
+            documents = [(name, generator.integers(0, EOS, 19).tolist()) for name in ("val", "test", "train") * 2]
             made_shards(folder, run, documents)
-            rows[folder] = [END] + [token for name, ids in documents if name == split for token in (*ids, END)]
-        windows, keys = self.looked(monkeypatch, run, tmp_path, split=split, shards=folders[1] if named else None)
+            rows[folder] = [EOS] + [token for name, ids in documents if name == split for token in (*ids, EOS)]
+        windows, config = self.looked(monkeypatch, run, tmp_path, split=split, shards=folders[1] if named else None)
         row = rows[folders[named]]
         # 41 ids: the last of four windows of 7 + 1 begins 33 after the first.
         assert windows == [row[start : start + 8] for start in (0, 11, 22, 33)]
-        assert keys == {"resamples": 17, "batch": 5, "device": "cpu", "report": quiet}
+        assert config == {"resamples": 17, "batch": 5, "device": "cpu", "report": quiet}
 
-    def test_a_prompt_begins_with_an_end_id(self, monkeypatch, tmp_path):
+    def test_a_prompt_begins_with_eos(self, monkeypatch, tmp_path):
         run = made_run(tmp_path)
         (tmp_path / "prompt.txt").write_text("ab1. ba a1bb")
         windows, _ = self.looked(monkeypatch, run, tmp_path, prompt=tmp_path / "prompt.txt")
-        assert windows == [[END, 0, 1, 2, 4, 3, 1, 0]]
+        assert windows == [[EOS, 0, 1, 2, 4, 3, 1, 0]]
         (tmp_path / "prompt.txt").write_text("a1")
         windows, _ = self.looked(monkeypatch, run, tmp_path, prompt=tmp_path / "prompt.txt")
-        assert windows == [[END, 0, 2]]
+        assert windows == [[EOS, 0, 2]]
 
     def test_shards_of_another_tokenizer_are_refused(self, monkeypatch, tmp_path):
         run = made_run(tmp_path)
-        other = checkpoint.Run(run.path, run.recipe, run.model, {"tokenizer": {"fingerprint": "0" * 64}})
+        other = runs.Run(run.path, run.recipe, run.model, {"tokenizer": {"fingerprint": "0" * 64}})
         made_shards(tmp_path / "shards", other, [("val", [0] * 50)])
         with pytest.raises(UsageError, match="was made with 000000000000"):
             self.looked(monkeypatch, run, tmp_path, shards=tmp_path / "shards")
@@ -448,11 +451,11 @@ class TestRefusals:
         windows = np.zeros((2, tokens), int)
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(UsageError, match=words):
-            attention.attend(run, windows, tmp_path / "out", resamples=9, batch=2, device="cpu", report=quiet)
+            attention.analyse(run, windows, tmp_path / "out", resamples=9, batch=2, device="cpu", report=quiet)
         assert sorted(tmp_path.rglob("*")) == before
 
     @pytest.mark.parametrize("name", ["attention.png", "use.png", "attention.npz", "attention.json"])
-    def test_no_file_is_written_over(self, tmp_path, name):
+    def test_no_file_is_overwritten(self, tmp_path, name):
         run = made_run(tmp_path)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / name).write_text("mine")
@@ -462,9 +465,9 @@ class TestRefusals:
     def test_windows_without_a_target_are_refused(self, tmp_path):
         self.refused(made_run(tmp_path), tmp_path, "no tokens to look at", tokens=1)
 
-    def test_windows_of_one_target_are_taken_and_parent_folders_are_made(self, tmp_path):
+    def test_windows_of_one_target_are_accepted_and_parent_folders_are_made(self, tmp_path):
         windows, out = np.array([[1, 2], [3, 4]]), tmp_path / "a" / "b"
-        found = attention.attend(made_run(tmp_path), windows, out, resamples=9, batch=2, device="cpu", report=quiet)
+        found = attention.analyse(made_run(tmp_path), windows, out, resamples=9, batch=2, device="cpu", report=quiet)
         assert found["tokens"] == 2
         assert (out / "attention.json").exists()
 
@@ -473,7 +476,7 @@ class TestRefusals:
         self.refused(run, tmp_path, "is a shortcut, whose final layer attends to no other layer")
 
 
-class TestARun:
+class TestRun:
     def look(self, text_run, out, **changes):
         arguments = {"prompt": None, "shards": text_run / "shards", "split": "val", "windows": 6, "out": out}
         arguments |= {"path": text_run / "shortcut" / "run.pt"} | changes
@@ -481,7 +484,7 @@ class TestARun:
 
     def test_the_parts_make_up_the_whole(self, text_run, tmp_path):
         result = self.look(text_run, tmp_path / "a")
-        run = checkpoint.open_run(text_run / "shortcut" / "run.pt", "cpu")
+        run = runs.open_run(text_run / "shortcut" / "run.pt", "cpu")
         assert result["windows"] == 6
         assert result["tokens"] == 6 * run.recipe.model.context
         assert sum(result["mean_weights"].values()) == pytest.approx(1, abs=1e-5)
@@ -490,13 +493,13 @@ class TestARun:
         assert sum(entry["tokens"] for entry in classes) == result["tokens"]
         weights = np.array([entry["tokens"] for entry in classes]) / result["tokens"]
         assert weights @ [entry["nats_per_token"] for entry in classes] == pytest.approx(result["nats_per_token"])
-        by_head = np.tensordot(weights, [entry["mass_by_head"] for entry in classes], 1)  # (H, M)
-        assert np.allclose(by_head.T, [source["mass_by_head"] for source in result["sources"]], atol=1e-6)
+        by_head = np.tensordot(weights, [entry["attention_weight_by_head"] for entry in classes], 1)  # (H, M)
+        assert np.allclose(by_head.T, [source["attention_weight_by_head"] for source in result["sources"]], atol=1e-6)
         for m, source in enumerate(result["sources"]):
-            for key in ("mass", "closed", "exchanged"):
-                whole = source[key] if key == "mass" else source[key]["nats_per_token"]
+            for key in ("attention_weight", "masked", "shuffled"):
+                whole = source[key] if key == "attention_weight" else source[key]["nats_per_token"]
                 assert weights @ [entry[key][m] for entry in classes] == pytest.approx(whole, abs=1e-6)
-            for key in ("closed", "exchanged"):
+            for key in ("masked", "shuffled"):
                 low, high = source[key]["interval_95"]
                 assert low <= source[key]["nats_per_token"] <= high
             assert 0 <= source["distance_tokens"] < run.recipe.model.context
@@ -516,10 +519,10 @@ class TestARun:
         for name in ("attention.png", "use.png"):
             assert (tmp_path / "a" / name).read_bytes()[:4] == b"\x89PNG"
 
-    def test_a_single_window_exchanges_nothing_and_says_so(self, text_run, tmp_path):
+    def test_a_single_window_is_not_shuffled(self, text_run, tmp_path):
         result = self.look(text_run, tmp_path / "a", windows=1)
-        assert all(source["exchanged"] is None for source in result["sources"])
-        assert all(source["closed"]["interval_95"] is None for source in result["sources"])
+        assert all(source["shuffled"] is None for source in result["sources"])
+        assert all(source["masked"]["interval_95"] is None for source in result["sources"])
 
     def test_nothing_is_overwritten(self, text_run, tmp_path):
         self.look(text_run, tmp_path / "a", windows=1)
@@ -533,29 +536,31 @@ class TestARun:
         with pytest.raises(UsageError, match="no tokens to look at"):
             self.look(text_run, tmp_path / "a", prompt=tmp_path / "empty.txt")
 
-    def test_a_prompt_is_looked_at_whole(self, text_run, tmp_path):
+    def test_a_prompt_is_looked_at_as_a_whole(self, text_run, tmp_path):
         done = shortcut(
             *("attention", "--ckpt", text_run / "shortcut" / "run.pt", "--prompt", text_run / "texts" / "000.txt"),
             *("--out", tmp_path / "a"),
             cwd=tmp_path,
         )
-        assert "nats if closed" in " ".join(done.stdout.split())
+        assert "if masked" in " ".join(done.stdout.split())
 
 
-def test_the_table_says_of_each_source_what_was_found_of_it():
+def test_the_table_has_the_numbers_of_each_source():
+    from shortcut_cli.cli import tables
+
     cost = {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}
-    rest = {"closed": {"nats_per_token": 0.0, "interval_95": None}, "exchanged": None}
+    rest = {"masked": {"nats_per_token": 0.0, "interval_95": None}, "shuffled": None}
     sources = [
         {
             "source": "layer 2",
-            "mass": 0.7,
+            "attention_weight": 0.7,
             "distance_tokens": 9.5,
-            "closed": cost,
-            "exchanged": {"nats_per_token": 4.0},
+            "masked": cost,
+            "shuffled": {"nats_per_token": 4.0},
         },
-        {"source": "layer 4", "mass": 0.3, "distance_tokens": 1.5, **rest},
+        {"source": "layer 4", "attention_weight": 0.3, "distance_tokens": 1.5, **rest},
     ]
-    assert list(cli._uses({"sources": sources})) == [
+    assert list(tables.attention_rows({"sources": sources})) == [
         ("layer 2", 0.7, 9.5, 0.5, [0.25, 0.75], 4.0, None),
         ("layer 4", 0.3, 1.5, 0.0, None, None, None),
     ]
@@ -575,7 +580,7 @@ def test_the_table_says_of_each_source_what_was_found_of_it():
 )
 def test_every_excerpt_is_drawn_without_a_warning(tmp_path, excerpt, recwarn):
     shares = np.full((3, 300), 1 / 3)
-    pictures.draw_excerpt(shares, ("embedding", "layer 2", "layer 4"), excerpt, tmp_path / "a.png")
+    attention_maps.draw_excerpt(shares, ("embedding", "layer 2", "layer 4"), excerpt, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert not [str(warning.message) for warning in recwarn]
 
@@ -584,7 +589,7 @@ def test_every_excerpt_is_drawn_without_a_warning(tmp_path, excerpt, recwarn):
 def figures(monkeypatch):
     """The figures that were drawn, not saved."""
     drawn = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, _: drawn.append(figure))
+    monkeypatch.setattr(attention_maps, "_save", lambda figure, _: drawn.append(figure))
     return drawn
 
 
@@ -596,10 +601,10 @@ class TestExcerpts:
     SOURCES = ("embedding", "layer 2", "layer 4")
 
     def strips(self, figures, tokens, rows, excerpt):
-        """Shares that were drawn, and for each strip of so many rows its axes."""
+        """The attention weights that were drawn, and the axes of each strip of `rows` rows."""
         shares = np.random.default_rng(0).random((3, tokens))
-        shares[1, -1] = 5.0  # the most, at the last token
-        pictures.draw_excerpt(shares, self.SOURCES, excerpt, None)
+        shares[1, -1] = 5.0  # the largest, at the last token
+        attention_maps.draw_excerpt(shares, self.SOURCES, excerpt, None)
         grid = [axes for axes in figures[-1].axes if axes.get_label() != "<colorbar>"]
         return shares, [grid[first : first + rows] for first in range(0, len(grid), rows)]
 
@@ -617,7 +622,7 @@ class TestExcerpts:
             assert labels(axes.get_yticklabels()) == list(self.SOURCES)
             assert [each.get_xlim() for each in (axes, *below)] == [(first, first + length)] * (1 + len(below))
 
-    def test_text_stands_below_the_shares_of_its_tokens(self, figures):
+    def test_text_is_drawn_below_its_tokens(self, figures):
         texts = [f"{number}$\n" for number in range(150)]
         shares, strips = self.strips(figures, 150, 2, Excerpt(texts=texts))
         assert len(strips) == 3
@@ -626,18 +631,18 @@ class TestExcerpts:
             wanted = [(token, f"{token}\\$\u21b5") for token in range(150)[number * 64 : (number + 1) * 64]]
             assert [(text.get_position()[0], text.get_text()) for text in below.texts] == wanted
 
-    def test_four_strips_are_drawn_whose_colours_no_later_token_changes(self, figures):
+    def test_four_strips_are_drawn_and_later_tokens_do_not_change_their_colors(self, figures):
         shares, strips = self.strips(figures, 300, 2, Excerpt(texts=["a"] * 300))
         assert len(strips) == 4
         self.check_shares(strips, shares, 64, shares[:, :256].max())
         assert shares[:, :256].max() < 1 < shares.max()
 
-    def test_nothing_is_below_the_shares_of_what_has_no_picture(self, figures):
+    def test_nothing_is_drawn_below_an_excerpt_without_content(self, figures):
         shares, strips = self.strips(figures, 300, 1, Excerpt())
         assert len(strips) == 2
         self.check_shares(strips, shares, 256, 5.0)
 
-    def test_a_note_lies_at_its_tokens_and_pitch_and_is_darker_if_louder(self, figures):
+    def test_a_note_is_drawn_at_its_tokens_and_pitch_and_is_darker_if_louder(self, figures):
         notes = np.array([[3, 30, 60, 96], [250, 290, 72, 16]])
         shares, strips = self.strips(figures, 300, 2, Excerpt(notes=notes))
         self.check_shares(strips, shares, 256, 5.0)
@@ -654,13 +659,13 @@ class TestExcerpts:
 
     @pytest.mark.parametrize("rate_hz", [24_000, 48_000])
     def test_sound_is_drawn_from_the_first_token_to_the_last(self, figures, rate_hz):
-        noise = np.random.default_rng(1).normal(size=300 * 40 + 290) / 100  # 40 a token, and a rest
+        noise = np.random.default_rng(1).normal(size=300 * 40 + 290) / 100  # 40 per token, and a remainder
         samples = (np.sin(np.arange(len(noise)) * 2 * np.pi * 3000 / rate_hz) + noise).astype(np.float32)
         shares, strips = self.strips(figures, 300, 3, Excerpt(samples=samples, rate_hz=rate_hz))
         self.check_shares(strips, shares, 256, 5.0)
         for (_, wave, spectrum), (start, end) in zip(strips, ((0, 256), (256, 300)), strict=True):
             (line,) = wave.lines
-            # Not by ==: pytest would spend a minute on how ten thousand numbers differ.
+            # Not by ==: pytest would spend a minute explaining how ten thousand numbers differ.
             assert np.array_equal(line.get_ydata(), samples[start * 40 : end * 40])
             assert np.allclose(line.get_xdata(), start - 0.5 + np.arange((end - start) * 40) / 40, rtol=1e-9)
             (image,) = spectrum.images
@@ -674,8 +679,8 @@ class TestExcerpts:
 class TestUse:
     NAMES = ("embedding", "layer 2", "layer 4")
 
-    def result(self, *, exchanged=True, intervals=True):
-        """Numbers that are all different: some negative costs, a class of few tokens, two ways to sort."""
+    def result(self, *, shuffled=True, intervals=True):
+        """Distinct numbers: some negative costs, a class of few tokens, two ways to sort."""
         generator = np.random.default_rng(0)
 
         def cost(value):
@@ -684,10 +689,10 @@ class TestUse:
         sources = [
             {
                 "source": name,
-                "mass": generator.random(),
-                "mass_by_head": generator.random(2).tolist(),
-                "closed": cost(1.0 + m),
-                "exchanged": cost(4.0 + m) if exchanged else None,
+                "attention_weight": generator.random(),
+                "attention_weight_by_head": generator.random(2).tolist(),
+                "masked": cost(1.0 + m),
+                "shuffled": cost(4.0 + m) if shuffled else None,
             }
             for m, name in enumerate(self.NAMES)
         ]
@@ -696,9 +701,9 @@ class TestUse:
                 {
                     "class": name,
                     "tokens": tokens,
-                    "mass": generator.random(3).tolist(),
-                    "closed": generator.random(3).tolist(),
-                    "exchanged": (generator.random(3) - 0.75).tolist() if exchanged else None,
+                    "attention_weight": generator.random(3).tolist(),
+                    "masked": generator.random(3).tolist(),
+                    "shuffled": (generator.random(3) - 0.75).tolist() if shuffled else None,
                 }
                 for name, tokens in counts.items()
             ]
@@ -707,7 +712,7 @@ class TestUse:
         return {"sources": sources, "classes": classes}
 
     def cells(self, figures, result):
-        pictures.draw_use(result, None)
+        attention_maps.draw_use(result, None)
         return np.array([axes for axes in figures[-1].axes if axes.get_label() != "<colorbar>"]).reshape(3, 3)
 
     def check_heat(self, axes, values, rows, columns, title):
@@ -716,23 +721,21 @@ class TestUse:
         assert [labels(axes.get_yticklabels()), labels(axes.get_xticklabels())] == [rows, columns]
         assert (axes.get_title(), image.origin) == (title, "upper")
         most, least = np.max(values), np.min(values)
-        if least < 0:  # white is nought, as in no other map
+        if least < 0:  # white means zero, only in such maps
             most = max(most, -least)
             assert (image.get_clim(), image.get_cmap().name) == ((-most, most), "RdBu_r")
         else:
             assert (image.get_clim(), image.get_cmap().name) == ((0, most), "viridis")
 
-    def test_bars_are_as_long_as_the_numbers_of_their_source(self, figures):
+    def test_bars_have_the_lengths_of_the_numbers_of_their_source(self, figures):
         result = self.result()
-        mass, costs, heads = self.cells(figures, result)[0]
-        assert [bar.get_width() for bar in mass.patches] == [entry["mass"] for entry in result["sources"]]
-        assert [axes.get_xlabel() for axes in (mass, costs)] == [
-            "share of attention (mass)",
-            "loss added, nats per token",
-        ]
-        assert labels(mass.get_yticklabels()) == labels(costs.get_yticklabels()) == list(self.NAMES)
+        weights, costs, heads = self.cells(figures, result)[0]
+        widths = [bar.get_width() for bar in weights.patches]
+        assert widths == [entry["attention_weight"] for entry in result["sources"]]
+        assert [axes.get_xlabel() for axes in (weights, costs)] == ["attention weight", "loss added, nats per token"]
+        assert labels(weights.get_yticklabels()) == labels(costs.get_yticklabels()) == list(self.NAMES)
         bars = [container for container in costs.containers if hasattr(container, "patches")]
-        assert [container.get_label() for container in bars] == ["closed", "exchanged"]
+        assert [container.get_label() for container in bars] == ["masked", "shuffled"]
         for container, first, place in zip(bars, (1.0, 4.0), (-0.2, 0.2), strict=True):
             assert [bar.get_width() for bar in container] == [first, first + 1, first + 2]
             middles = [bar.get_y() + bar.get_height() / 2 for bar in container]
@@ -740,19 +743,23 @@ class TestUse:
             (lines,) = container.errorbar.lines[2]
             ends = [segment[:, 0].tolist() for segment in lines.get_segments()]
             assert ends == [[first + m - 0.125, first + m + 0.5] for m in range(3)]
-        by_head = [entry["mass_by_head"] for entry in result["sources"]]
-        self.check_heat(heads, by_head, list(self.NAMES), ["1", "2"], "mass by head")
+        by_head = [entry["attention_weight_by_head"] for entry in result["sources"]]
+        self.check_heat(heads, by_head, list(self.NAMES), ["1", "2"], "attention weight by head")
 
     def test_classes_of_few_tokens_are_left_out(self, figures):
         result = self.result()
         _, kinds, beats = self.cells(figures, result)
         for row, way, rows in ((kinds, "kind", ["letter (1,234)", "digit (20)"]), (beats, "beat", ["first (77)"])):
             drawn = [entry for entry in result["classes"][way] if entry["tokens"] >= 20]
-            for axes, key in zip(row, ("mass", "closed", "exchanged"), strict=True):
-                title = f"{key}, by {way}" + ("" if key == "mass" else ": nats added")
+            titles = {
+                "attention_weight": f"attention weight, by {way}",
+                "masked": f"nats added if masked, by {way}",
+                "shuffled": f"nats added if shuffled, by {way}",
+            }
+            for axes, (key, title) in zip(row, titles.items(), strict=True):
                 self.check_heat(axes, [entry[key] for entry in drawn], rows, list(self.NAMES), title)
 
-    def test_a_way_to_sort_of_small_classes_alone_is_left_empty(self, figures):
+    def test_a_way_to_sort_with_only_small_classes_is_left_empty(self, figures):
         result = self.result()
         for entry in result["classes"]["beat"]:
             entry["tokens"] = 19
@@ -760,10 +767,10 @@ class TestUse:
         assert [[axes.axison for axes in row] for row in (kinds, beats)] == [[True] * 3, [False] * 3]
         assert not any(axes.images for axes in beats)
 
-    def test_what_could_not_be_exchanged_is_not_drawn(self, figures):
-        first, *ways = self.cells(figures, self.result(exchanged=False, intervals=False))
+    def test_what_was_not_shuffled_is_not_drawn(self, figures):
+        first, *ways = self.cells(figures, self.result(shuffled=False, intervals=False))
         (bars,) = (container for container in first[1].containers if hasattr(container, "patches"))
-        assert bars.get_label() == "closed"
+        assert bars.get_label() == "masked"
         (lines,) = bars.errorbar.lines[2]
         assert [segment[:, 0].tolist() for segment in lines.get_segments()] == [[1, 1], [2, 2], [3, 3]]
         assert [[axes.axison for axes in row] for row in ways] == [[True, True, False]] * 2

@@ -1,10 +1,8 @@
-"""Sound: the codes of one pass for any division into blocks, and files of every kind or a reason."""
+"""Sound: the codes of a single pass for any division into blocks, and files of every kind or a reason."""
 
 import gzip
-import hashlib
 import json
 from dataclasses import replace
-from importlib import metadata
 
 import numpy as np
 import pytest
@@ -12,14 +10,15 @@ import soundfile
 import soxr
 import torch
 from conftest import allowed
-from pydantic import ValidationError
 
 from shortcut_cli.codec import encodec
-from shortcut_cli.codec.stream import STEREO
+from shortcut_cli.codec.layout import MONO, STEREO
+from shortcut_cli.data.documents import Source
+from shortcut_cli.data.sound import READ_FRAMES, SoundReader
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers import audio
-from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer, Length, read_samples
-from shortcut_cli.tokenizers.base import Source
+from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
+from shortcut_cli.tokenizers.base import Excerpt
 
 
 def whole(document):
@@ -35,7 +34,7 @@ def tone(seconds, rate_hz=24_000, seed=0):
 
 @pytest.fixture(scope="module")
 def package():
-    """The package's own model, not folded."""
+    """The package's own model, without folded weight norms."""
     model = encodec.untrained(0).eval()
     model.set_target_bandwidth(24.0)
     return model
@@ -90,7 +89,7 @@ def many(codec, streams, codebooks=4):
     return [found[number] for number in range(len(found))]
 
 
-def test_streams_beside_each_other_have_the_codes_that_they_have_alone(package, codec):
+def test_streams_encoded_together_have_the_same_codes_as_alone(package, codec):
     lengths = [60_001, 1, 319, 200_000, 24_000, 5000, 233_333, 48_000, 12_345, 80_000, 7]
     samples = [tone(10, seed=n)[:length] for n, length in enumerate(lengths)]
     assert len(samples) > encodec.ROWS
@@ -100,7 +99,7 @@ def test_streams_beside_each_other_have_the_codes_that_they_have_alone(package, 
         assert all(np.array_equal(codes, expected[n]) for codes, n in zip(found, order, strict=True))
 
 
-def test_a_stream_that_breaks_off_costs_itself(codec):
+def test_a_stream_that_breaks_off_fails_alone(codec):
     def broken():
         yield tone(4)
         raise Rejected("enough")
@@ -158,7 +157,7 @@ def test_large_files_are_alone_and_small_ones_in_groups_that_get_smaller(tmp_pat
     assert len(AudioTokenizer(AudioOptions(name="audio", weights="mini")).group(sources, 2)) == 201
 
 
-def test_what_is_staged_together_is_what_a_survey_stages(tmp_path, tokenizer):
+def test_staging_together_writes_what_a_scan_would(tmp_path, tokenizer):
     sources = []
     for number in range(3):
         path = tmp_path / f"{number}.wav"
@@ -171,14 +170,14 @@ def test_what_is_staged_together_is_what_a_survey_stages(tmp_path, tokenizer):
     assert not source(tmp_path, broken).staged.exists()
     for one, other in zip(sources, together, strict=True):
         staged = other.staged.read_bytes()
-        assert list(tokenizer.survey(other)) == list(tokenizer.survey(one))
+        assert list(tokenizer.scan(other)) == list(tokenizer.scan(one))
         assert other.staged.read_bytes() == staged == one.staged.read_bytes()
 
 
 def test_ids_take_turns_and_decode(tmp_path, tokenizer, package):
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(2.0), 24_000)
-    (document,) = tokenizer.survey(source(tmp_path, path))
+    (document,) = tokenizer.scan(source(tmp_path, path))
     assert document.size == 2 * 150
     assert document.units == {"second": 2.0}
     ids = tokenizer.prompt(path)
@@ -187,21 +186,21 @@ def test_ids_take_turns_and_decode(tmp_path, tokenizer, package):
     codes = one_pass(package, soundfile.read(path, dtype="float32")[0])[:, :2]
     assert ids.tolist() == (codes + np.array([0, 1024])).reshape(-1).tolist()
     assert all(allowed(tokenizer, ids[:place])[ids[place]] for place in range(10))
-    assert (tokenizer.vocabulary, tokenizer.end, tokenizer.stride) == (2049, 2048, 2)
-    units = tokenizer.decode([*ids.tolist(), 5, tokenizer.end, 7], tmp_path / "out.wav")
+    assert (tokenizer.vocabulary, tokenizer.eos, tokenizer.stride) == (2049, 2048, 2)
+    units = tokenizer.decode([*ids.tolist(), 5, tokenizer.eos, 7], tmp_path / "out.wav")
     info = soundfile.info(tmp_path / "out.wav")
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (24_000, 1, "PCM_16", 48_000)
     assert units == {"second": 2.0}
 
 
-def test_the_end_comes_between_frames_only(tokenizer):
-    assert [bool(allowed(tokenizer, [0] * n)[tokenizer.end]) for n in range(5)] == [False, False, True, False, True]
+def test_eos_is_allowed_only_between_frames(tokenizer):
+    assert [bool(allowed(tokenizer, [0] * n)[tokenizer.eos]) for n in range(5)] == [False, False, True, False, True]
 
 
 def test_a_cut_leaves_frames_whole(tmp_path, tokenizer):
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(1.0), 24_000)
-    list(tokenizer.survey(source(tmp_path, path)))
+    list(tokenizer.scan(source(tmp_path, path)))
     parts = list(tokenizer.encode(source(tmp_path, path), lambda d: [("train", 33), ("val", d.size - 33)], 1))
     ids = [np.concatenate(list(part.ids)) for part in parts]
     assert [len(part) for part in ids] == [32, 118]
@@ -216,12 +215,12 @@ def test_a_cut_leaves_frames_whole(tmp_path, tokenizer):
 def test_any_rate_and_format(tmp_path, rate_hz, channels, form, subtype):
     path = tmp_path / f"a.{form.lower()}"
     soundfile.write(path, np.tile(tone(1.5, rate_hz)[:, None], channels), rate_hz, format=form, subtype=subtype)
-    length = Length()
-    samples = np.concatenate(list(read_samples(path, length, scale=0.1)))
-    # Oracle: libsndfile and soxr at one go. MP3 comes with silence around it.
+    sound = SoundReader(path, scale=0.1)
+    samples = np.concatenate(list(sound))
+    # Oracle: libsndfile and soxr in one go. MP3 adds silence at both ends.
     rows, _ = soundfile.read(path, dtype="float32", always_2d=True)
     expected = soxr.resample(rows.mean(axis=1), rate_hz, 24_000)
-    assert length.seconds == len(rows) / rate_hz >= 1.5
+    assert sound.seconds == len(rows) / rate_hz >= 1.5
     assert samples.shape == expected.shape
     assert np.abs(samples - expected).max() < 1e-6
 
@@ -233,7 +232,6 @@ def test_gzip(tmp_path, tokenizer):
 
 
 def test_bad_files_are_rejected_with_a_reason(tmp_path):
-    read = lambda path: list(read_samples(path, Length()))  # noqa: E731
     (tmp_path / "text.wav").write_text("this is text, long enough to be looked at as a header")
     (tmp_path / "empty.wav").write_bytes(b"")
     soundfile.write(tmp_path / "none.wav", np.zeros(0, np.float32), 24_000)
@@ -247,7 +245,7 @@ def test_bad_files_are_rejected_with_a_reason(tmp_path):
         ("x.wav.gz", "gzip"),
     ):
         with pytest.raises(Rejected, match=reason):
-            read(tmp_path / name)
+            list(SoundReader(tmp_path / name))
 
 
 def test_saved_and_loaded(tmp_path, tokenizer):
@@ -270,7 +268,7 @@ def test_a_checkpoint_file_travels_with_the_run(tmp_path):
     assert loaded.prompt(tmp_path / "a.wav").tolist() == expected
 
 
-def test_a_stranger_as_checkpoint_runs_no_code(tmp_path):
+def test_a_hostile_checkpoint_runs_no_code(tmp_path):
     class Payload:
         def __reduce__(self):
             return open, (str(tmp_path / "proof"), "w")
@@ -290,12 +288,12 @@ def test_unknown_weights_are_a_usage_error(name):
 
 
 def test_classes_are_codebooks_and_loudness(tmp_path):
-    """Two seconds of a tone with silence between, cut anywhere, with an end id in the middle."""
+    """Two seconds of tone with silence between, starting in mid-frame, with EOS in the middle."""
     tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="mini", codebooks=2))
     sound = np.concatenate([tone(1), np.zeros(24_000, np.float32), tone(1)])
     soundfile.write(tmp_path / "a.wav", sound, 24_000, subtype="FLOAT")
     ids = tokenizer.prompt(tmp_path / "a.wav")
-    row = np.concatenate([ids[3:], [tokenizer.end], ids[:101]])
+    row = np.concatenate([ids[3:], [tokenizer.eos], ids[:101]])
     classes = tokenizer.classes(row)
     books, loudness = classes["codebook"], classes["loudness"]
     assert [books.names[i] for i in books.of[:3]] == ["codebook 2", "codebook 1", "codebook 2"]
@@ -322,10 +320,10 @@ def test_an_excerpt_is_the_sound_of_its_tokens(tmp_path, codebooks):
     assert not tokenizer.excerpt(ids[:1] + 1024 * (codebooks - 1)).samples.any() or codebooks == 1
 
 
-def read(path, **keys):
+def read(path, layout=MONO, scale=1.0):
     """All samples of a file, and its seconds."""
-    length = Length()
-    return np.concatenate(list(read_samples(path, length, **keys))), length.seconds
+    sound = SoundReader(path, scale, rate_hz=layout.rate_hz, channels=layout.channels)
+    return np.concatenate(list(sound)), sound.seconds
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
@@ -333,7 +331,7 @@ def test_mono_is_the_mean_of_all_channels(tmp_path, channels):
     rows = np.random.default_rng(channels).uniform(-1, 1, (5000, channels)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", rows, 24_000, subtype="FLOAT")
     samples, seconds = read(tmp_path / "a.wav")
-    # Float32 adds six numbers below 1 with an error of 5 half units in the last place of 6.
+    # Adding six numbers below 1 in float32 has an error of at most five half units in the last place of 6.
     assert samples == pytest.approx(rows.astype(float).mean(axis=1), abs=5 * 2.0**-22)
     assert seconds == 5000 / 24_000
 
@@ -346,7 +344,7 @@ def test_opposite_channels_are_silence_and_equal_ones_as_loud_as_one(tmp_path):
     assert np.array_equal(read(tmp_path / "equal.wav")[0], one)
 
 
-def test_stereo_is_two_channels_as_they_are_or_one_twice_or_the_mean_of_more_twice(tmp_path):
+def test_stereo_is_two_channels_unchanged_or_one_twice_or_the_mean_of_more_twice(tmp_path):
     rows = np.random.default_rng(0).integers(-(2**15), 2**15, (4000, 4)).astype(np.int16)
     for channels in (1, 2, 4):
         soundfile.write(tmp_path / "a.wav", rows[:, :channels], 48_000)
@@ -358,7 +356,7 @@ def test_stereo_is_two_channels_as_they_are_or_one_twice_or_the_mean_of_more_twi
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 11_025, 24_000, 44_100, 48_000])
-@pytest.mark.parametrize(("layout", "out_hz"), [(audio.MONO, 24_000), (STEREO, 48_000)])
+@pytest.mark.parametrize(("layout", "out_hz"), [(MONO, 24_000), (STEREO, 48_000)])
 def test_a_tone_keeps_its_pitch_loudness_and_place_from_any_rate(tmp_path, rate_hz, layout, out_hz):
     count = rate_hz + 137
     sine = lambda n, hz: 0.5 * np.sin(2 * np.pi * 440 * np.arange(n) / hz)  # noqa: E731
@@ -367,23 +365,23 @@ def test_a_tone_keeps_its_pitch_loudness_and_place_from_any_rate(tmp_path, rate_
     assert seconds == count / rate_hz
     assert abs(len(samples) - count * out_hz / rate_hz) <= 1
     expected = sine(len(samples), out_hz)
-    inner = slice(out_hz // 10, -out_hz // 10)  # a filter hears the edges
+    inner = slice(out_hz // 10, -out_hz // 10)  # the filter rings at the edges
     # soxr's default is "HQ": 20 bits.
     for found in samples.reshape(len(samples), -1).T:
         assert np.abs(found - expected)[inner].max() < 2.0**-17
 
 
-@pytest.mark.parametrize(("layout", "bad"), [(audio.MONO, np.nan), (STEREO, np.inf), (STEREO, np.nan)])
-def test_a_sample_that_is_no_number_is_named_by_its_place_in_the_file(tmp_path, layout, bad):
+@pytest.mark.parametrize(("layout", "bad"), [(MONO, np.nan), (STEREO, np.inf), (STEREO, np.nan)])
+def test_a_sample_that_is_not_finite_is_named_by_its_place_in_the_file(tmp_path, layout, bad):
     rows = np.zeros((3000, 2), np.float32)
     rows[2345, 1] = rows[2999, 0] = bad
     soundfile.write(tmp_path / "a.wav", rows, layout.rate_hz, subtype="FLOAT")
     with pytest.raises(Rejected, match=r"not a finite number, at 2345$"):
-        read(tmp_path / "a.wav", layout=layout, scale=1000 / audio.READ_FRAMES)
+        read(tmp_path / "a.wav", layout=layout, scale=1000 / READ_FRAMES)
 
 
 class Script:
-    """A codec whose codes are what the test says, and whose sound is what it makes of them."""
+    """A codec with given codes, and a given function from codes to sound."""
 
     codebooks = 8
 
@@ -408,14 +406,14 @@ def scripted(codebooks, segments=False, **script):
     return tokenizer
 
 
-def test_ids_are_the_codes_of_each_frame_behind_those_of_the_codebooks_before(tmp_path):
+def test_ids_are_the_codes_of_each_frame_offset_by_codebook(tmp_path):
     codes = np.random.default_rng(0).integers(0, 1024, (50, 3))
     tokenizer = scripted(3, encoded=[codes[:20], codes[20:21], codes[21:]])
     sound = tone(0.5)
     soundfile.write(tmp_path / "a.wav", sound, 24_000, subtype="FLOAT")
     expected = [1024 * book + int(codes[frame, book]) for frame in range(50) for book in range(3)]
     assert tokenizer.prompt(tmp_path / "a.wav").tolist() == expected
-    (document,) = tokenizer.survey(replace(source(tmp_path, tmp_path / "a.wav"), start=77))
+    (document,) = tokenizer.scan(replace(source(tmp_path, tmp_path / "a.wav"), start=77))
     assert (document.sha256, document.offset, document.size, document.units) == ("0" * 64, 77, 150, {"second": 0.5})
     assert np.fromfile(tmp_path / "a.wav.ids", "<u2").tolist() == expected
     for heard, codebooks in tokenizer.codec.heard:
@@ -431,22 +429,22 @@ def test_ids_of_segments_have_the_level_before_their_codes(tmp_path):
     expected = []
     for level, first, last in ((7, 0, 150), (0, 150, 300), (63, 300, 310)):
         expected += [2048 + level, *(1024 * book + int(codes[n, book]) for n in range(first, last) for book in (0, 1))]
-    assert (tokenizer.vocabulary, tokenizer.end, tokenizer.stride) == (2048 + 64 + 1, 2048 + 64, 301)
+    assert (tokenizer.vocabulary, tokenizer.eos, tokenizer.stride) == (2048 + 64 + 1, 2048 + 64, 301)
     assert tokenizer.prompt(tmp_path / "a.wav").tolist() == expected
     assert np.array_equal(tokenizer.codec.heard[0][0], rows)
     tokenizer.codec.sound = lambda one: np.full((len(one[1]) * 320, 2), one[0] / 100)
-    units = tokenizer.decode([*expected, tokenizer.end, 3], tmp_path / "b.wav")
+    units = tokenizer.decode([*expected, tokenizer.eos, 3], tmp_path / "b.wav")
     assert units == {"second": 310 * 320 / 48_000}
     assert [level for level, _ in tokenizer.codec.given] == [7, 0, 63]
     assert np.array_equal(np.concatenate([found for _, found in tokenizer.codec.given]), codes)
-    found = tokenizer.classes(np.array([*expected, tokenizer.end]))["codebook"]
+    found = tokenizer.classes(np.array([*expected, tokenizer.eos]))["codebook"]
     kinds = ["level", *["codebook 1", "codebook 2"] * 150] * 2 + ["level", *["codebook 1", "codebook 2"] * 10, "end"]
     assert [found.names[number] for number in found.of] == kinds
-    assert tokenizer.excerpt(np.array(expected)) == audio.Excerpt()
+    assert tokenizer.excerpt(np.array(expected)) == Excerpt()
 
 
 @pytest.mark.parametrize("left_over", [0, 1, 2, 3, 7, 299])
-def test_an_unfinished_frame_of_a_segment_is_left_out(tmp_path, left_over):
+def test_an_incomplete_frame_of_a_segment_is_dropped(tmp_path, left_over):
     tokenizer = scripted(3, segments=True, sound=lambda one: np.zeros((len(one[1]) * 320, 2)))
     frame = [5, 1024 + 6, 2048 + 7]
     ids = [3072 + 9, *frame * 150, 3072 + 8, *frame * 150][: 451 + left_over]
@@ -458,12 +456,12 @@ def test_an_unfinished_frame_of_a_segment_is_left_out(tmp_path, left_over):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 9, 10, 18, 100])
-def test_blocks_that_are_decoded_hold_whole_frames(tmp_path, monkeypatch, count):
+def test_blocks_are_decoded_in_whole_frames(tmp_path, monkeypatch, count):
     monkeypatch.setattr(audio, "BLOCK_IDS", 11)
     tokenizer = scripted(3, sound=lambda codes: np.zeros(len(codes) * 320))
     codes = np.random.default_rng(count).integers(0, 1024, (34, 3))
     ids = (codes + np.array([0, 1024, 2048])).reshape(-1)[:count]
-    ended = [*ids, tokenizer.end, 5, tokenizer.end, 6]
+    ended = [*ids, tokenizer.eos, 5, tokenizer.eos, 6]
     assert tokenizer.decode(ended, tmp_path / "a.wav") == {"second": count // 3 * 320 / 24_000}
     assert np.array_equal(np.concatenate([codes[:0], *tokenizer.codec.given]), codes[: count // 3])
 
@@ -478,7 +476,7 @@ def test_sound_is_written_in_steps_of_sixteen_bits_and_clipped_at_full_scale(tmp
 
 
 def staged(tmp_path, ids, seconds):
-    """A source whose survey took place."""
+    """A source that has been scanned."""
     found = Source(tmp_path / "gone.wav", "gone.wav", "5" * 64, tmp_path / "gone.ids", start=1000)
     found.staged.write_bytes(np.asarray(ids, "<u2").tobytes())
     (tmp_path / "gone.ids.json").write_text(json.dumps({"second": seconds}))
@@ -488,64 +486,64 @@ def staged(tmp_path, ids, seconds):
 @pytest.mark.parametrize(
     ("segments", "sizes", "expected"),
     [
-        # Three codebooks, 100 frames of 1/75 s, the last of which the sound may fill in part.
+        # Three codebooks, 100 frames of 1/75 s; the sound may fill only part of the last one.
         (False, (300,), [(300, 1.25)]),
         (False, (100, 101, 99), [(99, 33 / 75), (102, 34 / 75), (99, 33 / 75)]),
         (False, (2, 298), [(0, 0), (300, 1.25)]),
         (False, (3, 296, 1), [(3, 1 / 75), (294, 98 / 75), (3, 1 / 75)]),
-        # Segments of 1 + 3 * 150 ids, each 0.99 s on from the one before, and 20 frames of 1/150 s.
+        # Segments of 1 + 3 * 150 ids, each 0.99 s after the one before, and 20 frames of 1/150 s.
         (True, (963,), [(963, 2.1)]),
         (True, (500, 463), [(451, 0.99), (512, 0.99 + 20 / 150)]),
         (True, (450, 1, 512), [(0, 0), (451, 0.99), (512, 0.99 + 20 / 150)]),
         (True, (940, 23), [(902, 1.98), (61, 20 / 150)]),
     ],
 )
-def test_parts_begin_with_a_frame_or_a_segment_and_last_as_long_as_their_frames(tmp_path, segments, sizes, expected):
+def test_parts_begin_with_a_frame_or_segment_and_have_the_length_of_their_frames(tmp_path, segments, sizes, expected):
     tokenizer = scripted(3, segments)
     frame = [1, 1025, 2049]
     row = [3072, *frame * 150, 3073, *frame * 150, 3074, *frame * 20] if segments else frame * 100
     found = staged(tmp_path, row, sum(seconds for _, seconds in expected))
     names = ("train", "val", "test")
-    pieces = list(tokenizer.encode(found, lambda _: list(zip(names, sizes, strict=False)), 1))
-    ids = [np.concatenate([np.zeros(0), *piece.ids]).tolist() for piece in pieces]
-    assert [piece.split for piece in pieces] == list(names[: len(sizes)])
+    chunks = list(tokenizer.encode(found, lambda _: list(zip(names, sizes, strict=False)), 1))
+    ids = [np.concatenate([np.zeros(0), *chunk.ids]).tolist() for chunk in chunks]
+    assert [chunk.split for chunk in chunks] == list(names[: len(sizes)])
     assert [part for one in ids for part in one] == row
     assert [len(one) for one in ids] == [count for count, _ in expected]
-    assert [piece.units["second"] for piece in pieces] == pytest.approx([seconds for _, seconds in expected], abs=1e-12)
+    assert [chunk.units["second"] for chunk in chunks] == pytest.approx([seconds for _, seconds in expected], abs=1e-12)
 
 
-def test_the_level_of_an_unfinished_segment_is_no_frame(tmp_path):
+def test_the_level_of_an_incomplete_segment_is_not_a_frame(tmp_path):
     row = [1024, *range(150), 1025, *range(20)]
-    pieces = scripted(1, segments=True).encode(staged(tmp_path, row, 9.0), lambda _: [("train", 151), ("val", 21)], 1)
-    assert [piece.units["second"] for piece in pieces] == pytest.approx([0.99, 20 / 150], abs=1e-12)
+    chunks = scripted(1, segments=True).encode(staged(tmp_path, row, 9.0), lambda _: [("train", 151), ("val", 21)], 1)
+    assert [chunk.units["second"] for chunk in chunks] == pytest.approx([0.99, 20 / 150], abs=1e-12)
 
 
 def test_a_whole_document_comes_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(audio, "BLOCK_IDS", 7)
     tokenizer = scripted(2)
     row = np.arange(20) % 2 * 1024 + np.arange(20)
-    (piece,) = tokenizer.encode(staged(tmp_path, row, 0.125), whole, 1)
-    blocks = [block.tolist() for block in piece.ids]
+    (chunk,) = tokenizer.encode(staged(tmp_path, row, 0.125), whole, 1)
+    blocks = [block.tolist() for block in chunk.ids]
     assert [len(block) for block in blocks] == [7, 7, 6]
     assert [number for block in blocks for number in block] == row.tolist()
-    assert piece.units == {"second": 0.125}
+    assert chunk.units == {"second": 0.125}
 
 
 @pytest.mark.parametrize(("codebooks", "segments"), [(1, False), (3, False), (1, True), (2, True)])
-def test_the_guide_allows_what_stands_in_its_turn(codebooks, segments):
+def test_the_constraint_allows_each_codebook_in_its_turn(codebooks, segments):
     tokenizer = scripted(codebooks, segments)
     books = [set(range(1024 * book, 1024 * book + 1024)) for book in range(codebooks)]
     levels, end = set(range(1024 * codebooks, 1024 * codebooks + 64)), 1024 * codebooks + 64 * segments
     frames = 150 if segments else 10
     turns = [*([levels] * segments), *books * frames] * 2
-    # The end comes after a whole frame.
+    # EOS may follow a complete frame.
     ends = [*([False] * segments), *([False] * (codebooks - 1) + [True]) * frames] * 2
-    guide = tokenizer.guide()
+    constraint = tokenizer.constraint()
     for place, turn in enumerate(turns):
         expected = turn | ({end} if place and ends[place - 1] else set())
-        assert set(np.flatnonzero(guide.allowed(5)).tolist()) == expected, place
-        assert guide.least == max(0, codebooks + segments - place)
-        guide.push(min(turn))
+        assert set(np.flatnonzero(constraint.allowed(5)).tolist()) == expected, place
+        assert constraint.needed == max(0, codebooks + segments - place)
+        constraint.push(min(turn))
 
 
 def test_frames_thirty_decibels_below_the_loudest_are_silent():
@@ -555,8 +553,8 @@ def test_frames_thirty_decibels_below_the_loudest_are_silent():
     tokenizer = scripted(
         2, sound=lambda codes: np.concatenate([amplitude[int(code)] * sign for code in codes[:, 0]]).astype(np.float32)
     )
-    end = tokenizer.end
-    # From the middle of a frame; an unfinished frame before an end, and one at the end.
+    end = tokenizer.eos
+    # Starts in mid-frame, and has an incomplete frame before an EOS and one at the end.
     ids = np.array([1024, *(0, 1024), *(1, 1025), *(2, 1026), 4, end, *(3, 1029), *(5, 1024), end, end, 0])
     found = tokenizer.classes(ids)["loudness"]
     names = [found.names[number] if number >= 0 else "" for number in found.of]
@@ -583,20 +581,20 @@ def test_more_codebooks_than_the_codec_has_are_a_usage_error(tmp_path):
         AudioTokenizer(AudioOptions(name="audio", weights="mini", codebooks=32)).codec  # noqa: B018
 
 
-def test_files_of_segments_are_surveyed_alone(tmp_path):
+def test_files_of_segments_are_scanned_one_by_one(tmp_path):
     sources = [source(tmp_path, tmp_path / f"{number}.wav") for number in range(20)]
     assert scripted(1, segments=True).group(sources, 2) == [[one] for one in sources]
 
 
-def test_sound_is_read_and_computed_in_blocks_of_the_scale_that_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, "READ_FRAMES", 1000)
+def test_sound_is_read_and_computed_in_blocks_of_the_requested_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr("shortcut_cli.data.sound.READ_FRAMES", 1000)
     soundfile.write(tmp_path / "a.wav", tone(0.2), 24_000)
     asked = []
-    monkeypatch.setattr("shortcut_cli.codec.opening.codec", lambda _, frames: asked.append(frames) or Script())
+    monkeypatch.setattr("shortcut_cli.codec.loading.codec", lambda _, frames: asked.append(frames) or Script())
     for scale in (0.3, 1, 2.5):
         tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="untrained:0"))
         tokenizer.block_scale = scale
-        lengths = [len(block) for block in tokenizer._samples(tmp_path / "a.wav", Length())]
+        lengths = [len(block) for block in tokenizer._reader(tmp_path / "a.wav")]
         assert {*lengths[:-1]} == {round(1000 * scale)}
         assert sum(lengths) == 4800
         assert tokenizer.codec.codebooks == 8
@@ -607,45 +605,11 @@ def test_sound_is_read_and_computed_in_blocks_of_the_scale_that_is_asked_for(tmp
 def test_in_a_segment_the_codebooks_follow_its_level(codebooks, frames):
     """Segment by segment: a level, then the codebooks in turn; the end only behind a whole frame or a segment."""
     masks = np.eye(codebooks + 2, dtype=bool)  # an id for each codebook, the end, a level
-    guide = audio.Turns(masks, codebooks, 1 + codebooks * frames)
+    constraint = audio.FrameConstraint(masks, codebooks, 1 + codebooks * frames)
     end, level = codebooks, codebooks + 1
     for segment in range(3):
         for frame in range(frames + 1):
             for book in range(codebooks) if frame else [level]:
                 may_end = (segment > 0 and frame == 0) or (frame > 1 and book == 0)
-                assert np.flatnonzero(guide.allowed(9)).tolist() == sorted({book, *([end] if may_end else [])})
-                guide.push(book)
-
-
-@pytest.mark.parametrize(("codebooks", "valid"), [(0, False), (1, True), (32, True), (33, False)])
-def test_the_number_of_codebooks_has_bounds(codebooks, valid):
-    if valid:
-        assert AudioOptions(name="audio", codebooks=codebooks).codebooks == codebooks
-    else:
-        with pytest.raises(ValidationError, match="codebooks"):
-            AudioOptions(name="audio", codebooks=codebooks)
-
-
-def test_options_that_are_left_out():
-    expected = {"name": "audio", "weights": "encodec_24khz", "codebooks": 1}
-    assert AudioOptions(name="audio").model_dump() == expected
-
-
-def test_what_the_manifest_says_of_the_tokenizer(tmp_path):
-    (tmp_path / "a.th").write_bytes(b"weights")
-    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights=str(tmp_path / "a.th")))
-    library = ", ".join(f"{name} {metadata.version(name)}" for name in ("encodec", "soxr"))
-    assert tokenizer.description == {"library": library, "weights_sha256": hashlib.sha256(b"weights").hexdigest()}
-
-
-@pytest.mark.parametrize("lost", ["a.ids", "a.ids.json"])
-def test_half_of_a_staged_file_is_none(tmp_path, lost):
-    soundfile.write(tmp_path / "a.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 9600), 24_000)
-    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="mini", codebooks=1))
-    digest = hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()
-    source = Source(tmp_path / "a.wav", "a.wav", digest, tmp_path / "a.ids")
-    expected = list(tokenizer.survey(source))
-    files = {path: path.read_bytes() for path in tmp_path.glob("a.ids*")}
-    (tmp_path / lost).unlink()
-    assert list(tokenizer.survey(source)) == expected
-    assert {path: path.read_bytes() for path in tmp_path.glob("a.ids*")} == files
+                assert np.flatnonzero(constraint.allowed(9)).tolist() == sorted({book, *([end] if may_end else [])})
+                constraint.push(book)

@@ -1,4 +1,4 @@
-"""Full disks, folders in use, inputs that vanish: a clear message, the right exit code, the old state intact."""
+"""Full disks, folders in use, vanishing inputs: a clear message, the right exit code, and no damage to old files."""
 
 import os
 import shutil
@@ -6,17 +6,17 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
+from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut, write_texts
 
 from shortcut_cli import files
+from shortcut_cli.data.shards import Shards
 from shortcut_cli.errors import UsageError
-from shortcut_cli.shards import Shards
 
 CHARS = ("--recipe", "text-tiny", *set_flags(*TEXT_SETTINGS))
 
 
 def limited(blocks, *arguments, cwd):
-    """The command with files of at most `blocks` KiB, as on a disk that is full."""
+    """Run the command with files limited to `blocks` KiB, as on a full disk."""
     command = 'ulimit -f "$0"; exec "$@"'
     return subprocess.run(
         ["bash", "-c", command, str(blocks), sys.executable, "-m", "shortcut_cli", *map(str, arguments)],
@@ -29,7 +29,7 @@ def limited(blocks, *arguments, cwd):
     )
 
 
-def test_a_disk_that_is_full_during_preparation(tmp_path):
+def test_a_full_disk_during_preparation(tmp_path):
     write_texts(tmp_path / "texts")
     full = limited(4, "prepare", "text", "texts", *CHARS, "--out", "s", cwd=tmp_path)
     assert full.returncode == 1, full.stderr
@@ -40,7 +40,7 @@ def test_a_disk_that_is_full_during_preparation(tmp_path):
     shortcut("inspect", "s", "--verify", cwd=tmp_path)
 
 
-def test_a_disk_that_is_full_during_training(text_run, tmp_path):
+def test_a_full_disk_during_training(text_run, tmp_path):
     arguments = ("train", *CHARS, "--set", f"data.shards={text_run / 'shards'}", "--out", "run")
     full = limited(200, *arguments, cwd=tmp_path)
     assert full.returncode == 1, full.stderr
@@ -64,12 +64,12 @@ def test_the_second_process_is_told_who_holds_the_folder(text_run, tmp_path):
     shortcut(*arguments, cwd=tmp_path)
 
 
-def test_an_input_that_vanishes_or_changes_between_two_looks(tmp_path, monkeypatch):
-    from shortcut_cli import recipe
+def test_an_input_that_vanishes_between_hashing_and_reading(tmp_path, monkeypatch):
+    from shortcut_cli.config import reading
     from shortcut_cli.stages import preparation
 
     write_texts(tmp_path / "texts", 5)
-    keys = recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={tmp_path / 's'}"])
+    config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={tmp_path / 's'}"])
     hashed = preparation._hash
 
     def then_removes(*arguments):
@@ -78,8 +78,8 @@ def test_an_input_that_vanishes_or_changes_between_two_looks(tmp_path, monkeypat
         return found
 
     monkeypatch.setattr(preparation, "_hash", then_removes)
-    options = {"n_workers": 1, "max_bad": "1", "report": lambda *_, **__: None}
-    manifest = preparation.prepare(keys, [str(tmp_path / "texts")], tmp_path / "s", **options)
+    options = {"n_workers": 1, "max_bad": "1", "report": quiet}
+    manifest = preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)
     assert (manifest["inputs"], manifest["rejected"]) == (5, 1)
     assert "003.txt" in (tmp_path / "s" / "rejects.jsonl").read_text()
     Shards(tmp_path / "s")
@@ -87,7 +87,7 @@ def test_an_input_that_vanishes_or_changes_between_two_looks(tmp_path, monkeypat
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read and write everywhere")
 def test_a_folder_that_can_not_be_written_and_a_file_that_can_not_be_read(tmp_path):
-    # Root gives up the right to pass over permissions.
+    # Root drops the capabilities that let it ignore permissions.
     as_others = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     write_texts(tmp_path / "texts", 5)
     (tmp_path / "texts" / "003.txt").chmod(0)
@@ -108,7 +108,7 @@ def test_a_folder_that_can_not_be_written_and_a_file_that_can_not_be_read(tmp_pa
 
 
 def test_a_clock_that_jumps(text_run, tmp_path):
-    # Files from the last century and from the next one are neither stale nor new: contents decide.
+    # Whether a file is up to date depends on its content, never on its time stamp.
     shutil.copytree(text_run, tmp_path / "copy")
     for number, path in enumerate(sorted((tmp_path / "copy").rglob("*"))):
         os.utime(path, (4_000_000_000, 4_000_000_000) if number % 2 else (0, 0))

@@ -1,4 +1,4 @@
-"""Checkpoints and files on disk: read without running anything, refused for each fault alone, complete or absent."""
+"""Checkpoints and files on disk: read without running code, refused for every single fault, complete or absent."""
 
 import collections
 import hashlib
@@ -12,17 +12,20 @@ import pytest
 import torch
 from conftest import TEXT_SETTINGS
 
-from shortcut_cli import checkpoint, files, recipe, registry, sealed
+from shortcut_cli import files, registry
+from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.stages import evaluation, training
+from shortcut_cli.inference import runs
+from shortcut_cli.stages import evaluation
 from shortcut_cli.tokenizers.text import TextTokenizer
+from shortcut_cli.training import checkpoint, tensor_file, trainer
 
 SMALL = ("model.layers=2", "model.width=16", "model.heads=2", "model.ffn=16", "model.context=8", "eval.stride=4")
 
 
 def small_run(path, *settings):
-    """A run.pt of a small untrained model of text, written by `checkpoint.save`; returns what is in it."""
-    resolved = recipe.read("text-tiny", [*TEXT_SETTINGS, "model.name=gpt", *SMALL, *settings])
+    """Write the run.pt of a small untrained text model with `checkpoint.save`; returns its content."""
+    resolved = reading.read("text-tiny", [*TEXT_SETTINGS, "model.name=gpt", *SMALL, *settings])
     tokenizer = TextTokenizer(resolved.tokenizer)
     folder = path.parent / f"{path.name}-tokenizer"
     folder.mkdir(exist_ok=True)
@@ -37,14 +40,14 @@ def small_run(path, *settings):
         "shards": "checksum of the shards",
         "step": 7,
         "scores": {"validation": 1.5},
-        "versions": sealed.versions(),
+        "versions": tensor_file.versions(),
     }
     checkpoint.save(path, content)
     return content
 
 
 def with_seal(write):
-    """The bytes of a zip file that `write` fills, closed with a right seal, by the letter of the format."""
+    """The bytes of a zip file that `write` fills, with a valid checksum as the format describes it."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         write(archive)
@@ -54,7 +57,7 @@ def with_seal(write):
 
 
 def entries(content):
-    """The entries of what `torch.save` writes."""
+    """The zip entries that `torch.save` writes."""
     stream = io.BytesIO()
     torch.save(content, stream)
     with zipfile.ZipFile(stream) as archive:
@@ -62,18 +65,18 @@ def entries(content):
 
 
 def write_pickle(path, program):
-    """A PyTorch file with a right seal whose pickle is `program`."""
+    """A PyTorch file with a valid checksum whose pickle is `program`."""
     changed = entries({"a": torch.ones(3)}) | {"archive/data.pkl": program}
     path.write_bytes(with_seal(lambda archive: [archive.writestr(name, text) for name, text in changed.items()]))
 
 
 @pytest.fixture
 def no_unpickling(monkeypatch):
-    """PyTorch does not get to read anything."""
+    """Fails if PyTorch is asked to read a file."""
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file reached torch.load"))
 
 
-# What runs nothing
+# No code is run
 
 
 def unicode(text):
@@ -104,7 +107,7 @@ def test_a_pickle_that_calls_something_is_refused_before_it_runs(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     write_pickle(tmp_path / "run.pt", program)
     with pytest.raises(CheckFailed, match="can't be read: it asks for "):
-        sealed.load(tmp_path / "run.pt", "run.pt")
+        tensor_file.load(tmp_path / "run.pt", "run.pt")
     assert not (tmp_path / "proof").exists()
 
 
@@ -113,15 +116,15 @@ def test_a_pickle_that_calls_something_is_refused_before_it_runs(tmp_path, monke
 def test_a_class_that_is_not_on_the_list_is_refused_and_named(tmp_path, name):
     write_pickle(tmp_path / "run.pt", b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n.")
     with pytest.raises(CheckFailed, match=f"it asks for {name}"):
-        sealed.load(tmp_path / "run.pt", "run.pt")
+        tensor_file.load(tmp_path / "run.pt", "run.pt")
 
 
 def test_everything_that_a_checkpoint_is_made_of_is_read_back(tmp_path):
     names = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
     tensors = {name: torch.tensor([[0, 1], [1, 0]]).to(getattr(torch, name)) for name in names}
     rest = {"numbers": [1, -2, 2**70, 0.5, True, None], "text": "\u00e9", "ordered": collections.OrderedDict(a=(1, 2))}
-    sealed.save(tmp_path / "run.pt", {"tensors": tensors, **rest})
-    found = sealed.load(tmp_path / "run.pt", "run.pt")
+    tensor_file.save(tmp_path / "run.pt", {"tensors": tensors, **rest})
+    found = tensor_file.load(tmp_path / "run.pt", "run.pt")
     assert {key: found[key] for key in rest} == rest
     assert type(found["ordered"]) is collections.OrderedDict
     assert found["tensors"].keys() == tensors.keys()
@@ -138,8 +141,8 @@ def test_an_entry_that_is_compressed_is_refused(tmp_path, name):
             archive.writestr(entry, text, zipfile.ZIP_DEFLATED if entry == name else zipfile.ZIP_STORED)
 
     (tmp_path / "run.pt").write_bytes(with_seal(write))
-    with pytest.raises(CheckFailed, match=f"{name} is not stored as PyTorch does it"):
-        sealed.load(tmp_path / "run.pt", "run.pt")
+    with pytest.raises(CheckFailed, match=f"{name} is not stored as PyTorch stores it"):
+        tensor_file.load(tmp_path / "run.pt", "run.pt")
 
 
 @pytest.mark.usefixtures("no_unpickling")
@@ -147,11 +150,11 @@ def test_an_entry_that_claims_more_bytes_than_the_file_has_is_refused(tmp_path):
     def write(archive):
         for entry, text in entries({"a": torch.zeros(3)}).items():
             archive.writestr(entry, text)
-        archive.getinfo("archive/data/0").file_size = 10**6  # in the directory at its end
+        archive.getinfo("archive/data/0").file_size = 10**6  # in the zip file's central directory
 
     (tmp_path / "run.pt").write_bytes(with_seal(write))
-    with pytest.raises(CheckFailed, match="archive/data/0 is not stored as PyTorch does it"):
-        sealed.load(tmp_path / "run.pt", "run.pt")
+    with pytest.raises(CheckFailed, match="archive/data/0 is not stored as PyTorch stores it"):
+        tensor_file.load(tmp_path / "run.pt", "run.pt")
 
 
 @pytest.mark.usefixtures("no_unpickling")
@@ -164,14 +167,14 @@ def test_a_zip_file_without_one_pickle_is_refused(tmp_path, programs):
         with_seal(lambda archive: [archive.writestr(name, text) for name, text in kept.items()])
     )
     with pytest.raises(CheckFailed, match="can't be read"):
-        sealed.load(tmp_path / "run.pt", "run.pt")
+        tensor_file.load(tmp_path / "run.pt", "run.pt")
 
 
-# The seal
+# The checksum
 
 
-def test_the_seal_is_the_sum_of_all_bytes_before_it(tmp_path):
-    sealed.save(tmp_path / "run.pt", {"a": torch.arange(50)})
+def test_the_checksum_is_that_of_all_bytes_before_it(tmp_path):
+    tensor_file.save(tmp_path / "run.pt", {"a": torch.arange(50)})
     content = (tmp_path / "run.pt").read_bytes()
     assert content[-80:] == b"shortcut sha256 " + hashlib.sha256(content[:-80]).hexdigest().encode()
     with zipfile.ZipFile(tmp_path / "run.pt") as archive:
@@ -181,13 +184,13 @@ def test_the_seal_is_the_sum_of_all_bytes_before_it(tmp_path):
 
 
 @pytest.mark.usefixtures("no_unpickling")
-def test_a_broken_seal_is_told_from_a_missing_one(tmp_path):
+def test_a_wrong_checksum_is_distinguished_from_a_missing_one(tmp_path):
     path = tmp_path / "run.pt"
-    sealed.save(path, {"a": torch.arange(50)})
+    tensor_file.save(path, {"a": torch.arange(50)})
     whole = path.read_bytes()
     changed = [
         *(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in (30, len(whole) // 2, -81)),
-        *(whole[:place] + b"g" + whole[place + 1 :] for place in (-64, -2)),  # a digit of the sum
+        *(whole[:place] + b"g" + whole[place + 1 :] for place in (-64, -2)),  # a digit of the checksum
         whole[:-1] + b"g",
         whole[:50] + whole[51:],
         whole[:50] + b"x" + whole[50:],
@@ -195,63 +198,63 @@ def test_a_broken_seal_is_told_from_a_missing_one(tmp_path):
     ]
     for content in changed:
         path.write_bytes(content)
-        with pytest.raises(CheckFailed, match="bytes were changed after it was written"):
-            sealed.load(path, "run.pt")
+        with pytest.raises(CheckFailed, match="bytes have changed since it was written"):
+            tensor_file.load(path, "run.pt")
     for content in (whole[:-1], whole[:-80], whole[:100], whole + b"x", b"PK", whole[:-80] + b"SHORTCUT" + whole[-72:]):
         path.write_bytes(content)
-        with pytest.raises(CheckFailed, match="cut off, or no file that `shortcut` wrote"):
-            sealed.load(path, "run.pt")
+        with pytest.raises(CheckFailed, match="is truncated, or was not written by `shortcut`"):
+            tensor_file.load(path, "run.pt")
 
 
-def test_files_longer_than_a_block_are_summed_to_their_end(tmp_path, monkeypatch):
+def test_the_checksum_of_files_longer_than_a_block_covers_them_to_their_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "BLOCK_BYTES", 64)
     path = tmp_path / "run.pt"
-    sealed.save(path, {"a": torch.arange(50)})
-    assert torch.equal(sealed.load(path, "run.pt")["a"], torch.arange(50))
+    tensor_file.save(path, {"a": torch.arange(50)})
+    assert torch.equal(tensor_file.load(path, "run.pt")["a"], torch.arange(50))
     whole = path.read_bytes()
     assert files.sha256(path) == hashlib.sha256(whole).hexdigest()
     path.write_bytes(whole[:-90] + bytes([whole[-90] ^ 1]) + whole[-89:])
-    with pytest.raises(CheckFailed, match="bytes were changed"):
-        sealed.load(path, "run.pt")
+    with pytest.raises(CheckFailed, match="bytes have changed"):
+        tensor_file.load(path, "run.pt")
 
 
-def test_what_ends_with_a_seal_is_recognised(tmp_path):
-    sealed.save(tmp_path / "sealed.pt", {"a": 1})
+def test_what_ends_with_a_checksum_is_recognised(tmp_path):
+    tensor_file.save(tmp_path / "sealed.pt", {"a": 1})
     torch.save({"a": 1}, tmp_path / "plain.pt")
     whole = (tmp_path / "sealed.pt").read_bytes()
     for name, content in (("short", b"PK"), ("empty", b""), ("longer", whole + b"x"), ("shorter", whole[:-1])):
         (tmp_path / f"{name}.pt").write_bytes(content)
     (tmp_path / "changed.pt").write_bytes(whole[:40] + b"x" + whole[41:])
-    found = {path.stem for path in tmp_path.glob("*.pt") if sealed.is_sealed(path)}
+    found = {path.stem for path in tmp_path.glob("*.pt") if tensor_file.is_sealed(path)}
     assert found == {"sealed", "changed"}
 
 
 @pytest.mark.parametrize(
     ("name", "writer"), [("run.pt", "run.pt"), ("resume.pt", "write it"), ("codec.pt", "codec train")]
 )
-def test_what_is_no_file_of_ours_is_a_usage_error_that_says_who_writes_one(tmp_path, name, writer):
+def test_a_foreign_file_is_a_usage_error_that_names_the_command_that_writes_one(tmp_path, name, writer):
     (tmp_path / "text.pt").write_bytes(b"PX")
     (tmp_path / "folder.pt").mkdir()
     for path, text in (("text", f"is not a {name}"), ("folder", "does not exist"), ("missing", "does not exist")):
         with pytest.raises(UsageError, match=text) as refused:
-            sealed.load(tmp_path / f"{path}.pt", name)
+            tensor_file.load(tmp_path / f"{path}.pt", name)
         assert "shortcut " in refused.value.hint
         assert writer in refused.value.hint
     (tmp_path / "zip.pt").write_bytes(b"PK")
-    sealed.recognise(tmp_path / "zip.pt", name)
+    tensor_file.recognise(tmp_path / "zip.pt", name)
 
 
 def test_tensors_are_put_on_the_device_asked_for_and_nothing_else_is_allowed(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "load", lambda path, **options: seen.append((path, options)))
-    sealed.save(tmp_path / "run.pt", {"a": torch.ones(2)})
-    sealed.load(tmp_path / "run.pt", "run.pt", "cuda:1")
-    sealed.load(tmp_path / "run.pt", "run.pt")
+    tensor_file.save(tmp_path / "run.pt", {"a": torch.ones(2)})
+    tensor_file.load(tmp_path / "run.pt", "run.pt", "cuda:1")
+    tensor_file.load(tmp_path / "run.pt", "run.pt")
     always = {"weights_only": True, "mmap": True}
     assert seen == [(tmp_path / "run.pt", {"map_location": device, **always}) for device in ("cuda:1", "cpu")]
 
 
-def test_an_error_of_the_disk_is_not_hidden_by_pytorch(tmp_path, monkeypatch):
+def test_a_disk_error_is_not_hidden_by_pytorch(tmp_path, monkeypatch):
     def fails(content, stream):
         with pytest.raises(OSError, match="disk"):
             stream.write(b"x")
@@ -263,24 +266,24 @@ def test_an_error_of_the_disk_is_not_hidden_by_pytorch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(OSError, match="no space on the disk"):
-        sealed._save({}, Full())
+        tensor_file._save({}, Full())
 
     def fails_otherwise(*_):
         raise RuntimeError("another")
 
     monkeypatch.setattr(torch, "save", fails_otherwise)
     with pytest.raises(RuntimeError, match="another"):
-        sealed._save({}, Full())
+        tensor_file._save({}, Full())
 
 
-def test_tensors_are_told_from_what_is_none():
-    assert sealed.are_tensors({})
-    assert sealed.are_tensors({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)})
-    assert sealed.are_tensors({"a": torch.ones(2, dtype=torch.uint8)}, torch.uint8)
-    assert not sealed.are_tensors({"a": torch.ones(2)}, torch.uint8)
+def test_tensors_are_distinguished_from_other_values():
+    assert tensor_file.are_tensors({})
+    assert tensor_file.are_tensors({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)})
+    assert tensor_file.are_tensors({"a": torch.ones(2, dtype=torch.uint8)}, torch.uint8)
+    assert not tensor_file.are_tensors({"a": torch.ones(2)}, torch.uint8)
     right, wide = torch.ones(2, 3), torch.ones(1).expand(1000)
     for wrong in (None, [right], right, {1: right}, {"a": right, "b": [1.0]}, {"a": right.T}, {"a": wide}):
-        assert not sealed.are_tensors(wrong)
+        assert not tensor_file.are_tensors(wrong)
 
 
 # run.pt
@@ -319,7 +322,7 @@ def test_a_checkpoint_is_read_back_as_it_was_written(tmp_path):
         ("versions", "1.0"),
     ],
 )
-def test_a_field_of_another_type_is_refused(tmp_path, field, wrong):
+def test_a_field_of_the_wrong_type_is_refused(tmp_path, field, wrong):
     right = {
         "format": 1,
         "recipe": {},
@@ -334,7 +337,7 @@ def test_a_field_of_another_type_is_refused(tmp_path, field, wrong):
     checkpoint.save(tmp_path / "run.pt", right)
     checkpoint.load(tmp_path / "run.pt")
     checkpoint.save(tmp_path / "run.pt", right | {field: wrong})
-    with pytest.raises(CheckFailed, match=r"is not a run\.pt: its fields are of other types"):
+    with pytest.raises(CheckFailed, match=r"is not a run\.pt: its fields have the wrong types"):
         checkpoint.load(tmp_path / "run.pt")
 
 
@@ -347,13 +350,13 @@ def test_a_checkpoint_without_one_of_its_fields_is_neither_written_nor_read(tmp_
     del content[field]
     with pytest.raises(AssertionError, match=field):
         checkpoint.save(tmp_path / "run.pt", content)
-    sealed.save(tmp_path / "run.pt", content)
+    tensor_file.save(tmp_path / "run.pt", content)
     with pytest.raises(CheckFailed, match=r"but not a run\.pt"):
         checkpoint.load(tmp_path / "run.pt")
 
 
-def test_a_pytorch_file_of_something_else_is_refused(tmp_path):
-    sealed.save(tmp_path / "run.pt", [1, 2])
+def test_a_pytorch_file_with_other_content_is_refused(tmp_path):
+    tensor_file.save(tmp_path / "run.pt", [1, 2])
     with pytest.raises(CheckFailed, match=r"but not a run\.pt"):
         checkpoint.load(tmp_path / "run.pt")
 
@@ -369,7 +372,7 @@ def test_another_format_is_refused_and_named(tmp_path, number):
 
 def test_opening_a_run_gives_its_own_weights_in_eval_mode(tmp_path, monkeypatch):
     content = small_run(tmp_path / "run.pt", "model.dropout=0.5")
-    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    run = runs.open_run(tmp_path / "run.pt", "cpu")
     assert run.path == tmp_path / "run.pt"
     assert run.recipe.model_dump() == content["recipe"]
     assert run.content["step"] == 7
@@ -382,12 +385,12 @@ def test_opening_a_run_gives_its_own_weights_in_eval_mode(tmp_path, monkeypatch)
     assert {weight.device.type for weight in on_meta.values()} == {"meta"}
     load, devices = checkpoint.load, []
     monkeypatch.setattr(checkpoint, "load", lambda path, device: devices.append(device) or load(path))
-    elsewhere = checkpoint.open_run(tmp_path / "run.pt", "meta").model
+    elsewhere = runs.open_run(tmp_path / "run.pt", "meta").model
     assert devices == ["meta"]
     assert {weight.device.type for weight in elsewhere.state_dict().values()} == {"meta"}
 
 
-def test_weights_that_are_not_those_of_the_recipe_are_refused_and_named(tmp_path):
+def test_weights_that_do_not_match_the_recipe_are_refused_and_named(tmp_path):
     content = small_run(tmp_path / "run.pt")
     name, weight = next(item for item in content["model"].items() if item[1].ndim == 2)
     wrong = {
@@ -397,19 +400,19 @@ def test_weights_that_are_not_those_of_the_recipe_are_refused_and_named(tmp_path
     }
     for model in wrong.values():
         checkpoint.save(tmp_path / "run.pt", content | {"model": model})
-        with pytest.raises(CheckFailed, match="the weights are not those of its recipe") as refused:
-            checkpoint.open_run(tmp_path / "run.pt", "cpu")
+        with pytest.raises(CheckFailed, match="the weights do not match its recipe") as refused:
+            runs.open_run(tmp_path / "run.pt", "cpu")
         assert f"{name}: {tuple(weight.shape)} -> " in refused.value.message
     checkpoint.save(tmp_path / "run.pt", content | {"model": content["model"] | {"more": torch.ones(2)}})
     with pytest.raises(CheckFailed, match=r"more: None -> \(2,\)"):
-        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+        runs.open_run(tmp_path / "run.pt", "cpu")
     checkpoint.save(tmp_path / "run.pt", content | {"vocabulary": content["vocabulary"] + 1})
-    with pytest.raises(CheckFailed, match="the weights are not those of its recipe"):
-        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    with pytest.raises(CheckFailed, match="the weights do not match its recipe"):
+        runs.open_run(tmp_path / "run.pt", "cpu")
     checkpoint.save(tmp_path / "run.pt", content | {"model": {}})
     with pytest.raises(CheckFailed) as refused:
-        checkpoint.open_run(tmp_path / "run.pt", "cpu")
-    assert len(refused.value.message.splitlines()) == 6  # the first five
+        runs.open_run(tmp_path / "run.pt", "cpu")
+    assert len(refused.value.message.splitlines()) == 6  # one, and the first five differences
 
 
 def test_a_recipe_in_a_checkpoint_is_checked_and_the_file_named(tmp_path):
@@ -417,7 +420,7 @@ def test_a_recipe_in_a_checkpoint_is_checked_and_the_file_named(tmp_path):
     content["recipe"]["train"]["stepz"] = 1
     checkpoint.save(tmp_path / "run.pt", content)
     with pytest.raises(UsageError, match=r"run\.pt is not a valid recipe\n  train\.stepz: no such key"):
-        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+        runs.open_run(tmp_path / "run.pt", "cpu")
 
 
 def test_a_flat_folder_is_packed_by_name(tmp_path):
@@ -433,9 +436,9 @@ def test_a_flat_folder_is_packed_by_name(tmp_path):
 # The tokenizer
 
 
-def test_the_tokenizer_of_a_run_is_made_of_the_files_inside_it(tmp_path, monkeypatch):
+def test_the_tokenizer_of_a_run_is_built_from_the_files_inside_it(tmp_path, monkeypatch):
     small_run(tmp_path / "run.pt")
-    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    run = runs.open_run(tmp_path / "run.pt", "cpu")
     run.content["tokenizer"]["files"]["more.bin"] = torch.arange(256).to(torch.uint8)
     seen = {}
     load = TextTokenizer.load.__func__
@@ -455,7 +458,7 @@ def test_the_tokenizer_of_a_run_is_made_of_the_files_inside_it(tmp_path, monkeyp
 def test_a_tokenizer_with_another_fingerprint_is_refused_and_both_are_named(tmp_path):
     content = small_run(tmp_path / "run.pt")
     ours, theirs = content["tokenizer"]["fingerprint"], "0123456789ab" + "c" * 52
-    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    run = runs.open_run(tmp_path / "run.pt", "cpu")
     assert run.tokenizer().fingerprint == ours
     run.content["tokenizer"]["fingerprint"] = theirs
     with pytest.raises(CheckFailed, match=f"trained with tokenizer 0123456789ab, .* {ours[:12]}") as refused:
@@ -469,7 +472,7 @@ def test_a_tokenizer_with_another_fingerprint_is_refused_and_both_are_named(tmp_
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "a/", ".", "..", "", "a\0b"])
 def test_a_tokenizer_file_with_a_path_for_a_name_is_refused(tmp_path, monkeypatch, name):
     small_run(tmp_path / "run.pt")
-    run = checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    run = runs.open_run(tmp_path / "run.pt", "cpu")
     run.content["tokenizer"]["files"] = {name: torch.ones(1, dtype=torch.uint8)}
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(CheckFailed, match="holds a tokenizer file with the path"):
@@ -492,14 +495,14 @@ def test_shards_of_another_tokenizer_than_the_runs_are_refused_and_both_named(tm
 @pytest.mark.parametrize(
     "setting", ["tokenizer.alphabet=abc", "tokenizer.documents=line", "tokenizer.normalization=nfkc"]
 )
-def test_training_on_shards_of_other_tokenizer_keys_is_refused_and_named(setting):
-    resolved = recipe.read("text-tiny", TEXT_SETTINGS)
+def test_training_on_shards_with_other_tokenizer_keys_is_refused_and_named(setting):
+    resolved = reading.read("text-tiny", TEXT_SETTINGS)
     made = {"request": {"tokenizer": resolved.tokenizer.model_dump()}}
     shards = SimpleNamespace(folder=Path("shards"), manifest=made, tokenizer={"fingerprint": "0123456789abcdef"})
-    training._check_tokenizer(resolved, shards)
+    trainer._check_tokenizer(resolved, shards)
     key, _, value = setting.partition("=")
     with pytest.raises(UsageError) as refused:
-        training._check_tokenizer(recipe.with_settings(resolved, [setting]), shards)
+        trainer._check_tokenizer(reading.with_settings(resolved, [setting]), shards)
     assert "fingerprint 0123456789ab)" in refused.value.message
     old = made["request"]["tokenizer"][key.removeprefix("tokenizer.")]
     assert f"  {key}: {old!r} -> {value!r}" in refused.value.message
@@ -509,7 +512,7 @@ def test_training_on_shards_of_other_tokenizer_keys_is_refused_and_named(setting
 
 
 def watch(monkeypatch, folder):
-    """What happens to files, in order: each sync with the bytes that it finds, each rename."""
+    """What happens to the files in a folder, in order: each sync with the size that it finds, each rename."""
     events, names = [], {}
     fsync, replace = os.fsync, os.replace
 
@@ -590,12 +593,12 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f": b"other", "f.prev": b"whole"}
 
 
-def test_a_name_of_any_length_that_the_disk_takes_can_be_written(tmp_path):
+def test_a_name_of_any_length_that_the_file_system_allows_can_be_written(tmp_path):
     files.write(tmp_path / ("n" * 250), "x")
     assert (tmp_path / ("n" * 250)).read_text() == "x"
 
 
-def test_holding_a_folder_sweeps_what_dead_processes_left_there(tmp_path, monkeypatch):
+def test_holding_a_folder_removes_what_dead_processes_left_there(tmp_path, monkeypatch):
     states = {11: ProcessLookupError, 12: PermissionError, 13: None, 14: OverflowError}
 
     def kill(process, number):

@@ -1,6 +1,6 @@
-"""The command line in a process of its own: results on stdout, one panel on stderr, the right exit code.
+"""The command line: results on stdout, one panel on stderr, the right exit code.
 
-And in this process, with what it calls replaced: what each option becomes.
+First in separate processes; then in this process, with the stages replaced, to see which arguments each option becomes.
 """
 
 import errno
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,27 +26,35 @@ import typer
 from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
 from rich.console import Console
 
-from shortcut_cli import checkpoint, cli, console, errors, pipeline, recipe
-from shortcut_cli import compare as comparing
-from shortcut_cli import demo as demonstration
+from shortcut_cli import errors
+from shortcut_cli.cli import commands, console, tables
+from shortcut_cli.cli import signals as ending
+from shortcut_cli.cli.signals import Signals
 from shortcut_cli.codec import weights
+from shortcut_cli.compare import page
+from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, Unavailable, UsageError
-from shortcut_cli.signals import Signals
+from shortcut_cli.events import Note, Progress, Validation
+from shortcut_cli.formatting import cell
+from shortcut_cli.inference import runs
 from shortcut_cli.stages import (
     codec_evaluation,
     codec_training,
     comparison,
+    demo,
     doctor,
     inspection,
+    pipeline,
     preparation,
     proof,
     sampling,
     training,
 )
+from shortcut_cli.training import device
 
 
 def one_panel(done):
-    """The text of the only thing on stderr, a panel."""
+    """The text of the only panel on stderr; stdout has to be empty."""
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -60,7 +69,7 @@ def test_help_is_quick(tmp_path):
         began = time.perf_counter()
         shortcut("--help", cwd=tmp_path, fresh=True)
         seconds.append(time.perf_counter() - began)
-    # The aim is 0.3 s; the bound here is ten times that, to notice a heavy import on any machine.
+    # Ten times the goal of 0.3 s: enough for slow machines, and still too little for a heavy import.
     assert statistics.median(seconds) < 3
 
 
@@ -69,7 +78,7 @@ def test_help_is_quick(tmp_path):
     [
         (["prepare", "midi", "nowhere"], 2, "nowhere does not exist"),
         (["prepare", "midi", "empty"], 2, "no .mid"),
-        (["prepare", "video", "empty"], 2, "'video' is not one of 'audio', 'midi', 'text'"),
+        (["prepare", "video", "empty"], 2, "Invalid value for 'DOMAIN': 'video' is not one of 'audio', 'midi', 'text'"),
         (["prepare"], 2, "prepare --help"),
         (["trian"], 2, "No such command 'trian'"),
         (["recipes", "list", "--josn"], 2, "No such option: --josn"),
@@ -78,7 +87,7 @@ def test_help_is_quick(tmp_path):
         (["train", "--recipe", "musik"], 2, "Did you mean 'music'?"),
         (["train", "--recipe", "music", "--set", "train.stepz=1"], 2, "Did you mean 'train.steps'?"),
         (["train", "--recipe", "music", "--set", "train.steps=many"], 2, "valid integer, got 'many'"),
-        (["train", "--recipe", "music", "--model", "rnn"], 2, "unknown name 'rnn'"),
+        (["train", "--recipe", "music", "--model", "rnn"], 2, "unknown architecture 'rnn'"),
         (["train", "--recipe", "text-tiny", "--set", "data.shards=empty"], 2, "not a shards folder"),
         (["train", "--recipe", "text-tiny", "--device", "cuda:99"], 5, "device 'cuda:99' can't be used"),
         (["eval", "--ckpt", "missing.pt"], 2, "missing.pt does not exist"),
@@ -101,7 +110,7 @@ def test_bad_input_is_one_panel_and_the_right_code(tmp_path, arguments, code, wo
 
 
 @pytest.mark.parametrize("group", [[], ["recipes"], ["prove"], ["codec"]])
-def test_a_group_alone_shows_its_help_and_fails(tmp_path, group):
+def test_a_group_without_a_command_shows_its_help_and_fails(tmp_path, group):
     done = shortcut(*group, cwd=tmp_path, check=2)
     assert done.stdout == ""
     assert done.stderr.startswith("Usage: ")
@@ -117,7 +126,7 @@ def test_text_from_files_to_samples(tmp_path):
         "prepare", "text", "texts", "--recipe", "text-tiny", "--out", "shards", "--json", *settings, cwd=tmp_path
     )
     prepared = json.loads(done.stdout)
-    assert prepared["schema_version"] == 1
+    assert prepared["schema_version"] == 2
     assert prepared["inputs"] == 30
     assert sum(split["documents"] for split in prepared["splits"].values()) == 30
     again = shortcut("prepare", "text", "texts", "--recipe", "text-tiny", "--out", "shards", *settings, cwd=tmp_path)
@@ -193,7 +202,7 @@ def test_run_skips_what_is_finished(tmp_path):
     assert first["eval"] == second["eval"]
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == stamps
-    # What is missing, and nothing else, is made again; the samples are the same bytes.
+    # Only what is missing is made again; the samples have the same bytes as before.
     kept = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("sample-1-*.txt")}
     assert len(kept) == 2
     for path in (min(kept), *(tmp_path / "runs").rglob("eval.json")):
@@ -207,7 +216,7 @@ def test_run_skips_what_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on(text_run, tmp_path, number, code):
+def test_a_signal_saves_the_state(text_run, tmp_path, number, code):
     settings = set_flags(
         *TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "train.steps=100000", "train.eval_every=50"
     )
@@ -225,8 +234,8 @@ def test_a_signal_saves_and_the_run_goes_on(text_run, tmp_path, number, code):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_evaluation_of_a_run_and_the_run_goes_on(text_run, tmp_path, number, code):
-    # Training takes the first signal as a request to save; what follows it in the same process must not.
+def test_a_signal_ends_the_evaluation_of_a_run_which_can_be_resumed(text_run, tmp_path, number, code):
+    # Training treats the first signal as a request to save; the later stages must not.
     settings = set_flags(
         *TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "train.steps=2", "eval.stride=8", "sample.tokens=400"
     )
@@ -249,9 +258,9 @@ def test_a_signal_ends_the_evaluation_of_a_run_and_the_run_goes_on(text_run, tmp
 
 def test_recipes_commands(tmp_path):
     listed = json.loads(shortcut("recipes", "list", "--json", cwd=tmp_path).stdout)
-    assert [entry["name"] for entry in listed["recipes"]] == recipe.names()
+    assert [entry["name"] for entry in listed["recipes"]] == reading.names()
     shown = shortcut("recipes", "show", "music", cwd=tmp_path).stdout
-    assert shown == recipe.find("music").read_text()
+    assert shown == reading.find("music").read_text()
     shortcut("recipes", "copy", "music", "mine.toml", cwd=tmp_path)
     assert (tmp_path / "mine.toml").read_text() == shown
     shortcut("recipes", "copy", "music", "mine.toml", cwd=tmp_path, check=2)
@@ -276,7 +285,7 @@ def test_version(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
-def test_a_sample_is_made_again_byte_for_byte(text_run, tmp_path, model):
+def test_a_sample_is_recreated_byte_for_byte(text_run, tmp_path, model):
     prompt = text_run / "texts" / "000.txt"
     ckpt = text_run / model / "run.pt"
     settings = ("-n", "3", "--tokens", "40", "--temperature", "1.3", "--seed", "7", "--top-k", "20")
@@ -290,7 +299,7 @@ def test_a_sample_is_made_again_byte_for_byte(text_run, tmp_path, model):
     assert json.loads(sidecar.read_text())["sampler"] == given | {
         "top_p": 0.98,
         "min_p": 0.0,
-    }  # these two of the recipe
+    }  # these two are the recipe's
     done = shortcut("sample", "--like", sidecar, cwd=tmp_path, fresh=True)
     (again,) = done.stdout.split()
     assert (tmp_path / again).read_bytes() == (tmp_path / "first" / "sample-7-002.txt").read_bytes()
@@ -305,16 +314,16 @@ def test_a_sample_is_made_again_byte_for_byte(text_run, tmp_path, model):
     assert "not the .json" in shortcut("sample", "--like", sidecar, cwd=tmp_path, check=4).stderr
 
 
-# In this process: what each option becomes
+# In this process: the arguments that each option becomes
 
 
 def call(*arguments):
-    """Run a command in this process; errors come out as they are."""
-    cli.app([str(argument) for argument in arguments], standalone_mode=False)
+    """Run a command in this process; its errors are raised here."""
+    commands.app([str(argument) for argument in arguments], standalone_mode=False)
 
 
 def replaced(monkeypatch, module, name, result):
-    """Replace a stage by one that gives `result`; returns the list of its calls, as (arguments, options)."""
+    """Replace a stage by one that returns `result`; returns the list of its calls, as (arguments, options)."""
     calls = []
 
     def stage(*arguments, report=None, **options):
@@ -337,7 +346,7 @@ def ckpt(tmp_path):
 def printed(capsys):
     """The JSON document on stdout."""
     found = json.loads(capsys.readouterr().out)
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     return found
 
 
@@ -350,7 +359,7 @@ MANIFEST = {
     "rejected": 0,
 }
 SCORES = {
-    "schema_version": 1,
+    "schema_version": 2,
     "split": "val",
     "documents": 3,
     "tokens": 30,
@@ -375,7 +384,7 @@ def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch):
     call(*base, *settings, "--model", "moda", "--seed", "0")
     call(*base, "--model", "moda", "--seed", "7", *settings)
     call(*base, "--seed", "7", *settings, "--set", "train.steps=11")
-    found = [(keys.model.name, keys.train.seed, keys.train.steps, str(folder)) for (keys, folder), _ in calls]
+    found = [(config.model.name, config.train.seed, config.train.steps, str(folder)) for (config, folder), _ in calls]
     assert found == [
         ("shortcut", 1, 150, "runs/text-tiny/shortcut-s1"),
         ("gpt", 5, 9, "runs/text-tiny/gpt-s5"),
@@ -383,20 +392,25 @@ def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch):
         ("moda", 7, 9, "runs/text-tiny/moda-s7"),
         ("gpt", 7, 11, "runs/text-tiny/gpt-s7"),
     ]
-    assert cli._settings(None) == []
-    assert cli._settings(["a.b=1"], c__d=0, e__f=None, g__h="", i__j=False) == ["a.b=1", "c.d=0", "g.h=", "i.j=False"]
+    assert commands._settings(None) == []
+    assert commands._settings(["a.b=1"], c__d=0, e__f=None, g__h="", i__j=False) == [
+        "a.b=1",
+        "c.d=0",
+        "g.h=",
+        "i.j=False",
+    ]
 
 
 def test_the_options_of_train_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, training, "train", {"run": "r/run.pt", "step": 4})
     base = ("train", "--recipe", "text-tiny")
     call(*base, "--out", "o", "--resume", "never", "--device", "meta", "--json")
-    assert printed(capsys) == {"schema_version": 1, "run": "r/run.pt", "step": 4}
+    assert printed(capsys) == {"schema_version": 2, "run": "r/run.pt", "step": 4}
     call(*base, "--device", "cpu")
     assert capsys.readouterr().out == "r/run.pt\n"
     assert [(str(arguments[1]), options) for arguments, options in calls] == [
-        ("o", {"device": "meta", "resume": "never", "stop": cli.signals}),
-        ("runs/text-tiny/shortcut-s1", {"device": "cpu", "resume": "auto", "stop": cli.signals}),
+        ("o", {"device": "meta", "resume": "never", "stop": commands.signals}),
+        ("runs/text-tiny/shortcut-s1", {"device": "cpu", "resume": "auto", "stop": commands.signals}),
     ]
 
 
@@ -404,11 +418,11 @@ def test_the_options_of_prepare_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, preparation, "prepare", MANIFEST | {"files": {}, "request": {}})
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
     call("prepare", "text", "a", "b", "--recipe", "text-tiny", "--out", "o", "--workers", 3, "--max-bad", "5", "--json")
-    assert printed(capsys) == {"schema_version": 1, "path": "o", **MANIFEST}
+    assert printed(capsys) == {"schema_version": 2, "path": "o", **MANIFEST}
     call("prepare", "text", "a", "--out", "o", *set_flags("data.shards=x", "tokenizer.vocabulary=300"))
     call("prepare", "midi", "a", "--set", "data.shards=x")
     call("prepare", "audio", "a")
-    found = [(keys.tokenizer.name, keys.data.shards, paths, str(o)) for (keys, paths, o), _ in calls]
+    found = [(config.tokenizer.name, config.data.shards, paths, str(o)) for (config, paths, o), _ in calls]
     assert found == [
         ("text", "o", ["a", "b"], "o"),
         ("text", "o", ["a"], "o"),
@@ -417,10 +431,10 @@ def test_the_options_of_prepare_reach_its_stage(monkeypatch, capsys):
     ]
     usual = {"n_workers": 61, "max_bad": "1%"}
     assert [options for _, options in calls] == [{"n_workers": 3, "max_bad": "5"}, usual, usual, usual]
-    recipes = [keys for (keys, *_), _ in calls]
-    assert recipes[0].train.steps == recipe.read("text-tiny").train.steps
-    assert (recipes[1].tokenizer.vocabulary, recipes[1].train) == (300, recipe.read("text").train)
-    assert (recipes[2].train, recipes[3].train) == (recipe.read("music").train, recipe.read("audio").train)
+    recipes = [config for (config, *_), _ in calls]
+    assert recipes[0].train.steps == reading.read("text-tiny").train.steps
+    assert (recipes[1].tokenizer.vocabulary, recipes[1].train) == (300, reading.read("text").train)
+    assert (recipes[2].train, recipes[3].train) == (reading.read("music").train, reading.read("audio").train)
     with pytest.raises(UsageError, match="recipe music is for midi, not text"):
         call("prepare", "text", "a", "--recipe", "music")
 
@@ -434,11 +448,11 @@ def test_prepare_shows_the_counts_of_each_split(monkeypatch, capsys):
     }
     shown = MANIFEST | {"splits": splits, "duplicates": 4, "rejected": 5, "ignored": 6, "tokens_per_s": 7000.0}
     monkeypatch.setattr(console._out(), "_width", 200)
-    for more, ending in (({}, ""), ({"worked": True}, ""), ({"worked": False}, " (already prepared; nothing to do)")):
-        cli._show_shards(shown | {"path": "o"} | more, as_json=False)
+    for more, end in (({}, ""), ({"worked": True}, ""), ({"worked": False}, " (already prepared; nothing to do)")):
+        console.result({}, tables.shards(shown | {"path": "o"} | more), as_json=False)
         title, _, head, _, *rows, _ = capsys.readouterr().out.splitlines()
         counts = "9 files, 4 duplicates, 5 rejected, 6 with other suffixes ignored, 7,000 tokens/s"
-        assert title.strip() == f"o: {counts}{ending}"
+        assert title.strip() == f"o: {counts}{end}"
         cells = [
             [cell.strip() for cell in line.strip("\u2502\u2503").replace("\u2503", "\u2502").split("\u2502")]
             for line in (head, *rows)
@@ -461,17 +475,17 @@ def test_the_options_of_eval_reach_its_stage(monkeypatch, capsys, ckpt):
 
 def test_eval_shows_each_score_under_its_name(monkeypatch):
     depth = {"sources": ["layer 2", "own"], "by_head": [[0.25, 0.75], [0.5, 0.5]]}
-    table = cli._scores("t", SCORES | {"depth_weights": depth})
+    table = tables.scores("t", SCORES | {"depth_weights": depth})
     rows = dict(zip(*(column._cells for column in table.columns), strict=True))
     assert rows == {
         "split": "val, 3 documents, 30 tokens",
         "nats per token": "1.5",
-        "  95 % interval over blocks": "1.25, 1.75",
+        "  95 % interval over blocks": "[1.25, 1.75]",
         "  unigram entropy of the split": "2.5",
         "perplexity": "4.5",
         "accuracy": "0.25",
         "bits per byte": "2.75",
-        "  95 % interval": "2.25, 3.25",
+        "  95 % interval": "[2.25, 3.25]",
         "attention to layer 2": "0.375",
         "attention to own": "0.625",
     }
@@ -482,19 +496,19 @@ SAMPLER = {"n": 2, "tokens": 300, "temperature": 1.0, "top_k": 0, "top_p": 0.98,
 
 def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
     opened = []
-    run = SimpleNamespace(recipe=recipe.read("text-tiny"))
-    monkeypatch.setattr(checkpoint, "open_run", lambda *arguments: opened.append(arguments) or run)
-    calls = replaced(monkeypatch, sampling, "sample", [Path("a.txt"), Path("b.txt")])
+    run = SimpleNamespace(recipe=reading.read("text-tiny"))
+    monkeypatch.setattr(runs, "open_run", lambda *arguments: opened.append(arguments) or run)
+    calls = replaced(monkeypatch, pipeline, "sample", [Path("a.txt"), Path("b.txt")])
     base = ("sample", "--ckpt", ckpt)
     call(*base, "--device", "meta", "--json")
-    assert printed(capsys) == {"schema_version": 1, "samples": ["a.txt", "b.txt"]}
+    assert printed(capsys) == {"schema_version": 2, "samples": ["a.txt", "b.txt"]}
     every = ("-n", 3, "--tokens", 44, "--temperature", 0, "--top-k", 5, "--top-p", 0.5, "--min-p", 0.25, "--seed", 0)
     call(*base, "--device", "cpu", *every, "--prompt", "p.txt", "--out", "o")
     assert capsys.readouterr().out == "a.txt\nb.txt\n"
     for flag, value in zip(every[::2], every[1::2], strict=True):
         call(*base, "--device", "cpu", flag, value)
     changed = {"n": 3, "tokens": 44, "temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.25, "seed": 0}
-    assert [keys.model_dump() for (_, _, keys), _ in calls] == [
+    assert [config.model_dump() for (_, _, config), _ in calls] == [
         SAMPLER,
         changed,
         *(SAMPLER | {key: value} for key, value in changed.items()),
@@ -510,15 +524,15 @@ def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
     assert opened[:2] == [(ckpt, "meta"), (ckpt, "cpu")]
     with pytest.raises(UsageError, match="neither --ckpt nor --like"):
         call("sample")
-    with pytest.raises(UsageError, match=r"the flags is not a valid recipe\n  sample\.top_p"):
+    with pytest.raises(UsageError, match=r"the result of the flags is not a valid recipe\n  sample\.top_p"):
         call(*base, "--device", "cpu", "--top-p", 2)
 
 
 def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path):
     opened, asked = [], []
-    run = SimpleNamespace(recipe=recipe.read("text-tiny"))
-    monkeypatch.setattr(checkpoint, "open_run", lambda *arguments: opened.append(arguments) or run)
-    calls = replaced(monkeypatch, sampling, "sample", [])
+    run = SimpleNamespace(recipe=reading.read("text-tiny"))
+    monkeypatch.setattr(runs, "open_run", lambda *arguments: opened.append(arguments) or run)
+    calls = replaced(monkeypatch, pipeline, "sample", [])
     again = sampling.Like(Path("c/run.pt"), Path("c/p.txt"), ["sample.n=5", "sample.seed=9"], 4, "meta")
     monkeypatch.setattr(sampling, "like", lambda *arguments: asked.append(arguments) or again)
     sidecar = tmp_path / "x" / "s.json"
@@ -526,7 +540,7 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
     call("sample", "--like", sidecar, "--ckpt", ckpt, "--prompt", "p", "--out", "o", "--device", "cpu")
     assert asked == [(sidecar, None, None), (sidecar, ckpt, Path("p"))]
     assert opened == [(Path("c/run.pt"), "meta"), (Path("c/run.pt"), "cpu")]
-    assert [(folder, keys.model_dump()) for (_, folder, keys), _ in calls] == [
+    assert [(folder, config.model_dump()) for (_, folder, config), _ in calls] == [
         (tmp_path / "x" / "again", SAMPLER | {"n": 5, "seed": 9}),
         (Path("o"), SAMPLER | {"n": 5, "seed": 9}),
     ]
@@ -542,20 +556,25 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
 
 
 def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
-    source = {"source": "own", "mass": 0.5, "distance_tokens": 2.0, "exchanged": None}
-    source |= {"closed": {"nats_per_token": 0.125, "interval_95": [0.0625, 0.25]}}
-    other = source | {"source": "layer 2", "exchanged": {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}}
-    result = {"schema_version": 1, "tokens": 8, "nats_per_token": 1.5, "sources": [source, other]}
+    source = {"source": "own", "attention_weight": 0.5, "distance_tokens": 2.0, "shuffled": None}
+    source |= {"masked": {"nats_per_token": 0.125, "interval_95": [0.0625, 0.25]}}
+    other = source | {"source": "layer 2", "shuffled": {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}}
+    result = {"schema_version": 2, "tokens": 8, "nats_per_token": 1.5, "sources": [source, other]}
     calls = replaced(monkeypatch, pipeline, "look", result)
     flags = ("--prompt", "p", "--shards", "s", "--split", "test", "--windows", 3, "--out", "o", "--device", "meta")
     call("attention", "--ckpt", ckpt, *flags, "--json")
     assert printed(capsys) == result
     call("attention", "--ckpt", ckpt, "--device", "cpu")
+    assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
+    assert [column.header for column in tables.attention(Path("o"), result).columns] == [
+        *("source", "attention weight", "tokens back"),
+        *("loss added if masked", "95 %", "loss added if shuffled", "95 %"),
+    ]
     assert calls == [
         ((ckpt, Path("p"), Path("s"), "test", 3, Path("o")), {"device": "meta"}),
         ((ckpt, None, None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),
     ]
-    assert list(cli._uses(result)) == [
+    assert list(tables.attention_rows(result)) == [
         ("own", 0.5, 2.0, 0.125, [0.0625, 0.25], None, None),
         ("layer 2", 0.5, 2.0, 0.125, [0.0625, 0.25], 0.5, [0.25, 0.75]),
     ]
@@ -568,37 +587,37 @@ def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
     base = ("run", "--recipe", "text-tiny", "a", "b")
     flags = ("--out", "o", "--workers", 3, "--max-bad", "5", "--device", "meta", *set_flags("train.seed=4"))
     call(*base, *flags, "--json")
-    assert printed(capsys) == {"schema_version": 1, **result}
+    assert printed(capsys) == {"schema_version": 2, **result}
     call(*base, "--device", "cpu")
     assert capsys.readouterr().out.splitlines()[-2:] == ["a.txt", "b.txt"]
-    assert [(keys.train.seed, paths, str(folder)) for (keys, paths, folder), _ in calls] == [
+    assert [(config.train.seed, paths, str(folder)) for (config, paths, folder), _ in calls] == [
         (4, ["a", "b"], "o"),
         (1, ["a", "b"], "runs/text-tiny/shortcut-s1"),
     ]
     assert [options for _, options in calls] == [
-        {"n_workers": 3, "max_bad": "5", "device": "meta", "stop": cli.signals},
-        {"n_workers": 61, "max_bad": "1%", "device": "cpu", "stop": cli.signals},
+        {"n_workers": 3, "max_bad": "5", "device": "meta", "stop": commands.signals},
+        {"n_workers": 61, "max_bad": "1%", "device": "cpu", "stop": commands.signals},
     ]
 
 
 def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys):
-    result = {"schema_version": 1, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
-    calls = replaced(monkeypatch, comparing, "compare", result)
-    monkeypatch.setattr(comparison, "headings", lambda _: ("arm", "nats"))
-    monkeypatch.setattr(comparison, "table", lambda _: [("gpt", 1.5)])
+    result = {"schema_version": 2, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
+    calls = replaced(monkeypatch, comparison, "compare", result)
+    monkeypatch.setattr(page, "headings", lambda _: ("arm", "nats"))
+    monkeypatch.setattr(page, "table", lambda _: [("gpt", 1.5)])
     base = ("compare", "--recipe", "text-tiny", "--models", "gpt,moda")
     flags = ("--seeds", 2, "--match", "time", "--lrs", "5e-4,1", "--margin", 0.25, "--out", "o", "--json")
     call(*base, *flags, "--device", "meta,cpu", "--set", "train.steps=9")
     assert printed(capsys) == result
     call(*base, "--device", "cpu")
     assert capsys.readouterr().out.splitlines()[-2:] == ["first", "second"]
-    assert [(keys.train.steps, models, str(folder)) for (keys, models, folder), _ in calls] == [
+    assert [(config.train.steps, models, str(folder)) for (config, models, folder), _ in calls] == [
         (9, ["gpt", "moda"], "o"),
         (150, ["gpt", "moda"], "comparisons/text-tiny"),
     ]
     first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["meta", "cpu"]}
     usual = {"seeds": 3, "match": "params", "lrs": [], "margin": 0.005, "devices": ["cpu"]}
-    assert [options for _, options in calls] == [given | {"stop": cli.signals} for given in (first, usual)]
+    assert [options for _, options in calls] == [given | {"stop": commands.signals} for given in (first, usual)]
     with pytest.raises(UsageError, match="--lrs 1,x is not a list of numbers"):
         call(*base, "--lrs", "1,x")
 
@@ -607,7 +626,7 @@ def test_the_options_of_inspect_reach_its_stage(monkeypatch, capsys):
     found = {"kind": "checkpoint", "parameters": {"total": 7}, "step": 4}
     calls = replaced(monkeypatch, inspection, "inspect", found)
     call("inspect", "p", "--verify", "--json")
-    assert printed(capsys) == {"schema_version": 1, **found}
+    assert printed(capsys) == {"schema_version": 2, **found}
     call("inspect", "p")
     shown = [
         [cell.strip() for cell in line.strip("\u2502").split("\u2502")] for line in capsys.readouterr().out.splitlines()
@@ -622,7 +641,7 @@ def test_the_options_of_inspect_reach_its_stage(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("p: 9 files")
 
 
-def test_checking_recipes_gives_each_its_problem_and_fails_for_one(monkeypatch, capsys, tmp_path):
+def test_checking_recipes_names_each_problem_and_fails_if_there_is_one(monkeypatch, capsys, tmp_path):
     (tmp_path / "bad.toml").write_text("[data]\n")
     call("recipes", "check", "text-tiny", "codec-mini", "--json")
     assert printed(capsys)["recipes"] == [{"recipe": name, "problem": ""} for name in ("text-tiny", "codec-mini")]
@@ -634,13 +653,13 @@ def test_checking_recipes_gives_each_its_problem_and_fails_for_one(monkeypatch, 
     call("recipes", "list", "--json")
     listed = printed(capsys)["recipes"]
     assert {entry["name"]: entry["about"] for entry in listed}["text-tiny"] == (
-        "Text, in seconds: for tests and the demo, not for results."
+        "Text, trained in seconds: for tests and the demo, not for results."
     )
 
 
 @pytest.mark.parametrize(("weights", "logs"), [(True, True), (True, False), (False, True), (False, False)])
 def test_the_options_of_prove_resume_reach_its_stage(monkeypatch, capsys, tmp_path, weights, logs):
-    result = {"schema_version": 1, "kills": 2, "equal_weights": weights, "equal_logs": logs}
+    result = {"schema_version": 2, "kills": 2, "equal_weights": weights, "equal_logs": logs}
     calls = replaced(monkeypatch, proof, "resume", result)
     base = ("prove", "resume", "--recipe", "text-tiny", "--json")
     for flags in (
@@ -650,24 +669,24 @@ def test_the_options_of_prove_resume_reach_its_stage(monkeypatch, capsys, tmp_pa
         if weights and logs:
             call(*base, *flags)
         else:
-            with pytest.raises(CheckFailed, match="did not end as the uninterrupted one"):
+            with pytest.raises(CheckFailed, match="ended with different weights or logs"):
                 call(*base, *flags)
         assert printed(capsys) == result
-    assert [(keys.train.steps, folder.name) for (keys, folder), _ in calls] == [(150, "runs"), (9, "o")]
+    assert [(config.train.steps, folder.name) for (config, folder), _ in calls] == [(150, "runs"), (9, "o")]
     assert [options for _, options in calls] == [
         {"kills": 5, "seed": 1, "device": "cpu"},
         {"kills": 9, "seed": 8, "device": "meta"},
     ]
-    assert not calls[0][0][1].parent.exists()  # both runs are gone
+    assert not calls[0][0][1].parent.exists()  # both runs were removed
 
 
 def test_the_options_of_prove_tokens_reach_its_stage(monkeypatch, capsys):
-    result = {"schema_version": 1, "sources": 3, "tokens": 9, "different": []}
+    result = {"schema_version": 2, "sources": 3, "tokens": 9, "different": []}
     calls = replaced(monkeypatch, proof, "tokens", result)
     call("prove", "tokens", "d", "--json")
     assert printed(capsys) == result
     result["different"] = ["a", "b"]
-    with pytest.raises(CheckFailed, match="2 documents have other tokens than in d"):
+    with pytest.raises(CheckFailed, match="2 documents were tokenized differently from d"):
         call("prove", "tokens", "d", "p", "q", "--sources", 3, "--seed", 8, "--json")
     assert printed(capsys) == result
     assert calls == [
@@ -681,16 +700,16 @@ def test_the_options_of_codec_train_reach_its_stage(monkeypatch, capsys):
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
     flags = ("--out", "o", "--workers", 3, "--resume", "never", "--device", "meta", "--set", "train.seed=4", "--json")
     call("codec", "train", "a", "b", "--recipe", "codec-mini", *flags)
-    assert printed(capsys) == {"schema_version": 1, "codec": "r/codec.pt"}
+    assert printed(capsys) == {"schema_version": 2, "codec": "r/codec.pt"}
     call("codec", "train", "a", "--set", "train.seed=4", "--device", "cpu")
     assert capsys.readouterr().out == "r/codec.pt\n"
-    assert [(keys.train.seed, paths, str(folder)) for (keys, paths, folder), _ in calls] == [
+    assert [(config.train.seed, paths, str(folder)) for (config, paths, folder), _ in calls] == [
         (4, ["a", "b"], "o"),
         (4, ["a"], "runs/codec-mini-s4"),
     ]
     assert [options for _, options in calls] == [
-        {"n_workers": 3, "device": "meta", "resume": "never", "stop": cli.signals},
-        {"n_workers": 61, "device": "cpu", "resume": "auto", "stop": cli.signals},
+        {"n_workers": 3, "device": "meta", "resume": "never", "stop": commands.signals},
+        {"n_workers": 61, "device": "cpu", "resume": "auto", "stop": commands.signals},
     ]
 
 
@@ -702,26 +721,32 @@ def test_the_options_of_codec_get_reach_its_stage(monkeypatch, capsys, tmp_path,
     fetched = replaced(monkeypatch, weights, "fetch", tmp_path / "w")
     call("codec", "get", "encodec_48khz", "--json")
     expected = {"name": "encodec_48khz", "path": str(tmp_path / "w"), "worked": not there}
-    assert printed(capsys) == {"schema_version": 1, **expected}
+    assert printed(capsys) == {"schema_version": 2, **expected}
     assert [name for (name, _), _ in fetched] == ["encodec_48khz"]
 
 
 def test_the_options_of_codec_eval_reach_its_stage(monkeypatch, capsys):
-    result = {"schema_version": 1, "files": 1, "rejects": [], "seconds": 2.0, "perplexity": [3.0]}
-    result |= {"encode_x_realtime": 4.0, "decode_x_realtime": 5.0}
+    result = {"schema_version": 2, "files": 1, "rejects": [], "seconds": 2.0, "perplexity": [3.0]}
+    result |= {"encode_x_realtime": 4.0, "decode_x_realtime": 5.0, "weights": "mini"}
+    result |= {"bandwidths": [{"kbps": 1.5, "si_sdr_db": 0.25}, {"kbps": 3.0, "stoi": 0.75}]}
+    result |= {"opus": {"kbps": 7.5, "si_sdr_db": 1.25, "log_mel": 2.25, "stoi": 3.25, "pesq": 4.25}}
     calls = replaced(monkeypatch, codec_evaluation, "evaluate", result)
-    monkeypatch.setattr(codec_evaluation, "rows", lambda _: [("mini", 1.5, None, None, None, None)])
     call("codec", "eval", "mini", "a", "b", "--out", "o", "--json")
     assert printed(capsys) == result
     call("codec", "eval", "mini", "a")
-    assert "encodes 4 and decodes 5 times faster than time" in " ".join(capsys.readouterr().out.split())
+    assert "encodes at 4 and decodes at 5 times real time" in " ".join(capsys.readouterr().out.split())
+    assert list(tables.codec_rows(result)) == [
+        ("mini", 1.5, 0.25, None, None, None),
+        ("mini", 3.0, None, None, 0.75, None),
+        ("opus", 7.5, 1.25, 2.25, 3.25, 4.25),
+    ]
     assert [arguments for arguments, _ in calls] == [("mini", ["a", "b"], Path("o")), ("mini", ["a"], None)]
 
 
 def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     row = SCORES | {"recipe": "text-tiny", "model": "gpt", "parameters": 5}
-    result = {"schema_version": 1, "rows": [row], "samples": ["a.txt"]}
-    calls = replaced(monkeypatch, demonstration, "demo", result)
+    result = {"schema_version": 2, "rows": [row], "samples": ["a.txt"]}
+    calls = replaced(monkeypatch, demo, "demo", result)
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
     monkeypatch.setattr(console._out(), "_width", 200)
     call("demo", "--out", "o", "--workers", 3, "--device", "meta", "--json")
@@ -729,24 +754,24 @@ def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     call("demo", "--device", "cpu")
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == "a.txt"
-    (row,) = (line for line in shown.splitlines() if "text-tiny" in line)  # below a heading of one line or several
+    (row,) = (line for line in shown.splitlines() if "text-tiny" in line)  # the heading can take several lines
     cells = [cell.strip() for cell in row.strip("\u2502").split("\u2502")]
-    assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 bits/byte"]
+    assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 bits per byte"]
     assert calls == [
-        ((Path("o"),), {"n_workers": 3, "device": "meta", "stop": cli.signals}),
-        ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": cli.signals}),
+        ((Path("o"),), {"n_workers": 3, "device": "meta", "stop": commands.signals}),
+        ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": commands.signals}),
     ]
 
 
-def test_auto_is_cuda_where_there_is_one_and_a_missing_device_is_said(monkeypatch):
+def test_auto_is_cuda_if_available_and_a_missing_device_is_an_error(monkeypatch):
     for available, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert cli._device("auto") == expected
-    assert cli._device("cpu") == "cpu"
-    assert cli._device("meta") == "meta"
+        assert device.choose("auto") == expected
+    assert device.choose("cpu") == "cpu"
+    assert device.choose("meta") == "meta"
     for name in ("cuda:99", "tpu"):
         with pytest.raises(Unavailable, match=f"device '{name}' can't be used") as refused:
-            cli._device(name)
+            device.choose(name)
         assert refused.value.hint == "--device cpu"
 
 
@@ -754,12 +779,12 @@ def test_auto_is_cuda_where_there_is_one_and_a_missing_device_is_said(monkeypatc
 
 
 def ended(monkeypatch, capsys, command):
-    """Exit code and stderr of a process that ends with `command`."""
-    monkeypatch.setattr(cli.signals, "install", lambda: None)
+    """The exit code and stderr of `command`."""
+    monkeypatch.setattr(ending.signals, "install", lambda: None)
     monkeypatch.setattr(gc, "freeze", lambda: None)
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as left:
-        cli.guarded(command)
+        ending.guarded(command)
     out, err = capsys.readouterr()
     assert out == ""
     return left.value.code, err
@@ -773,7 +798,7 @@ def raises(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),  # the codes of the README
+    ("error", "code"),  # the codes in README
     [
         (errors.ShortcutError("what", "then"), 1),
         (errors.UsageError("what", "then"), 2),
@@ -796,40 +821,41 @@ def test_every_error_is_one_panel_with_its_hint_and_its_code(monkeypatch, capsys
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS])
-def test_what_the_system_refuses_is_one_panel_and_code_1(monkeypatch, capsys, number):
+def test_an_error_of_the_system_is_one_panel_and_code_1(monkeypatch, capsys, number):
     code, shown = ended(monkeypatch, capsys, raises(OSError(number, os.strerror(number), "a/file")))
     assert code == 1
     assert f"{os.strerror(number)}: a/file" in shown
-    assert "what was complete before is unchanged" in shown
+    assert "files that were complete before are unchanged" in shown
 
 
 def test_a_bug_keeps_its_traceback_and_success_is_0(monkeypatch, capsys):
-    assert ended(monkeypatch, capsys, lambda: None) == (None, "")  # 0, for Python
+    assert ended(monkeypatch, capsys, lambda: None) == (None, "")  # exit code 0
     assert ended(monkeypatch, capsys, lambda: 0) == (0, "")
     for error in (OSError(errno.ENOENT, "none", "f"), ValueError("a bug"), errors.Rejected("escaped")):
         with pytest.raises(type(error)):
-            cli.guarded(raises(error))
+            ending.guarded(raises(error))
 
 
-def test_a_wrong_option_names_the_commands_help(monkeypatch, capsys):
+def test_a_wrong_option_points_to_the_help_of_its_command(monkeypatch, capsys):
     for arguments, text in (
         (["eval", "--chpt", "x"], "shortcut eval --help"),
         (["codec", "eval"], "shortcut codec eval --help"),
         (["sample", "-n", "0"], "shortcut sample --help"),
         (["evil"], "shortcut --help"),
     ):
-        command = partial(cli.app, arguments, prog_name="shortcut", standalone_mode=False)
-        code, shown = ended(monkeypatch, capsys, command)
+        code, shown = ended(monkeypatch, capsys, partial(commands.dispatch, arguments))
         assert code == 2
         assert f"Next: {text}" in shown
-    assert ended(monkeypatch, capsys, raises(typer.BadParameter("odd")))[0] == 2
+    monkeypatch.setattr(commands, "app", lambda *_, **__: raises(typer.BadParameter("odd"))())
+    code, shown = ended(monkeypatch, capsys, partial(commands.dispatch, []))
+    assert (code, "Next: shortcut --help" in shown) == (2, True)
 
 
 # Signals
 
 
 def left_by(signals, block):
-    """The exit code with which `block`, within the signals' own, is left."""
+    """The exit code of the Interrupted that is raised by `block` within `with signals`."""
 
     def run():
         with signals as asked:
@@ -910,16 +936,18 @@ def test_both_signals_are_handled(monkeypatch):
         (10000.0, "10,000"),
         (-12345.6, "-12,346"),
         (1e-5, "1e-05"),
-        ([1000, 0.5, None], "1,000, 0.5, "),
+        ([1000, 0.5, None], "[1,000, 0.5, ]"),
+        ((1000, 0.5), "[1,000, 0.5]"),
         ("1000", "1000"),
     ],
 )
 def test_a_cell_is_shown_as_people_read_it(value, text):
-    assert console.cell(value) == text
+    assert cell(value) == text
 
 
-def test_a_table_aligns_what_follows_its_first_column_to_the_right():
-    table = console.table("t", ("a", "b", "c"), [("[x]", 1, 0.5)])
+def test_a_table_aligns_all_columns_but_the_first_to_the_right():
+    table = console.table("t[x]", ("a", "b", "c"), [("[x]", 1, 0.5)])
+    assert table.title == "t\\[x]"
     assert [column.justify for column in table.columns] == ["left", "right", "right"]
     assert [column._cells for column in table.columns] == [["\\[x]"], ["1"], ["0.5"]]
 
@@ -927,27 +955,27 @@ def test_a_table_aligns_what_follows_its_first_column_to_the_right():
 def test_events_become_plain_lines_in_a_pipe(monkeypatch, capsys):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    steps = {"task": "train", "total": 4000, "unit": "steps"}
+    steps = partial(Progress, task="train", total=4000, unit="steps")
     with console.Reporter() as report:
-        report("note", text="[a] note")
-        report("validation", step=1000, loss=1.25, best=1.5)
-        report("validation", step=1000, loss=1.5, best=1.5)
-        report("validation", step=2000, loss=1.75, best=1.5)
-        report("validation", step=2000, loss=0.5, best=0.5, text="0.5 dB")
-        report("progress", done=1, **steps)
+        report(Note(text="[a] note"))
+        report(Validation(step=1000, loss=1.25, best=1.5))
+        report(Validation(step=1000, loss=1.5, best=1.5))
+        report(Validation(step=2000, loss=1.75, best=1.5))
+        report(Validation(step=2000, loss=0.5, best=0.5, text="0.5 dB"))
+        report(steps(done=1))
         now = 109.9
-        report("progress", done=1, **steps)
+        report(steps(done=1))
         now = 110.0
-        report("progress", done=1000, loss=1.23456, tokens=64_000, seconds=2.0, step=1000, lr=0.5, **steps)
+        report(steps(done=1000, loss=1.23456, tokens=64_000, seconds=2.0))
         now = 119.0
-        report("progress", done=1500, **steps)
+        report(steps(done=1500))
         now = 120.0
-        report("progress", done=2000, **steps)
+        report(steps(done=2000))
     assert capsys.readouterr().err.splitlines() == [
         "[a] note",
-        "step 1,000: validation 1.2500 nats/token (best so far)",
-        "step 1,000: validation 1.5000 nats/token (best so far)",
-        "step 2,000: validation 1.7500 nats/token",
+        "step 1,000: validation 1.2500 nats per token (best so far)",
+        "step 1,000: validation 1.5000 nats per token (best so far)",
+        "step 2,000: validation 1.7500 nats per token",
         "step 2,000: validation 0.5 dB (best so far)",
         "train: 1,000 of 4,000 steps, loss 1.2346, 32,000 tokens/s, 6 s left",
         "train: 2,000 of 4,000 steps",
@@ -958,18 +986,18 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(console, "_err", lambda: screen)
     with console.Reporter() as report:
-        report("progress", task="read", done=0, total=3, unit="files")
-        report("progress", task="train", done=2, total=9, unit="steps", loss=1.23456, tokens=5, seconds=1.0)
-        report("progress", task="train", done=5, total=9, unit="steps")
-        report("progress", task="read", done=2, total=4, unit="files")
+        report(Progress(task="read", done=0, total=3, unit="files"))
+        report(Progress(task="train", done=2, total=9, unit="steps", loss=1.23456, tokens=5, seconds=1.0))
+        report(Progress(task="train", done=5, total=9, unit="steps"))
+        report(Progress(task="read", done=2, total=4, unit="files"))
         shown = [(task.description, task.completed, task.total, task.fields) for task in report.live.tasks]
         assert shown == [
             ("read", 2, 4, {"unit": "files", "loss": ""}),
             ("train", 5, 9, {"unit": "steps", "loss": "loss 1.2346"}),
         ]
-        report("progress", task="read", done=4, total=4, unit="files")
+        report(Progress(task="read", done=4, total=4, unit="files"))
         assert [task.description for task in report.live.tasks] == ["train"]
-        report("progress", task="read", done=1, total=2, unit="files")  # a second stage of that name
+        report(Progress(task="read", done=1, total=2, unit="files"))  # a second stage of that name
         assert [(task.description, task.completed) for task in report.live.tasks] == [("train", 5), ("read", 1)]
         rate, live = report.live.columns[3], report.live
         for finished, speed, text in (
@@ -980,7 +1008,7 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
             task = SimpleNamespace(finished_speed=finished, speed=speed, fields={"unit": "steps"})
             assert str(rate.render(task)) == text
         assert live.live.is_started
-    assert not live.live.is_started  # else the cursor stays hidden
+    assert not live.live.is_started  # otherwise the cursor would stay hidden
 
 
 @pytest.mark.parametrize(
@@ -995,7 +1023,7 @@ def test_a_table_is_as_wide_as_the_terminal_and_120_columns_in_a_pipe(monkeypatc
     assert console._out.__wrapped__().width == width
 
 
-def test_doctor_shows_what_to_do_only_about_what_is_missing(monkeypatch, capsys):
+def test_doctor_shows_what_to_do_only_if_something_is_missing(monkeypatch, capsys):
     checks = [
         {"what": "a", "works": True, "found": "1.0", "remedy": "nothing to do"},
         {"what": "b", "works": False, "found": "none", "remedy": "install b"},
@@ -1009,6 +1037,11 @@ def test_doctor_shows_what_to_do_only_about_what_is_missing(monkeypatch, capsys)
     assert rows == [["a", "ok", "1.0", ""], ["b", "missing", "none", "install b"]]
 
 
+def test_doctor_examines_every_package_that_is_required():
+    required = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert sorted(doctor.PACKAGES) == sorted(requirement.partition(">=")[0] for requirement in required)
+
+
 def test_doctor_examines_packages_devices_codecs_and_the_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path))
 
@@ -1019,6 +1052,7 @@ def test_doctor_examines_packages_devices_codecs_and_the_disk(monkeypatch, tmp_p
 
     monkeypatch.setattr(doctor, "version", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     free = doctor.LOW_DISK_GIB * 2**30
     for amount, works in ((free, True), (free - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, amount=amount: SimpleNamespace(free=amount))
@@ -1032,6 +1066,7 @@ def test_doctor_examines_packages_devices_codecs_and_the_disk(monkeypatch, tmp_p
     }
     assert (found["torch"]["works"], found["torch"]["found"]) == (True, "torch 1.2")
     assert found["CUDA"]["found"] == "none; training runs on the CPU"
+    assert "MPS" not in found
     assert found["CPU"]["found"].startswith(f"{os.cpu_count()} cores")
     assert found["codec mini"]["works"] is True
     for name in ("encodec_24khz", "encodec_48khz"):
@@ -1041,6 +1076,8 @@ def test_doctor_examines_packages_devices_codecs_and_the_disk(monkeypatch, tmp_p
         path.write_bytes(b"")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     found = {check["what"]: check for check in doctor.examine()}
     assert found["CUDA"]["found"] == "a card"
+    assert (found["MPS"]["works"], found["MPS"]["found"]) == (True, "available with --device mps")
     assert all(found[f"codec {name}"]["works"] for name in ("encodec_24khz", "encodec_48khz"))

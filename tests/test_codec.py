@@ -1,4 +1,4 @@
-"""Codecs of our own: the codes of one pass for any division into blocks, and a training that repeats to the bit."""
+"""Codecs: the codes of one pass for any division into blocks, and training that resumes bit for bit."""
 
 import copy
 import hashlib
@@ -21,16 +21,24 @@ import pytest
 import soundfile
 import torch
 from conftest import USERS_CACHE, quiet, set_flags, shortcut
-from test_batches import plain_key
+from test_windows import plain_key
 from torch import nn
 from torch.nn import functional as F
 
-from shortcut_cli import clips, files, recipe, sealed, workers
-from shortcut_cli.codec import encodec, frame, objectives, opening, own, rvq, weights
-from shortcut_cli.codec.stream import MONO, STEREO, Layout, regular
+from shortcut_cli import files
+from shortcut_cli.cli import tables
+from shortcut_cli.codec import checkpoint, dataset, encodec, loading, losses, rvq, vocos, weights
+from shortcut_cli.codec.discriminator import Discriminator
+from shortcut_cli.codec.layout import MONO, STEREO, Layout, regular
+from shortcut_cli.codec.trainer import CodecTrainer
+from shortcut_cli.config import reading
+from shortcut_cli.data import workers
+from shortcut_cli.data.sound import SoundReader
 from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, UsageError
+from shortcut_cli.events import Note, Progress
 from shortcut_cli.stages import codec_evaluation, codec_training
-from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer, Length, read_samples
+from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
+from shortcut_cli.training import tensor_file
 
 SMALL = [
     "codec.codebooks=4",
@@ -60,7 +68,7 @@ def glide(seconds, seed=0, rate_hz=24_000):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """A folder with six sounds of two speakers and one file that is none."""
+    """A folder with six sounds of three speakers and one broken file."""
     folder = tmp_path_factory.mktemp("sounds")
     for number in range(6):
         soundfile.write(folder / f"speaker{number % 3}-{number}.wav", glide(1.5, number), 24_000)
@@ -68,8 +76,8 @@ def sounds(tmp_path_factory):
     return folder
 
 
-def keys(*settings):
-    return recipe.read_codec("codec-mini", [*SMALL, *settings])
+def config(*settings):
+    return reading.read_codec("codec-mini", [*SMALL, *settings])
 
 
 def train(made, sounds, folder, resume="auto", stop=None):
@@ -87,13 +95,13 @@ def train(made, sounds, folder, resume="auto", stop=None):
 
 @pytest.fixture(scope="module")
 def codec():
-    """A small frame codec whose codebooks are all in use."""
-    network = own.network(keys().codec, seed=1)
+    """A small frame codec that uses all its codebooks."""
+    network = checkpoint.network(config().codec, seed=1)
     generator = torch.Generator().manual_seed(0)
     for number, layer in enumerate(network.quantizer.vq.layers):
         layer._codebook.embed.copy_(torch.randn(1024, 8, generator=generator) * 0.5**number)
         layer._codebook.inited.fill_(1)
-    return frame.Codec(network)
+    return vocos.Codec(network)
 
 
 def coded(codec, x, size):
@@ -142,7 +150,7 @@ HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1280) / 1280)
 
 
 class Held(nn.Module):
-    """Stands for the blocks of a network: keeps nothing, changes nothing."""
+    """Replaces the blocks of a network: no state, the identity."""
 
     def start(self):
         return []
@@ -158,7 +166,7 @@ def test_windows_that_overlap_add_up_to_the_sound():
     padded = F.pad(x, (480, -x.shape[1] % 320 + 480))
     hann = torch.hann_window(1280)
     windows = padded.unfold(-1, 1280, 320) * hann * hann
-    y = frame.overlap(windows) / frame.weight(windows.shape[1], x).clamp(min=1e-3)
+    y = vocos.overlap(windows) / vocos.weight(windows.shape[1], x).clamp(min=1e-3)
     assert torch.allclose(y[:, 480:-480][:, : x.shape[1]], x, atol=1e-5)
 
 
@@ -171,13 +179,13 @@ def test_a_frame_knows_nothing_of_what_is_more_than_20_ms_later(codec):
 
 
 def frame_network(*settings):
-    return own.network(keys("codec.codebooks=1", *settings).codec, seed=3)
+    return checkpoint.network(config("codec.codebooks=1", *settings).codec, seed=3)
 
 
-def test_the_encoder_is_shown_magnitudes_and_low_phases_of_windows_around_each_frame():
+def test_the_encoder_sees_magnitudes_and_low_phases_of_windows_around_each_frame():
     network = frame_network()
     network.encoder.blocks = Held()
-    x = glide(0.07) * np.linspace(0, 1, 1680, dtype=np.float32) ** 8  # 5.25 frames, the first of them nearly silent
+    x = glide(0.07) * np.linspace(0, 1, 1680, dtype=np.float32) ** 8  # 5.25 frames, the first one nearly silent
     found = network.encode(torch.from_numpy(x)[None])[0].T
     padded = np.pad(x.astype(np.float64), (480, 480 + 240))
     assert found.shape == (6, 641 + 161 + 161)
@@ -191,7 +199,7 @@ def test_the_encoder_is_shown_magnitudes_and_low_phases_of_windows_around_each_f
         )  # the FFT's rounding, 1e-8 of 1e-5
 
 
-def test_the_decoder_says_logarithms_of_magnitudes_and_angles_of_windows_that_are_added_up():
+def test_the_decoder_outputs_log_magnitudes_and_angles_of_windows_that_are_added_up():
     network = frame_network()
     network.decoder.blocks = Held()
     said = torch.randn(2, 2 * 641, 5, generator=torch.Generator().manual_seed(0)) * 3  # some magnitudes beyond exp(4)
@@ -206,10 +214,10 @@ def test_the_decoder_says_logarithms_of_magnitudes_and_angles_of_windows_that_ar
     expected = (total / np.maximum(weight, 1e-3))[:, 480:-480]
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     loose = torch.randn(2, 5, 1280, generator=torch.Generator().manual_seed(1))
-    for row, windows in zip(frame.overlap(loose), loose, strict=True):
+    for row, windows in zip(vocos.overlap(loose), loose, strict=True):
         assert row[640].item() == pytest.approx(sum(windows[t, 640 - 320 * t] for t in range(3)).item(), abs=1e-5)
-    np.testing.assert_allclose(frame.weight(1, loose)[0].numpy(), HANN**2, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(frame.weight(5, loose)[0].numpy(), weight, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(vocos.weight(1, loose)[0].numpy(), HANN**2, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(vocos.weight(5, loose)[0].numpy(), weight, rtol=0, atol=1e-5)
 
 
 def normed(x, layer):
@@ -224,7 +232,7 @@ def linear(x, layer):
 
 @torch.no_grad()
 def test_blocks_are_causal_convnext_blocks():
-    blocks = frame.Blocks(3, 5, width=8, blocks=2, expansion=3, kernel=4)
+    blocks = vocos.Blocks(3, 5, width=8, blocks=2, expansion=3, kernel=4)
     generator = torch.Generator().manual_seed(0)
     for parameter in blocks.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
@@ -249,9 +257,9 @@ def test_blocks_are_causal_convnext_blocks():
 
 def test_a_network_is_built_as_its_recipe_says():
     settings = ("frame.encoder_blocks=3", "frame.decoder_blocks=2", "frame.expansion=5", "frame.kernel=4")
-    made = keys(*(f"codec.{text}" for text in settings), "codec.codebook_decay=0.87", "codec.codebooks=2").codec
+    made = config(*(f"codec.{text}" for text in settings), "codec.codebook_decay=0.87", "codec.codebooks=2").codec
     before = torch.get_rng_state()
-    network = own.network(made, 1)
+    network = checkpoint.network(made, 1)
     assert torch.equal(torch.get_rng_state(), before)
     shapes = {
         name: tuple(part.shape) for name, part in network.named_parameters() if name.endswith(("weight", "scale"))
@@ -268,39 +276,41 @@ def test_a_network_is_built_as_its_recipe_says():
     book = network.quantizer.vq.layers[1]._codebook
     assert (book.decay, book.kmeans_iters, book.inited.item()) == (0.87, 10, 0)
     weight = "encoder.blocks.inward.weight"
-    same, other = (own.network(made, seed).get_parameter(weight) for seed in (1, 2))
+    same, other = (checkpoint.network(made, seed).get_parameter(weight) for seed in (1, 2))
     assert torch.equal(same, network.get_parameter(weight))
     assert not torch.equal(other, same)
-    seanet = own.network(keys("codec.network=seanet", "codec.seanet.filters=3").codec)
+    seanet = checkpoint.network(config("codec.network=seanet", "codec.seanet.filters=3").codec)
     assert seanet.encoder.model[0].conv.conv.weight.shape[0] == 3
     assert seanet.encode(torch.zeros(2, 641)).shape == (2, 8, 3)
     assert seanet.decode(torch.zeros(2, 8, 3)).shape == (2, 960)
 
 
 def test_a_codec_file_holds_half_precision_and_gives_back_what_was_saved(tmp_path):
-    made = keys("codec.codebooks=2")
-    network = own.network(made.codec, 5)
+    made = config("codec.codebooks=2")
+    network = checkpoint.network(made.codec, 5)
     settle(network.quantizer)
-    own.save(tmp_path / "codec.pt", made, network.state_dict(), step=7, scores={"mel_3kbps": 0.5})
-    content = own.read(tmp_path / "codec.pt")
+    checkpoint.save(tmp_path / "codec.pt", made, network.state_dict(), step=7, scores={"mel_3kbps": 0.5})
+    content = checkpoint.read(tmp_path / "codec.pt")
     assert (content["step"], content["scores"], content["recipe"]) == (7, {"mel_3kbps": 0.5}, made.model_dump())
     expected = {name: part.half() for name, part in network.state_dict().items()}
     expected = {name: part for name, part in expected.items() if not name.endswith(("embed_avg", "cluster_size"))}
     assert content["weights"].keys() == expected.keys()
     assert all(torch.equal(content["weights"][name], part) for name, part in expected.items())
-    assert own.is_codec(tmp_path / "codec.pt")
-    codec = opening.codec(str(tmp_path / "codec.pt"))
+    assert checkpoint.is_codec(tmp_path / "codec.pt")
+    codec = loading.codec(str(tmp_path / "codec.pt"))
     loaded = codec.network.state_dict()
     assert all(torch.equal(loaded[name], part.float()) for name, part in expected.items())
     assert codec.codebooks == 2
-    assert opening.layout(tmp_path / "codec.pt") == Layout(24_000, 1)
+    assert loading.layout(tmp_path / "codec.pt") == Layout(24_000, 1)
     # A file that is written over is read again.
-    own.save(tmp_path / "codec.pt", made, own.network(made.codec, 6).state_dict(), step=7, scores={"mel_3kbps": 0.5})
-    again = opening.codec(str(tmp_path / "codec.pt")).network.state_dict()
+    checkpoint.save(
+        tmp_path / "codec.pt", made, checkpoint.network(made.codec, 6).state_dict(), step=7, scores={"mel_3kbps": 0.5}
+    )
+    again = loading.codec(str(tmp_path / "codec.pt")).network.state_dict()
     assert not torch.equal(again["encoder.blocks.inward.weight"], loaded["encoder.blocks.inward.weight"])
 
 
-def test_the_discriminator_sees_spectra_by_the_norm_of_the_window():
+def test_the_discriminator_sees_spectra_divided_by_the_norm_of_the_window():
     x = np.random.default_rng(0).normal(size=(2, 1, 1000))
     found = encodec.Spectrogram(n_fft=256, hop_length=100, win_length=256, normalized=True)(torch.from_numpy(x).float())
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
@@ -339,14 +349,14 @@ def test_frames_last_a_75th_of_a_second_and_segments_overlap_by_a_hundredth():
 
 
 def books(codebooks, codes=16, dimension=4, decay=0.9):
-    """A quantizer whose codes are drawn, each of which a vector has fallen to ten times."""
+    """A quantizer with random codes, each with a count of ten."""
     quantizer = encodec.quantizer(dimension, codebooks, codes, decay).train()
     settle(quantizer)
     return quantizer
 
 
 def settle(quantizer):
-    """Codes in the scale of what they quantize, none of them dead."""
+    """Give a quantizer codes in the scale of what they quantize, none of them dead."""
     generator = torch.Generator().manual_seed(0)
     for number, layer in enumerate(quantizer.vq.layers):
         book = layer._codebook
@@ -388,7 +398,7 @@ def test_quantizing_is_the_residual_loop_of_each_vector_over_the_codebooks_of_it
     assert all(torch.equal(kept[name], tensor) for name, tensor in quantizer.state_dict().items())
 
 
-def test_a_clip_of_one_codebook_pays_for_that_one_alone():
+def test_the_penalty_of_a_clip_of_one_codebook_is_that_of_this_codebook_only():
     quantizer = books(4).eval()
     z = torch.randn(1, 4, 10, generator=torch.Generator().manual_seed(1))
     first = quantizer.vq.layers[0]._codebook.embed.numpy()
@@ -407,7 +417,7 @@ def test_a_step_of_training_moves_every_code_to_the_running_mean_of_all_clips_an
     sizes = [layer._codebook.cluster_size.double().numpy() for layer in quantizer.vq.layers]
     sums = [layer._codebook.embed_avg.double().numpy() for layer in quantizer.vq.layers]
     for table in tables:
-        table[dead] = 50  # where nothing falls
+        table[dead] = 50  # far from all vectors
     for layer, table in zip(quantizer.vq.layers, tables, strict=True):
         layer._codebook.embed.copy_(torch.from_numpy(table))
     z = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(1))
@@ -433,9 +443,9 @@ def test_a_step_of_training_moves_every_code_to_the_running_mean_of_all_clips_an
     np.testing.assert_allclose(y[0].T.numpy(), tables[0][nearest(z[0].T.numpy(), tables[0])], rtol=0, atol=1e-6)
 
 
-def test_reviving_changes_dead_codes_alone():
+def test_reviving_changes_only_dead_codes():
     generator = torch.Generator().manual_seed(0)
-    # The mean is 8, so that less than 0.8 is dead; a tenth of the median would be 0.3, of the largest 3, of the sum 4.
+    # The mean is 8, so counts below 0.8 are dead; a tenth of the median would be 0.35, of the maximum 3, of the sum 4.
     sizes = torch.tensor([30, 0.5, 1, 5, 3.5])
     book = SimpleNamespace(
         cluster_size=sizes.clone(),
@@ -462,15 +472,15 @@ def test_revived_codes_are_drawn_from_all_vectors():
     assert book.embed[0] == 0
 
 
-def test_codes_where_nothing_falls_come_back_into_use():
+def test_codes_far_from_all_vectors_come_back_into_use():
     quantizer = encodec.quantizer(8, 1, 128, 0.9).train()
     torch.manual_seed(0)
     z = torch.randn(4, 8, 200)
     everyone = torch.ones(4, dtype=torch.long)
-    rvq.quantize(quantizer, z, everyone)  # k-means start
+    rvq.quantize(quantizer, z, everyone)  # initializes the codes by k-means
     book = quantizer.vq.layers[0]._codebook
     with torch.no_grad():
-        book.embed[:60] += 100  # where nothing will ever fall
+        book.embed[:60] += 100  # far from all vectors
         book.embed_avg[:60] += 100 * book.cluster_size[:60, None]
     for _ in range(60):  # 0.9 ** 22 is a tenth
         rvq.quantize(quantizer, z, everyone)
@@ -486,7 +496,7 @@ def test_perplexity_is_the_number_of_equally_used_codes():
 
 @cache
 def mel_filters(window, bands):
-    """Triangles whose corners lie evenly in mel, by the formula, (window / 2 + 1, bands)."""
+    """Triangles with corners evenly spaced in mel, by the formula, (window / 2 + 1, bands)."""
     top = 2595 * math.log10(1 + 12_000 / 700)
     corners = [700 * (10 ** (top * number / (bands + 1) / 2595) - 1) for number in range(bands + 2)]
     places = [24_000 * number / window for number in range(window // 2 + 1)]
@@ -510,8 +520,8 @@ def log_mel(x, window, bands):
 
 
 def test_mel_bands_are_triangles_in_mel():
-    for window, bands in ((256, 20), (2048, 128), (64, 40)):  # of the last, many are narrower than a bin
-        found = objectives.mel_bands(window, bands)
+    for window, bands in ((256, 20), (2048, 128), (64, 40)):  # many of the last are narrower than a bin
+        found = losses.mel_bands(window, bands)
         assert found.dtype == torch.float32
         np.testing.assert_allclose(found.numpy(), mel_filters(window, bands), rtol=0, atol=1e-6)
 
@@ -519,13 +529,13 @@ def test_mel_bands_are_triangles_in_mel():
 def test_the_log_mel_distance_is_the_mean_over_four_window_lengths():
     rng = np.random.default_rng(0)
     x = rng.normal(0, 0.1, (2, 5000)).astype(np.float32)
-    # The first is quiet enough for what is added to magnitudes to show, the second about as loud as x.
+    # The first is so quiet that the offset of the magnitudes matters, the second about as loud as x.
     y = x * np.array([[1e-4], [0.5]], np.float32) + rng.normal(0, [[1e-6], [0.1]], (2, 5000)).astype(np.float32)
     distances = []
     for window, bands in ((256, 20), (512, 40), (1024, 80), (2048, 128)):
         pairs = [log_mel(a, window, bands) - log_mel(b, window, bands) for a, b in zip(x, y, strict=True)]
         distances.append(np.abs(pairs).mean())
-    mel = objectives.LogMel()
+    mel = losses.LogMel()
     assert mel(torch.from_numpy(x), torch.from_numpy(y)).item() == pytest.approx(np.mean(distances), rel=1e-4)
     spectra = mel.spectra(torch.from_numpy(y))
     assert [part.shape for part in spectra] == [(2, 75, 20), (2, 36, 40), (2, 16, 80), (2, 6, 128)]
@@ -534,46 +544,46 @@ def test_the_log_mel_distance_is_the_mean_over_four_window_lengths():
 
 def test_distances():
     x = torch.from_numpy(np.stack([glide(1.0), glide(1.0, 1)]))
-    mel = objectives.LogMel()
+    mel = losses.LogMel()
     assert mel(x, x) == 0
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     noise -= x * (x * noise).sum(1, keepdim=True) / x.square().sum(1, keepdim=True)  # orthogonal to x
     noise *= (x.square().sum(1, keepdim=True) / noise.square().sum(1, keepdim=True)).sqrt() * 10 ** (-12 / 20)
-    assert objectives.si_sdr_db(x, 3 * (x + noise)).tolist() == pytest.approx([12, 12], abs=1e-3)
+    assert losses.si_sdr_db(x, 3 * (x + noise)).tolist() == pytest.approx([12, 12], abs=1e-3)
 
 
-def test_si_sdr_is_the_tangent_of_the_angle_between_the_sounds_their_means_included():
+def test_si_sdr_is_the_cotangent_of_the_angle_between_the_sounds_which_are_not_centred():
     x, y = (np.random.default_rng(seed).normal(0.3, 0.2, (3, 500)) for seed in (0, 1))
     expected = []
     for a, b in zip(x, y, strict=True):
         cosine = (a @ b) / math.sqrt((a @ a) * (b @ b))
         expected.append(20 * math.log10(cosine / math.sqrt(1 - cosine**2)))
-    assert objectives.si_sdr_db(torch.from_numpy(x), torch.from_numpy(y)).tolist() == pytest.approx(expected, abs=1e-6)
+    assert losses.si_sdr_db(torch.from_numpy(x), torch.from_numpy(y)).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_hinge_losses_are_those_worked_by_hand():
+def test_hinge_losses_equal_those_computed_by_hand():
     row = lambda *values: torch.tensor([values])  # noqa: E731
-    assert objectives.discriminator_loss([row(2.0)], [row(-2.0)]) == 0  # both told apart by more than the margin
-    assert objectives.discriminator_loss([row(-1.0)], [row(1.0)]) == 4  # 2 for either
-    assert objectives.discriminator_loss([row(0.5)], [row(-2.0)]) == 0.5
-    assert objectives.discriminator_loss([row(2.0)], [row(-0.75)]) == 0.25
-    # Scales count alike, however many logits they have: the means are 0.5 + 3 and 1 + 0.
+    assert losses.discriminator_loss([row(2.0)], [row(-2.0)]) == 0  # both beyond the margin
+    assert losses.discriminator_loss([row(-1.0)], [row(1.0)]) == 4  # 2 for each
+    assert losses.discriminator_loss([row(0.5)], [row(-2.0)]) == 0.5
+    assert losses.discriminator_loss([row(2.0)], [row(-0.75)]) == 0.25
+    # Scales weigh the same, however many logits they have: the means are 0.5 + 3 and 1 + 0.
     real, made = [row(0.0, 1.0), row(0.0)], [row(2.0, 2.0), row(-1.0, -3.0, -1.0)]
-    assert objectives.discriminator_loss(real, made) == pytest.approx((3.5 + 1) / 2)
-    assert objectives.adversarial_loss([row(2.0)]) == 0
-    assert objectives.adversarial_loss([row(-1.0)]) == 2
-    assert objectives.adversarial_loss([row(0.0, 0.5, 3.0), row(-4.0)]) == pytest.approx((1.5 / 3 + 5) / 2)
+    assert losses.discriminator_loss(real, made) == pytest.approx((3.5 + 1) / 2)
+    assert losses.adversarial_loss([row(2.0)]) == 0
+    assert losses.adversarial_loss([row(-1.0)]) == 2
+    assert losses.adversarial_loss([row(0.0, 0.5, 3.0), row(-4.0)]) == pytest.approx((1.5 / 3 + 5) / 2)
 
 
 def test_the_distance_of_features_is_relative_to_the_size_of_the_real_ones():
     real = [[torch.tensor([1.0, -3.0]), torch.tensor([10.0])], [torch.tensor([0.5, 0.5, -0.5])]]
     made = [[torch.tensor([2.0, -3.0]), torch.tensor([0.0])], [torch.tensor([0.5, -0.5, -0.5])]]
     # Mean distances 1/2, 10, 1/3 of features whose mean sizes are 2, 10, 1/2.
-    assert objectives.feature_loss(real, made).item() == pytest.approx((0.25 + 1 + 2 / 3) / 3)
+    assert losses.feature_loss(real, made).item() == pytest.approx((0.25 + 1 + 2 / 3) / 3)
 
 
 def test_the_balancer_gives_each_loss_its_share():
-    balancer = objectives.Balancer({"a": 1.0, "b": 3.0})
+    balancer = losses.Balancer({"a": 1.0, "b": 3.0})
     w = torch.ones(2, 10, requires_grad=True)
     y = w * 1.0
     balancer.backward({"a": 1000 * y[:, 0].sum(), "b": 0.001 * y[:, 1].sum()}, y)
@@ -584,7 +594,7 @@ def test_the_balancer_gives_each_loss_its_share():
 @pytest.mark.parametrize("decay", [None, 0.9])
 def test_the_balancer_divides_by_running_means_of_the_norms(decay):
     shares = {"a": 1.0, "b": 3.0, "late": 0.5}
-    balancer = objectives.Balancer(shares) if decay is None else objectives.Balancer(shares, decay)
+    balancer = losses.Balancer(shares) if decay is None else losses.Balancer(shares, decay)
     decay = decay or 0.999
     rng = np.random.default_rng(0)
     norms = {name: [] for name in shares}
@@ -597,7 +607,7 @@ def test_the_balancer_divides_by_running_means_of_the_norms(decay):
         balancer.backward({name: (torch.from_numpy(part) * y).sum() for name, part in gradients.items()}, y)
         expected = np.zeros((3, 8))
         for name, part in gradients.items():
-            # A loss that comes later counts as if it had always had its first norm.
+            # A loss that starts later counts as if it had always had its first norm.
             norms[name] += [np.linalg.norm(part, axis=1).mean()] * (1 if norms[name] else step + 1)
             ages = [decay ** (step - number) for number in range(step + 1)]
             mean = np.dot(ages, norms[name]) / sum(ages)
@@ -605,42 +615,42 @@ def test_the_balancer_divides_by_running_means_of_the_norms(decay):
         np.testing.assert_allclose(w.grad.numpy(), expected, rtol=1e-9)
 
 
-def test_the_balancer_takes_a_loss_without_gradient():
-    balancer = objectives.Balancer({"a": 1.0, "b": 1.0})
+def test_the_balancer_accepts_a_loss_without_gradient():
+    balancer = losses.Balancer({"a": 1.0, "b": 1.0})
     w = torch.ones(1, 4, requires_grad=True)
     y = w * 1.0
     balancer.backward({"a": (0 * y).sum(), "b": y.sum()}, y)
     assert w.grad.tolist() == [pytest.approx([0.25] * 4)]  # half of a gradient of norm 2
 
 
-def test_groups_stay_together_and_both_splits_have_some():
+def test_groups_stay_together_and_both_splits_have_at_least_one():
     names = {str(number): f"speaker{number % 5}-{number}.wav" for number in range(20)}
-    splits = clips.divide(names, r"speaker\d+", 0.2)
+    splits = dataset.divide(names, r"speaker\d+", 0.2)
     by_speaker = {name.split("-")[0]: set() for name in names.values()}
     for sha256, split in splits.items():
         by_speaker[names[sha256].split("-")[0]].add(split)
     assert sorted(map(tuple, by_speaker.values())) == [("train",)] * 4 + [("val",)]
-    with pytest.raises(UsageError, match="make 1 groups"):
-        clips.divide(names, "speaker", 0.2)
+    with pytest.raises(UsageError, match="form 1 groups"):
+        dataset.divide(names, "speaker", 0.2)
 
 
-def test_the_share_of_validation_is_one_of_groups_whatever_the_order_of_the_files():
+def test_the_share_of_validation_is_a_share_of_groups_and_independent_of_the_order_of_the_files():
     names = {str(number): f"a/speaker{number % 10}/{number // 10}.wav" for number in range(30)}
     for share, count in ((0.01, 1), (0.1, 1), (0.3, 3), (0.49, 5)):
-        splits = clips.divide(names, r"speaker\d", share)
+        splits = dataset.divide(names, r"speaker\d", share)
         assert len({names[sha256][:10] for sha256, split in splits.items() if split == "val"}) == count
-        assert splits == clips.divide(dict(reversed(names.items())), r"speaker\d", share)
-    # Without an expression each file is a group, and so is one whose path has no match.
-    assert sorted(clips.divide(names, "", 0.3).values()) == ["train"] * 21 + ["val"] * 9
+        assert splits == dataset.divide(dict(reversed(names.items())), r"speaker\d", share)
+    # Without an expression each file is a group, as is a file whose path has no match.
+    assert sorted(dataset.divide(names, "", 0.3).values()) == ["train"] * 21 + ["val"] * 9
     mixed = {"a": "speaker1-a.wav", "b": "speaker1-b.wav"} | {str(number): f"{number}.wav" for number in range(10)}
-    splits = clips.divide(mixed, r"speaker\d", 0.45)
+    splits = dataset.divide(mixed, r"speaker\d", 0.45)
     assert splits["a"] == splits["b"]
     assert len({mixed[sha256][:8] for sha256, split in splits.items() if split == "val"}) == 5  # of 11 groups
 
 
-def test_the_groups_with_the_least_hashes_are_validated_on():
+def test_the_groups_with_the_lowest_hashes_are_the_validation_split():
     names = {str(number): f"speaker{number:02}/1.wav" for number in range(40)}
-    splits = clips.divide(names, r"speaker\d+", 0.25)
+    splits = dataset.divide(names, r"speaker\d+", 0.25)
     hashes = {sha256: plain_key(*name[:9].encode()) for sha256, name in names.items()}
     least = sorted(hashes, key=hashes.get)[:10]
     assert {sha256 for sha256, split in splits.items() if split == "val"} == set(least)
@@ -656,17 +666,17 @@ def in_order(task, jobs, _, **__):
             yield job, reason
 
 
-def test_sound_is_staged_as_16_bits_file_behind_file_and_equal_files_once(tmp_path, monkeypatch):
+def test_sound_is_staged_in_16_bits_one_file_after_the_other_and_identical_files_once(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "in_order", in_order)
     folder = tmp_path / "sounds"
     folder.mkdir()
     wave = np.array([0, 1, -1, 1.5, -1.5, 0.5, 0.4 / 32767, 0.6 / 32767, -0.6 / 32767], np.float32)
-    bits = [0, 32767, -32767, 32767, -32767, 16384, 0, 1, -1]  # 16383.5 is rounded to the even one
+    bits = [0, 32767, -32767, 32767, -32767, 16384, 0, 1, -1]  # 16383.5 is rounded to even
     for number, name in enumerate(("d", "a", "c", "b", "e")):
         soundfile.write(folder / f"{name}.wav", np.append(wave, np.full(number, 0.25)), 24_000, subtype="FLOAT")
     (folder / "f.wav").write_bytes((folder / "a.wav").read_bytes())
-    made = keys("data.val=0.4").data
-    staged = clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+    made = config("data.val=0.4").data
+    staged = dataset.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
     lengths = {"a.wav": 10, "b.wav": 12, "c.wav": 11, "d.wav": 9, "e.wav": 13}
     assert sorted(clip.path for clip in staged.clips) == sorted(lengths)
     for split, count in (("train", 3), ("val", 2)):
@@ -684,27 +694,29 @@ def test_sound_is_staged_as_16_bits_file_behind_file_and_equal_files_once(tmp_pa
         assert len(samples) == start
         assert staged.seconds(split) == start / 24_000
     assert staged.fingerprint == [(clip.split, clip.sha256) for clip in staged.clips]
-    again = clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+    again = dataset.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
     assert again == staged
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         "clips.json", "rejects.jsonl", "train.s16", "val.s16"
     ]  # fmt: skip
     for changed, name in (("data.val=0.3", "val"), ("data.speaker=[ab]", "speaker")):
         with pytest.raises(UsageError, match=f"its {name} differ"):
-            clips.stage([str(folder)], tmp_path / "data", keys("data.val=0.4", changed).data, n_workers=1, report=quiet)
+            dataset.stage(
+                [str(folder)], tmp_path / "data", config("data.val=0.4", changed).data, n_workers=1, report=quiet
+            )
     whole = (tmp_path / "data" / "val.s16").read_bytes()
     (tmp_path / "data" / "val.s16").write_bytes(whole[:-2])
     with pytest.raises(CheckFailed, match=r"val.s16 is not \d+ bytes long"):
-        clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+        dataset.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
     (tmp_path / "data" / "val.s16").unlink()
     with pytest.raises(CheckFailed, match=r"val.s16 is not \d+ bytes long"):
-        clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+        dataset.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
     (tmp_path / "data" / "clips.json").write_text("{}")
-    with pytest.raises(CheckFailed, match="is not what"):
-        clips.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
+    with pytest.raises(CheckFailed, match="was not written by"):
+        dataset.stage([str(folder)], tmp_path / "data", made, n_workers=1, report=quiet)
 
 
-def test_sounds_are_read_within_the_limits_that_recipe_and_command_set(tmp_path, monkeypatch):
+def test_sounds_are_read_within_the_limits_of_recipe_and_command(tmp_path, monkeypatch):
     asked, shown = [], []
     monkeypatch.setattr(workers, "in_order", lambda *given, **limits: asked.append(limits) or in_order(*given))
     folder = tmp_path / "sounds"
@@ -713,36 +725,36 @@ def test_sounds_are_read_within_the_limits_that_recipe_and_command_set(tmp_path,
         soundfile.write(folder / f"{number}.wav", np.full(4, number / 4), 24_000)
     (folder / "short.wav").write_text("no sound at all, but long enough for a header")
     (folder / "gone.wav").symlink_to("nowhere")
-    made = keys("data.val=0.4", "data.file_timeout_s=33", "data.file_memory_mb=2222").data
-    report = lambda event, **said: shown.append((event, said["task"], said["done"], said["total"]))  # noqa: E731
-    staged = clips.stage([str(folder)], tmp_path / "data", made, n_workers=3, report=report)
+    made = config("data.val=0.4", "data.file_timeout_s=33", "data.file_memory_mb=2222").data
+    staged = dataset.stage([str(folder)], tmp_path / "data", made, n_workers=3, report=shown.append)
     assert asked == [{"workers": 3, "timeout_s": 33, "memory_mb": 2222}]
-    assert shown == [("progress", "read", done, 3) for done in (1, 2, 3)]
+    assert shown == [Progress(task="read", done=done, total=3, unit="files") for done in (1, 2, 3)]
     rejects = [json.loads(line) for line in (tmp_path / "data" / "rejects.jsonl").read_text().splitlines()]
     assert [(entry["path"], bool(entry["reason"])) for entry in rejects] == [("gone.wav", True), ("short.wav", True)]
     assert (staged.rejected, len(staged.clips)) == (2, 2)
 
 
 def written(folder, **splits):
-    """What `stage` leaves: the clips of each split, int16 (samples,) each."""
+    """Write what `stage` writes: the clips of each split, int16 (samples,) each."""
     made = []
     for split, rows in splits.items():
         np.concatenate(rows).astype("<i2").tofile(folder / f"{split}.s16")
         starts = itertools.accumulate(map(len, rows), initial=0)
-        made += [clips.Clip(f"{n}.wav", f"{split}{n}", split, a, len(r)) for n, (a, r) in enumerate(zip(starts, rows))]  # noqa: B905
-    return clips.Clips(folder, made, 0)
+        for n, (start, row) in enumerate(zip(starts, rows)):  # noqa: B905  one start more than rows
+            made.append(dataset.Clip(f"{n}.wav", f"{split}{n}", split, start, len(row)))
+    return dataset.Clips(folder, made, 0)
 
 
 AS_THEY_ARE = ("data.segment_s=0.2", "data.speed=0", "data.gain_db=0", "data.mix=0")
 
 
 def windows(folder, rows, *settings, seed=1):
-    made = keys(*AS_THEY_ARE, *settings).data
-    return clips.Windows(written(folder, train=rows, val=[np.zeros(9)]), "train", made, seed)
+    made = config(*AS_THEY_ARE, *settings).data
+    return dataset.ClipWindows(written(folder, train=rows, val=[np.zeros(9)]), "train", made, seed)
 
 
-def test_windows_are_pieces_of_one_clip_and_short_clips_are_filled_up_with_silence(tmp_path):
-    # Each sample says which one it is: the clips have 5,000, 3,000 and 9,000 samples, a window 4,800.
+def test_windows_are_cut_from_one_clip_and_short_clips_are_padded_with_silence(tmp_path):
+    # Each sample is its own number: the clips have 5,000, 3,000 and 9,000 samples, a window 4,800.
     rows = [np.arange(1, 5001), np.arange(5001, 8001), np.arange(8001, 17001)]
     found = windows(tmp_path, rows)
     first = []
@@ -754,7 +766,7 @@ def test_windows_are_pieces_of_one_clip_and_short_clips_are_filled_up_with_silen
         length = min(4800, len(clip))
         assert begin + length - 1 <= clip[-1]
         assert samples.tolist() == [*range(begin, begin + length), *[0] * (4800 - length)]
-    # Every place of the split is as likely as another, up to chance (200 of them): clips by their lengths.
+    # Every place of the split is equally likely, so clips are as likely as they are long, up to chance (200 draws).
     counts = np.histogram(first, (1, 5001, 8001, 17001))[0] / 200
     assert counts == pytest.approx([5 / 17, 3 / 17, 9 / 17], abs=0.1)  # three standard deviations
     inside = [begin for begin in first if 8001 < begin < 12_201]  # neither end of the long clip
@@ -762,12 +774,12 @@ def test_windows_are_pieces_of_one_clip_and_short_clips_are_filled_up_with_silen
     assert np.histogram(inside, (8001, 10_101, 12_201))[0].min() > 0.3 * len(inside)
 
 
-def test_spread_windows_lie_evenly_whatever_the_seed(tmp_path):
+def test_spread_windows_are_even_whatever_the_seed(tmp_path):
     rows = [np.arange(1, 5001), np.arange(5001, 8001), np.arange(8001, 17001)]
     strong = ("data.speed=0.4", "data.gain_db=30", "data.mix=1")
     found = windows(tmp_path, rows, *strong, seed=5).spread(4)
-    # Middles at 1/8, 3/8, 5/8 and 7/8 of 17,000 samples: 2,125 is too near to the beginning of its clip, 6,375 in
-    # the short one, 10,625 and 14,875 in the long one, the last too near to its end.
+    # Middles at 1/8, 3/8, 5/8 and 7/8 of 17,000 samples: 2,125 is too close to the start of its clip, 6,375 in
+    # the short one, 10,625 and 14,875 in the long one, the last too close to its end.
     begins = [1, 5001, 10_625 - 2400 + 1, 17_001 - 4800]
     expected = [[*range(begin, begin + 4800)] for begin in begins]
     expected[1] = [*range(5001, 8001), *[0] * 1800]
@@ -776,7 +788,7 @@ def test_spread_windows_lie_evenly_whatever_the_seed(tmp_path):
     assert found[0][0] == np.float32(1) / np.float32(32767)
     (tmp_path / "two").mkdir()
     (middle,) = windows(tmp_path / "two", [np.arange(1, 5001), np.arange(5001, 10_001)]).spread(1)
-    assert (middle[0] * 32767).round() == 5001  # where a clip begins, it is that clip
+    assert (middle[0] * 32767).round() == 5001  # the first sample of a clip belongs to that clip
 
 
 def test_gain_is_within_its_bounds_both_ways_and_off_at_0(tmp_path):
@@ -787,7 +799,7 @@ def test_gain_is_within_its_bounds_both_ways_and_off_at_0(tmp_path):
     gains = 20 * np.log10(loud[:, 0] * 32767 / 1000)
     np.testing.assert_allclose(loud, np.repeat(loud[:, :1], 4800, 1), rtol=1e-6)
     assert np.abs(gains).max() <= 12 + 1e-4
-    # Even in dB: quarters of the range get 50 of 200 each, three standard deviations are 18.
+    # Uniform in dB: each quarter of the range gets 50 of 200; three standard deviations are 18.
     assert np.histogram(gains, (-12, -6, 0, 6, 12))[0] == pytest.approx([50] * 4, abs=18)
 
 
@@ -801,7 +813,7 @@ def test_a_share_of_the_windows_is_mixed_and_too_loud_ones_are_scaled_to_their_p
     (tmp_path / "other").mkdir()
     pairs = windows(tmp_path / "other", [np.full(9000, 1000), np.full(9000, 3000)], "data.mix=1").batch(0, 200)
     counts = [int(np.isclose(pairs[:, 0] * 32767, level).sum()) for level in (2000, 4000, 6000)]
-    assert counts == pytest.approx([50, 100, 50], abs=21)  # drawn apart; three standard deviations
+    assert counts == pytest.approx([50, 100, 50], abs=21)  # drawn independently; three standard deviations
     (tmp_path / "loud").mkdir()
     loud = [np.tile([-20_000, 10_000, 5000], 3000)]
     found = windows(tmp_path / "loud", loud, "data.gain_db=12").batch(0, 50)
@@ -825,50 +837,52 @@ def test_speed_is_within_its_bounds_both_ways_and_fills_the_window(tmp_path):
         assert np.abs(window[-24:-2]).max() > 4000 / 32767  # a whole period, up to the end
     rates = np.log(rates) / math.log(1.25)
     assert np.abs(rates).max() <= 1 + 0.01
-    # Even in its logarithm: thirds of the range get 40 of 120 each, three standard deviations are 15.
+    # Uniform in its logarithm: each third of the range gets 40 of 120; three standard deviations are 15.
     assert np.histogram(rates, (-1.01, -1 / 3, 1 / 3, 1.01))[0] == pytest.approx([40] * 3, abs=15)
 
 
-def test_windows_depend_on_seed_and_step_alone(sounds, tmp_path):
-    made = keys("data.speed=0.2", "data.gain_db=6", "data.mix=0.5").data
-    staged = clips.stage([str(sounds)], tmp_path, made, n_workers=1, report=quiet)
-    windows = clips.Windows(staged, "train", made, 1)
-    again = clips.Windows(clips.stage([str(sounds)], tmp_path, made, n_workers=2, report=quiet), "train", made, 1)
+def test_windows_depend_only_on_seed_and_step(sounds, tmp_path):
+    made = config("data.speed=0.2", "data.gain_db=6", "data.mix=0.5").data
+    staged = dataset.stage([str(sounds)], tmp_path, made, n_workers=1, report=quiet)
+    windows = dataset.ClipWindows(staged, "train", made, 1)
+    again = dataset.ClipWindows(
+        dataset.stage([str(sounds)], tmp_path, made, n_workers=2, report=quiet), "train", made, 1
+    )
     x = windows.batch(3, 5)
     assert x.shape == (5, 12_000)
     assert x.dtype == np.float32
     assert np.abs(x).max() <= 1
     assert np.array_equal(again.batch(3, 5), x)
     assert not np.array_equal(windows.batch(4, 5), x)
-    assert not np.array_equal(clips.Windows(staged, "train", made, 2).batch(3, 5), x)
+    assert not np.array_equal(dataset.ClipWindows(staged, "train", made, 2).batch(3, 5), x)
     assert [entry["path"] for entry in map(json.loads, (tmp_path / "rejects.jsonl").read_text().splitlines())] == [
         "broken.wav"
     ]
 
 
 def twin(network):
-    """A copy of a discriminator of two filters; what weight_norm keeps can't be copied."""
+    """A copy of a discriminator of two filters, made from its state: modules with weight_norm can't be deep-copied."""
     made = encodec.discriminator(2)
     made.load_state_dict(network.state_dict())
     return made
 
 
 def trainer(folder, *settings):
-    """A trainer on two clips of its own, and one to validate with; all of its codes are in use."""
+    """A trainer on two clips, with one to validate on; all of its codes are in use."""
     rng = np.random.default_rng(0)
     noise = [rng.normal(0, 3000, 9000) for _ in range(2)]
     spoken = [np.concatenate((glide(0.4) * 20_000, glide(0.4, 1) * 500, np.zeros(9600)))]
-    made = keys(*AS_THEY_ARE, *settings)
-    found = codec_training.Trainer(made, folder, written(folder, train=noise, val=spoken), "cpu", quiet)
+    made = config(*AS_THEY_ARE, *settings)
+    found = CodecTrainer(made, folder, written(folder, train=noise, val=spoken), "cpu", quiet)
     settle(found.network.quantizer)
     return found
 
 
-def test_a_training_draws_its_weights_from_its_seed_and_its_discriminator_is_as_wide_as_the_recipe_says(tmp_path):
+def test_initial_weights_follow_from_the_seed_and_the_discriminator_is_as_wide_as_the_recipe_says(tmp_path):
     one = trainer(tmp_path, "train.seed=7", "train.discriminator_filters=3", "train.adversarial_from=1")
-    expected = own.network(one.recipe.codec, 7)
+    expected = checkpoint.network(one.recipe.codec, 7)
     assert all(torch.equal(part, expected.get_parameter(name)) for name, part in one.network.named_parameters())
-    layers = [scale.convs[0].conv for scale in one.opponent.network.discriminators]
+    layers = [scale.convs[0].conv for scale in one.discriminator.network.discriminators]
     assert [layer.out_channels for layer in layers] == [3] * 3
 
 
@@ -889,7 +903,7 @@ def test_half_of_the_clips_are_trained_at_the_full_rate_and_the_others_at_any(tm
     numbers = torch.cat(drawn)
     assert len(numbers) == 1920
     assert (int(numbers.min()), int(numbers.max())) == (1, 4)
-    # Half of them, and a quarter of the other half; four standard deviations of the share of 1,920.
+    # Half of them, and a quarter of the other half; four standard deviations for 1,920 draws.
     shares = (torch.bincount(numbers, minlength=5) / 1920).tolist()
     assert shares == [0, *(pytest.approx(share, abs=0.045) for share in (0.125, 0.125, 0.125, 0.625))]
     assert not torch.equal(drawn[0], drawn[1])
@@ -898,7 +912,7 @@ def test_half_of_the_clips_are_trained_at_the_full_rate_and_the_others_at_any(tm
 def test_a_step_goes_down_the_weighted_losses_with_a_clipped_gradient(tmp_path, monkeypatch):
     settings = ("mel=0.7", "wave=2.3", "commitment=5.0", "clip=0.01", "weight_decay=0.3", "ema=0.9", "lr=0.01")
     one = trainer(tmp_path, *(f"train.{text}" for text in settings))
-    before, average = copy.deepcopy(one.network), dict(one.average.weights)
+    before, average = copy.deepcopy(one.network), dict(one.optimizer.ema.weights)
     average = {name: tensor.clone() for name, tensor in average.items()}
     drawn, quantize = [], rvq.quantize
     monkeypatch.setattr(rvq, "quantize", lambda *given: drawn.append(given[2]) or quantize(*given))
@@ -906,44 +920,44 @@ def test_a_step_goes_down_the_weighted_losses_with_a_clipped_gradient(tmp_path, 
     x = torch.from_numpy(one.windows.batch(0, 4))
     quantized, commitment = quantize(before.quantizer, before.encode(x), drawn[0])
     y = before.decode(quantized)
-    mel, wave = objectives.LogMel()(x, y), ((y - x).abs() / x.square().mean(1, keepdim=True).sqrt()).mean()
+    mel, wave = losses.LogMel()(x, y), ((y - x).abs() / x.square().mean(1, keepdim=True).sqrt()).mean()
     (0.7 * mel + 2.3 * wave + 5 * commitment).backward()
     gradients = {name: parameter.grad for name, parameter in before.named_parameters()}
     norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients.values()))
     expected = {"mel": mel.item(), "wave": wave.item(), "commitment": commitment.item(), "gradient_norm": norm}
     assert values == pytest.approx(expected, rel=1e-4)
-    assert norm > 0.1  # so that clipping shows
+    assert norm > 0.1  # so that clipping has an effect
     lr = 0.01 / 2  # the first of two steps of warm-up
     for name, parameter in before.named_parameters():
         gradient = gradients[name] * 0.01 / norm
-        state = one.optimizer.state[one.network.get_parameter(name)]
+        state = one.optimizer.adamw.state[one.network.get_parameter(name)]
         np.testing.assert_allclose(state["exp_avg"].numpy(), (0.1 * gradient).numpy(), rtol=0, atol=1e-7)
         decay = 0.3 if parameter.dim() > 1 else 0
         moved = parameter.detach() * (1 - lr * decay) - lr * gradient / (gradient.abs() + 1e-8)
-        clear = gradient.abs() > 1e-6  # of smaller ones rounding decides
+        clear = gradient.abs() > 1e-6  # the sign of smaller ones depends on rounding
         found = one.network.get_parameter(name).detach()
         np.testing.assert_allclose(found[clear].numpy(), moved[clear].numpy(), rtol=0, atol=1e-5)
-        # The average of the first step keeps a tenth.
+        # At the first step the EMA keeps a tenth.
         kept = 0.1 * average[name] + 0.9 * found
-        np.testing.assert_allclose(one.average.weights[name].numpy(), kept.numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(one.optimizer.ema.weights[name].numpy(), kept.numpy(), rtol=0, atol=1e-6)
     assert all(parameter.grad is None for parameter in one.network.parameters())
 
 
-def test_the_discriminator_takes_part_from_its_step_on_and_losses_are_balanced(tmp_path, monkeypatch):
+def test_the_discriminator_is_used_from_its_step_on_and_losses_are_balanced(tmp_path, monkeypatch):
     settings = ("adversarial_from=3", "mel=2.0", "wave=0.25", "adversarial=1.5", "features=0.5", "commitment=0.4")
     one = trainer(tmp_path, *(f"train.{text}" for text in settings), "train.min_lr=0.1")
     assert "adversarial" not in one.step(2)
-    before, opponent = copy.deepcopy(one.network), one.opponent
-    drawn, shares, judges, quantize, learn = [], [], [], rvq.quantize, opponent.learn
+    before, discriminator = copy.deepcopy(one.network), one.discriminator
+    drawn, shares, judges, quantize, learn = [], [], [], rvq.quantize, discriminator.learn
 
     def learned(x, y, share):
         shares.append(share)
         found = learn(x, y, share)
-        judges.append(twin(opponent.network))
+        judges.append(twin(discriminator.network))
         return found
 
     monkeypatch.setattr(rvq, "quantize", lambda *given: drawn.append(given[2]) or quantize(*given))
-    monkeypatch.setattr(opponent, "learn", learned)
+    monkeypatch.setattr(discriminator, "learn", learned)
     values = one.step(3)
     # Six steps, two of warm-up: the fourth is a third of the way down a cosine.
     assert shares == pytest.approx([0.1 + 0.9 * 0.75])
@@ -953,35 +967,35 @@ def test_the_discriminator_takes_part_from_its_step_on_and_losses_are_balanced(t
     logits, made = judges[0](y[:, None])
     real = judges[0](x[:, None])[1]
     pairs = [pair for layers in zip(real, made, strict=True) for pair in zip(*layers, strict=True)]
-    losses = {
-        "mel": (2.0, objectives.LogMel()(x, y)),
-        "wave": (0.25, codec_training.wave_loss(x, y)),
+    expected = {
+        "mel": (2.0, losses.LogMel()(x, y)),
+        "wave": (0.25, losses.wave_loss(x, y)),
         "adversarial": (1.5, sum((1 - part).clamp(min=0).mean() for part in logits) / 3),
         "features": (0.5, sum((b - a).abs().mean() / a.abs().mean() for a, b in pairs) / len(pairs)),
     }
-    assert {name: values[name] for name in losses} == pytest.approx(
-        {name: loss.item() for name, (_, loss) in losses.items()}, rel=1e-4
+    assert {name: values[name] for name in expected} == pytest.approx(
+        {name: loss.item() for name, (_, loss) in expected.items()}, rel=1e-4
     )
     pull = torch.zeros_like(y)
-    for weight, loss in losses.values():
+    for weight, loss in expected.values():
         (gradient,) = torch.autograd.grad(loss, y, retain_graph=True)
         pull += weight / 4.25 * gradient / gradient.norm(dim=1).mean()
     ((y * pull).sum() + 0.4 * commitment).backward()
     norm = math.sqrt(sum(part.grad.double().square().sum().item() for part in before.parameters()))
     assert values["gradient_norm"] == pytest.approx(norm, rel=1e-3)
     assert values["commitment"] == pytest.approx(commitment.item(), rel=1e-4)
-    assert values.keys() == {*losses, "commitment", "discriminator", "gradient_norm"}
+    assert values.keys() == {*expected, "commitment", "discriminator", "gradient_norm"}
 
 
 def test_the_discriminator_learns_the_hinge_loss_at_its_share_of_the_learning_rate():
-    one = codec_training.Opponent(keys("train.discriminator_lr=0.02"), "cpu")
+    one = Discriminator(config("train.discriminator_lr=0.02").train, "cpu")
     before = twin(one.network)
     x, y = torch.randn(2, 2, 2400, generator=torch.Generator().manual_seed(0)).unbind(1)
     y = (0.1 * y).requires_grad_()
     values = one.learn(x, y, 0.25)
     real, made = before(x[:, None])[0], before(y.detach()[:, None])[0]
-    losses = [(1 - r).clamp(min=0).mean() + (1 + m).clamp(min=0).mean() for r, m in zip(real, made, strict=True)]
-    loss = sum(losses) / 3
+    scales = [(1 - r).clamp(min=0).mean() + (1 + m).clamp(min=0).mean() for r, m in zip(real, made, strict=True)]
+    loss = sum(scales) / 3
     loss.backward()
     assert values == {"discriminator": pytest.approx(loss.item(), rel=1e-5)}
     assert y.grad is None
@@ -995,7 +1009,7 @@ def test_the_discriminator_learns_the_hinge_loss_at_its_share_of_the_learning_ra
     assert moved > 100
     assert one.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
     first, same, other = (
-        next(codec_training.Opponent(keys(f"train.seed={seed}"), "cpu").network.parameters()) for seed in (1, 1, 2)
+        next(Discriminator(config(f"train.seed={seed}").train, "cpu").network.parameters()) for seed in (1, 1, 2)
     )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -1004,20 +1018,20 @@ def test_the_discriminator_learns_the_hinge_loss_at_its_share_of_the_learning_ra
 def test_the_difference_of_samples_is_relative_to_the_loudness_of_each_window():
     x = torch.tensor([[0.0, -4.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.0]])
     y = x + torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.2, -0.2, 0.0, 0.0], [0.001, 0.001, 0.001, 0.001]])
-    # 1/4 of 2, 0.1 of 0.1, and of silence 0.001 of 0.01, the least that counts.
-    assert codec_training.wave_loss(x, y).item() == pytest.approx((0.125 + 1 + 0.1) / 3)
+    # 1/4 relative to 2, 0.1 to 0.1, and for silence 0.001 to 0.01, the lower limit of the loudness.
+    assert losses.wave_loss(x, y).item() == pytest.approx((0.125 + 1 + 0.1) / 3)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_before_it_is_used(tmp_path, monkeypatch):
     one = trainer(tmp_path)
     before = {name: parameter.clone() for name, parameter in one.network.named_parameters()}
-    monkeypatch.setattr(codec_training, "wave_loss", lambda _, y: (y * math.nan).mean())
+    monkeypatch.setattr("shortcut_cli.codec.trainer.wave_loss", lambda _, y: (y * math.nan).mean())
     with pytest.raises(ShortcutError, match="not finite at step 4 "):
         one.step(3)
     assert all(torch.equal(before[name], parameter) for name, parameter in one.network.named_parameters())
 
 
-def test_validation_judges_the_averaged_weights_in_half_precision_window_by_window(tmp_path):
+def test_validation_scores_the_ema_weights_in_half_precision_window_by_window(tmp_path):
     one = trainer(tmp_path, "codec.codebooks=8", "train.eval_windows=6", "train.batch_size=5")
     held = np.fromfile(tmp_path / "val.s16", "<i2").astype(np.float32) / 32767
     middles = [(2 * number + 1) * len(held) // 12 for number in range(6)]
@@ -1026,14 +1040,14 @@ def test_validation_judges_the_averaged_weights_in_half_precision_window_by_wind
     assert torch.equal(one.validation, x)
     generator = torch.Generator().manual_seed(0)
     for name, tensor in one.network.state_dict().items():
-        one.average.weights[name].copy_(tensor)
+        one.optimizer.ema.weights[name].copy_(tensor)
         if "quantizer" not in name:
-            one.average.weights[name] += 0.1 * torch.randn(tensor.shape, generator=generator)
-    one.average.weights["decoder.blocks.outward.bias"][641:] = 1000.24  # an angle; 1000 in half precision
-    rounded = {name: tensor.half().float() for name, tensor in one.average.weights.items()}
-    network = own.network(one.recipe.codec).eval()
+            one.optimizer.ema.weights[name] += 0.1 * torch.randn(tensor.shape, generator=generator)
+    one.optimizer.ema.weights["decoder.blocks.outward.bias"][641:] = 1000.24  # an angle; 1000 in half precision
+    rounded = {name: tensor.half().float() for name, tensor in one.optimizer.ema.weights.items()}
+    network = checkpoint.network(one.recipe.codec).eval()
     network.load_state_dict(rounded)
-    mel, expected = objectives.LogMel(), {"mel_6kbps": [], "mel_1.5kbps": [], "si_sdr_6kbps": []}
+    mel, expected = losses.LogMel(), {"mel_6kbps": [], "mel_1.5kbps": [], "si_sdr_6kbps": []}
     codes = []
     with torch.no_grad():
         for window in x:
@@ -1063,16 +1077,16 @@ def test_validation_judges_the_averaged_weights_in_half_precision_window_by_wind
     assert min(perplexity) < 0.99 * max(perplexity)
     assert {name: type(value) for name, value in found.items()} == dict.fromkeys(found, float)
     one.validate()
-    kept = own.read(tmp_path / "codec.pt")
+    kept = checkpoint.read(tmp_path / "codec.pt")
     assert all(torch.equal(tensor.float(), rounded[name]) for name, tensor in kept["weights"].items())
-    one.average = None
+    one.optimizer.ema = None
     assert one.scores()["mel_6kbps"] != found["mel_6kbps"]
     one.validation = torch.zeros(2, 4800)
     assert one.scores().keys() == found.keys() - {"si_sdr_6kbps"}
 
 
 def scripted(monkeypatch, distances):
-    """A training whose steps set every weight to their number, and whose validation gives these figures."""
+    """A training whose steps set every weight to their number, and whose validation has these scores."""
 
     def step(self, number):
         with torch.no_grad():
@@ -1081,33 +1095,33 @@ def scripted(monkeypatch, distances):
         late = {"adversarial": 10.0 * number} if number else {}
         return {"mel": float(number), "gradient_norm": 3.0 * number} | late
 
-    monkeypatch.setattr(codec_training.Trainer, "step", step)
-    monkeypatch.setattr(codec_training.Trainer, "scores", lambda self: dict(distances[self.state.step - 1]))
+    monkeypatch.setattr(CodecTrainer, "step", step)
+    monkeypatch.setattr(CodecTrainer, "scores", lambda self: dict(distances[self.state.step - 1]))
     monkeypatch.setattr(workers, "in_order", in_order)
 
 
-def test_the_codec_that_is_kept_is_the_one_with_the_least_distance(sounds, tmp_path, monkeypatch):
-    # Distances 3, 1, 2 and 1 again; neither of the two alone, nor the SI-SDR, would choose so.
+def test_the_codec_that_is_kept_is_the_one_with_the_lowest_distance(sounds, tmp_path, monkeypatch):
+    # Distances 3, 1, 2 and 1 again; neither of the two alone, nor the SI-SDR, would give the same choice.
     figures = [(2.0, 1.0, 9.0), (0.75, 0.25, -9.0), (0.5, 1.5, 50.0), (0.875, 0.125, -50.0)]
     names = ("mel_0.75kbps", "mel_3kbps", "si_sdr_3kbps")
     distances = [dict(zip(names, row, strict=True)) | {"perplexity": 1.0} for row in figures]
     scripted(monkeypatch, distances)
-    made = keys("train.steps=4", "train.eval_every=1", "train.log_every=2", "train.ema=0")
+    made = config("train.steps=4", "train.eval_every=1", "train.log_every=2", "train.ema=0")
     stops = iter([None, 75, None, None, None])
     with pytest.raises(Interrupted):
         train(made, sounds, tmp_path / "run", stop=lambda: next(stops))
-    assert own.read(tmp_path / "run" / "codec.pt")["step"] == 2
+    assert checkpoint.read(tmp_path / "run" / "codec.pt")["step"] == 2
     summary = train(made, sounds, tmp_path / "run", stop=lambda: next(stops))
-    kept = own.read(tmp_path / "run" / "codec.pt")
+    kept = checkpoint.read(tmp_path / "run" / "codec.pt")
     assert (kept["step"], kept["scores"], summary["validation_distance"]) == (2, distances[1], 1.0)
     assert set(kept["weights"]["encoder.blocks.inward.weight"].flatten().tolist()) == {2.0}
-    network = own.network(made.codec)
+    network = checkpoint.network(made.codec)
     assert summary["parameters"] == sum(part.numel() for part in network.parameters()) + 4 * 1024 * 8
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 2, 3, 4, 4]
     assert [line for line in log if "mel_3kbps" in line] == [{"step": n + 1, **row} for n, row in enumerate(distances)]
-    # Means since the last line; a loss that takes part in some of the steps alone, of those. The rate of a line is
-    # that of its last step: a cosine at 0 and 1/1 of the way.
+    # Means since the last line; a loss that only some of the steps have is averaged over those. The learning rate is
+    # that of the last step: a cosine at its start and at its end.
     lines = [line for line in log if "mel" in line]
     assert [(line["mel"], line["gradient_norm"], line["adversarial"]) for line in lines] == [
         (0.5, 1.5, 10),
@@ -1118,43 +1132,43 @@ def test_the_codec_that_is_kept_is_the_one_with_the_least_distance(sounds, tmp_p
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 6
 
 
-def test_files_that_changed_are_refused_even_where_the_clips_are_gone(sounds, tmp_path, monkeypatch):
+def test_files_that_changed_are_refused_even_if_the_clips_are_gone(sounds, tmp_path, monkeypatch):
     scripted(monkeypatch, [{"mel_3kbps": 1.0}] * 6)
-    train(keys(), sounds, tmp_path / "run")
+    train(config(), sounds, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "data")
     (tmp_path / "fewer").mkdir()
     for path in sorted(sounds.glob("speaker*.wav"))[1:]:
         (tmp_path / "fewer" / path.name).symlink_to(path)
-    with pytest.raises(UsageError, match="the files are others"):
-        train(keys(), tmp_path / "fewer", tmp_path / "run")
+    with pytest.raises(UsageError, match="the files are different"):
+        train(config(), tmp_path / "fewer", tmp_path / "run")
 
 
-def test_beginning_again_leaves_nothing_to_go_on_from_before_the_first_state(sounds, tmp_path, monkeypatch):
+def test_starting_from_scratch_leaves_nothing_to_resume_from_before_the_first_state(sounds, tmp_path, monkeypatch):
     scripted(monkeypatch, [{"mel_3kbps": 1.0}] * 6)
-    train(keys(), sounds, tmp_path / "run")
+    train(config(), sounds, tmp_path / "run")
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert made >= {"codec.pt", "resume.pt", "resume.prev.pt", "log.jsonl"}
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(codec_training.Trainer, "step", killed)
+    monkeypatch.setattr(CodecTrainer, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(keys("train.lr=0.5"), sounds, tmp_path / "run", resume="never")
+        train(config("train.lr=0.5"), sounds, tmp_path / "run", resume="never")
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} <= {"recipe.toml", ".lock"}
-    assert recipe.read_codec(str(tmp_path / "run" / "recipe.toml")).train.lr == 0.5
+    assert reading.read_codec(str(tmp_path / "run" / "recipe.toml")).train.lr == 0.5
 
 
-def test_a_training_has_the_processes_and_the_device_that_the_command_names(tmp_path, monkeypatch):
+def test_a_training_uses_the_processes_and_the_device_of_the_command(tmp_path, monkeypatch):
     asked = []
 
-    def made(*given):
+    def made(_, *given):
         asked.append(given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clips, "stage", lambda *given, n_workers, report: (*given, n_workers, report))
-    monkeypatch.setattr(codec_training, "Trainer", made)
-    one = keys()
+    monkeypatch.setattr(dataset, "stage", lambda *given, n_workers, report: (*given, n_workers, report))
+    monkeypatch.setattr(CodecTrainer, "__init__", made)
+    one = config()
     options = {"n_workers": 3, "device": "meta", "resume": "auto", "report": quiet, "stop": None}
     with pytest.raises(KeyboardInterrupt):
         codec_training.train(one, ["a", "b"], tmp_path, **options)
@@ -1164,17 +1178,17 @@ def test_a_training_has_the_processes_and_the_device_that_the_command_names(tmp_
 
 def test_a_folder_takes_one_codec_training_at_a_time(sounds, tmp_path):
     with files.held(tmp_path / "run", "another"), pytest.raises(UsageError, match="in use: another, process"):
-        train(keys(), sounds, tmp_path / "run")
+        train(config(), sounds, tmp_path / "run")
     assert not (tmp_path / "run" / "data").exists()
 
 
 def digest(path):
-    return {name: tensor.clone() for name, tensor in own.read(path)["weights"].items()}
+    return {name: tensor.clone() for name, tensor in checkpoint.read(path)["weights"].items()}
 
 
 @pytest.mark.parametrize("settings", [(), ("train.adversarial_from=2",), ("codec.network=seanet",)])
-def test_a_training_that_was_stopped_ends_in_the_same_weights(sounds, tmp_path, settings):
-    made = keys(*settings)
+def test_an_interrupted_training_ends_in_the_same_weights(sounds, tmp_path, settings):
+    made = config(*settings)
     summary = train(made, sounds, tmp_path / "whole")
     assert (summary["step"], summary["worked"], summary["rejected"]) == (6, True, 1)
     stops = iter([None, 75, None, 75, 130])
@@ -1185,7 +1199,7 @@ def test_a_training_that_was_stopped_ends_in_the_same_weights(sounds, tmp_path, 
     whole, parts = (digest(tmp_path / name / "codec.pt") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    states = [sealed.load(tmp_path / name / "resume.pt", "resume.pt") for name in ("whole", "parts")]
+    states = [tensor_file.load(tmp_path / name / "resume.pt", "resume.pt") for name in ("whole", "parts")]
     assert all(torch.equal(states[0]["network"][name], states[1]["network"][name]) for name in states[0]["network"])
     texts = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "parts")]
     logs = [[json.loads(line) | {"seconds": 0} for line in text.splitlines()] for text in texts]
@@ -1195,15 +1209,15 @@ def test_a_training_that_was_stopped_ends_in_the_same_weights(sounds, tmp_path, 
 
 
 def test_another_recipe_or_other_files_are_refused(sounds, tmp_path):
-    train(keys(), sounds, tmp_path / "run")
+    train(config(), sounds, tmp_path / "run")
     with pytest.raises(UsageError, match=r"train.lr: 0.001 -> 0.01"):
-        train(keys("train.lr=0.01"), sounds, tmp_path / "run")
+        train(config("train.lr=0.01"), sounds, tmp_path / "run")
     (tmp_path / "more").mkdir()
     soundfile.write(tmp_path / "more" / "x.wav", glide(1.0, 9), 24_000)
     for name in sounds.iterdir():
         (tmp_path / "more" / name.name).symlink_to(name)
     with pytest.raises(UsageError, match="its files differ"):
-        train(keys(), tmp_path / "more", tmp_path / "run")
+        train(config(), tmp_path / "more", tmp_path / "run")
 
 
 def test_training_lowers_the_distance_and_a_run_uses_the_codec(sounds, tmp_path):
@@ -1211,8 +1225,8 @@ def test_training_lowers_the_distance_and_a_run_uses_the_codec(sounds, tmp_path)
     found = shortcut("codec", "train", str(sounds), "--out", "c", "--json", *set_flags(*SMALL, *made), cwd=tmp_path)
     assert json.loads(found.stdout)["codec"] == "c/codec.pt"
     log = [json.loads(line) for line in (tmp_path / "c" / "log.jsonl").read_text().splitlines()]
-    losses = [line["mel"] for line in log if "mel" in line]
-    assert losses[-1] < 0.85 * losses[0]
+    distances = [line["mel"] for line in log if "mel" in line]
+    assert distances[-1] < 0.85 * distances[0]
     flags = set_flags("tokenizer.weights=c/codec.pt", "tokenizer.codebooks=4")
     (tmp_path / "w").mkdir()
     for path in sounds.glob("speaker*.wav"):
@@ -1227,10 +1241,10 @@ def test_training_lowers_the_distance_and_a_run_uses_the_codec(sounds, tmp_path)
 
 
 def test_eval_measures_every_bandwidth_and_opus(sounds, tmp_path):
-    train(keys(), sounds, tmp_path / "run")
+    train(config(), sounds, tmp_path / "run")
     done = shortcut("codec", "eval", "run/codec.pt", str(sounds), "--out", "heard", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert [row["kbps"] for row in found["bandwidths"]] == [0.75, 1.5, 3.0]
     assert found["files"] == 6
     assert [entry["path"] for entry in found["rejects"]] == ["broken.wav"]
@@ -1245,7 +1259,7 @@ def test_eval_measures_every_bandwidth_and_opus(sounds, tmp_path):
 
 
 class Steps:
-    """A codec of three codebooks, whose decoder gives a step for each: so many hundredths, plus those of the codes."""
+    """A codec of three codebooks whose output is a constant: the number of codebooks / 100 + the first code / 1000."""
 
     codebooks, layout = 3, MONO
 
@@ -1261,7 +1275,7 @@ class Steps:
             yield np.full(320 * len(codes), codes.shape[1] / 100 + codes[0, 0] / 1000, np.float32)
 
 
-def test_eval_means_are_those_of_the_files_that_have_the_figure(tmp_path, monkeypatch):
+def test_eval_means_are_over_the_files_for_which_the_score_is_defined(tmp_path, monkeypatch):
     folder = tmp_path / "w"
     (folder / "sub").mkdir(parents=True)
     lengths = {"a.wav": 24_000, "b.wav": 12_001, "sub/c.wav": 6400}
@@ -1281,14 +1295,13 @@ def test_eval_means_are_those_of_the_files_that_have_the_figure(tmp_path, monkey
             )}  # fmt: skip
 
     ticks = itertools.count()
-    monkeypatch.setattr(codec_evaluation.opening, "codec", lambda name: {"mine": Steps()}[name])
+    monkeypatch.setattr(codec_evaluation.loading, "codec", lambda name: {"mine": Steps()}[name])
     monkeypatch.setattr(codec_evaluation, "Measures", Figures)
     monkeypatch.setattr(codec_evaluation.time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(codec_evaluation, "_opus", lambda x: (np.full_like(x, 2), len(x) / 1000))
     notes = []
-    report = lambda kind, **said: notes.append((kind, said))  # noqa: E731
-    found = codec_evaluation.evaluate("mine", [str(folder)], tmp_path / "out", report=report)
-    # Sounds of 0, 1 and 2 hundredths come back as one or two hundredths for the codebooks and 0, 1, 2 thousandths.
+    found = codec_evaluation.evaluate("mine", [str(folder)], tmp_path / "out", report=notes.append)
+    # Sounds of 0, 0.01 and 0.02 come back as 0.01 or 0.02 for the codebooks plus 0, 0.001 or 0.002 for the codes.
     assert found["bandwidths"] == [
         {
             "kbps": count * 0.75,
@@ -1301,42 +1314,42 @@ def test_eval_means_are_those_of_the_files_that_have_the_figure(tmp_path, monkey
     opus = {"kbps": (24 + 12.001 + 6.4) / 3, "si_sdr_db": 2001, "log_mel": 2, "pesq": (12_001 + 6400) / 2}
     assert found["opus"] == pytest.approx(opus)
     assert [length for length, _ in seen] == [24_000] * 3 + [12_001] * 3 + [6400] * 3
-    # Frames of code 0, 1 and 2: half of 38, rounded down, are 1, half of 20 are 2, the others of 133 are 0.
+    # Of 133 frames, half of 38 have code 1, half of 20 have code 2, and the others code 0.
     shares = np.array([133 - 19 - 10, 19, 10]) / 133
     assert found["perplexity"] == pytest.approx([math.exp(-(shares * np.log(shares)).sum())] * 3)
-    assert (found["files"], found["weights"], found["schema_version"]) == (3, "mine", 1)
+    assert (found["files"], found["weights"], found["schema_version"]) == (3, "mine", 2)
     assert [entry["path"] for entry in found["rejects"]] == ["x.wav"]
     assert "libsndfile" in found["rejects"][0]["reason"]
     assert found["seconds"] == sum(lengths.values()) / 24_000
-    # A tick for each file's encoding, and for decoding it, on average over the bandwidths.
+    # One tick for encoding each file, and one for decoding it, on average over the bandwidths.
     assert (found["encode_x_realtime"], found["decode_x_realtime"]) == (found["seconds"] / 3, found["seconds"] / 3)
-    assert ("note", {"text": "without STOI (pystoi): pip install 'shortcut-cli[measure]'"}) in notes
+    assert Note("without STOI (pystoi): pip install 'shortcut-cli[measure]'") in notes
     kept = {path.name: soundfile.read(path)[0] for path in (tmp_path / "out").iterdir()}
     assert sorted(kept) == sorted(
         f"{name}-{label}.wav" for name in ("a", "b", "sub_c") for label in ("0.75kbps", "1.5kbps", "opus")
     )
     assert kept["sub_c-1.5kbps.wav"] == pytest.approx(np.full(6400, 0.022), abs=1 / 32768)
     assert kept["b-opus.wav"].tolist() == [32767 / 32768] * 12_001
-    table = list(codec_evaluation.rows(found))
+    table = list(tables.codec_rows(found))
     assert [row[:2] for row in table] == [("mine", 0.75), ("mine", 1.5), ("opus", pytest.approx(opus["kbps"]))]
     assert table[2][2:] == pytest.approx((2001, 2, None, opus["pesq"]))
 
 
 def test_eval_says_why_nothing_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(codec_evaluation.opening, "codec", lambda _: Steps())
+    monkeypatch.setattr(codec_evaluation.loading, "codec", lambda _: Steps())
     (tmp_path / "x.wav").write_text("no sound at all, but long enough for a header")
     with pytest.raises(UsageError, match=r"none of the files can be read: x\.wav: can't be read by libsndfile"):
         codec_evaluation.evaluate("mine", [str(tmp_path)], None, report=quiet)
 
 
-def test_eval_refuses_a_codec_of_stereo(tmp_path, monkeypatch):
-    monkeypatch.setattr(codec_evaluation.opening, "codec", lambda _: SimpleNamespace(layout=STEREO))
+def test_eval_refuses_a_stereo_codec(tmp_path, monkeypatch):
+    monkeypatch.setattr(codec_evaluation.loading, "codec", lambda _: SimpleNamespace(layout=STEREO))
     soundfile.write(tmp_path / "x.wav", glide(0.2), 24_000)
-    with pytest.raises(UsageError, match="encodec_48khz is a codec of 48 kHz stereo"):
+    with pytest.raises(UsageError, match="encodec_48khz is a 48 kHz stereo codec"):
         codec_evaluation.evaluate("encodec_48khz", [str(tmp_path)], None, report=quiet)
 
 
-def test_figures_of_a_short_or_silent_sound():
+def test_scores_of_a_short_or_silent_sound():
     measures = codec_evaluation.Measures()
     rng = np.random.default_rng(0)
     x, y = rng.normal(0, 0.1, (2, 1000)).astype(np.float32)
@@ -1356,7 +1369,7 @@ def test_figures_of_a_short_or_silent_sound():
     assert measures(x, np.zeros(1000, np.float32))["pesq"] is None
 
 
-def test_opus_is_as_long_as_the_sound_and_its_rate_is_that_of_the_whole_file(tmp_path):
+def test_opus_is_as_long_as_the_sound_and_its_bitrate_is_that_of_the_whole_file(tmp_path):
     for length in (24_000, 10_001):
         x = glide(1.0)[:length]
         y, kbps = codec_evaluation._opus(x)
@@ -1364,7 +1377,7 @@ def test_opus_is_as_long_as_the_sound_and_its_rate_is_that_of_the_whole_file(tmp
         kind = {"format": "OGG", "subtype": "OPUS", "compression_level": 1.0}
         soundfile.write(tmp_path / "x.ogg", x, 24_000, **kind)
         assert kbps == pytest.approx((tmp_path / "x.ogg").stat().st_size * 8 / 1000 / (length / 24_000))
-        assert objectives.si_sdr_db(*map(torch.from_numpy, (x, y))).item() > 0
+        assert losses.si_sdr_db(*map(torch.from_numpy, (x, y))).item() > 0
 
 
 def test_stoi_and_pesq_are_those_of_their_packages(tmp_path):
@@ -1380,7 +1393,7 @@ def test_stoi_and_pesq_are_those_of_their_packages(tmp_path):
     assert codec_evaluation.Measures()(silence, silence)["stoi"] is None
 
 
-def test_the_packages_of_stoi_and_pesq_are_given_the_original_first_and_the_rate_they_take(monkeypatch):
+def test_the_packages_of_stoi_and_pesq_get_the_original_first_and_the_rate_they_need(monkeypatch):
     import soxr
 
     calls, failing = [], []
@@ -1426,19 +1439,19 @@ def test_the_packages_of_stoi_and_pesq_are_given_the_original_first_and_the_rate
 
 
 def test_a_damaged_or_foreign_codec_is_noticed(sounds, tmp_path):
-    train(keys(), sounds, tmp_path / "run")
+    train(config(), sounds, tmp_path / "run")
     path = tmp_path / "run" / "codec.pt"
     whole = path.read_bytes()
     for place in (5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises((CheckFailed, UsageError)):
-            opening.of_file(path)
+            loading.of_file(path)
     path.write_bytes(whole)
-    kept = own.read(path)
+    kept = checkpoint.read(path)
     for change in ({"format": 2}, {"kind": "other"}, {"recipe": kept["recipe"] | {"codec": {"codebooks": 3}}}):
-        sealed.save(tmp_path / "other.pt", kept | change)
+        tensor_file.save(tmp_path / "other.pt", kept | change)
         with pytest.raises(CheckFailed):
-            opening.of_file(tmp_path / "other.pt")
+            loading.of_file(tmp_path / "other.pt")
 
 
 def test_48_khz_codes_are_those_of_the_package_and_the_loudness_comes_back(tmp_path):
@@ -1457,7 +1470,7 @@ def test_48_khz_codes_are_those_of_the_package_and_the_loudness_comes_back(tmp_p
             assert level == round(-20 * math.log10(scale.item()))
     y = np.concatenate(list(segments.decode(found)))
     assert y.shape == sound.shape
-    assert np.abs(y - sound).max() < 0.07 * np.abs(sound).max()  # half a dB is six per cent
+    assert np.abs(y - sound).max() < 0.07 * np.abs(sound).max()  # half a dB is six percent
     silence, loud = np.zeros((9600, 2), np.float32), np.full((9600, 2), 1.5, np.float32)
     assert [level for part in (silence, loud) for level, _ in segments.encode([part], 1)] == [63, 0]
     assert [codes.shape for _, codes in segments.encode([x[:9600]], 3)] == [(30, 3)]
@@ -1487,15 +1500,15 @@ def test_48_khz_stereo_from_file_to_file(tmp_path):
     assert info.frames >= 320
     tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="untrained_48khz:0", codebooks=2))
     ids = tokenizer.prompt(tmp_path / "w" / "0.flac").tolist()
-    guide = tokenizer.guide()
+    constraint = tokenizer.constraint()
     for token in ids:
-        assert guide.allowed(10**6)[token]
-        guide.push(token)
+        assert constraint.allowed(10**6)[token]
+        constraint.push(token)
     assert (tokenizer.vocabulary, tokenizer.stride) == (2 * 1024 + 64 + 1, 301)
     assert tokenizer.decode(ids, tmp_path / "back.wav")["second"] == pytest.approx(1.7, abs=0.01)
 
 
-def test_a_killed_codec_training_goes_on(sounds, tmp_path):
+def test_a_killed_codec_training_resumes(sounds, tmp_path):
     command = [sys.executable, "-m", "shortcut_cli", "codec", "train", str(sounds), "--out", "r"]
     command += set_flags(*SMALL, "train.steps=8", "train.eval_every=1", "train.log_every=1")
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
@@ -1505,7 +1518,7 @@ def test_a_killed_codec_training_goes_on(sounds, tmp_path):
         os.kill(process.pid, signal.SIGTERM)
     assert process.returncode == 75
     shortcut(*command[3:], cwd=tmp_path)
-    train(keys("train.steps=8", "train.eval_every=1", "train.log_every=1"), sounds, tmp_path / "whole")
+    train(config("train.steps=8", "train.eval_every=1", "train.log_every=1"), sounds, tmp_path / "whole")
     whole, parts = (digest(tmp_path / name / "codec.pt") for name in ("whole", "r"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -1520,15 +1533,15 @@ def read_codes(path):
 
 
 def test_the_official_weights_give_the_codes_that_others_published(monkeypatch):
-    # Oracle: codes of the JFK clip that another implementation of EnCodec (candle) publishes, 1.5 kbit/s. They are of a
-    # recording that is three frames longer, so they may begin up to three frames earlier.
+    # Oracle: codes of the JFK clip at 1.5 kbit/s from another implementation of EnCodec (candle). That recording is
+    # three frames longer, so its codes may start up to three frames earlier.
     monkeypatch.setenv("SHORTCUT_CACHE", str(USERS_CACHE))
     data = Path(__file__).parent.parent.parent / "shared" / "data" / "audio"
     published, sound = data / "encodec-codes" / "jfk-codes.safetensors", next(data.glob("native-rate_misc/jfk*"), None)
     if not (weights.cached("encodec_24khz").is_file() and published.is_file() and sound):
         pytest.skip("needs the cached weights of encodec_24khz and the published codes")
     expected = read_codes(published)[0].T  # (frames, 2)
-    found = np.concatenate(list(opening.codec("encodec_24khz").encode(read_samples(sound, Length()), 2)))
+    found = np.concatenate(list(loading.codec("encodec_24khz").encode(SoundReader(sound), 2)))
     differing = {}
     for shift in range(len(expected) - len(found) + 1):
         moved = expected[shift : shift + len(found)]

@@ -1,6 +1,7 @@
-"""A comparison end to end; and with scripted runs, so that each number that it writes is known beforehand."""
+"""A comparison end to end; and with scripted runs, so that every number that it writes is known in advance."""
 
 import fcntl
+import gc
 import json
 import math
 import os
@@ -16,17 +17,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_SETTINGS, set_flags, shortcut
+from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
 from scipy import stats
 
-from shortcut_cli import cli, compare, files, recipe
+from shortcut_cli import files
+from shortcut_cli.cli import commands
+from shortcut_cli.compare import baselines, page, runner
+from shortcut_cli.compare.arms import Arm, plan
+from shortcut_cli.compare.contrasts import contrast_arms
+from shortcut_cli.compare.runner import PlannedRun, Runner
+from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
 from shortcut_cli.stages import comparison
 
 
 @pytest.fixture(scope="module")
 def compared(text_run, tmp_path_factory):
-    """A folder with a comparison, its command and what that printed; made once, whatever the number of workers."""
+    """A folder with a comparison, its command and its output; made once for all pytest workers."""
     shared = tmp_path_factory.getbasetemp()
     folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "compare"
     folder.mkdir(exist_ok=True)
@@ -40,7 +47,7 @@ def compared(text_run, tmp_path_factory):
 
 
 def _compare(text_run, folder):
-    # One rate and one seed: what more of them mean is tested below, with scripted runs.
+    # One rate and one seed; several are tested below, with scripted runs.
     flags = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.width=32", "model.ffn=64")
     command = ["compare", "--recipe", "text-tiny", "--models", "shortcut", "--seeds", "1", "--out", "c"]
     command += ["--device", "cpu,cpu", "--json", *flags]
@@ -55,29 +62,29 @@ def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     assert list(arms)[:2] == ["gpt", "shortcut"]
     assert len(arms) == 4  # and a deeper and a wider baseline
     (entry,) = result["contrasts"]
-    arm, opponent = arms["shortcut"], arms[entry["opponent"]]
-    assert entry["opponents"] == list(arms)[2:]
-    assert opponent["validation"] == min(arms[label]["validation"] for label in entry["opponents"])
-    for label in entry["opponents"]:
+    arm, baseline = arms["shortcut"], arms[entry["baseline"]]
+    assert entry["baselines"] == list(arms)[2:]
+    assert baseline["validation"] == min(arms[label]["validation"] for label in entry["baselines"])
+    for label in entry["baselines"]:
         assert arms[label]["model"] == "gpt"
         assert arms[label]["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
-    assert entry["differences"] == [arm["nats_per_token"][0] - opponent["nats_per_token"][0]] == [entry["mean"]]
+    assert entry["differences"] == [arm["nats_per_token"][0] - baseline["nats_per_token"][0]] == [entry["mean"]]
     assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
     assert entry["verdict"].startswith("shortcut is ")
 
 
 def test_what_a_comparison_says_of_its_runs_lies_in_their_folders(compared):
     folder, _, printed = compared
-    from shortcut_cli import sealed
+    from shortcut_cli.training import tensor_file
 
     for row in json.loads(printed)["arms"]:
         (name,) = row["folders"]
         kept = folder / "c" / name
-        run = sealed.load(kept / "run.pt", "run.pt")
-        model, keys = run["recipe"]["model"], run["recipe"]["train"]
+        run = tensor_file.load(kept / "run.pt", "run.pt")
+        model, config = run["recipe"]["model"], run["recipe"]["train"]
         for key in ("layers", "width", "ffn"):
             assert row[key] == model[key]
-        assert (row["model"], row["lr"], row["seeds"]) == (model["name"], keys["lr"], [keys["seed"]])
+        assert (row["model"], row["lr"], row["seeds"]) == (model["name"], config["lr"], [config["seed"]])
         weights = {key: weight.numel() for key, weight in run["model"].items() if key != "head.weight"}  # tied
         assert row["parameters_total"] == sum(weights.values())
         assert row["parameters"] == sum(weights.values()) - weights["embedding.weight"]
@@ -93,12 +100,12 @@ def test_what_a_comparison_says_of_its_runs_lies_in_their_folders(compared):
 
 def test_the_page_needs_nothing_else(compared):
     folder, _, printed = compared
-    page = (folder / "c" / "compare.html").read_text()
+    html = (folder / "c" / "compare.html").read_text()
     for entry in json.loads(printed)["contrasts"]:
-        assert entry["verdict"] in page
-    assert page.count("<svg") == 1
-    assert "<script" not in page
-    assert "src=" not in page
+        assert entry["verdict"] in html
+    assert html.count("<svg") == 1
+    assert "<script" not in html
+    assert "src=" not in html
 
 
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
@@ -113,16 +120,16 @@ def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
 
 
 def test_equal_seeds_share_weights_and_order_in_all_arms(text_run, tmp_path):
-    from shortcut_cli.stages.training import Trainer
+    from shortcut_cli.training.trainer import Trainer
 
     settings = [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.width=32", "model.ffn=64", "train.seed=5"]
-    resolved = recipe.read("text-tiny", [*settings, "model.shortcut.map_width=112"])
+    resolved = reading.read("text-tiny", [*settings, "model.shortcut.map_width=112"])
     models = ["shortcut", "value_residual", "mudd", "late_kv"]
-    vocabulary = compare.Shards(text_run / "shards").tokenizer["vocabulary"]
-    arms = compare._arms(resolved, models, vocabulary, "params", runner(tmp_path))
+    vocabulary = comparison.Shards(text_run / "shards").tokenizer["vocabulary"]
+    arms = plan(resolved, models, vocabulary, "params", make_runner(tmp_path).step_seconds)
     assert len(arms) > 1 + len(models)
     made = {
-        (label, seed): Trainer(compare.Cell(arm, 0.002, seed).recipe(), tmp_path, "cpu", lambda *_, **__: None)
+        (label, seed): Trainer(PlannedRun(arm, 0.002, seed).recipe(), tmp_path, "cpu", quiet)
         for label, arm in arms.items()
         for seed in (5, 6)
     }
@@ -137,7 +144,7 @@ def test_equal_seeds_share_weights_and_order_in_all_arms(text_run, tmp_path):
         for name, weight in trainer.model.named_parameters():
             if name not in plain[seed] or plain[seed][name].shape != weight.shape or weight.dim() < 2:
                 continue
-            # What writes to the residual stream begins smaller by the root of the depth.
+            # Matrices that write to the residual stream start smaller by the square root of the depth.
             scale = math.sqrt(4 / layers) if name.endswith(".out.weight") else 1.0
             assert torch.allclose(weight, plain[seed][name] * scale, rtol=1e-6, atol=0), (label, name)
             assert not torch.allclose(weight, plain[11 - seed][name] * scale, rtol=0.1), (label, name)
@@ -148,7 +155,7 @@ def test_equal_seeds_share_weights_and_order_in_all_arms(text_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(("--models", "gtp"), "unknown name"), (("--models", "shortcut", "--lrs", "a"), "not a list of numbers")],
+    [(("--models", "gtp"), "unknown architecture"), (("--models", "shortcut", "--lrs", "a"), "not a list of numbers")],
 )
 def test_wrong_flags_are_one_panel(text_run, tmp_path, flags, words):
     shards = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}")
@@ -161,9 +168,9 @@ SCRIPTED = (*SHAPE, "model.shortcut.map_width=112", "train.batch_size=8", "train
 VOCABULARY = 27
 DEEPER, WIDER = "gpt-5x32x61", "gpt-4x40x45"
 ASKED = ("shortcut", "value_residual", "late_kv", "shortcut_local")
-OPPONENTS = {
+BASELINES = {
     "shortcut": [DEEPER, WIDER],
-    "value_residual": ["gpt"],  # 8 scalars more are no shape more
+    "value_residual": ["gpt"],  # its 8 extra scalars need no larger shape
     "late_kv": ["gpt"],
     "shortcut_local": [DEEPER, WIDER],  # as large as shortcut
 }
@@ -175,8 +182,8 @@ SHAPES = {label: (label, 4, 32, 64) for label in ("gpt", *ASKED)} | {
     DEEPER: ("gpt", 5, 32, 61),
     WIDER: ("gpt", 4, 40, 45),
 }
-# The lowest validation loss at seeds 7, 8 and 9. Of the two opponents the wider is the better by the mean; by the
-# first seed, the last, the median and the lowest the deeper would be, and by the scores of the test split.
+# The lowest validation loss at seeds 7, 8 and 9. Of the two baselines the wider one is better by the mean; by the
+# first, last, median or lowest seed, or by the test scores, the deeper one would be.
 LOWEST = {
     "gpt": (2.50, 2.51, 2.49),
     "shortcut": (2.40, 2.43, 2.41),
@@ -189,8 +196,8 @@ LOWEST = {
 NATS = {
     "gpt": (2.60, 2.61, 2.59),
     "shortcut": (2.500, 2.508, 2.521),  # 0.050, 0.052 and 0.049 below the wider baseline
-    "value_residual": (2.580, 2.584, 2.576),  # 0.020, 0.026 and 0.014 below: p = 0.03, which Holm doubles
-    "late_kv": (2.6003, 2.6098, 2.5904),  # the same within the margin
+    "value_residual": (2.580, 2.584, 2.576),  # 0.020, 0.026 and 0.014 below: p = 0.03, doubled by Holm
+    "late_kv": (2.6003, 2.6098, 2.5904),  # equal within the margin
     "shortcut_local": (2.580, 2.593, 2.594),  # 0.030, 0.033 and 0.024 above
     DEEPER: (2.45, 2.46, 2.44),
     WIDER: (2.550, 2.560, 2.570),
@@ -200,7 +207,7 @@ MARGIN = 0.004  # not the default
 
 
 def validation_of(label, rate, seed):
-    """At steps 4, 8 and 12. By the lowest in a run, the arm's best rate wins; by the first or the last, another."""
+    """At steps 4, 8 and 12. An arm's best rate has the lowest loss of a run, but not the lowest first or last one."""
     low = LOWEST[label][seed - 7]
     others = [other for other in RATES if other != BEST[label]]
     if rate == others[0]:
@@ -219,7 +226,7 @@ def document_nats(label, seed, split="test"):
 
 
 def log_of(label, rate, seed):
-    """Twelve steps of 128 tokens; what spans a validation is slow, and between validations one piece is as no other."""
+    """Twelve steps of 128 tokens; stretches with a validation are slow, and those without one all differ."""
     unit = (1 + LABELS.index(label)) * {7: 1, 8: 4, 9: 2}[seed]
     seconds, lines = 1.0, []
     for step, took in ((2, 0), (4, 0.5 * unit), (6, 90), (8, 0.25 * unit), (10, 90), (12, 2.0 * unit)):
@@ -230,10 +237,10 @@ def log_of(label, rate, seed):
     return lines
 
 
-def write_cell(folder, label, rate, seed, device):
+def write_run(folder, label, rate, seed, device):
     score = {"nats_per_token": NATS[label][seed - 7], "bits_per_unit": bits_of(label, seed), "unit": "character"}
     if rate != BEST[label]:
-        score["nats_per_token"] = 1.0  # of a test split on which nothing may be chosen
+        score["nats_per_token"] = 1.0  # the test split must not affect any choice
     splits = {"val": {"nats_per_token": 55.0, "bits_per_unit": 77.0, "unit": "none"}, "test": score}
     lines = log_of(label, rate, seed)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -246,7 +253,7 @@ def write_cell(folder, label, rate, seed, device):
 
 
 class Devices(queue.Queue):
-    """Devices of a comparison, of which one that nobody gives back is an error and no waiting without end."""
+    """Devices of a comparison; waiting for one that is never returned fails instead of blocking."""
 
     def get(self):
         return super().get(timeout=20)
@@ -255,38 +262,38 @@ class Devices(queue.Queue):
 @pytest.fixture(autouse=True, scope="module")
 def _devices_come_back():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(compare, "queue", SimpleNamespace(Queue=Devices))
+        monkeypatch.setattr(runner, "queue", SimpleNamespace(Queue=Devices))
         yield
 
 
 class Scripted:
-    """In place of the processes of a comparison: writes what a training would have, and keeps what was asked for."""
+    """Replaces the processes of a comparison: writes what a run would have written, and records what was asked for."""
 
-    def __init__(self, monkeypatch, out, write=write_cell):
+    def __init__(self, monkeypatch, out, write=write_run):
         self.out, self.write, self.ran, self.notes = out, write, [], []
         shards = SimpleNamespace(
             tokenizer={"vocabulary": VOCABULARY},
             manifest={"checksum": "c0ffee" * 8},
             split=lambda name: SimpleNamespace(tokens={"train": 5000, "val": 70, "test": 100}[name]),
         )
-        monkeypatch.setattr(compare, "Shards", lambda _: shards)
-        monkeypatch.setattr(compare.Runner, "_process", lambda _, *arguments: self.process(*arguments))
-        monkeypatch.setattr(comparison, "_curves", lambda _: "<svg/>")  # takes longer than all the rest
+        monkeypatch.setattr(comparison, "Shards", lambda _: shards)
+        monkeypatch.setattr(Runner, "_process", lambda _, *arguments: self.process(*arguments))
+        monkeypatch.setattr(page, "_curves", lambda _: "<svg/>")  # slow
         self.shapes = {shape: label for label, shape in SHAPES.items()}
 
     def process(self, planned, folder, device):
-        made = recipe.read(str(planned))
-        model, keys = made.model, made.train
+        made = reading.read(str(planned))
+        model, config = made.model, made.train
         label = self.shapes[model.name, model.layers, model.width, model.ffn]
-        self.ran.append((label, keys.lr, keys.seed))
-        assert folder == self.out / "runs" / f"{label}-lr{keys.lr!r}-s{keys.seed}"
-        self.write(folder, label, keys.lr, keys.seed, device)
+        self.ran.append((label, config.lr, config.seed))
+        assert folder == self.out / "runs" / f"{label}-lr{config.lr!r}-s{config.seed}"
+        self.write(folder, label, config.lr, config.seed, device)
 
     def __call__(self, *models, settings=(), **options):
         options = {"seeds": 3, "match": "params", "lrs": (), "margin": MARGIN, "devices": ["cpu"]} | options
-        options |= {"report": lambda _, text: self.notes.append(text)}
-        resolved = recipe.read("text-tiny", [*SCRIPTED, *settings])
-        return compare.compare(resolved, models, self.out, **{"stop": nullcontext(lambda: None)} | options)
+        options |= {"report": lambda note: self.notes.append(note.text)}
+        resolved = reading.read("text-tiny", [*SCRIPTED, *settings])
+        return comparison.compare(resolved, models, self.out, **{"stop": nullcontext(lambda: None)} | options)
 
 
 @pytest.fixture
@@ -295,7 +302,7 @@ def scripted(monkeypatch, tmp_path):
 
 
 def near(found, wanted, where="result"):
-    """Equal, numbers within what another order of additions makes of them."""
+    """Assert equality, with numbers up to the order of additions."""
     if isinstance(wanted, dict):
         assert list(found) == list(wanted), where
         for key, value in wanted.items():
@@ -311,20 +318,20 @@ def near(found, wanted, where="result"):
 
 
 def flops_of(layers, width, ffn):
-    """Training FLOPs of a gpt for one token of a context of 16: see test_matching."""
+    """Training FLOPs per token of a gpt with a context of 16; see test_baselines."""
     matrices = layers * (4 * width**2 + 2 * width * ffn) + VOCABULARY * width
     return 3 * (2 * matrices + layers * 2 * width * 17)
 
 
 def wanted_size(label):
-    """(parameters of the trunk, all, training FLOPs a token, cache bytes a token), of a gpt worked by hand."""
+    """(non-embedding parameters, all, training FLOPs per token, cache bytes per token), computed by hand."""
     if label in ASKED:
         return {"value_residual": (33062, 33926, 214848, 1024), "late_kv": (33088, 33952, 214848, 1024)}.get(
             label, (40256, 41120, 257856, 1024)
         )
     _, layers, width, ffn = SHAPES[label]
-    trunk = layers * (4 * width**2 + 2 * width * ffn) + (2 * layers + 1) * width
-    return trunk, trunk + VOCABULARY * width, flops_of(layers, width, ffn), layers * 2 * width * 4
+    parameters = layers * (4 * width**2 + 2 * width * ffn) + (2 * layers + 1) * width
+    return parameters, parameters + VOCABULARY * width, flops_of(layers, width, ffn), layers * 2 * width * 4
 
 
 def wanted_row(label):
@@ -349,7 +356,7 @@ def wanted_row(label):
         "parameters_total": total,
         "training_flops_per_token": flops,
         "cache_bytes_per_token": cache,
-        "tokens_per_s": 256 / (0.5 * unit) / 2,  # the middle piece of a run, and of the runs that of seed 9
+        "tokens_per_s": 256 / (0.5 * unit) / 2,  # median over the stretches of a run, then over the runs: seed 9
         "peak_mb": 103.0 + 10 * LABELS.index(label),
         "device": "cpu of seed 7",
         "seeds": [7, 8, 9],
@@ -365,10 +372,10 @@ def wanted_row(label):
     }
 
 
-def wanted_contrast(label, opponent):
-    nats = [a - b for a, b in zip(NATS[label], NATS[opponent], strict=True)]
-    bits = [bits_of(label, seed) - bits_of(opponent, seed) for seed in (7, 8, 9)]
-    paired = stats.ttest_rel(NATS[label], NATS[opponent])
+def wanted_contrast(label, baseline):
+    nats = [a - b for a, b in zip(NATS[label], NATS[baseline], strict=True)]
+    bits = [bits_of(label, seed) - bits_of(baseline, seed) for seed in (7, 8, 9)]
+    paired = stats.ttest_rel(NATS[label], NATS[baseline])
     edges = ((-MARGIN, "greater"), (MARGIN, "less"))
     equal = [stats.ttest_1samp(nats, edge, alternative=side).pvalue for edge, side in edges]
     limit = stats.t.ppf(0.975, 2)
@@ -380,13 +387,13 @@ def wanted_contrast(label, opponent):
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if power(middle) < 0.8 else (low, middle)
-    documents = sum(document_nats(label, seed) - document_nats(opponent, seed) for seed in (7, 8, 9)) / 3
+    documents = sum(document_nats(label, seed) - document_nats(baseline, seed) for seed in (7, 8, 9)) / 3
     draws = np.random.default_rng(1).integers(0, 6, (2000, 6))
     resampled = [documents[row].sum() / TOKENS[row].sum() for row in draws]
     return {
         "arm": label,
-        "opponent": opponent,
-        "opponents": OPPONENTS[label],
+        "baseline": baseline,
+        "baselines": BASELINES[label],
         "seeds": 3,
         "mean": math.fsum(nats) / 3,
         "interval_95": list(paired.confidence_interval(0.95)),
@@ -404,40 +411,44 @@ def wanted_contrast(label, opponent):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """What a scripted comparison of four arms gave, tuned, over three seeds; and the script."""
+    """The result of a scripted comparison of four tuned arms over three seeds, and the script."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         script = Scripted(monkeypatch, tmp_path_factory.mktemp("tuned"))
         result = script(*ASKED, lrs=RATES)
-        assert (script.out / "compare.html").read_text() == comparison.page(result)
+        assert (script.out / "compare.html").read_text() == page.page(result)
     return json.dumps(result), script
 
 
-def test_a_scripted_comparison_has_the_numbers_worked_by_hand(tuned):
+def test_a_scripted_comparison_has_the_numbers_computed_by_hand(tuned):
     result = json.loads(tuned[0])
     assert result == json.loads((tuned[1].out / "compare.json").read_text())
     near(result["arms"], [wanted_row(label) for label in LABELS])
     wanted = [wanted_contrast(label, WIDER if label.startswith("shortcut") else "gpt") for label in ASKED]
     for entry in wanted:
         others = [other["p"] for other in wanted]
-        # Holm: of all p-values that are no larger, the largest times the number of those that are no smaller.
+        # Holm: the maximum over all p-values up to this one, each times the number of p-values not below it.
         entry["p_holm"] = max(min(1.0, q * sum(r >= q for r in others)) for q in others if q <= entry["p"])
     found = {entry["arm"]: entry.pop("verdict") for entry in result["contrasts"]}
-    # brentq stops within 2e-12 and quad's limit leaves 1e-9 of the density out: five digits of the detectable hold.
+    # quad leaves out 1e-9 of the density, so only some digits of the detectable difference agree.
     for one, other in zip(result["contrasts"], wanted, strict=True):
         assert one.pop("detectable") == pytest.approx(other.pop("detectable"), rel=1e-6)
     near(result["contrasts"], wanted)
     by_arm = {entry["arm"]: entry for entry in result["contrasts"]}
-    assert found["shortcut"].startswith(f"shortcut beats {WIDER} by 0.0503 nats per token (p = ")
-    assert found["shortcut_local"].startswith(f"shortcut_local loses to {WIDER} by 0.0290 nats per token (p = ")
-    assert found["late_kv"].startswith(f"late_kv and gpt are equal within {MARGIN} nats per token (p = ")
+    assert found["shortcut"].startswith(f"shortcut beats {WIDER} by 0.0503 nats per token (3 seeds, Holm-adjusted p = ")
+    assert found["shortcut_local"].startswith(
+        f"shortcut_local loses to {WIDER} by 0.0290 nats per token (3 seeds, Holm-adjusted p = "
+    )
+    assert found["late_kv"].startswith(
+        f"late_kv and gpt are equivalent within {MARGIN} nats per token (3 seeds, TOST p = "
+    )
     assert by_arm["value_residual"]["p"] < 0.05 < by_arm["value_residual"]["p_holm"]
-    assert found["value_residual"].startswith("No difference shown between value_residual and gpt (-0.0200 nats ")
+    assert found["value_residual"].startswith("No significant difference between value_residual and gpt (-0.0200 nats ")
     rest = {key: value for key, value in result.items() if key not in ("arms", "contrasts")}
     near(
         rest,
         {
-            "schema_version": 1,
-            "recipe": recipe.read("text-tiny", SCRIPTED).model_dump(),
+            "schema_version": 2,
+            "recipe": reading.read("text-tiny", SCRIPTED).model_dump(),
             "shards": "c0ffee" * 8,
             "split": "test",
             "match": "params",
@@ -454,21 +465,21 @@ def test_each_arm_is_tuned_at_the_first_seed_and_only_its_best_rate_runs_at_the_
     assert len(scripted.ran) == len(set(scripted.ran))
     assert set(scripted.ran) == first | {(label, BEST[label], seed) for label in LABELS for seed in (8, 9)}
     assert set(scripted.ran[: len(first)]) == first
-    cell = recipe.read(str(scripted.out / "runs" / f"{WIDER}-lr0.002-s9" / "cell.toml"))
+    made = reading.read(str(scripted.out / "runs" / f"{WIDER}-lr0.002-s9" / "run.toml"))
     settings = ["model.name=gpt", "model.width=40", "model.ffn=45", "train.lr=0.002", "train.seed=9"]
-    assert cell == recipe.read("text-tiny", [*SCRIPTED, *settings])
+    assert made == reading.read("text-tiny", [*SCRIPTED, *settings])
 
 
 @pytest.mark.parametrize("lrs", [(), (0.00123456789,)])
-def test_one_rate_is_taken_untuned(scripted, lrs):
-    rate = lrs[0] if lrs else 0.002  # the recipe's own
+def test_a_single_rate_is_used_untuned(scripted, lrs):
+    rate = lrs[0] if lrs else 0.002  # the recipe's
     result = scripted("late_kv", lrs=lrs, seeds=2)
     assert scripted.ran == [(label, rate, seed) for seed in (7, 8) for label in ("gpt", "late_kv")]
     for row in result["arms"]:
         assert (row["lr"], row["validation_by_lr"], row["seeds"]) == (rate, {}, [7, 8])
 
 
-def test_of_two_rates_too_the_better_is_taken(scripted):
+def test_the_better_of_two_rates_is_used(scripted):
     rates = (RATES[0], RATES[2])
     result = scripted("late_kv", lrs=rates, seeds=1)
     for row in result["arms"]:
@@ -477,7 +488,7 @@ def test_of_two_rates_too_the_better_is_taken(scripted):
         assert row["lr"] == min(tried, key=tried.get)
 
 
-def test_a_comparison_grows_by_arms_and_seeds_and_trains_only_what_is_new(scripted):
+def test_arms_and_seeds_can_be_added_and_only_the_new_runs_are_trained(scripted):
     first = scripted("late_kv", seeds=2)
     scripted.ran.clear()
     assert scripted("late_kv", seeds=2) == first
@@ -512,10 +523,10 @@ def test_another_recipe_or_match_in_the_same_folder_is_refused(scripted):
         assert (scripted.out / "comparison.json").read_text() == kept
 
 
-def test_rates_that_differ_late_have_folders_of_their_own(tmp_path):
-    resolved = recipe.read("text-tiny")
-    arm = compare.Arm("gpt", resolved, compare.matching.size(resolved, 39))
-    folders = {compare.Cell(arm, rate, 1).folder(tmp_path).name for rate in (0.001, 0.0010000001, 0.00100000011, 1e-3)}
+def test_rates_that_differ_in_a_late_digit_have_separate_folders(tmp_path):
+    resolved = reading.read("text-tiny")
+    arm = Arm("gpt", resolved, baselines.size(resolved, 39))
+    folders = {PlannedRun(arm, rate, 1).folder(tmp_path).name for rate in (0.001, 0.0010000001, 0.00100000011, 1e-3)}
     assert folders == {"gpt-lr0.001-s1", "gpt-lr0.0010000001-s1", "gpt-lr0.00100000011-s1"}
 
 
@@ -532,19 +543,19 @@ def test_the_split_of_the_recipe_is_compared(scripted):
     assert (entry["mean"], entry["p"], entry["wins"]) == (0.0, 1.0, 0)
 
 
-def test_one_seed_gives_no_test_of_any_arm(scripted):
+def test_one_seed_allows_no_test_of_any_arm(scripted):
     result = scripted("late_kv", "value_residual", seeds=1)
     for entry in result["contrasts"]:
         absent = ("p", "p_holm", "interval_95", "detectable", "p_equal", "bits_per_unit_interval_95")
         assert [entry[name] for name in absent] == [None] * 6
-        assert entry["verdict"].endswith("gpt, on one seed: no test.")
+        assert entry["verdict"].endswith("gpt (one seed, no test).")
         assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
 
 
-def test_without_matching_the_opponent_is_the_plain_baseline(scripted):
+def test_without_matching_the_baseline_is_the_plain_one(scripted):
     result = scripted("shortcut", "gpt", "shortcut_local", match="none", seeds=2)
     assert [row["label"] for row in result["arms"]] == ["gpt", "shortcut", "shortcut_local"]
-    assert [(entry["arm"], entry["opponent"], entry["opponents"]) for entry in result["contrasts"]] == [
+    assert [(entry["arm"], entry["baseline"], entry["baselines"]) for entry in result["contrasts"]] == [
         ("shortcut", "gpt", ["gpt"]),
         ("shortcut_local", "gpt", ["gpt"]),
     ]
@@ -557,41 +568,41 @@ def test_an_unknown_model_trains_nothing(scripted):
     assert scripted.ran == []
 
 
-def runner(out, devices=("cpu",), notes=None):
-    return compare.Runner(out, devices, lambda _, text: None if notes is None else notes.append(text))
+def make_runner(out, devices=("cpu",), notes=None):
+    return Runner(out, devices, lambda note: None if notes is None else notes.append(note.text))
 
 
 def plain_arm(name, *settings):
-    resolved = recipe.read("text-tiny", [*SCRIPTED, f"model.name={name}", *settings])
-    return compare.Arm(name, resolved, compare.matching.size(resolved, VOCABULARY))
+    resolved = reading.read("text-tiny", [*SCRIPTED, f"model.name={name}", *settings])
+    return Arm(name, resolved, baselines.size(resolved, VOCABULARY))
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 0.75])
-def test_a_baseline_of_as_long_a_step_has_as_many_more_flops(monkeypatch, tmp_path, ratio):
+def test_a_baseline_matched_by_time_has_flops_in_proportion(monkeypatch, tmp_path, ratio):
     seconds = {"shortcut": 0.3 * ratio, "gpt": 0.3}
-    monkeypatch.setattr(compare.Runner, "step_seconds", lambda _, arm: seconds[arm.label])
-    arms = compare._arms(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "time", runner(tmp_path))
-    opponents = arms["shortcut"].opponents
-    assert len(opponents) == (1 if ratio < 1 else 2)
-    for label in opponents:
+    monkeypatch.setattr(Runner, "step_seconds", lambda _, arm: seconds[arm.label])
+    arms = plan(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "time", make_runner(tmp_path).step_seconds)
+    labels = arms["shortcut"].baselines
+    assert len(labels) == (1 if ratio < 1 else 2)
+    for label in labels:
         flops = flops_of(*map(int, label.removeprefix("gpt-").split("x")))
         assert flops == pytest.approx(ratio * wanted_size("gpt")[2], rel=0.01)
         assert (arms[label].size.flops, arms[label].asked) == (flops, False)
 
 
-def test_seconds_of_a_step_come_from_a_short_run_of_its_own(monkeypatch, tmp_path):
+def test_seconds_per_step_are_measured_in_a_short_separate_run(monkeypatch, tmp_path):
     planned = []
 
     def process(_, path, folder, device):
-        planned.append((recipe.read(str(path)), folder.name))
-        write_cell(folder, "shortcut", 0.004, 7, device)
+        planned.append((reading.read(str(path)), folder.name))
+        write_run(folder, "shortcut", 0.004, 7, device)
 
-    monkeypatch.setattr(compare.Runner, "_process", process)
+    monkeypatch.setattr(Runner, "_process", process)
     arm = plain_arm("shortcut", "train.steps=500", "train.batch_size=4", "train.lr=0.003")
-    # 8 windows of the log's 128 tokens a step: 4 windows of 16 tokens at its 256 tokens in 1.0 s.
-    assert runner(tmp_path).step_seconds(arm) == pytest.approx(4 * 16 / 256)
+    # The scripted log runs at 256 tokens in 1.0 s; a step here has 4 windows of 16 tokens.
+    assert make_runner(tmp_path).step_seconds(arm) == pytest.approx(4 * 16 / 256)
     settings = ["train.steps=12", "train.warmup=1", "train.log_every=1", "train.eval_every=12"]
-    assert planned == [(recipe.with_settings(arm.recipe, settings), "timing-shortcut-lr0.003-s7")]
+    assert planned == [(reading.with_settings(arm.recipe, settings), "timing-shortcut-lr0.003-s7")]
     assert not (set(tmp_path.glob("runs/*")) - {tmp_path / "runs" / "timing-shortcut-lr0.003-s7"})
 
 
@@ -600,24 +611,24 @@ def test_steps_too_short_to_be_timed_are_an_error(monkeypatch, tmp_path):
         lines = [{"step": step, "tokens": step * 128, "seconds": 0.0} for step in (1, 2, 3)]
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    monkeypatch.setattr(compare.Runner, "_process", process)
+    monkeypatch.setattr(Runner, "_process", process)
     with pytest.raises(ShortcutError, match="steps of shortcut are too short to be timed"):
-        runner(tmp_path).step_seconds(plain_arm("shortcut"))
+        make_runner(tmp_path).step_seconds(plain_arm("shortcut"))
 
 
-def test_flops_are_matched_where_they_are_asked_for(tmp_path):
-    arms = compare._arms(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "flops", runner(tmp_path))
-    # By flops both take a narrower feed-forward than by parameters: see test_matching.
-    assert arms["shortcut"].opponents == ["gpt-5x32x59", "gpt-4x40x42"]
+def test_flops_are_matched_if_asked_for(tmp_path):
+    arms = plan(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "flops", make_runner(tmp_path).step_seconds)
+    # Matched by FLOPs, both have a narrower feed-forward than matched by parameters; see test_baselines.
+    assert arms["shortcut"].baselines == ["gpt-5x32x59", "gpt-4x40x42"]
     assert list(arms) == ["gpt", "shortcut", "gpt-5x32x59", "gpt-4x40x42"]
     for layers, width, ffn in ((5, 32, 59), (4, 40, 42)):
         assert flops_of(layers, width, ffn) == pytest.approx(wanted_size("shortcut")[2], rel=0.01)
 
 
-def test_equal_opponents_are_one_arm(tmp_path):
+def test_equal_baselines_are_one_arm(tmp_path):
     models = ["value_residual", "shortcut", "shortcut_local", "gpt"]
-    arms = compare._arms(plain_arm("shortcut").recipe, models, VOCABULARY, "params", runner(tmp_path))
-    assert {label: arm.opponents for label, arm in arms.items()} == {
+    arms = plan(plain_arm("shortcut").recipe, models, VOCABULARY, "params", make_runner(tmp_path).step_seconds)
+    assert {label: arm.baselines for label, arm in arms.items()} == {
         "gpt": [],
         "value_residual": ["gpt"],
         "shortcut": [DEEPER, WIDER],
@@ -631,24 +642,24 @@ def test_equal_opponents_are_one_arm(tmp_path):
         assert (arm.label, (shape.name, shape.layers, shape.width, shape.ffn)) == (label, SHAPES[label])
 
 
-def test_the_better_opponent_is_the_one_of_lower_mean_validation_loss(tmp_path):
+def test_the_better_baseline_is_the_one_with_the_lower_mean_validation_loss(tmp_path):
     np.savez(tmp_path / "groups.npz", nats=TOKENS, tokens=TOKENS)
     row = {"nats_per_token": [2.0, 2.0], "bits_per_unit": [3.0, 3.0], "groups": [tmp_path / "groups.npz"] * 2}
     for losses, better in (((2.4, 2.6), "a"), ((2.6, 2.4), "b")):
         arm = plain_arm("shortcut")
-        arm.opponents = ["a", "b"]
+        arm.baselines = ["a", "b"]
         rows = {
             "a": row | {"validation": [losses[0] - 0.3, losses[0] + 0.3]},
             "b": row | {"validation": [losses[1]] * 2},
         }
-        (entry,) = compare._contrasts({"shortcut": arm}, rows | {"shortcut": row}, MARGIN)
-        assert entry["opponent"] == better
+        (entry,) = contrast_arms({"shortcut": arm}, rows | {"shortcut": row}, MARGIN)
+        assert entry["baseline"] == better
 
 
-def test_speed_is_that_between_validations(tmp_path):
+def test_speed_is_measured_between_validations(tmp_path):
     def speed(*lines):
         (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return compare._speed(tmp_path)
+        return runner._speed(tmp_path)
 
     def line(tokens, seconds):
         return {"step": 1, "tokens": tokens, "seconds": seconds}
@@ -661,9 +672,9 @@ def test_speed_is_that_between_validations(tmp_path):
     assert math.isnan(speed(line(100, 1.0), check, line(200, 2.0), check))
 
 
-def test_a_speed_that_no_run_shows_is_none_and_that_of_the_runs_that_show_one_counts(scripted):
+def test_speed_is_that_of_the_runs_that_have_one_and_none_if_no_run_has(scripted):
     def write(folder, label, rate, seed, device):
-        write_cell(folder, label, rate, seed, device)
+        write_run(folder, label, rate, seed, device)
         if label == "gpt" or seed == 7:  # validated after every line of the log
             lines = log_of(label, rate, seed)[1:3]
             (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -673,7 +684,7 @@ def test_a_speed_that_no_run_shows_is_none_and_that_of_the_runs_that_show_one_co
     unit = 1 + LABELS.index("late_kv")
     both = [256 / (0.5 * unit * factor) for factor in (4, 2)]
     assert [row["tokens_per_s"] for row in result["arms"]] == [None, pytest.approx(means.mean(both))]
-    json.loads((scripted.out / "compare.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    json.loads((scripted.out / "compare.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
 
 
 def test_the_curve_is_the_mean_over_seeds_at_each_step(tmp_path):
@@ -688,7 +699,7 @@ def test_the_curve_is_the_mean_over_seeds_at_each_step(tmp_path):
                 more = {"seconds": seconds, "loss": 9.0} if validation is None else {"validation": validation}
                 stream.write(json.dumps({"step": step, **more}) + "\n")
     near(
-        compare._curve([tmp_path / "a", tmp_path / "b"]),
+        runner._curve([tmp_path / "a", tmp_path / "b"]),
         [
             {"step": 4, "validation": 2.6, "seconds": 0.5},
             {"step": 12, "validation": 2.15, "seconds": 5.0},
@@ -696,30 +707,30 @@ def test_the_curve_is_the_mean_over_seeds_at_each_step(tmp_path):
     )
 
 
-def cells_of(count):
+def runs_of(count):
     arm = plain_arm("gpt")
-    return [compare.Cell(arm, 0.002, seed) for seed in range(1, count + 1)]
+    return [PlannedRun(arm, 0.002, seed) for seed in range(1, count + 1)]
 
 
 @pytest.mark.parametrize(("devices", "minutes"), [(["cpu"], (2, 3, 0)), (["cpu", "cuda:0"], (1, 2, 0))])
-def test_equal_cells_run_once_and_the_time_left_is_that_of_the_rest(monkeypatch, tmp_path, devices, minutes):
+def test_equal_runs_are_made_once_and_the_time_left_is_estimated(monkeypatch, tmp_path, devices, minutes):
     clock = iter([0, 60, 100, 400, 1000, 1240])  # 60, 300 and 240 seconds
-    monkeypatch.setattr(compare.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
     ran, notes = [], []
-    monkeypatch.setattr(compare.Runner, "_process", lambda _, *arguments: ran.append(arguments[1].name))
-    cells = cells_of(3)
-    # Cells by one: an estimate before the next has begun.
-    one = runner(tmp_path, devices, notes)
-    monkeypatch.setattr(compare, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
-    one.run([*cells, cells[0], compare.Cell(cells[1].arm, 0.002, 2)])
+    monkeypatch.setattr(Runner, "_process", lambda _, *arguments: ran.append(arguments[1].name))
+    planned = runs_of(3)
+    # One run at a time, so that the time left is estimated before the next one begins.
+    one = make_runner(tmp_path, devices, notes)
+    monkeypatch.setattr(runner, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
+    one.run([*planned, planned[0], PlannedRun(planned[1].arm, 0.002, 2)])
     assert ran == ["gpt-lr0.002-s1", "gpt-lr0.002-s2", "gpt-lr0.002-s3"]
     assert [note for note in notes if "done" in note] == [
-        f"{done} of 3 trainings done, about {left} min left" for done, left in enumerate(minutes, 1)
+        f"{done} of 3 runs done, about {left} min left" for done, left in enumerate(minutes, 1)
     ]
     assert notes[0] == "gpt-lr0.002-s1 on cpu"
 
 
-def test_devices_work_at_once_and_none_is_given_twice(monkeypatch, tmp_path):
+def test_devices_work_in_parallel_and_none_is_used_twice_at_a_time(monkeypatch, tmp_path):
     both, busy, seen = threading.Barrier(2, timeout=20), set(), []
 
     def process(_, planned, folder, device):
@@ -729,25 +740,25 @@ def test_devices_work_at_once_and_none_is_given_twice(monkeypatch, tmp_path):
         both.wait()
         busy.remove(device)
 
-    monkeypatch.setattr(compare.Runner, "_process", process)
-    two = runner(tmp_path, ["cpu", "cuda:1"])
-    two.run(cells_of(4))
+    monkeypatch.setattr(Runner, "_process", process)
+    two = make_runner(tmp_path, ["cpu", "cuda:1"])
+    two.run(runs_of(4))
     assert sorted(seen) == ["cpu", "cpu", "cuda:1", "cuda:1"]
     assert sorted(two.devices.queue) == ["cpu", "cuda:1"]
 
 
-def test_a_failed_cell_gives_its_device_back_and_is_told(monkeypatch, tmp_path):
+def test_a_failed_run_returns_its_device_and_is_reported(monkeypatch, tmp_path):
     def process(_, planned, folder, device):
         raise ShortcutError("no memory")
 
-    monkeypatch.setattr(compare.Runner, "_process", process)
-    one = runner(tmp_path)
+    monkeypatch.setattr(Runner, "_process", process)
+    one = make_runner(tmp_path)
     with pytest.raises(ShortcutError, match="no memory"):
-        one.run(cells_of(1))
+        one.run(runs_of(1))
     assert list(one.devices.queue) == ["cpu"]
 
 
-def test_after_a_signal_no_cell_begins_and_nothing_is_written(scripted):
+def test_after_a_signal_no_run_begins_and_nothing_is_written(scripted):
     code = [None]
     scripted.write = lambda *_: code.__setitem__(0, 75)
     with pytest.raises(Interrupted) as interrupted:
@@ -758,42 +769,42 @@ def test_after_a_signal_no_cell_begins_and_nothing_is_written(scripted):
 
 
 def stand_in(monkeypatch, folder, code):
-    """In place of Python: a program that is called as a cell is."""
+    """Replace Python with a program that is called as the worker of a run would be."""
     program = folder / "program"
     program.write_text(f"#!{sys.executable}\n{code}")
     program.chmod(0o755)
-    monkeypatch.setattr(compare.sys, "executable", str(program))
+    monkeypatch.setattr(runner.sys, "executable", str(program))
 
 
 @pytest.mark.parametrize(("devices", "cores", "threads"), [(2, 6, "3"), (3, 2, "1"), (1, 6, "5")])
-def test_a_cell_is_a_process_of_its_own(monkeypatch, tmp_path, devices, cores, threads):
+def test_a_run_has_its_own_process(monkeypatch, tmp_path, devices, cores, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    monkeypatch.setattr(compare.os, "cpu_count", lambda: cores)
-    keys = "os.environ['OMP_NUM_THREADS'], os.environ['COLUMNS']"
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: cores)
+    config = "os.environ['OMP_NUM_THREADS'], os.environ['COLUMNS']"
     stand_in(
         monkeypatch,
         tmp_path,
-        f"import json, os, sys\nprint(json.dumps([*sys.argv[1:], {keys}, os.getsid(0) == os.getpid()]))",
+        f"import json, os, sys\nprint(json.dumps([*sys.argv[1:], {config}, os.getsid(0) == os.getpid()]))",
     )
-    (tmp_path / "output.txt").write_text('["an earlier cell"]\n')
-    runner(tmp_path, ["cpu"] * devices)._process(tmp_path / "cell.toml", tmp_path / "run", "cuda:1")
+    (tmp_path / "output.txt").write_text('["an earlier run"]\n')
+    make_runner(tmp_path, ["cpu"] * devices)._process(tmp_path / "run.toml", tmp_path / "run", "cuda:1")
     earlier, found = map(json.loads, (tmp_path / "output.txt").read_text().splitlines())
-    command = ["-m", "shortcut_cli.cell", str(tmp_path / "cell.toml"), str(tmp_path / "run"), "cuda:1"]
-    assert (earlier, found) == (["an earlier cell"], [*command, threads, "76", True])
+    command = ["-m", "shortcut_cli.cli.worker", str(tmp_path / "run.toml"), str(tmp_path / "run"), "cuda:1"]
+    assert (earlier, found) == (["an earlier run"], [*command, threads, "76", True])
 
 
-def test_a_cell_that_fails_shows_its_last_words(monkeypatch, tmp_path):
+def test_the_last_lines_of_a_failed_run_are_shown(monkeypatch, tmp_path):
     stand_in(monkeypatch, tmp_path, "import sys\nfor n in range(20): print(f'line {n}', file=sys.stderr)\nsys.exit(3)")
     with pytest.raises(ShortcutError) as failed:
-        runner(tmp_path)._process(tmp_path / "cell.toml", tmp_path / "run", "cpu")
+        make_runner(tmp_path)._process(tmp_path / "run.toml", tmp_path / "run", "cpu")
     assert failed.value.message.splitlines() == [
-        f"{tmp_path / 'run'} on cpu ended with 3",
+        f"{tmp_path / 'run'} on cpu exited with 3",
         *(f"line {number}" for number in range(8, 20)),
     ]
     assert (tmp_path / "output.txt").read_text().splitlines() == [f"line {number}" for number in range(20)]
 
 
-def test_a_signal_is_passed_to_a_cell_once_and_waited_for(monkeypatch, tmp_path):
+def test_a_signal_is_passed_on_once_and_the_run_is_waited_for(monkeypatch, tmp_path):
     code = """import signal, sys, time
 def end(*_):
     signal.signal(signal.SIGTERM, lambda *_: print("again", file=sys.stderr))
@@ -805,24 +816,24 @@ print("begun", flush=True)
 time.sleep(60)
 """
     stand_in(monkeypatch, tmp_path, code)
-    monkeypatch.setattr(compare, "POLL_S", 0.05)
-    one = runner(tmp_path)
+    monkeypatch.setattr(runner, "POLL_S", 0.05)
+    one = make_runner(tmp_path)
     output = tmp_path / "output.txt"
     one.asked = lambda: 130 if output.exists() and "begun" in output.read_text() else None
     with pytest.raises(Interrupted) as interrupted:
-        one._process(tmp_path / "cell.toml", tmp_path / "run", "cpu")
+        one._process(tmp_path / "run.toml", tmp_path / "run", "cpu")
     assert interrupted.value.exit_code == 130
     assert output.read_text().split() == ["begun", "saved"]
 
 
-def test_a_cell_is_trained_then_scored_then_done(monkeypatch, tmp_path):
-    from shortcut_cli import cell
+def test_a_run_is_trained_then_scored_then_done(monkeypatch, tmp_path):
+    from shortcut_cli.cli import worker
 
     peak, calls = [5_000_000], []
-    monkeypatch.setattr(cell.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=peak[0]))
+    monkeypatch.setattr(worker.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=peak[0]))
 
     def train(resolved, folder, **options):
-        assert options["stop"] is cli.signals  # so that a signal saves the state
+        assert options["stop"] is commands.signals  # so that a signal saves the state
         calls.append(("train", resolved, folder, options["device"], options["resume"]))
         peak[0] = 123_000
 
@@ -833,30 +844,30 @@ def test_a_cell_is_trained_then_scored_then_done(monkeypatch, tmp_path):
         if len(calls) == 2:
             raise ShortcutError("interrupted")
 
-    monkeypatch.setattr(cell.training, "train", train)
-    monkeypatch.setattr(cell, "score", score)
-    resolved = recipe.read("text-tiny", SCRIPTED)
-    (tmp_path / "cell.toml").write_text(recipe.dump(resolved))
+    monkeypatch.setattr(worker.training, "train", train)
+    monkeypatch.setattr(worker, "score", score)
+    resolved = reading.read("text-tiny", SCRIPTED)
+    (tmp_path / "run.toml").write_text(writing.dump(resolved))
     with pytest.raises(ShortcutError):
-        cell.run(str(tmp_path / "cell.toml"), tmp_path, "cuda:1")
-    assert not (tmp_path / "cost.json").exists()  # of a run without a score
-    cell.run(str(tmp_path / "cell.toml"), tmp_path, "cuda:1")
+        worker.run(str(tmp_path / "run.toml"), tmp_path, "cuda:1")
+    assert not (tmp_path / "cost.json").exists()  # the run has no score yet
+    worker.run(str(tmp_path / "run.toml"), tmp_path, "cuda:1")
     trained = ("train", resolved, tmp_path, "cuda:1", "auto")
     scored = ("score", tmp_path / "run.pt", None, None, "cuda:1")
     assert calls == [trained, scored, trained, scored]
     assert json.loads((tmp_path / "cost.json").read_text()) == {"peak_mb": 123.0, "device": "cuda:1"}
 
 
-def test_a_cell_that_can_not_be_read_ends_with_the_code_of_its_error(monkeypatch, tmp_path):
-    (tmp_path / "cell.toml").write_text("[model]\n")
+def test_a_run_whose_recipe_can_not_be_read_exits_with_the_code_of_its_error(monkeypatch, tmp_path):
+    (tmp_path / "run.toml").write_text("[model]\n")
     panels = []
-    monkeypatch.setattr(cli.console, "panel", panels.append)
-    monkeypatch.setattr(cli.signals, "install", lambda: None)
-    monkeypatch.setattr(cli.gc, "freeze", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["cell", str(tmp_path / "cell.toml"), str(tmp_path / "run"), "cpu"])
-    monkeypatch.delitem(sys.modules, "shortcut_cli.cell", raising=False)
+    monkeypatch.setattr(commands.console, "panel", panels.append)
+    monkeypatch.setattr(commands.signals, "install", lambda: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "run.toml"), str(tmp_path / "run"), "cpu"])
+    monkeypatch.delitem(sys.modules, "shortcut_cli.cli.worker", raising=False)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("shortcut_cli.cell", run_name="__main__")
+        runpy.run_module("shortcut_cli.cli.worker", run_name="__main__")
     assert ended.value.code == 2
     assert "is not a valid recipe" in panels[0].message
 
@@ -868,7 +879,7 @@ def test_two_comparisons_do_not_share_a_folder(scripted):
 
 
 def page_result():
-    """Of a comparison, every number another, as the page is to show it."""
+    """A result in which every number is different."""
     arm = {
         "label": "a<b&c",
         "asked": True,
@@ -893,11 +904,11 @@ def page_result():
     other |= {"training_flops_per_token": 9, "tokens_per_s": 10.0, "peak_mb": 11.0, "cache_bytes_per_token": 12}
     other |= {"nats_per_token": [13.0], "bits_per_unit": [14.0], "unit": "second"}
     other |= {"curve": [{"step": 3, "validation": 15.0, "seconds": 16.0}]}
-    contrast = {"arm": "a<b&c", "opponent": "gpt-5x6x7", "seeds": 3, "mean": -0.0123456, "interval_95": (-0.02, -0.005)}
+    contrast = {"arm": "a<b&c", "baseline": "gpt-5x6x7", "seeds": 3, "mean": -0.0123456, "interval_95": (-0.02, -0.005)}
     contrast |= {"documents_interval_95": [-0.03, 0.04], "wins": 2, "p": 0.0112, "p_holm": 0.0224, "detectable": 0.0321}
     contrast |= {"p_equal": 0.9, "verdict": "a<b&c beats gpt."}
     alone = contrast | {"seeds": 1, "interval_95": None, "p": None, "p_holm": None, "detectable": None, "p_equal": None}
-    alone |= {"mean": 0.0, "wins": 0}  # nought is a number, and shown
+    alone |= {"mean": 0.0, "wins": 0}  # zero is a number, and shown
     tree = {
         "model": {"layers": 4, "width": 1032, "context": 16},
         "train": {"steps": 1200},
@@ -917,10 +928,10 @@ def page_result():
 
 
 def test_the_page_shows_each_number_under_its_heading():
-    page = comparison.page(page_result())
+    html = page.page(page_result())
     arms, contrasts = (
         [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", table)]
-        for table in re.findall("<table>(.*?)</table>", page)
+        for table in re.findall("<table>(.*?)</table>", html)
     )
     heads, *rows = arms
     assert [dict(zip(heads, row, strict=True)) for row in rows] == [
@@ -930,11 +941,11 @@ def test_the_page_shows_each_number_under_its_heading():
             "width": "1,032",
             "feed-forward": "64",
             "learning rate": "0.001235",
-            "parameters of the trunk": "1,234,567",
-            "training FLOPs a token": "7,654,321",
-            "tokens/s": "4,322",
+            "non-embedding parameters": "1,234,567",
+            "training FLOPs per token": "7,654,321",
+            "tokens/s": "4322",
             "peak MB": "321.5",
-            "cache bytes a token": "2,048",
+            "cache bytes per token": "2,048",
             "nats per token": "2.5",
             "bits per second": "1.208",
         },
@@ -944,31 +955,31 @@ def test_the_page_shows_each_number_under_its_heading():
     assert [dict(zip(heads, row, strict=True)) for row in rows] == [
         {
             "arm": "a&lt;b&amp;c",
-            "opponent": "gpt-5x6x7",
+            "baseline": "gpt-5x6x7",
             "seeds": seeds,
             "nats per token": mean,
-            "95 % over seeds": interval,
-            "95 % over documents": "[-0.03, 0.04]",
-            "wins": wins,
+            "95 % interval over seeds": interval,
+            "95 % interval over documents": "[-0.03, 0.04]",
+            "seeds won": wins,
             "p": p,
             "p (Holm)": adjusted,
-            "detectable": detectable,
-            "p of equality within 0.0125": equal,
+            "detectable at 80 % power": detectable,
+            "p (equivalence within 0.0125)": equal,
         }
         for seeds, mean, wins, interval, p, adjusted, detectable, equal in (
             ("3", "-0.01235", "2", "[-0.02, -0.005]", "0.0112", "0.0224", "0.0321", "0.9"),
             ("1", "0", "0", "", "", "", "", ""),
         )
     ]
-    assert re.findall("<li>(.*?)</li>", page) == ["a&lt;b&amp;c beats gpt.", "x &gt; y &amp; z"]
-    assert re.findall("<h1>(.*?)</h1><p>(.*?)</p>", page) == [
+    assert re.findall("<li>(.*?)</li>", html) == ["a&lt;b&amp;c beats gpt.", "x &gt; y &amp; z"]
+    assert re.findall("<h1>(.*?)</h1><p>(.*?)</p>", html) == [
         (
             "midi: a&lt;b&amp;c",
-            "4 layers, width 1032, context 16; 1,200 steps of 4,096 tokens, 1.23 epochs; matched by params; test "
-            "split; shards 0123456789ab.",
+            "4 layers, width 1032, context 16; 1,200 steps of 4,096 tokens, 1.23 epochs; baselines matched "
+            "by non-embedding parameters; test split; shards 0123456789ab.",
         )
     ]
-    assert re.search("<pre>(.*?)</pre>", page, re.DOTALL)[1].splitlines() == [
+    assert re.search("<pre>(.*?)</pre>", html, re.DOTALL)[1].splitlines() == [
         "[model]",
         "layers = 4",
         "width = 1032",
@@ -980,9 +991,9 @@ def test_the_page_shows_each_number_under_its_heading():
     ]
 
 
-def test_the_table_of_the_screen_has_the_means_over_seeds():
+def test_the_table_on_the_screen_has_the_means_over_seeds():
     result = page_result()
-    rows = [dict(zip(comparison.headings(result), row, strict=True)) for row in comparison.table(result)]
+    rows = [dict(zip(page.headings(result), row, strict=True)) for row in page.table(result)]
     assert rows[0]["nats per token"] == pytest.approx(7.5005 / 3)
     assert rows[0]["bits per second"] == pytest.approx(3.6234 / 3)
     assert (rows[0]["arm"], rows[0]["peak MB"], rows[1]["nats per token"]) == ("a<b&c", 321.456, 13.0)
@@ -998,7 +1009,7 @@ def test_the_curves_are_drawn_over_steps_flops_and_seconds(monkeypatch):
         return plot(axes, *given, **options)
 
     monkeypatch.setattr(Axes, "plot", noted)
-    assert comparison._curves(page_result()).startswith("<svg")
+    assert page._curves(page_result()).startswith("<svg")
     first = drawn[0][0]
     assert first.get_ylabel() == "nats per token, mean over seeds"
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["a<b&c", "gpt-5x6x7"]

@@ -1,4 +1,4 @@
-"""The demo's material: files that any reader takes, the same every time, and music that keeps its own rules."""
+"""The demo's material: files that any program can read, the same every time, and music that keeps its own rules."""
 
 import hashlib
 import io
@@ -14,22 +14,11 @@ import numpy as np
 import pytest
 import symusic
 
-from shortcut_cli import composer
-from shortcut_cli.composer import (
-    CHORDS,
-    INHARMONICITY,
-    MELODY_LOWEST,
-    TAIL_S,
-    TICKS_PER_BEAT,
-    Note,
-    Piece,
-    compose,
-    midi_bytes,
-    render,
-    write_audio,
-    write_midi,
-    write_text,
-)
+from shortcut_cli.demo import composer
+from shortcut_cli.demo import material as demo_material
+from shortcut_cli.demo.composer import CHORDS, MELODY_LOWEST, Note, Piece, compose
+from shortcut_cli.demo.material import write_audio, write_midi, write_text
+from shortcut_cli.demo.render import INHARMONICITY, TAIL_S, TICKS_PER_BEAT, midi_bytes, render
 
 # How well each pitch class fits a key, from its tonic up (Krumhansl, Cognitive Foundations of Musical Pitch, 1990).
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
@@ -176,7 +165,7 @@ def test_a_piece_returns_to_its_opening(pieces):
 
 
 def test_voices_seldom_move_in_parallel_fifths_or_octaves(pieces):
-    """Without the rule against them, one chord change in six has them."""
+    """Without the rule against them, one chord change in six has some."""
     changes = parallels = 0
     for piece in pieces:
         chords = defaultdict(list)
@@ -207,7 +196,7 @@ def test_downbeats_are_louder_than_what_follows_and_the_melody_than_the_left_han
 
 
 def test_a_velocity_is_that_of_the_theme_the_swell_and_the_beat(pieces):
-    """A theme's left hand has 52 or 64, its melody 18 more; 12 more at 5/8 of a phrase of four bars."""
+    """The left hand of a theme has 52 or 64, its melody 18 more; both gain 12 at 5/8 of a phrase of four bars."""
     for piece in pieces[:30]:
         length = 4 * piece.beats_per_bar
         for note in piece.notes:
@@ -282,7 +271,7 @@ def test_voices_go_from_chord_to_chord_with_the_least_effort():
 
 
 def test_pieces_are_the_same_on_every_platform_and_in_every_python():
-    """The promise is that they do not change, so this is a record of them and not a sum from elsewhere."""
+    """The promise is that they never change, so these hashes are a record, not from an independent source."""
     sums = [
         hashlib.sha256(b"".join(midi_bytes(compose(s, t)) for s in range(20))).hexdigest() for t in ((15, 30), (7, 12))
     ]
@@ -290,7 +279,7 @@ def test_pieces_are_the_same_on_every_platform_and_in_every_python():
         "518615ff0c430fa90ab70bede178052b4b80dcc9c88de30d4e32132587dbdc8f",
         "866a5c79837d5b93312177cfa43586ce50f4cf080a1bde8eedc1c0a48ab373b0",
     ]
-    assert composer._seeds(1, 3) == [1210245519433057, 7633004523783416, 6879470178836243]
+    assert demo_material._seeds(1, 3) == [1210245519433057, 7633004523783416, 6879470178836243]
 
 
 # MIDI
@@ -339,7 +328,7 @@ def test_long_rests_are_written_in_several_bytes():
 
 def test_midi_files_are_a_function_of_the_seed(tmp_path):
     assert write_midi(tmp_path / "here", pieces=12, seed=1) == 12
-    code = "import sys; from pathlib import Path; from shortcut_cli.composer import write_midi\n"
+    code = "import sys; from pathlib import Path; from shortcut_cli.demo.material import write_midi\n"
     code += "write_midi(Path(sys.argv[1]), pieces=12, seed=1)"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     subprocess.run([sys.executable, "-c", code, tmp_path / "elsewhere"], check=True, env=environment)
@@ -444,7 +433,7 @@ def test_a_piece_sounds_as_the_formulas_say():
     for tempo_bpm, rate in ((120, 3200), (72, 3000)):  # 16,000 samples: with the room they pass a power of two
         piece = Piece(notes, tempo_bpm=tempo_bpm, beats_per_bar=4)
         found, expected = render(piece, rate), plainly_rendered(piece, rate)
-        # Half of a step is the rounding to 16 bits; float32 adds far less than a hundredth at this loudness.
+        # Half a step is the rounding to 16 bits; float32 adds far less than a hundredth at this loudness.
         assert np.abs(found - expected).max() < 0.51
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: every token once, all numbers equal to those of plain loops."""
+"""Evaluation: every token is scored once, and all numbers equal those of plain loops."""
 
 import itertools
 import json
@@ -15,73 +15,77 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_models import reference
 
-from shortcut_cli import checkpoint, files, pipeline, recipe, registry, sealed
+from shortcut_cli import files, registry
+from shortcut_cli.config import reading
+from shortcut_cli.data.shards import FolderWriter, Shards
 from shortcut_cli.errors import UsageError
-from shortcut_cli.shards import FolderWriter, Shards
-from shortcut_cli.stages import evaluation
+from shortcut_cli.events import Progress
+from shortcut_cli.inference import runs
+from shortcut_cli.stages import evaluation, pipeline
 from shortcut_cli.tokenizers.text import TextTokenizer
+from shortcut_cli.training import checkpoint, tensor_file
 
 ALPHABET = "ab1 ."
-END = len(ALPHABET)
+EOS = len(ALPHABET)
 
 
 def made_run(folder, *settings, name="shortcut"):
-    """An untrained run, small, with weights so large that it is sure of what it predicts, and looks at few tokens."""
+    """A small untrained run, with weights so large that its predictions are confident and its attention is sharp."""
     tiny = ("model.layers=4", "model.width=8", "model.heads=2", "model.context=7", "model.ffn=8", "model.tied=false")
     text = ("tokenizer.algorithm=chars", f"tokenizer.alphabet={ALPHABET}", "model.shortcut.map_width=8")
-    keys = recipe.read("text-tiny", [*text, *tiny, "eval.stride=3", f"model.name={name}", *settings])
-    model = registry.load(registry.MODELS, name)(keys.model, END + 1, 1).eval()
+    config = reading.read("text-tiny", [*text, *tiny, "eval.stride=3", f"model.name={name}", *settings])
+    model = registry.load(registry.MODELS, name)(config.model, EOS + 1, 1).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.mul_(20)
             elif parameter_name.endswith("gate"):
                 parameter.copy_(torch.tensor([0.7, -1.3]))
-    tokenizer = TextTokenizer(keys.tokenizer)
+    tokenizer = TextTokenizer(config.tokenizer)
     (folder / "tokenizer").mkdir()
     tokenizer.save(folder / "tokenizer")
     packed = {"fingerprint": tokenizer.fingerprint, "files": checkpoint.pack_folder(folder / "tokenizer")}
     content = {
         "format": checkpoint.FORMAT,
-        "recipe": keys.model_dump(),
+        "recipe": config.model_dump(),
         "model": model.state_dict(),
-        "vocabulary": END + 1,
+        "vocabulary": EOS + 1,
         "tokenizer": packed,
         "shards": "",
         "step": 23,
         "scores": {},
-        "versions": sealed.versions(),
+        "versions": tensor_file.versions(),
     }
-    return checkpoint.Run(folder / "run.pt", keys, model, content)
+    return runs.Run(folder / "run.pt", config, model, content)
 
 
 def made_shards(folder, run, documents):
-    """Shards of (split, ids without the end id), in several files; seven notes a document, and some bytes."""
+    """Shards of (split, ids without EOS), in several files; seven notes per document, and some bytes."""
     folder.mkdir()
-    with FolderWriter(folder, END + 1, 50, end=END) as writer:
+    with FolderWriter(folder, EOS + 1, 50, eos=EOS) as writer:
         for split, ids in documents:
             writer.add(split, [np.array(ids, int)], {"byte": 1.0 + len(ids), "note": 7.0}, {})
         (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
         fingerprint = run.content["tokenizer"]["fingerprint"]
-        kind = {"name": "text", "fingerprint": fingerprint, "vocabulary": END + 1, "end": END, "unit": "note"}
+        kind = {"name": "text", "fingerprint": fingerprint, "vocabulary": EOS + 1, "end": EOS, "unit": "note"}
         writer.finish([], {"request": {}, "tokenizer": kind})
     return Shards(folder)
 
 
 def made_documents(counts, seed=0):
-    """Documents of nought to 24 ids, as many of each split as `counts` says, in turn."""
+    """Documents of 0 to 24 ids; `counts` gives their number in each split, and the splits take turns."""
     generator = np.random.default_rng(seed)
     splits = [split for number in range(99) for split, count in counts.items() if number < count]
-    return [(split, generator.integers(0, END, generator.integers(0, 25)).tolist()) for split in splits]
+    return [(split, generator.integers(0, EOS, generator.integers(0, 25)).tolist()) for split in splits]
 
 
-def plain_scores(run, ids, end, stride):
-    """Loss, whether the most probable token is right, and shares (H, M) of the sources, of each of `ids` by a loop.
+def plain_scores(run, ids, eos, stride):
+    """For each of `ids`, by a loop: loss, whether the most probable token is right, and attention weights (H, M).
 
     Target t is scored in the window that ends with the last of its `stride` targets, and begins a context before that.
     """
     context, model = run.recipe.model.context, deepcopy(run.model).double()
-    inputs = [end, *ids[:-1]]
+    inputs = [eos, *ids[:-1]]
 
     @cache
     @torch.no_grad()
@@ -101,7 +105,7 @@ def plain_scores(run, ids, end, stride):
 
 
 def plain_interval(nats, tokens, resamples):
-    """Percentiles of the ratio of sums over groups drawn with replacement, from numpy's generator of seed 0."""
+    """Percentiles of the ratio of sums over groups drawn with replacement, by numpy's generator with seed 0."""
     generator = np.random.default_rng(0)
     ratios = []
     for _ in range(resamples):
@@ -125,16 +129,16 @@ ARMS = {
 }
 
 
-def test_batches_are_as_many_windows_of_one_length_as_asked_for():
-    # 25 tokens at context 8 and stride 4: windows of 4, then 8 each; the last scores one token alone.
-    keys = SimpleNamespace(stride=4, batch_size=2)
-    assert list(evaluation._batches(25, 8, keys)) == [
+def test_batches_have_the_requested_number_of_windows_of_one_length():
+    # 25 tokens at context 8 and stride 4: windows of 4, then 8 each; the last scores only one token.
+    config = SimpleNamespace(stride=4, batch_size=2)
+    assert list(evaluation._batches(25, 8, config)) == [
         [(0, 4, 0)],
         [(0, 8, 4), (4, 12, 8)],
         [(8, 16, 12), (12, 20, 16)],
         [(16, 24, 20), (17, 25, 24)],
     ]
-    assert list(evaluation._batches(3, 8, keys)) == [[(0, 3, 0)]]
+    assert list(evaluation._batches(3, 8, config)) == [[(0, 3, 0)]]
 
 
 @pytest.mark.parametrize(
@@ -144,18 +148,18 @@ def test_batches_are_as_many_windows_of_one_length_as_asked_for():
 def test_every_number_is_that_of_a_plain_loop(tmp_path, documents, arm, stride, batch):
     settings, sources = ARMS[arm]
     counts, name, over = SPLITS[documents]
-    keys = [f"eval.stride={stride}", f"eval.batch_size={batch}", "eval.resamples=40", *settings]
-    run = made_run(tmp_path, *keys, name="gpt" if arm == "gpt" else "shortcut")
+    config = [f"eval.stride={stride}", f"eval.batch_size={batch}", "eval.resamples=40", *settings]
+    run = made_run(tmp_path, *config, name="gpt" if arm == "gpt" else "shortcut")
     given_documents = made_documents(counts)
     shards, told = made_shards(tmp_path / "shards", run, given_documents), []
-    result = evaluation.evaluate(run, shards, name, device="cpu", report=lambda kind, **rest: told.append((kind, rest)))
+    result = evaluation.evaluate(run, shards, name, device="cpu", report=told.append)
 
-    rows = [[*ids, END] for split, ids in given_documents if split == name]
+    rows = [[*ids, EOS] for split, ids in given_documents if split == name]
     ids = [token for row in rows for token in row]
-    scores = plain_scores(run, ids, END, stride)
+    scores = plain_scores(run, ids, EOS, stride)
     if over == "documents":
         groups = [number for number, row in enumerate(rows) for _ in row]
-    else:  # a hundred of them as equal as may be, or one a token
+    else:  # a hundred of them, as equal as possible, or one per token
         blocks = min(100, len(ids))
         groups = [next(g for g in range(blocks) if t < (g + 1) * len(ids) // blocks) for t in range(len(ids))]
     nats, tokens = np.zeros(max(groups) + 1), np.zeros(max(groups) + 1)
@@ -163,17 +167,17 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, documents, arm, stride, 
         nats[group] += loss
         tokens[group] += 1
     total, units = sum(loss for loss, _, _ in scores), 7.0 * len(rows)
-    assert len(set(tokens)) > 1 or documents == "few tokens"  # a mean of ratios is another thing
-    # fp32 losses of a few nats each: 1e-5 is some ten of their last digits.
+    assert len(set(tokens)) > 1 or documents == "few tokens"  # otherwise a mean of ratios would be the same
+    # For fp32 losses of a few nats, 1e-5 is about ten units in the last place.
     found = result.pop("groups")
     assert found["tokens"].tolist() == tokens.tolist()
     assert found["nats"] == pytest.approx(nats, abs=1e-5 * tokens.max())
     low, high = plain_interval(nats, tokens, 40)
     bits = len(ids) / units / math.log(2)
-    shares = ids.count(END) / len(ids), *(ids.count(token) / len(ids) for token in range(END))
+    shares = ids.count(EOS) / len(ids), *(ids.count(token) / len(ids) for token in range(EOS))
     weights = result.pop("depth_weights", None)
     assert result == {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": run.recipe.model.name,
         "step": 23,
         "split": name,
@@ -198,18 +202,18 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, documents, arm, stride, 
         assert weights["sources"] == sources
         by_head = sum(share for _, _, share in scores) / len(ids)
         assert torch.allclose(torch.tensor(weights["by_head"]).double(), by_head, atol=1e-5)
-        assert by_head.flatten().sort().values.diff().min() > 1e-3  # no two could be taken for one another
-    assert {(kind, rest["task"], rest["unit"]) for kind, rest in told} == {("progress", "eval", "tokens")}
-    # A batch is as many windows of one length, one after the other, as `batch` says.
+        assert by_head.flatten().sort().values.diff().min() > 1e-3  # no two could be confused
+    assert {(type(event), event.task, event.unit) for event in told} == {(Progress, "eval", "tokens")}
+    # A batch is at most `batch` consecutive windows of one length.
     windows = [(min(7, t + stride, len(ids)), min(stride, len(ids) - t)) for t in range(0, len(ids), stride)]
     alike = [[scored for _, scored in group] for _, group in itertools.groupby(windows, key=lambda window: window[0])]
     sizes = [sum(group[first : first + batch]) for group in alike for first in range(0, len(group), batch)]
-    assert [rest["done"] for _, rest in told] == list(itertools.accumulate(sizes))
-    assert {rest["total"] for _, rest in told} == {len(ids)}
+    assert [event.done for event in told] == list(itertools.accumulate(sizes))
+    assert {event.total for event in told} == {len(ids)}
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.data())
-def test_every_target_is_scored_once_with_all_the_context_there_is(tokens, context, data):
+def test_every_target_is_scored_once_with_all_available_context(tokens, context, data):
     stride = data.draw(st.integers(1, context))
     seen = []
     for first, end, scored in evaluation.windows(tokens, context, stride):
@@ -221,7 +225,7 @@ def test_every_target_is_scored_once_with_all_the_context_there_is(tokens, conte
 
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
 def test_scores_equal_a_plain_loop(text_run, model):
-    run = checkpoint.open_run(text_run / model / "run.pt", "cpu")
+    run = runs.open_run(text_run / model / "run.pt", "cpu")
     shards = Shards(text_run / "shards")
     result = evaluation.evaluate(run, shards, "val", device="cpu", report=quiet)
     split = shards.split("val")
@@ -251,8 +255,8 @@ def test_scores_equal_a_plain_loop(text_run, model):
     assert result["unigram_entropy"] == pytest.approx(-(shares * np.log(shares)).sum())
 
 
-def test_the_interval_holds_the_score_and_a_tap_alone_gets_all(text_run):
-    run = checkpoint.open_run(text_run / "shortcut" / "run.pt", "cpu")
+def test_the_interval_contains_the_score_and_a_single_tap_gets_all_attention(text_run):
+    run = runs.open_run(text_run / "shortcut" / "run.pt", "cpu")
     result = evaluation.evaluate(run, Shards(text_run / "shards"), "test", device="cpu", report=quiet)
     for score, interval in (("nats_per_token", "interval_95"), ("bits_per_unit", "bits_per_unit_interval_95")):
         low, high = result[interval]
@@ -261,7 +265,7 @@ def test_the_interval_holds_the_score_and_a_tap_alone_gets_all(text_run):
 
 
 def test_shards_of_another_tokenizer_name_both_fingerprints(text_run):
-    run = checkpoint.open_run(text_run / "gpt" / "run.pt", "cpu")
+    run = runs.open_run(text_run / "gpt" / "run.pt", "cpu")
     run.content["tokenizer"]["fingerprint"] = "0" * 64
     with pytest.raises(UsageError) as caught:
         evaluation.evaluate(run, Shards(text_run / "shards"), "val", device="cpu", report=quiet)
@@ -283,13 +287,13 @@ def test_a_split_of_one_token_has_a_score(tmp_path):
     run = made_run(tmp_path)
     shards = made_shards(tmp_path / "shards", run, [("train", [1, 2]), ("val", [])])
     result = evaluation.evaluate(run, shards, "val", device="cpu", report=quiet)
-    ((loss, right, _),) = plain_scores(run, [END], END, 3)
+    ((loss, right, _),) = plain_scores(run, [EOS], EOS, 3)
     assert (result["tokens"], result["accuracy"], result["unigram_entropy"]) == (1, float(right), 0)
     assert [result["nats_per_token"], *result["interval_95"]] == pytest.approx([loss] * 3, abs=1e-5)
 
 
 def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
-    """The split that is named, or the recipe's; the other's score stays, an older one of the same is replaced."""
+    """The named split, or the recipe's; the score of the other split is kept, an older one of the same is replaced."""
     here, other = (tmp_path / name for name in ("shards", "other"))
     run = made_run(tmp_path, "eval.split=test", f"data.shards={here}", "eval.resamples=9")
     checkpoint.save(run.path, run.content)
@@ -313,7 +317,7 @@ def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
         assert (result["split"], result["tokens"]) == (wanted[1], sum(tokens[wanted]))
         assert result["checkpoint_sha256"] == files.sha256(run.path)
         kept[wanted[1]] = result
-        assert json.loads((tmp_path / "eval.json").read_text()) == {"schema_version": 1, "splits": kept}
+        assert json.loads((tmp_path / "eval.json").read_text()) == {"schema_version": 2, "splits": kept}
         with np.load(tmp_path / f"eval-{wanted[1]}.npz") as stored:
             groups = dict(stored)
         assert groups["tokens"].tolist() == tokens[wanted]

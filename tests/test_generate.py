@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models import CONTEXT, VOCABULARY, ids, make
 
-from shortcut_cli.generate import draw, generate, probabilities
-from shortcut_cli.tokenizers.base import Guide
+from shortcut_cli.inference.generate import draw, generate, probabilities
+from shortcut_cli.tokenizers.base import Constraint
 
 ARMS = [("gpt", {}), ("shortcut", {}), ("shortcut", {"mode": "gated", "taps": "all"})]
-# What fp32 leaves uncertain of a probability (measured: below 4e-7). A plain draw or filter that comes closer to a
-# border than this would depend on rounding; none of the fixed examples does, which `plain_row` asserts.
+# How far fp32 may move a probability (measured: below 4e-7). A plain draw or filter closer to a border than this would
+# depend on rounding; `plain_row` asserts that no fixed example does.
 ROUNDING = 2e-6
 
 
@@ -26,56 +26,56 @@ def sampler(**given):
 # The plain loop -------------------------------------------------------------------------------------------------------
 
 
-def plain_probabilities(z, keys):
-    """The distribution of logits z (V,) in float64, and how near the filters came to a border (ties are none)."""
+def plain_probabilities(z, config):
+    """The distribution of logits z (V,) in float64, and how near the filters came to a border (ties don't count)."""
     z = np.asarray(z, np.float64)
-    if keys.temperature == 0:
+    if config.temperature == 0:
         return np.eye(len(z))[z.argmax()], np.inf
-    p = np.exp((z - z.max()) / keys.temperature)
-    if keys.top_k:
-        p[p < np.sort(p)[::-1][min(keys.top_k, len(p)) - 1]] = 0
+    p = np.exp((z - z.max()) / config.temperature)
+    if config.top_k:
+        p[p < np.sort(p)[::-1][min(config.top_k, len(p)) - 1]] = 0
     p /= p.sum()
     near = np.inf
-    if keys.top_p < 1:
+    if config.top_p < 1:
         kept, total = np.zeros(len(p)), 0.0
         for place in np.argsort(-p, kind="stable"):
-            near = min(near, abs(total - keys.top_p))
-            if total >= keys.top_p:
+            near = min(near, abs(total - config.top_p))
+            if total >= config.top_p:
                 break
             kept[place] = p[place]
             total += p[place]
         p = kept
-    if keys.min_p:
-        least = keys.min_p * p.max()
+    if config.min_p:
+        least = config.min_p * p.max()
         near = min(near, np.abs(p - least).min())
         p = np.where(p < least, 0, p)
     return p / p.sum(), near
 
 
-def plain_row(logits_of, prompt, tokens, *, keys, number, end, context, guide=None, rounding=ROUNDING):
-    """New ids of the row of that number, and its forced steps: the whole window read again for each id.
+def plain_row(logits_of, prompt, tokens, *, config, number, eos, context, constraint=None, rounding=ROUNDING):
+    """New ids of the row with that number, and its forced steps; the whole window is read again for each id.
 
-    logits_of: the ids that are seen, a list -> the logits (V,) of the next, an array.
+    logits_of: the list of ids seen so far -> the logits (V,) of the next id, an array.
     """
-    generator = torch.Generator().manual_seed(1_000_003 * keys.seed + number)
+    generator = torch.Generator().manual_seed(1_000_003 * config.seed + number)
     seen, new, forced = prompt[-context:], [], 0
     for step in range(tokens):
         z = logits_of(seen).astype(np.float64)
-        mask = guide.allowed(tokens - step) if guide else None
+        mask = constraint.allowed(tokens - step) if constraint else None
         if mask is not None:
             forced += int(not mask[z.argmax()])
             z[~mask] = -np.inf
-        p, near = plain_probabilities(z, keys)
+        p, near = plain_probabilities(z, config)
         borders = p.cumsum()
         u = torch.rand(1, dtype=torch.float64, generator=generator).item()
         assert min(near, np.abs(borders - u)[p > 0].min()) > rounding, f"step {step} depends on rounding"
         token = next(i for i, border in enumerate(borders) if border > u)
         new.append(token)
-        if token == end:
+        if token == eos:
             break
-        if guide:
-            guide.push(token)
-        # A full window goes on from its newest half, the new id included.
+        if constraint:
+            constraint.push(token)
+        # A full window continues from its newest half, the new id included.
         full = len(seen) == context
         seen = [*seen, token]
         if full:
@@ -84,14 +84,14 @@ def plain_row(logits_of, prompt, tokens, *, keys, number, end, context, guide=No
 
 
 class Exact:
-    """A model whose logits are random numbers seeded by all the ids that it sees: equal, or different altogether."""
+    """A model whose logits are random numbers, seeded by all the ids that it sees: equal or entirely different."""
 
     def __init__(self, context, vocabulary=17):
-        self.keys, self.vocabulary = SimpleNamespace(context=context), vocabulary
+        self.config, self.vocabulary = SimpleNamespace(context=context), vocabulary
         self.calls = []  # the ids of each call
 
     def new_cache(self, batch, length):
-        assert length == self.keys.context
+        assert length == self.config.context
         return [[] for _ in range(batch)]
 
     def __call__(self, new, cache):
@@ -104,15 +104,15 @@ class Exact:
             for token in tokens:
                 row.append(token)
                 out[-1].append(self.logits(row))
-            assert len(row) <= self.keys.context
+            assert len(row) <= self.config.context
         return torch.tensor(np.array(out), dtype=torch.float32)
 
     def logits(self, seen):
         return np.random.default_rng([len(seen), *seen]).normal(0, 2, self.vocabulary).astype(np.float32)
 
 
-class Turns(Guide):
-    """Allows what differs from the last id by a step that depends on how many ids are left; logs what it is told."""
+class Turns(Constraint):
+    """Allows ids by their difference from the last id and the number of ids left; logs its calls."""
 
     def __init__(self, vocabulary=17):
         self.vocabulary, self.last, self.log = vocabulary, 0, []
@@ -144,64 +144,65 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("guided", [False, True], ids=["free", "guided"])
+@pytest.mark.parametrize("constrained", [False, True], ids=["free", "constrained"])
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(
     ("context", "length"), [(8, 3), (9, 1), (8, 8), (7, 12)], ids=["short", "one", "full", "beyond the context"]
 )
-def test_the_ids_and_forced_steps_are_those_of_a_plain_loop(context, length, name, guided):
-    keys, end, tokens, prompt = sampler(**SAMPLERS[name]), 4, 29, prompts(6, length)
-    guides, plain_guides = ([Turns() for _ in prompt] if guided else None for _ in range(2))
+def test_the_ids_and_forced_steps_are_those_of_a_plain_loop(context, length, name, constrained):
+    config, eos, tokens, prompt = sampler(**SAMPLERS[name]), 4, 29, prompts(6, length)
+    constraints, plain_constraints = ([Turns() for _ in prompt] if constrained else None for _ in range(2))
     model = Exact(context)
-    made = generate(model, prompt, tokens, keys=keys, end=end, guides=guides)
+    made = generate(model, prompt, tokens, config=config, eos=eos, constraints=constraints)
     expected = [
         plain_row(
             model.logits,
             row,
             tokens,
-            keys=keys,
+            config=config,
             number=number,
-            end=end,
+            eos=eos,
             context=context,
-            guide=plain_guides[number] if guided else None,
+            constraint=plain_constraints[number] if constrained else None,
         )
         for number, row in enumerate(prompt.tolist())
     ]
     assert made.ids == [row for row, _ in expected]
     assert made.forced == [forced for _, forced in expected]
-    # What makes the example a test: rows that go on beyond a full context, rows that end before others, many ids.
+    # These make the example a test: rows longer than the context, rows that end before others, many different ids.
     assert max(map(len, made.ids)) > context
     assert min(map(len, made.ids)) < max(map(len, made.ids))
     assert len({token for row in made.ids for token in row}) > 6
-    if guided:
+    if constrained:
         assert 0 < sum(made.forced) < sum(map(len, made.ids))
-        assert [guide.log for guide in guides] == [guide.log for guide in plain_guides]
+        assert [constraint.log for constraint in constraints] == [constraint.log for constraint in plain_constraints]
 
 
 @pytest.mark.parametrize("context", [2, 3])
-def test_the_smallest_contexts_go_on_from_one_id(context):
-    model, keys = Exact(context), sampler()
-    made = generate(model, prompts(2, 1), 12, keys=keys, end=-1)
+def test_the_smallest_contexts_continue_from_one_id(context):
+    model, config = Exact(context), sampler()
+    made = generate(model, prompts(2, 1), 12, config=config, eos=-1)
     for number, row in enumerate(prompts(2, 1).tolist()):
         assert (
-            made.ids[number] == plain_row(model.logits, row, 12, keys=keys, number=number, end=-1, context=context)[0]
+            made.ids[number]
+            == plain_row(model.logits, row, 12, config=config, number=number, eos=-1, context=context)[0]
         )
 
 
 def test_the_model_reads_one_id_a_step_and_half_a_window_when_it_is_full():
     model = Exact(8)
-    made = generate(model, prompts(1, 20), 11, keys=sampler(), end=-1)
+    made = generate(model, prompts(1, 20), 11, config=sampler(), eos=-1)
     everything = prompts(1, 20).tolist()[0] + made.ids[0]
-    # The prompt fills the window: 8 ids; then the newest 4, then one at a time until the window holds 8 again.
+    # The prompt fills the window with 8 ids; then come the newest 4, then one at a time until there are 8 again.
     filled = [(12, 20)]
     again = [(17, 21), (21, 22), (22, 23), (23, 24), (24, 25)]
     once_more = [(22, 26), (26, 27), (27, 28), (28, 29), (29, 30)]
     assert model.calls == [[everything[a:b]] for a, b in filled + again + once_more]
 
 
-def test_a_row_that_is_done_goes_on_with_the_end_id_and_the_last_one_ends_the_loop():
+def test_a_finished_row_is_filled_with_eos_and_the_last_one_ends_the_loop():
     model, reported, prompt = Exact(64), [], prompts(4, 2)
-    made = generate(model, prompt, 60, keys=sampler(), end=4, progress=reported.append)
+    made = generate(model, prompt, 60, config=sampler(), eos=4, progress=reported.append)
     lengths = [len(row) for row in made.ids]
     assert all(row.index(4) == len(row) - 1 for row in made.ids)
     assert len(set(lengths)) == 4
@@ -214,9 +215,9 @@ def test_a_row_that_is_done_goes_on_with_the_end_id_and_the_last_one_ends_the_lo
     ]
 
 
-def test_progress_is_told_of_every_step():
+def test_progress_is_called_after_every_step():
     reported = []
-    generate(Exact(8), prompts(2, 3), 9, keys=sampler(), end=-1, progress=reported.append)
+    generate(Exact(8), prompts(2, 3), 9, config=sampler(), eos=-1, progress=reported.append)
     assert reported == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
@@ -224,7 +225,7 @@ def test_progress_is_told_of_every_step():
 
 
 def lively(name, options):
-    """A model whose next id depends on many before it: head untied, matrices so large that attention is selective."""
+    """A model whose next id depends on many before it: an untied head, and weights that make attention selective."""
     model = make(name, options, open_gates=True, tied=False, activation="swiglu").double().eval()
     with torch.no_grad():
         for weight in model.parameters():
@@ -236,13 +237,13 @@ def lively(name, options):
 @pytest.mark.parametrize(("name", "options"), ARMS)
 def test_greedy_sampling_equals_a_loop_without_cache_beyond_the_context(name, options):
     model, prompt = lively(name, options), ids(2, 5, seed=3)
-    made = generate(model, prompt, 3 * CONTEXT, keys=sampler(temperature=0), end=-1).ids
+    made = generate(model, prompt, 3 * CONTEXT, config=sampler(temperature=0), eos=-1).ids
     seen, expected = prompt, []
     for _ in range(3 * CONTEXT):
         with torch.inference_mode():
             logits = model(seen)[:, -1]
         best = logits.topk(2)
-        # With and without cache differ by what fp32 rounds of the rotary positions: no step depends on it.
+        # With and without cache differ by fp32 rounding of the rotary positions; no step may depend on that.
         assert (best.values[:, 0] - best.values[:, 1]).min() > 1e-4
         expected.append(best.indices[:, 0].tolist())
         kept = seen[:, -(CONTEXT // 2 - 1) :] if seen.shape[1] == CONTEXT else seen
@@ -253,15 +254,15 @@ def test_greedy_sampling_equals_a_loop_without_cache_beyond_the_context(name, op
 
 @pytest.mark.parametrize(("name", "options"), ARMS)
 def test_sampling_equals_a_plain_loop_without_cache_beyond_the_context(name, options):
-    model, prompt, keys = lively(name, options), ids(2, 30), sampler(temperature=1.5, top_p=0.95)
+    model, prompt, config = lively(name, options), ids(2, 30), sampler(temperature=1.5, top_p=0.95)
 
     def logits_of(seen):
         with torch.inference_mode():
             return model(torch.tensor([seen]))[0, -1].numpy()
 
-    made = generate(model, prompt, 40, keys=keys, end=-1)
+    made = generate(model, prompt, 40, config=config, eos=-1)
     for number, row in enumerate(prompt.tolist()):
-        expected, _ = plain_row(logits_of, row, 40, keys=keys, number=number, end=-1, context=CONTEXT)
+        expected, _ = plain_row(logits_of, row, 40, config=config, number=number, eos=-1, context=CONTEXT)
         assert made.ids[number] == expected
 
 
@@ -289,7 +290,7 @@ def test_logits_as_large_as_the_temperature_have_the_softmax_of_their_ratio(t):
     assert np.allclose(found, np.exp(ratios) / np.exp(ratios).sum(), rtol=2e-6)
 
 
-def test_a_temperature_of_zero_takes_the_most_probable_alone():
+def test_a_temperature_of_zero_takes_only_the_most_probable():
     z = torch.tensor([[0.0, 0.1, -1.0], [5.0, 4.999, 4.0], [-3.0, -2.0, -1.0]])
     found = probabilities(z, sampler(temperature=0))
     assert found.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
@@ -314,12 +315,12 @@ def test_top_k_keeps_the_largest(top_k):
 
 
 @pytest.mark.parametrize("top_k", [0, 4, 5, 1000])
-def test_a_top_k_of_none_or_of_the_vocabulary_and_more_keeps_all(top_k):
+def test_a_top_k_of_zero_or_of_the_vocabulary_and_more_keeps_all(top_k):
     z = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
     assert torch.allclose(probabilities(z, sampler(top_k=top_k)), z.softmax(-1))
 
 
-def test_top_k_keeps_all_that_equal_the_last_it_keeps():
+def test_top_k_keeps_all_ties_of_the_last_it_keeps():
     p = probabilities(torch.tensor([[1.0, 1.0, 0.0, 2.0, 1.0]]), sampler(top_k=2))[0].tolist()
     e = math.e
     assert p == pytest.approx([e / (3 * e + e * e)] * 2 + [0, e * e / (3 * e + e * e), e / (3 * e + e * e)])
@@ -348,19 +349,19 @@ def test_top_p_keeps_no_more_than_the_smallest_set():
         ({"min_p": 0.26}, [0, 4 / 9, 2 / 9, 3 / 9]),
         ({"min_p": 0.74}, [0, 4 / 7, 0, 3 / 7]),
         ({"min_p": 0.76}, [0, 1, 0, 0]),
-        # Of what top-k leaves, 4 / 7 and 3 / 7, the first holds more than a half; of all it would not.
+        # After top-k, 4 / 7 and 3 / 7 are left, and the first is more than a half; before it was not.
         ({"top_k": 2, "top_p": 0.5}, [0, 1, 0, 0]),
-        # Of what top-p leaves, the least has half the largest: 0.2 of 0.4. Renormalised by min-p first (0.4, 0.3 of
-        # 0.7), top-p would keep one.
+        # After top-p, the smaller of two is 3 / 4 of the larger. If min-p came first, 0.4 and 0.3 of 0.7 would be left,
+        # and top-p would keep one.
         ({"top_p": 0.5, "min_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),
-        # At a temperature of a half the squares: 1, 16, 4, 9 of 30. The first holds 0.53; 4 has a quarter of it.
+        # A temperature of a half squares them: 1, 16, 4, 9 of 30. The largest is 0.53, and 4 is a quarter of it.
         ({"temperature": 0.5}, [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
         ({"temperature": 0.5, "top_p": 0.52}, [0, 1, 0, 0]),
         ({"temperature": 0.5, "min_p": 0.26}, [0, 16 / 25, 0, 9 / 25]),
         ({"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.2}, [0, 16 / 29, 4 / 29, 9 / 29]),
     ],
 )
-def test_each_filter_keeps_what_it_promises_of_four(options, expected):
+def test_each_filter_keeps_the_right_ids_of_four(options, expected):
     found = probabilities(torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log(), sampler(**options))[0]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -375,20 +376,20 @@ def test_min_p_keeps_what_has_exactly_its_share():
     assert found.tolist() == pytest.approx([math.e / (math.e + 1), 1 / (math.e + 1), 0])
 
 
-def test_each_row_has_filters_of_its_own():
+def test_each_row_is_filtered_separately():
     z = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.02, 0.03, 0.05, 0.9], [0.7, 0.1, 0.1, 0.1]]).log()
     before = z.clone()
     for options in SAMPLERS.values():
-        keys = sampler(**options)
-        found = probabilities(z, keys)
+        config = sampler(**options)
+        found = probabilities(z, config)
         for row, p in zip(z, found, strict=True):
-            assert np.allclose(p, plain_probabilities(row, keys)[0], atol=ROUNDING)
+            assert np.allclose(p, plain_probabilities(row, config)[0], atol=ROUNDING)
     assert torch.equal(z, before)
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    # On a grid: equal, or far enough apart that rounding does not decide which is larger.
+    # On a grid: equal, or so far apart that rounding doesn't decide which is larger.
     st.lists(st.integers(-256, 256).map(lambda step: step / 64), min_size=2, max_size=12),
     st.integers(0, 13),
     st.floats(0.05, 1),
@@ -396,10 +397,10 @@ def test_each_row_has_filters_of_its_own():
     st.floats(0.1, 3),
 )
 def test_the_filters_equal_plain_ones(logits, top_k, top_p, min_p, temperature):
-    keys = sampler(top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
-    found = probabilities(torch.tensor([logits]), keys)[0].numpy()
-    expected, near = plain_probabilities(logits, keys)
-    if near > 1e-5:  # at the very border rounding decides
+    config = sampler(top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
+    found = probabilities(torch.tensor([logits]), config)[0].numpy()
+    expected, near = plain_probabilities(logits, config)
+    if near > 1e-5:  # at a border, rounding decides
         # fp32 keeps z / t to 2 ** -24 of itself, here 80 at most: 5e-6 of a probability.
         assert np.allclose(found, expected, atol=1e-5)
     assert abs(found.sum() - 1) < 1e-5
@@ -462,39 +463,41 @@ def test_draws_come_as_often_as_their_probability():
 
 def test_equal_seeds_give_equal_ids_and_rows_differ():
     model = make("gpt", {}).eval()
-    first, second = (generate(model, ids(1, 4).repeat(3, 1), 20, keys=sampler(), end=-1).ids for _ in range(2))
+    first, second = (generate(model, ids(1, 4).repeat(3, 1), 20, config=sampler(), eos=-1).ids for _ in range(2))
     assert first == second
     assert len({tuple(row) for row in first}) == 3
-    assert generate(model, ids(1, 4).repeat(3, 1), 20, keys=sampler(seed=2), end=-1).ids != first
+    assert generate(model, ids(1, 4).repeat(3, 1), 20, config=sampler(seed=2), eos=-1).ids != first
 
 
 def test_no_row_of_a_seed_is_a_row_of_another_seed():
     prompt = torch.zeros(5, 1, dtype=torch.int64)
     rows = [
-        tuple(row) for seed in range(6) for row in generate(Exact(32), prompt, 12, keys=sampler(seed=seed), end=-1).ids
+        tuple(row)
+        for seed in range(6)
+        for row in generate(Exact(32), prompt, 12, config=sampler(seed=seed), eos=-1).ids
     ]
     assert len(set(rows)) == 30
 
 
 def test_a_row_does_not_depend_on_how_many_there_are():
     model, prompt = lively("shortcut", {}), ids(3, 4)
-    many = generate(model, prompt, 30, keys=sampler(), end=-1).ids
+    many = generate(model, prompt, 30, config=sampler(), eos=-1).ids
     assert len({tuple(row) for row in many}) == 3
     for count in (1, 2):
-        assert generate(model, prompt[:count], 30, keys=sampler(), end=-1).ids == many[:count]
+        assert generate(model, prompt[:count], 30, config=sampler(), eos=-1).ids == many[:count]
     greedy = sampler(temperature=0)
-    alone = [generate(model, row[None], 30, keys=greedy, end=-1).ids[0] for row in prompt]
-    assert generate(model, prompt, 30, keys=greedy, end=-1).ids == alone
+    alone = [generate(model, row[None], 30, config=greedy, eos=-1).ids[0] for row in prompt]
+    assert generate(model, prompt, 30, config=greedy, eos=-1).ids == alone
     assert all(len(set(row)) > 10 for row in alone)
 
 
-# Guides and the end ---------------------------------------------------------------------------------------------------
+# Constraints and EOS --------------------------------------------------------------------------------------------------
 
 
 def test_only_what_is_allowed_is_drawn_and_forced_steps_are_counted():
     model = make("gpt", {}).eval()
 
-    class OddAfterEven(Guide):
+    class OddAfterEven(Constraint):
         mask = np.arange(VOCABULARY) % 2 == 1
 
         def allowed(self, left):
@@ -505,19 +508,19 @@ def test_only_what_is_allowed_is_drawn_and_forced_steps_are_counted():
             self.mask = np.arange(VOCABULARY) % 2 != token % 2
 
     seen = []
-    prompt, guides = torch.zeros(2, 1, dtype=torch.int64), [OddAfterEven(), OddAfterEven()]
-    made = generate(model, prompt, 30, keys=sampler(), end=-1, guides=guides)
+    prompt, constraints = torch.zeros(2, 1, dtype=torch.int64), [OddAfterEven(), OddAfterEven()]
+    made = generate(model, prompt, 30, config=sampler(), eos=-1, constraints=constraints)
     for row in made.ids:
         assert [token % 2 for token in row] == [(place + 1) % 2 for place in range(30)]
-    assert seen == [left for left in range(30, 0, -1) for _ in guides]
-    # The head is tied to the embedding, so that an untrained model's most probable id is the one before: never allowed.
+    assert seen == [left for left in range(30, 0, -1) for _ in constraints]
+    # The head is tied to the embedding, so an untrained model's most probable id is the previous one: never allowed.
     assert made.forced == [30, 30]
-    free = generate(model, ids(2, 4), 30, keys=sampler(), end=-1, guides=[Guide(), Guide()])
+    free = generate(model, ids(2, 4), 30, config=sampler(), eos=-1, constraints=[Constraint(), Constraint()])
     assert free.forced == [0, 0]
 
 
 def test_a_step_is_forced_only_if_the_most_probable_id_was_not_allowed():
-    class Without(Guide):
+    class Without(Constraint):
         def __init__(self, *tokens):
             self.mask = ~np.isin(np.arange(4), tokens)
 
@@ -532,17 +535,19 @@ def test_a_step_is_forced_only_if_the_most_probable_id_was_not_allowed():
             return kept
 
     model = Constant(8, vocabulary=4)
-    guides = [Without(), Without(2), Without(0, 1, 3), Without(3), Without(2, 3)]
-    made = generate(model, torch.zeros(5, 1, dtype=torch.int64), 6, keys=sampler(temperature=0), end=-1, guides=guides)
+    constraints = [Without(), Without(2), Without(0, 1, 3), Without(3), Without(2, 3)]
+    made = generate(
+        model, torch.zeros(5, 1, dtype=torch.int64), 6, config=sampler(temperature=0), eos=-1, constraints=constraints
+    )
     assert made.ids == [[2] * 6, [3] * 6, [2] * 6, [2] * 6, [1] * 6]
     assert made.forced == [0, 6, 0, 0, 6]
-    assert torch.equal(kept, given), "guides wrote into what the model returned"
+    assert torch.equal(kept, given), "constraints wrote into what the model returned"
 
 
-def test_a_row_ends_at_the_end_id():
+def test_a_row_ends_at_eos():
     model, prompt = make("gpt", {}).eval(), ids(8, 3)
-    made = generate(model, prompt, 50, keys=sampler(), end=7).ids
-    # Without an end id the same draws go on behind it.
-    free = generate(model, prompt, 50, keys=sampler(), end=-1).ids
+    made = generate(model, prompt, 50, config=sampler(), eos=7).ids
+    # Without EOS, the same draws continue behind it.
+    free = generate(model, prompt, 50, config=sampler(), eos=-1).ids
     assert made == [row[: row.index(7) + 1] if 7 in row else row for row in free]
     assert 0 < sum(7 in row for row in free) < 8

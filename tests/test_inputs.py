@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from shortcut_cli import inputs
+from shortcut_cli.data import inputs
 from shortcut_cli.errors import UsageError
 
 SUFFIXES = (".txt", ".txt.gz")
@@ -61,7 +61,7 @@ def test_links_are_followed_once(tree):
     assert names(tree) == ["a/c.TXT", "a/d/e.txt.gz", "b.txt", "linked/o.txt"]
 
 
-def test_what_is_not_a_file_is_rejected_with_its_reason(tree):
+def test_what_is_not_a_regular_file_is_rejected_with_its_reason(tree):
     os.mkfifo(tree / "pipe.txt")
     (tree / "broken.txt").symlink_to(tree / "nowhere")
     (tree / "folder.txt").mkdir()
@@ -92,7 +92,7 @@ def test_a_folder_named_like_a_file_is_listed_unless_it_holds_files(tmp_path):
 def test_a_real_folder_is_walked_before_a_link_to_it_whatever_their_names(tmp_path):
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "x.txt").write_text("x")
-    (tmp_path / "z" / "a").symlink_to(tmp_path)  # back, too
+    (tmp_path / "z" / "a").symlink_to(tmp_path)  # and a link back
     (tmp_path / "b").symlink_to(tmp_path / "z")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "y.txt").write_text("y")
@@ -101,7 +101,7 @@ def test_a_real_folder_is_walked_before_a_link_to_it_whatever_their_names(tmp_pa
     assert (found.rejects, found.ignored) == ([], 0)
 
 
-def test_files_of_one_name_below_two_roots_are_both_there_in_the_order_of_their_names(tmp_path):
+def test_files_with_one_name_below_two_roots_are_both_listed_in_order(tmp_path):
     for name in ("one/b.txt", "one/a.txt", "two/a.txt", "two/b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -110,7 +110,7 @@ def test_files_of_one_name_below_two_roots_are_both_there_in_the_order_of_their_
     assert found.files == [(relative, tmp_path / path) for relative, path in expected]
 
 
-def test_a_name_that_looks_like_a_glob_is_itself_where_it_exists(tmp_path):
+def test_a_name_that_looks_like_a_glob_is_taken_literally_if_it_exists(tmp_path):
     for name in ("a[1].txt", "a1.txt", ".hidden.txt"):
         (tmp_path / name).write_text(name)
     assert names(tmp_path / "a[1].txt") == ["a[1].txt"]

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rates and the averaged weights: against closed forms and plain loops."""
+"""The optimizer, its learning rates and the EMA: against closed forms and plain loops."""
 
 import math
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from shortcut_cli import optim
-from shortcut_cli.recipe import TrainKeys
+from shortcut_cli.config.schema import TrainConfig
+from shortcut_cli.training import optim
 
 
-def keys(**given):
-    return TrainKeys(**({"steps": 111, "batch_size": 8, "lr": 0.5, "warmup": 10, "min_lr": 0.2} | given))
+def config(**given):
+    return TrainConfig(**({"steps": 111, "batch_size": 8, "lr": 0.5, "warmup": 10, "min_lr": 0.2} | given))
 
 
 WARMED = [(0, 0.05), (4, 0.25), (9, 0.5)]  # 1/10, 5/10 and 10/10 of lr
@@ -21,7 +21,7 @@ ROOT = math.sqrt(2) / 2
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        # After warm-up 100 steps lie between the first and the last: cosines of 0, 45, 90, 135 and 180 degrees.
+        # After warm-up there are 100 steps from the first to the last: cosines of 0, 45, 90, 135 and 180 degrees.
         (
             {},
             [*WARMED, (10, 0.5), (35, 0.5 * (0.6 + 0.4 * ROOT)), (60, 0.3), (85, 0.5 * (0.6 - 0.4 * ROOT)), (110, 0.1)],
@@ -45,12 +45,12 @@ ROOT = math.sqrt(2) / 2
     ],
 )
 def test_learning_rates_are_those_of_the_closed_form(given, expected):
-    rates = [optim.learning_rate(step, keys(**given)) for step, _ in expected]
+    rates = [optim.learning_rate(step, config(**given)) for step, _ in expected]
     assert rates == pytest.approx([rate for _, rate in expected], rel=1e-12, abs=1e-12)
 
 
 class Three(torch.nn.Module):
-    """A matrix, a vector, a matrix and a vector that route, and a matrix that is not trained."""
+    """A matrix, a vector, a matrix and a vector that are routers, and a matrix that is not trained."""
 
     def __init__(self):
         super().__init__()
@@ -76,10 +76,10 @@ def plain_adamw(weight, gradients, rates, decay, beta1, beta2):
     return weight
 
 
-def test_steps_equal_plain_adamw_with_decay_on_matrices_and_a_rate_of_their_own_for_routers():
+def test_steps_equal_plain_adamw_with_decay_on_matrices_and_a_separate_rate_for_routers():
     model = Three()
     optimizer = optim.adamw(
-        model, keys(weight_decay=0.3, beta1=0.7, beta2=0.4), routers=["inner.gate", "route"], router_lr=0.25
+        model, config(weight_decay=0.3, beta1=0.7, beta2=0.4), routers=["inner.gate", "route"], router_lr=0.25
     )
     rates = (0.1, 0.02, 0.3)
     generator = torch.Generator().manual_seed(2)
@@ -89,20 +89,20 @@ def test_steps_equal_plain_adamw_with_decay_on_matrices_and_a_rate_of_their_own_
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 weight.grad = torch.randn(weight.shape, generator=generator)
-                weight.grad[0] *= 1e-6  # so small that epsilon counts
+                weight.grad[0] *= 1e-6  # so small that epsilon matters
                 gradients[name].append(weight.grad.double().numpy())
         optim.set_rate(optimizer, rate)
         optimizer.step()
     for name, scale, decay in (("matrix", 1, 0.3), ("vector", 1, 0), ("inner.gate", 0.25, 0), ("inner.route", 0.25, 0)):
         expected = plain_adamw(before[name], gradients[name], [rate * scale for rate in rates], decay, 0.7, 0.4)
-        # fp32 beside float64, three updates of at most 0.3 each.
+        # fp32 against float64, three updates of at most 0.3 each.
         np.testing.assert_allclose(model.get_parameter(name).detach(), expected, rtol=1e-5, atol=1e-6, err_msg=name)
     assert (model.frozen.double().numpy() == before["frozen"]).all()
 
 
 def test_without_routers_all_matrices_decay_and_all_have_one_rate():
     model = Three()
-    optimizer = optim.adamw(model, keys(weight_decay=0.3), router_lr=0.25)
+    optimizer = optim.adamw(model, config(weight_decay=0.3), router_lr=0.25)
     optim.set_rate(optimizer, 0.125)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = {frozenset(names[p] for p in group["params"]): group for group in optimizer.param_groups}
@@ -116,7 +116,7 @@ def test_without_routers_all_matrices_decay_and_all_have_one_rate():
 
 
 def test_routers_have_the_same_rate_unless_told_otherwise():
-    optimizer = optim.adamw(Three(), keys(), routers=["route"])
+    optimizer = optim.adamw(Three(), config(), routers=["route"])
     optim.set_rate(optimizer, 0.125)
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [
         (2, 0.125),
@@ -125,10 +125,10 @@ def test_routers_have_the_same_rate_unless_told_otherwise():
     ]
 
 
-def test_the_average_begins_at_the_weights_and_is_a_copy_in_fp32():
+def test_the_ema_starts_at_the_weights_and_is_a_copy_in_fp32():
     model = torch.nn.Linear(2, 2).to(torch.bfloat16)
     before = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-    average = optim.Average(model, 0.9)
+    average = optim.EMA(model, 0.9)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(1)
@@ -148,9 +148,9 @@ def test_the_average_begins_at_the_weights_and_is_a_copy_in_fp32():
         (0.15, (0, 1, 2), (1 / 10, 0.15, 0.15)),
     ],
 )
-def test_the_average_keeps_its_decay_of_itself_and_less_in_early_steps(decay, steps, shares):
+def test_the_ema_keeps_its_decay_of_itself_and_less_in_early_steps(decay, steps, shares):
     model = torch.nn.Linear(3, 2)
-    average = optim.Average(model, decay)
+    average = optim.EMA(model, decay)
     expected = {name: weight.detach().double().numpy() for name, weight in model.named_parameters()}
     generator = torch.Generator().manual_seed(3)
     for step, share in zip(steps, shares, strict=True):

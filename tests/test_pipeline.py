@@ -1,4 +1,4 @@
-"""Several stages in a row: what runs, in which order, with what, and what is taken from before."""
+"""Several stages in a row: which run, in which order, with which arguments, and which results are reused."""
 
 import hashlib
 import json
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from conftest import TEXT_SETTINGS, quiet
 
-from shortcut_cli import checkpoint, demo, pipeline, recipe
-from shortcut_cli.codec import own
+from shortcut_cli.codec import checkpoint as codec_checkpoint
+from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.stages import inspection
+from shortcut_cli.inference import runs
+from shortcut_cli.stages import demo, inspection, pipeline
+from shortcut_cli.training import checkpoint
 
 NEVER = nullcontext(lambda: None)
 
@@ -24,13 +26,13 @@ def sha256(path):
 
 
 class Stages:
-    """Stages that write what the real ones do, and note that they ran."""
+    """Stages that write what the real ones write, and record that they ran."""
 
     def __init__(self, monkeypatch, resolved):
         self.ran = []
         self.weights = b"first"
         self.recipe = resolved
-        monkeypatch.setattr(checkpoint, "open_run", lambda path, _: SimpleNamespace(path=path, recipe=self.recipe))
+        monkeypatch.setattr(runs, "open_run", lambda path, _: SimpleNamespace(path=path, recipe=self.recipe))
         monkeypatch.setattr(pipeline, "Shards", lambda folder: folder)
         for name in ("prepare", "train", "evaluate", "sample"):
             monkeypatch.setattr(pipeline, name, getattr(self, name))
@@ -49,26 +51,26 @@ class Stages:
         self.ran.append(("evaluate", run.path.name, str(shards), name, device))
         return {"split": name, "of": run.path.read_bytes().decode(), "groups": {"nats": np.array([len(self.ran)])}}
 
-    def sample(self, run, folder, keys, *, prompt, device, **_options):
-        self.ran.append(("sample", run.path.name, str(folder.name), keys.n, prompt, device))
-        paths = [folder / f"sample-{keys.seed}-{number:03d}.txt" for number in range(keys.n)]
+    def sample(self, run, folder, config, *, prompt, device, **_options):
+        self.ran.append(("sample", run.path.name, str(folder.name), config.n, prompt, device))
+        paths = [folder / f"sample-{config.seed}-{number:03d}.txt" for number in range(config.n)]
         if any(path.exists() for path in paths):
             raise UsageError("exists already")
         folder.mkdir(exist_ok=True)
         for path in paths:
             path.write_text(run.path.read_bytes().decode())
-            sidecar = {"checkpoint_sha256": sha256(run.path), "sampler": keys.model_dump(), "prompt": prompt}
+            sidecar = {"checkpoint_sha256": sha256(run.path), "sampler": config.model_dump(), "prompt": prompt}
             path.with_suffix(".txt.json").write_text(json.dumps(sidecar))
         return paths
 
     def names(self):
-        """The stages that ran since the last look, without the training, which looks by itself."""
+        """The stages that ran since the last call, except training, which itself decides what is left to do."""
         found = [name for name, *_ in self.ran if name != "train"]
         self.ran.clear()
         return found
 
 
-RESOLVED = recipe.read("text-tiny", ["data.shards=the/shards", "sample.n=2", "sample.seed=5"])
+RESOLVED = reading.read("text-tiny", ["data.shards=the/shards", "sample.n=2", "sample.seed=5"])
 
 
 @pytest.fixture
@@ -84,8 +86,8 @@ def test_stages_run_in_order_with_what_the_recipe_and_the_caller_say(stages, tmp
     notes = []
     options = {"n_workers": 3, "max_bad": "5", "device": "d", "stop": NEVER}
 
-    def report(_, **fields):
-        notes.append(fields["text"])
+    def report(event):
+        notes.append(event.text)
 
     for _ in range(2):
         result = pipeline.run_all(RESOLVED, ["a", "b"], tmp_path / "r", report=report, **options)
@@ -100,7 +102,7 @@ def test_stages_run_in_order_with_what_the_recipe_and_the_caller_say(stages, tmp
     assert result["samples"] == [str(tmp_path / "r" / "samples" / f"sample-5-00{number}.txt") for number in (0, 1)]
 
 
-def test_what_is_finished_is_skipped_until_the_checkpoint_has_other_bytes(stages, tmp_path):
+def test_finished_stages_are_skipped_until_the_checkpoint_changes(stages, tmp_path):
     first = go(tmp_path)
     assert stages.names() == ["evaluate", "sample"]
     assert go(tmp_path) == first
@@ -113,7 +115,7 @@ def test_what_is_finished_is_skipped_until_the_checkpoint_has_other_bytes(stages
     assert json.loads((tmp_path / "eval.json").read_text())["splits"]["test"] == other["eval"]
     assert other["samples"] == first["samples"]
     assert [Path(path).read_text() for path in other["samples"]] == ["other", "other"]
-    # What was there is kept: nobody asked for it to be removed.
+    # Earlier samples are kept: nobody asked to remove them.
     earlier = {path.name: path.read_text() for path in (tmp_path / "samples" / "earlier-1").iterdir()}
     assert {name for name in earlier if name.endswith(".txt")} == {"sample-5-000.txt", "sample-5-001.txt"}
     assert [earlier[f"sample-5-00{number}.txt"] for number in (0, 1)] == ["first", "first"]
@@ -124,7 +126,7 @@ def test_what_is_finished_is_skipped_until_the_checkpoint_has_other_bytes(stages
     assert stages.names() == []
 
 
-def test_a_score_alone_or_samples_alone_are_made_where_they_are_missing(stages, tmp_path):
+def test_a_missing_score_or_missing_samples_are_made(stages, tmp_path):
     first = go(tmp_path)
     stages.names()
     (tmp_path / "eval.json").unlink()
@@ -136,24 +138,24 @@ def test_a_score_alone_or_samples_alone_are_made_where_they_are_missing(stages, 
 
 
 @pytest.mark.parametrize("lost", ["sample-5-001.txt", "sample-5-001.txt.json", "sample-5-000.txt"])
-def test_samples_that_are_not_all_there_are_made_anew(stages, tmp_path, lost):
+def test_incomplete_samples_are_made_again(stages, tmp_path, lost):
     first = go(tmp_path)
     stages.names()
     (tmp_path / "samples" / lost).unlink()
     assert go(tmp_path) == first
     assert stages.names() == ["sample"]
     assert len([path for path in (tmp_path / "samples").iterdir() if path.is_file()]) == 4
-    # A second time, into a folder of its own.
+    # A second time, into another folder.
     (tmp_path / "samples" / lost).unlink()
     assert go(tmp_path) == first
     left = [{path.name for path in (tmp_path / "samples" / f"earlier-{n}").iterdir()} for n in (1, 2)]
     names = {f"sample-5-00{number}.txt{ending}" for number in (0, 1) for ending in ("", ".json")}
-    # A .json whose sample is gone says nothing of the others, and goes with them.
+    # A .json whose sample is gone is moved with the others.
     assert left[0] == left[1] <= names - {lost}
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", "\udcff"])
-def test_a_sample_whose_json_is_damaged_is_made_anew_and_kept(stages, tmp_path, damaged):
+def test_a_sample_with_a_damaged_json_is_kept_and_made_again(stages, tmp_path, damaged):
     first = go(tmp_path)
     stages.names()
     (tmp_path / "samples" / "sample-5-000.txt.json").write_bytes(damaged.encode(errors="surrogateescape"))
@@ -164,7 +166,7 @@ def test_a_sample_whose_json_is_damaged_is_made_anew_and_kept(stages, tmp_path, 
 
 def test_another_split_is_scored_beside_the_first(stages, tmp_path):
     first = go(tmp_path)["eval"]
-    stages.recipe = recipe.with_settings(RESOLVED, ["eval.split=val"])
+    stages.recipe = reading.with_settings(RESOLVED, ["eval.split=val"])
     second = go(tmp_path, stages.recipe)["eval"]
     assert stages.names() == ["evaluate", "sample", "evaluate"]
     assert (first["split"], second["split"]) == ("test", "val")
@@ -180,9 +182,9 @@ def test_another_split_is_scored_beside_the_first(stages, tmp_path):
         *("sample.n=1", "sample.n=3"),
     ],
 )
-def test_samples_of_another_sampler_are_neither_taken_nor_removed(stages, tmp_path, setting):
+def test_samples_with_other_settings_are_neither_reused_nor_removed(stages, tmp_path, setting):
     go(tmp_path)
-    other = recipe.with_settings(RESOLVED, [setting])
+    other = reading.with_settings(RESOLVED, [setting])
     with pytest.raises(UsageError, match="exists already"):
         go(tmp_path, other)
     assert stages.names() == ["evaluate", "sample", "sample"]
@@ -192,9 +194,9 @@ def test_samples_of_another_sampler_are_neither_taken_nor_removed(stages, tmp_pa
     ]
 
 
-def test_samples_of_another_seed_lie_beside_the_first(stages, tmp_path):
+def test_samples_of_another_seed_are_put_beside_the_first(stages, tmp_path):
     first = go(tmp_path)["samples"]
-    second = go(tmp_path, recipe.with_settings(RESOLVED, ["sample.seed=6"]))["samples"]
+    second = go(tmp_path, reading.with_settings(RESOLVED, ["sample.seed=6"]))["samples"]
     assert stages.names() == ["evaluate", "sample", "sample"]
     assert len({*first, *second}) == 4
     assert go(tmp_path)["samples"] == first
@@ -203,15 +205,15 @@ def test_samples_of_another_seed_lie_beside_the_first(stages, tmp_path):
     assert [Path(path).read_text() for path in first + second] == ["other", "other", "first", "first"]
 
 
-def test_a_checkpoint_that_came_from_elsewhere_is_scored_and_sampled_as_the_command_says(stages, tmp_path):
+def test_a_checkpoint_from_elsewhere_is_scored_and_sampled_as_the_recipe_says(stages, tmp_path):
     there = ["data.shards=where it was trained", "eval.split=val", "sample.n=4"]
-    stages.recipe = recipe.with_settings(RESOLVED, there)
+    stages.recipe = reading.with_settings(RESOLVED, there)
     go(tmp_path)
     score = ("evaluate", "run.pt", "the/shards", "test", "d")
     assert stages.ran[1:] == [score, ("sample", "run.pt", "samples", 2, None, "d")]
 
 
-def test_samples_with_a_prompt_are_not_those_of_the_run(stages, tmp_path):
+def test_samples_with_a_prompt_are_not_reused(stages, tmp_path):
     (path, *_) = go(tmp_path)["samples"]
     sidecar = Path(f"{path}.json")
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"prompt": "p.txt"}))
@@ -220,15 +222,15 @@ def test_samples_with_a_prompt_are_not_those_of_the_run(stages, tmp_path):
     assert Path(path).exists()
 
 
-def test_a_real_run_is_scored_and_sampled_anew_only_when_its_checkpoint_changes(text_run, tmp_path, monkeypatch):
-    keys = recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.name=gpt"])
-    keys = recipe.with_settings(keys, ["sample.n=1", "sample.tokens=5", "eval.resamples=10"])
+def test_a_real_run_is_scored_and_sampled_again_only_if_its_checkpoint_changes(text_run, tmp_path, monkeypatch):
+    config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.name=gpt"])
+    config = reading.with_settings(config, ["sample.n=1", "sample.tokens=5", "eval.resamples=10"])
     (tmp_path / "gpt").mkdir()
     path = Path(shutil.copy(text_run / "gpt" / "run.pt", tmp_path / "gpt"))
     monkeypatch.setattr(pipeline, "train", lambda *_, **__: {})
 
     def made():
-        result = pipeline.train_score_sample(keys, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER)
+        result = pipeline.train_score_sample(config, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER)
         (sample,) = result["samples"]
         hashes = {
             result["eval"]["checkpoint_sha256"],
@@ -272,40 +274,42 @@ def test_a_score_is_kept_by_split_with_its_groups_and_the_checkpoint(stages, tmp
         ("evaluate", "run.pt", "other", "val", "e"),
     ]
     assert test == {"split": "test", "of": "first", "checkpoint_sha256": hashlib.sha256(b"first").hexdigest()}
-    assert kept() == ({"schema_version": 1, "splits": {"test": test, "val": val}}, ([1], [2]))
+    assert kept() == ({"schema_version": 2, "splits": {"test": test, "val": val}}, ([1], [2]))
     path.write_bytes(b"other")
+    older = json.dumps({"schema_version": 1, "splits": {"test": test, "val": val}})
+    (tmp_path / "eval.json").write_text(older)
     again = pipeline.score(path, None, "test", device="d", report=quiet)
     assert again["checkpoint_sha256"] == hashlib.sha256(b"other").hexdigest()
-    assert kept() == ({"schema_version": 1, "splits": {"test": again, "val": val}}, ([3], [2]))
+    assert kept() == ({"schema_version": 2, "splits": {"test": again, "val": val}}, ([3], [2]))
     assert pipeline._scored(path, "test") == again
     assert pipeline._scored(path, "val") is None
 
 
-# Where a checkpoint looks
+# Attention
 
 
 def seen_by(monkeypatch, run, *arguments):
-    """What `look` gives to `cut` and to `attend`."""
+    """The arguments that `look` passes to `cut` and to `analyse`."""
     seen = {}
-    monkeypatch.setattr(checkpoint, "open_run", lambda path, device: seen.update(opened=(path, device)) or run)
+    monkeypatch.setattr(runs, "open_run", lambda path, device: seen.update(opened=(path, device)) or run)
 
     def cut(read, tokens, context, most):
         seen.update(read=read, tokens=tokens, context=context, most=most)
         return "windows"
 
-    def attend(*given, **options):
+    def analyse(*given, **options):
         seen.update(given=given, options=options)
         return "result"
 
     monkeypatch.setattr(pipeline.attention, "cut", cut)
-    monkeypatch.setattr(pipeline.attention, "attend", attend)
+    monkeypatch.setattr(pipeline.attention, "analyse", analyse)
     assert pipeline.look(Path("run.pt"), *arguments, device="d", report=quiet) == "result"
     return seen
 
 
-def test_a_prompt_or_a_split_is_looked_at_after_an_end_id(monkeypatch):
-    resolved = recipe.with_settings(RESOLVED, ["eval.resamples=77", "eval.batch_size=9", "model.context=99"])
-    tokenizer = SimpleNamespace(end=299, prompt=lambda _: np.array([4, 5, 6, 7]))
+def test_a_prompt_or_a_split_is_read_after_an_eos(monkeypatch):
+    resolved = reading.with_settings(RESOLVED, ["eval.resamples=77", "eval.batch_size=9", "model.context=99"])
+    tokenizer = SimpleNamespace(eos=299, prompt=lambda _: np.array([4, 5, 6, 7]))
     run = SimpleNamespace(recipe=resolved, tokenizer=lambda: tokenizer, path=Path("run.pt"))
     run.content = {"tokenizer": {"fingerprint": "f"}}
     ids = {"val": [1, 2, 3, 4, 5], "test": [6, 7, 8]}
@@ -362,16 +366,16 @@ def test_the_demo_goes_through_every_domain_with_both_models(monkeypatch, tmp_pa
         return write
 
     for name in ("text", "midi", "audio"):
-        monkeypatch.setattr(demo.composer, f"write_{name}", material(name))
+        monkeypatch.setattr(demo.material, f"write_{name}", material(name))
     monkeypatch.setattr(
-        demo, "prepare", lambda keys, paths, shards, **options: prepared.append((keys, paths, shards, options))
+        demo, "prepare", lambda config, paths, shards, **options: prepared.append((config, paths, shards, options))
     )
 
-    def train_score_sample(keys, folder, *, device, report, stop):
-        trained.append((keys, folder, device, stop))
+    def train_score_sample(config, folder, *, device, report, stop):
+        trained.append((config, folder, device, stop))
         return {
             "train": {"parameters": {"total": len(trained)}},
-            "eval": {"model": keys.model.name},
+            "eval": {"model": config.model.name},
             "samples": [f"{len(trained)}"],
         }
 
@@ -380,7 +384,7 @@ def test_the_demo_goes_through_every_domain_with_both_models(monkeypatch, tmp_pa
     names = ["text-tiny", "music-tiny", "audio-tiny"]
     pairs = [(name, model) for name in names for model in ("gpt", "shortcut")]
     assert result == {
-        "schema_version": 1,
+        "schema_version": 2,
         "rows": [{"recipe": r, "parameters": i, "model": m} for i, (r, m) in enumerate(pairs, 1)],
         "samples": ["1", "2", "3", "4", "5", "6"],
     }
@@ -389,22 +393,22 @@ def test_the_demo_goes_through_every_domain_with_both_models(monkeypatch, tmp_pa
         ("midi", "music-tiny.partial", {"pieces": 300, "seed": 1}),
         ("audio", "audio-tiny.partial", {"pieces": 60, "seed": 1}),
     ]
-    assert [(keys.data.shards, paths, shards) for keys, paths, shards, _ in prepared] == [
+    assert [(config.data.shards, paths, shards) for config, paths, shards, _ in prepared] == [
         (str(tmp_path / "shards" / name), [str(tmp_path / "data" / name)], tmp_path / "shards" / name) for name in names
     ]
     assert all((o["n_workers"], o["max_bad"]) == (3, "0") for *_, o in prepared)
-    assert [(keys.tokenizer.name, keys.model.name, folder, *rest) for keys, folder, *rest in trained] == [
+    assert [(config.tokenizer.name, config.model.name, folder, *rest) for config, folder, *rest in trained] == [
         (tokenizer, model, tmp_path / "runs" / name / f"{model}-s1", "d", NEVER)
         for name, tokenizer in zip(names, ("text", "midi", "audio"), strict=True)
         for model in ("gpt", "shortcut")
     ]
-    assert [keys.data.shards for keys, *_ in trained] == [str(tmp_path / "shards" / name) for name, _ in pairs]
+    assert [config.data.shards for config, *_ in trained] == [str(tmp_path / "shards" / name) for name, _ in pairs]
     made.clear()
     demo.demo(tmp_path, n_workers=3, device="d", report=quiet, stop=NEVER)
-    assert made == []  # what is there is used again
+    assert made == []  # the existing data is reused
 
 
-def test_material_that_was_not_finished_is_made_anew(tmp_path):
+def test_unfinished_material_is_made_again(tmp_path):
     def fails(folder):
         (folder / "half").write_text("")
         raise KeyboardInterrupt
@@ -426,7 +430,7 @@ def test_material_that_was_not_finished_is_made_anew(tmp_path):
 
 
 def test_a_checkpoint_is_described_by_its_own_numbers(monkeypatch, tmp_path):
-    resolved = recipe.with_settings(RESOLVED, ["model.context=100", "model.name=gpt"])
+    resolved = reading.with_settings(RESOLVED, ["model.context=100", "model.name=gpt"])
     model = SimpleNamespace(
         count=lambda: {"total": 7}, flops=lambda context: 33 * context + 99, cache_bytes_per_token=lambda: 48
     )
@@ -440,8 +444,8 @@ def test_a_checkpoint_is_described_by_its_own_numbers(monkeypatch, tmp_path):
     run = SimpleNamespace(recipe=resolved, model=model, content=content)
     (tmp_path / "run.pt").write_bytes(b"PK")
     opened = []
-    monkeypatch.setattr(checkpoint, "open_run", lambda *arguments: opened.append(arguments) or run)
-    monkeypatch.setattr(own, "is_codec", lambda _: False)
+    monkeypatch.setattr(runs, "open_run", lambda *arguments: opened.append(arguments) or run)
+    monkeypatch.setattr(codec_checkpoint, "is_codec", lambda _: False)
     assert inspection.inspect(tmp_path / "run.pt", verify=False) == {
         "kind": "checkpoint",
         "path": str(tmp_path / "run.pt"),
@@ -467,16 +471,16 @@ def test_a_codec_is_described_by_its_own_numbers(monkeypatch, tmp_path):
         "versions": {"torch": "2"},
     }
     tensors = {"a": SimpleNamespace(numel=lambda: 6), "b": SimpleNamespace(numel=lambda: 4)}
-    monkeypatch.setattr(own, "is_codec", lambda _: True)
-    monkeypatch.setattr(own, "load", lambda _: SimpleNamespace(codebooks=9))
-    monkeypatch.setattr(own, "read", lambda _: content | {"weights": tensors})
+    monkeypatch.setattr(codec_checkpoint, "is_codec", lambda _: True)
+    monkeypatch.setattr(codec_checkpoint, "load", lambda _: SimpleNamespace(codebooks=9))
+    monkeypatch.setattr(codec_checkpoint, "read", lambda _: content | {"weights": tensors})
     (tmp_path / "codec.pt").write_bytes(b"PK")
     found = inspection.inspect(tmp_path / "codec.pt", verify=True)
     expected = {"kind": "codec", "network": "seanet", "codebooks": 9, "parameters": 10, **content}
     assert found == expected | {"path": str(tmp_path / "codec.pt")}
 
 
-def test_shards_are_checked_by_size_and_with_verify_by_byte(text_run, tmp_path):
+def test_shards_are_checked_by_size_or_with_verify_byte_by_byte(text_run, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(text_run / "shards", folder)
     for verify in (False, True):
@@ -494,7 +498,7 @@ def test_shards_are_checked_by_size_and_with_verify_by_byte(text_run, tmp_path):
         inspection.inspect(folder, verify=True)
     assert refused.value.message.splitlines() == [
         f"{folder} is not as it was written",
-        "  val-00000.bin has other content than when it was written",
+        "  val-00000.bin has changed since it was written",
         "  more does not belong to the folder",
     ]
     for split in ("train", "val", "test"):
@@ -506,10 +510,10 @@ def test_shards_are_checked_by_size_and_with_verify_by_byte(text_run, tmp_path):
         path.write_bytes(whole)
 
 
-def test_recipes_are_told_from_other_files(tmp_path):
-    path = recipe.find("text-tiny")
+def test_recipes_and_other_files_are_told_apart(tmp_path):
+    path = reading.find("text-tiny")
     found = inspection.inspect(path, verify=False)
-    assert found == {"kind": "recipe", "path": str(path), **recipe.read("text-tiny").model_dump()}
+    assert found == {"kind": "recipe", "path": str(path), **reading.read("text-tiny").model_dump()}
     for name, text in (("a.txt", "neither a shards folder"), ("missing.pt", "does not exist")):
         with pytest.raises(UsageError, match=text):
             inspection.inspect(tmp_path / name, verify=False)

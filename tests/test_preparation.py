@@ -1,4 +1,4 @@
-"""Preparation: the same bytes however it is run, every input accounted for, and sound and MIDI through to samples."""
+"""Preparation: the same bytes however it is run, every input accounted for, and sound and MIDI up to samples."""
 
 import gc
 import hashlib
@@ -21,24 +21,28 @@ import symusic
 from conftest import quiet, set_flags, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
-from shortcut_cli import composer, files, inputs, recipe, workers
+from shortcut_cli import files
+from shortcut_cli.config import reading
+from shortcut_cli.config.writing import differences
+from shortcut_cli.data import inputs, workers
+from shortcut_cli.data.shards import Shards, source_paths_file
+from shortcut_cli.data.workers import in_order
+from shortcut_cli.demo import material as demo_material
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
-from shortcut_cli.recipe import differences
-from shortcut_cli.shards import Shards, noted_paths
+from shortcut_cli.events import Note, Progress
 from shortcut_cli.stages import preparation
 from shortcut_cli.stages.preparation import prepare, too_many
 from shortcut_cli.tokenizers import midi
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.tokenizers.midi import MidiTokenizer
 from shortcut_cli.tokenizers.text import TextTokenizer
-from shortcut_cli.workers import in_order
 
 SMALL = ("train.steps=4", "train.eval_every=2", "train.warmup=1", "sample.n=1", "model.context=64", "eval.stride=64")
 
 
 def run(name, paths, out, *settings, workers=1, max_bad="0"):
     return prepare(
-        recipe.read(name, [f"data.shards={out}", *settings]),
+        reading.read(name, [f"data.shards={out}", *settings]),
         [str(path) for path in paths],
         out,
         n_workers=workers,
@@ -52,17 +56,17 @@ def material(tmp_path_factory):
     """midi/ with 12 pieces, texts/ with 30, wavs/ with 5."""
     root = tmp_path_factory.mktemp("material")
     (root / "midi" / "more").mkdir(parents=True)
-    composer.write_midi(root / "midi", pieces=6, seed=1)
-    composer.write_midi(root / "midi" / "more", pieces=6, seed=2)
+    demo_material.write_midi(root / "midi", pieces=6, seed=1)
+    demo_material.write_midi(root / "midi" / "more", pieces=6, seed=2)
     write_texts(root / "texts")
     (root / "wavs").mkdir()
-    composer.write_audio(root / "wavs", pieces=5, seed=1)
+    demo_material.write_audio(root / "wavs", pieces=5, seed=1)
     return root
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Surveys without worker processes."""
+    """Scans without worker processes."""
     monkeypatch.setattr(
         preparation.workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
     )
@@ -93,7 +97,7 @@ def test_equal_bytes_for_any_workers_order_and_form_of_arguments(material, tmp_p
 def test_every_input_is_in_one_of_the_lists(material, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    composer.write_midi(folder, pieces=5, seed=5)
+    demo_material.write_midi(folder, pieces=5, seed=5)
     first = sorted(folder.glob("*.mid"))[0]
     (folder / "again.mid").write_bytes(first.read_bytes())
     (folder / "text.mid").write_text("this is text")
@@ -127,7 +131,7 @@ def test_other_inputs_into_the_same_folder_are_refused(material, tmp_path):
 
 
 def interrupted(monkeypatch, *arguments):
-    """A preparation that is stopped when only its end is missing."""
+    """A preparation that is stopped just before it finishes."""
 
     def dies(*_):
         raise KeyboardInterrupt
@@ -138,7 +142,9 @@ def interrupted(monkeypatch, *arguments):
             run(*arguments)
 
 
-def test_what_was_staged_before_a_kill_is_used_and_the_bytes_stay(material, tmp_path, monkeypatch, in_this_process):
+def test_what_was_staged_before_a_kill_is_reused_and_gives_the_same_bytes(
+    material, tmp_path, monkeypatch, in_this_process
+):
     run("music-tiny", [material / "midi"], tmp_path / "whole")
     interrupted(monkeypatch, "music-tiny", [material / "midi"], tmp_path / "killed")
     assert len(list((tmp_path / "killed" / ".staging").rglob("*.ids"))) == 12
@@ -175,15 +181,15 @@ def test_what_another_version_staged_is_read_again(material, tmp_path, monkeypat
     assert sorted(read) == sorted(path.name for path in paths[0].glob("*.mid"))
 
 
-def test_preparations_that_are_killed_at_random_moments_end_in_the_same_bytes(material):
+def test_preparations_that_are_killed_at_random_times_end_with_the_same_bytes(material):
     script = Path(__file__).parent.parent / "benchmarks" / "kill.py"
     command = [sys.executable, script, "midi", material / "midi", "--rounds", "1", "--set", "tokenizer.bpe=600"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "folders with other bytes: 0" in done.stdout
+    assert "folders with different bytes: 0" in done.stdout
 
 
-def test_augmentation_is_for_training_alone(material, tmp_path):
+def test_only_the_training_split_is_augmented(material, tmp_path):
     run("music-tiny", [material / "midi"], tmp_path / "s", "tokenizer.transpose=[2]")
     documents = [json.loads(line) for line in (tmp_path / "s" / "documents.jsonl").read_text().splitlines()]
     train = [d for d in documents if d["split"] == "train"]
@@ -225,7 +231,7 @@ def test_max_bad(rejected, inputs, limit, expected):
 
 
 @pytest.mark.parametrize("limit", ["few", "-1", "1.5", "%", "nan", "inf", "nan%", "1e999"])
-def test_max_bad_of_another_form(limit):
+def test_an_invalid_max_bad_is_a_usage_error(limit):
     with pytest.raises(UsageError):
         too_many(0, 1, limit)
 
@@ -251,7 +257,7 @@ def misbehave(job):
     return job.upper()
 
 
-def test_a_job_that_crashes_hangs_or_grows_costs_itself(monkeypatch):
+def test_a_job_that_crashes_hangs_or_grows_fails_alone(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     jobs = ["a", "dies", "b", "hangs", "grows", "looks around", "refuses", "grows in torch", "c"]
     done = in_order(misbehave, jobs, (), workers=2, timeout_s=20, memory_mb=2000)
@@ -267,16 +273,16 @@ def test_a_job_that_crashes_hangs_or_grows_costs_itself(monkeypatch):
 
 
 class Fragile(AudioTokenizer):
-    """Dies where it reads a file of that name."""
+    """Kills its process when it reads a file named dies."""
 
-    def _samples(self, path, length):
+    def _reader(self, path):
         if path.stem == "dies":
             os.kill(os.getpid(), signal.SIGSEGV)
-        return super()._samples(path, length)
+        return super()._reader(path)
 
 
-def test_a_file_that_kills_a_group_costs_itself(material, tmp_path, monkeypatch):
-    """Five files are encoded together, and one of them takes the process with it."""
+def test_a_file_that_kills_its_group_is_rejected_alone(material, tmp_path, monkeypatch):
+    """Six files are encoded together, and one of them crashes the process."""
     settings = ("tokenizer.weights=untrained:0", "data.split=contiguous")
     shutil.copytree(material / "wavs", tmp_path / "wavs")
     expected = run("audio-tiny", [tmp_path / "wavs"], tmp_path / "expected", *settings)
@@ -317,7 +323,7 @@ def test_sound_to_samples_through_the_command_line(material, tmp_path, model):
     assert info.frames == 320 * kept
 
 
-def test_sound_without_weights_exits_5_with_the_ways_out(material, tmp_path):
+def test_sound_without_weights_exits_5_and_names_the_alternatives(material, tmp_path):
     done = shortcut(
         "prepare",
         "audio",
@@ -344,7 +350,7 @@ def lines_of(folder, name="documents.jsonl"):
 
 
 def stored(folder, line):
-    """The ids of a document, where documents.jsonl says that they are."""
+    """The ids of a document, from the place that documents.jsonl names."""
     content = np.fromfile(folder / f"{line['split']}-{line['shard']:05d}.bin", "<u2")
     return content[line["offset"] : line["offset"] + line["tokens"]].tolist()
 
@@ -362,7 +368,7 @@ def test_a_contiguous_corpus_is_its_files_in_order_cut_twice(tmp_path):
     write_files(tmp_path / "in", contents | {"e/z.txt": contents["b.txt"], "a2.txt": contents["c.txt"]})
     settings = (*CHARS, "data.split=contiguous", "data.val=0.1", "data.test=0.25", "data.shard_tokens=1024")
     manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings)
-    # Equal files count once, under the first of their names: c as a2, z as b.
+    # Equal files count once, under the first of their names: c under a2, z under b.
     order = {"a.txt": "a.txt", "a2.txt": "c.txt", "b.txt": "b.txt", "d.txt": "d.txt"}
     corpus = "".join(contents[name] for name in order.values())
     second = len(corpus) - round(len(corpus) * 0.25)
@@ -397,11 +403,11 @@ def test_a_contiguous_corpus_is_its_files_in_order_cut_twice(tmp_path):
     assert {line["split"] for line in found} == {"train", "val", "test"}
     expected = {"name": "text", "vocabulary": 39, "end": 38, "stride": 1, "unit": "byte", "lossless": True}
     assert {key: manifest["tokenizer"][key] for key in expected} == expected
-    assert json.loads(noted_paths(manifest).read_text()) == [str(tmp_path / "in")]
+    assert json.loads(source_paths_file(manifest).read_text()) == [str(tmp_path / "in")]
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_documents_go_where_their_hashes_say_in_the_order_of_the_files(tmp_path):
+def test_hashes_decide_the_split_of_a_document_and_files_their_order(tmp_path):
     contents = {f"{n:02d}.txt": "".join(f"line {i * n} of file {n % 7}\n" for i in range(n % 5 + 1)) for n in range(30)}
     contents["05.txt"] = contents["03.txt"]
     write_files(tmp_path / "in", contents)
@@ -426,19 +432,19 @@ def test_documents_go_where_their_hashes_say_in_the_order_of_the_files(tmp_path)
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(("different", "split"), [(2, "contiguous"), (3, "documents")])
-def test_three_different_documents_are_enough_for_a_split_each(tmp_path, different, split):
+def test_three_distinct_documents_are_enough_to_fill_the_splits(tmp_path, different, split):
     write_files(tmp_path / "in", {f"{n}.txt": f"{n % different}\n" * 9 for n in range(6)})
     # Each line is a document, and nine of a file are equal.
     manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, "tokenizer.documents=line")
     assert manifest["split"] == split
     counts = [one["documents"] for one in manifest["splits"].values()]
-    # Lines of two bytes, 36 in all, are cut at 28 and 32; three different ones have a split each.
+    # Lines of two bytes, 36 bytes in total, are cut at 28 and 32; with three distinct ones, each split gets one.
     assert counts == ([14, 2, 2] if split == "contiguous" else [9, 9, 9])
 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_variants_of_training_pieces_follow_them_and_rejected_ones_are_listed(tmp_path):
-    # A piece up to pitch 127 can't go up, which costs no file.
+    # A piece with pitch 127 can't be transposed up; only that variant is rejected.
     (tmp_path / "in").mkdir()
     for number in range(8):
         on = mido.Message("note_on", note=127 if number % 2 else 60 + number, velocity=64)
@@ -454,7 +460,7 @@ def test_variants_of_training_pieces_follow_them_and_rejected_ones_are_listed(tm
     assert set(splits_.values()) == {"train", "val", "test"}
     for number, sha256 in hashes.items():
         expected.append((f"{number}.mid", None, splits_[number], sha256))
-        # In the order of their names.
+        # In order of their names.
         for variant in ("tempo=2", "transpose=+1", "transpose=-1") * (splits_[number] == "train"):
             if variant == "transpose=+1" and number % 2:
                 rejects.append({"source": f"{number}.mid", "sha256": sha256, "variant": variant})
@@ -470,7 +476,7 @@ def test_variants_of_training_pieces_follow_them_and_rejected_ones_are_listed(tm
     assert (manifest["inputs"], manifest["rejected"], manifest["variants_rejected"]) == (8, 0, len(rejects))
 
 
-def test_equal_files_are_one_under_the_first_of_their_names(tmp_path):
+def test_equal_files_are_kept_once_under_the_first_of_their_names(tmp_path):
     contents = {"a.txt": "one", "b.txt": "two", "c.txt": "one", "d.txt": "three", "e.txt": "one", "f.txt": "two"}
     write_files(tmp_path, contents)
     found = inputs.find([str(tmp_path)], (".txt",))
@@ -489,9 +495,9 @@ def test_equal_files_are_one_under_the_first_of_their_names(tmp_path):
     ]
 
 
-def test_a_request_is_another_where_another_folder_would_come_of_it():
+def test_a_request_differs_if_the_folder_would_differ():
     file = preparation.Input("a.txt", Path("a.txt"), "5" * 64, ("b.txt",))
-    request = lambda *settings, files=(file,): preparation._request(recipe.read("text-tiny", settings), list(files))  # noqa: E731
+    request = lambda *settings, files=(file,): preparation._request(reading.read("text-tiny", settings), list(files))  # noqa: E731
     before = request()
     assert before["inputs"]["files"] == 2
     for same in ("data.shards=elsewhere", "data.file_timeout_s=5", "data.file_memory_mb=2000", "train.steps=5"):
@@ -517,17 +523,17 @@ def test_no_reject_is_not_too_many(limit):
 
 
 @pytest.mark.parametrize(("rejected", "expected"), [(15, False), (16, True)])
-def test_a_share_of_rejects_is_of_all_inputs(rejected, expected):
+def test_a_percentage_of_rejects_is_of_all_inputs(rejected, expected):
     assert too_many(rejected, 600, "2.5%") is expected
     assert too_many(rejected, 10, "15") is expected
 
 
-def test_all_files_rejected_is_an_error_with_the_first_ten_reasons():
+def test_all_files_rejected_is_an_error_that_lists_ten_reasons():
     rejects = [preparation.Reject(f"{number}.txt", None, f"reason {number}") for number in range(12)]
-    error = preparation._nothing_left(rejects)
+    error = preparation._all_rejected(rejects)
     assert error.message.splitlines()[0] == "all 12 files were rejected"
     assert error.message.splitlines()[1:] == [*(f"  {n}.txt: reason {n}" for n in range(10)), "  and 2 more"]
-    assert len(preparation._nothing_left(rejects[:10]).message.splitlines()) == 11
+    assert len(preparation._all_rejected(rejects[:10]).message.splitlines()) == 11
 
 
 def private_bytes():
@@ -535,7 +541,7 @@ def private_bytes():
     return int(line.split()[1]) * 1024
 
 
-def test_the_memory_that_a_process_has_is_what_the_kernel_says(monkeypatch):
+def test_the_memory_of_a_process_is_what_the_kernel_reports(monkeypatch):
     status = "Name:\tpython\nVmPeak:\t  99 kB\nVmData:\t  1234 kB\nVmStk:\t  88 kB\n"
     monkeypatch.setattr(
         workers, "Path", lambda name: SimpleNamespace(read_text=lambda: {"/proc/self/status": status}[name])
@@ -544,7 +550,7 @@ def test_the_memory_that_a_process_has_is_what_the_kernel_says(monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_a_job_may_take_so_much_more_memory_than_its_process_has_and_the_next_as_much_again(monkeypatch):
+def test_the_memory_limit_of_a_job_is_on_top_of_what_its_process_has(monkeypatch):
     before, has = resource.getrlimit(resource.RLIMIT_DATA), private_bytes() + 10**9
     monkeypatch.setattr(workers, "_data_bytes", lambda: has)
     for megabytes in (1500, 3000):
@@ -575,10 +581,10 @@ def test_the_cause_of_a_death_is_a_signal_or_a_code():
 
 
 class Pool:
-    """A pool that runs a job when its result is asked for, and notes when it was handed in."""
+    """A pool that runs a job when its result is requested, and records when it was scheduled."""
 
-    def __init__(self, events, **keys):
-        self.events, self.keys = events, keys
+    def __init__(self, events, **config):
+        self.events, self.config = events, config
 
     def __enter__(self):
         return self
@@ -599,9 +605,9 @@ class Pool:
         self.events.append("stopped")
 
 
-def test_few_jobs_are_under_way_and_results_come_in_their_order(monkeypatch):
+def test_few_jobs_are_in_flight_and_results_come_in_order(monkeypatch):
     events, most = [], 0
-    monkeypatch.setattr(workers, "ProcessPool", lambda **keys: Pool(events, **keys))
+    monkeypatch.setattr(workers, "ProcessPool", lambda **config: Pool(events, **config))
     done = workers.in_order(str.__add__, (str(n) for n in range(50)), ("x",), workers=2, timeout_s=7, memory_mb=9000)
     for number, (job, result) in enumerate(done):
         assert (job, result) == (str(number), f"x{number}")
@@ -614,13 +620,13 @@ def test_few_jobs_are_under_way_and_results_come_in_their_order(monkeypatch):
 
 
 @pytest.mark.parametrize(("workers_", "files_", "expected"), [(3, 5, 3), (9, 5, 5), (1, 5, 1)])
-def test_surveys_get_the_limits_of_the_recipe_and_no_more_workers_than_files(
+def test_scans_get_the_limits_of_the_recipe_and_at_most_as_many_workers_as_files(
     tmp_path, monkeypatch, workers_, files_, expected
 ):
     asked = []
 
-    def in_order(work, jobs, fixed, **keys):
-        asked.append(keys)
+    def in_order(work, jobs, fixed, **config):
+        asked.append(config)
         return ((job, work(*fixed, job)) for job in jobs)
 
     monkeypatch.setattr(preparation.workers, "in_order", in_order)
@@ -632,14 +638,14 @@ def test_surveys_get_the_limits_of_the_recipe_and_no_more_workers_than_files(
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_variants_of_pieces_that_are_cut_are_a_usage_error(material, tmp_path):
+def test_augmenting_a_contiguous_split_is_a_usage_error(material, tmp_path):
     for name, settings in (("few", ()), ("cut", ("data.split=contiguous",))):
         paths = [material / "midi" / "more"] if settings else sorted((material / "midi").glob("*.mid"))[:2]
         with pytest.raises(UsageError, match="augmentation needs at least three different files"):
             run("music-tiny", paths, tmp_path / name, "tokenizer.transpose=[1]", *settings)
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_usage_error(material, tmp_path):
+def test_a_file_in_place_of_the_folder_is_a_usage_error(material, tmp_path):
     (tmp_path / "s").write_text("keep me")
     with pytest.raises(UsageError, match="s is a file"):
         run("text-tiny", [material / "texts"], tmp_path / "s")
@@ -647,48 +653,47 @@ def test_a_file_in_the_place_of_the_folder_is_a_usage_error(material, tmp_path):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_a_tokenizer_learns_from_the_training_split_and_says_what_it_could_not(material, tmp_path):
+def test_a_tokenizer_learns_from_the_training_split_and_reports_a_smaller_vocabulary(material, tmp_path):
     said = []
     settings = [f"data.shards={tmp_path / 's'}", "tokenizer.algorithm=bpe", "tokenizer.vocabulary=9000"]
-    keys = recipe.read("text-tiny", settings)
-    report = lambda kind, **content: said.append(content["text"]) if kind == "note" else None  # noqa: E731
-    manifest = prepare(keys, [str(material / "texts")], tmp_path / "s", n_workers=1, max_bad="0", report=report)
+    config = reading.read("text-tiny", settings)
+    report = lambda event: said.append(event.text) if isinstance(event, Note) else None  # noqa: E731
+    manifest = prepare(config, [str(material / "texts")], tmp_path / "s", n_workers=1, max_bad="0", report=report)
     filled = manifest["tokenizer"]["vocabulary"]
     assert said == [
         "training the tokenizer on the training split",
-        f"the training split fills {filled} pieces, not the 9000 of tokenizer.vocabulary",
+        f"the training split fills only {filled} of the 9000 pieces of tokenizer.vocabulary",
     ]
     sizes = {split: one["units"]["byte"] for split, one in manifest["splits"].items()}
     assert manifest["tokenizer"]["training_split_bytes"] == sizes["train"] < sum(sizes.values())
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_each_file_is_reported_once_a_task_and_the_speed_is_that_of_all_splits(tmp_path, monkeypatch):
+def test_each_file_is_reported_once_per_task_and_the_speed_counts_all_splits(tmp_path, monkeypatch):
     said, clock = [], iter([100.0, 102.0])
     monkeypatch.setattr(preparation, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     write_files(tmp_path / "in", {f"{n}.txt": f"file {n}" for n in range(5)})
-    keys = recipe.read("text-tiny", [f"data.shards={tmp_path / 's'}", *CHARS])
-    report = lambda kind, **content: said.append((kind, content))  # noqa: E731
-    summary = prepare(keys, [str(tmp_path / "in")], tmp_path / "s", n_workers=1, max_bad="0", report=report)
-    tasks = [(task, done) for task in ("read", "survey", "write") for done in range(1, 6)]
-    assert said == [("progress", {"task": task, "done": done, "total": 5, "unit": "files"}) for task, done in tasks]
+    config = reading.read("text-tiny", [f"data.shards={tmp_path / 's'}", *CHARS])
+    summary = prepare(config, [str(tmp_path / "in")], tmp_path / "s", n_workers=1, max_bad="0", report=said.append)
+    tasks = [(task, done) for task in ("read", "scan", "write") for done in range(1, 6)]
+    assert said == [Progress(task=task, done=done, total=5, unit="files") for task, done in tasks]
     assert summary["tokens_per_s"] == 5 * (len("file 0") + 1) / 2
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_each_folder_has_its_own_note_of_where_its_sources_lie_from_the_root_on(tmp_path, monkeypatch):
+def test_the_absolute_paths_of_the_sources_are_remembered_for_each_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notes = {}
     for name in ("one", "two"):
         write_files(tmp_path / name, {f"{n}.txt": f"{name} {n}" for n in range(3)})
         manifest = run("text-tiny", [name, Path("..", tmp_path.name, name, "0.txt")], tmp_path / f"{name} s", *CHARS)
-        notes[noted_paths(manifest)] = [str(tmp_path / name), str(tmp_path / name / "0.txt")]
+        notes[source_paths_file(manifest)] = [str(tmp_path / name), str(tmp_path / name / "0.txt")]
     assert len(notes) == 2
     assert {path: json.loads(path.read_text()) for path in notes} == notes
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_files_are_cut_in_the_order_of_their_names_however_they_are_grouped(tmp_path, monkeypatch):
+def test_files_are_cut_in_order_of_their_names_however_they_are_grouped(tmp_path, monkeypatch):
     write_files(tmp_path / "in", {f"{n}.txt": f"file {n} " * (9 - n) for n in range(9)})
     settings = (*CHARS, "data.split=contiguous", "data.val=0.2", "data.test=0.3")
     run("text-tiny", [tmp_path / "in"], tmp_path / "alone", *settings)
@@ -706,15 +711,15 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_a_manifest_of_sound_says_how_many_ids_a_frame_has(material, tmp_path):
+def test_a_manifest_of_sound_has_the_number_of_ids_per_frame(material, tmp_path):
     manifest = run("audio-tiny", [material / "wavs"], tmp_path / "s", "tokenizer.codebooks=2")
     expected = {"name": "audio", "vocabulary": 2049, "end": 2048, "stride": 2, "unit": "second"}
     assert {key: manifest["tokenizer"][key] for key in expected} == expected
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_a_split_that_no_hash_falls_into_gets_a_document_of_the_largest(tmp_path):
-    # Below a tenth: val; from there to below a half: test.
+def test_a_split_that_no_hash_falls_into_gets_a_document_from_the_largest(tmp_path):
+    # val: below 0.1; test: from 0.1 to below 0.5.
     hashes = {f"{n}": hashlib.sha256(f"{n}".encode()).hexdigest() for n in range(40)}
     place = {content: int(sha256[:16], 16) / 2**64 for content, sha256 in hashes.items()}
     train = [content for content in hashes if place[content] >= 0.5][:5]

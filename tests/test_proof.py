@@ -1,4 +1,4 @@
-"""Prove: what is right is found equal, and what is not is found."""
+"""Prove: correct data is found equal, and every difference is found."""
 
 import hashlib
 import json
@@ -15,10 +15,12 @@ import torch
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
 from test_preparation import DOMAINS, material, run
 
-from shortcut_cli import checkpoint, recipe
+from shortcut_cli.config import reading
+from shortcut_cli.data.shards import Shards
 from shortcut_cli.errors import ShortcutError, UsageError
-from shortcut_cli.shards import Shards
+from shortcut_cli.events import Progress
 from shortcut_cli.stages import proof
+from shortcut_cli.training import checkpoint
 
 assert material  # the fixture
 
@@ -43,9 +45,9 @@ def test_a_contiguous_split_is_cut_again_at_the_same_places(material, tmp_path, 
     assert (result["different"], result["tokens"]) == ([], sum(s["tokens"] for s in manifest["splits"].values()))
 
 
-def test_what_bpe_merged_across_the_cuts_of_a_contiguous_split_is_not_proven(material, tmp_path):
+def test_bpe_across_the_cuts_of_a_contiguous_split_can_not_be_proven(material, tmp_path):
     run("music-tiny", [material / "midi"], tmp_path / "s", "tokenizer.bpe=400", "data.split=contiguous")
-    with pytest.raises(UsageError, match="can't be cut again"):
+    with pytest.raises(UsageError, match="does not support a contiguous split"):
         prove(tmp_path / "s")
 
 
@@ -58,7 +60,7 @@ def test_one_wrong_id_is_found(material, tmp_path):
     wrong = [json.loads(line) for line in (tmp_path / "s" / "documents.jsonl").read_text().splitlines()]
     assert prove(tmp_path / "s")["different"] == [next(d["source"] for d in wrong if d["split"] == "val")]
     done = shortcut("prove", "tokens", tmp_path / "s", "--sources", "100", cwd=tmp_path, check=4)
-    assert "1 documents have other tokens" in done.stderr
+    assert "1 documents were tokenized differently" in done.stderr
 
 
 def test_sources_that_moved_or_changed(material, tmp_path):
@@ -70,12 +72,12 @@ def test_sources_that_moved_or_changed(material, tmp_path):
     assert prove(tmp_path / "s", tmp_path / "moved")["different"] == []
     one, other = sorted((tmp_path / "moved").glob("*.mid"))[:2]
     one.write_bytes(other.read_bytes())
-    with pytest.raises(ShortcutError, match="other documents"):
+    with pytest.raises(ShortcutError, match=r"the documents of .* have changed"):
         prove(tmp_path / "s", tmp_path / "moved")
     Shards(tmp_path / "s")
 
 
-def test_a_training_killed_while_it_saves_ends_in_the_same_bytes(text_run, tmp_path):
+def test_a_run_that_is_killed_while_it_saves_ends_with_the_same_bytes(text_run, tmp_path):
     flags = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "train.steps=20", "train.eval_every=1")
     flags += set_flags("train.eval_windows=4")
     command = ("prove", "resume", "--recipe", "text-tiny", "--kills", "2", "--json", "--out", "runs", *flags)
@@ -88,7 +90,7 @@ def test_a_training_killed_while_it_saves_ends_in_the_same_bytes(text_run, tmp_p
     assert not list((tmp_path / "runs").rglob("*.tmp"))
 
 
-def test_as_many_sources_are_read_again_as_asked_for_in_blocks_of_every_scale(material, tmp_path, monkeypatch):
+def test_the_requested_number_of_sources_is_read_again_at_all_block_scales(material, tmp_path, monkeypatch):
     (name, kind, settings) = next(domain for domain in DOMAINS if domain[1] == "texts")
     run(name, [material / kind], tmp_path / "s", *settings)
     read, again = [], proof._again
@@ -132,7 +134,7 @@ def hashed(monkeypatch, weights):
     return proof.weights_sha256(Path("run.pt"))
 
 
-def test_a_hash_is_of_the_names_types_shapes_and_bytes_of_all_weights_in_order_of_name(monkeypatch):
+def test_a_hash_covers_names_dtypes_shapes_and_bytes_of_all_weights_sorted_by_name(monkeypatch):
     content = b"a torch.int16 [2] " + np.array([5, -6], "<i2").tobytes()
     content += b"b torch.float32 [2, 2] " + np.array([1, 2, 3, 4], "<f4").tobytes()
     found = hashed(monkeypatch, WEIGHTS)
@@ -140,7 +142,7 @@ def test_a_hash_is_of_the_names_types_shapes_and_bytes_of_all_weights_in_order_o
     assert found == hashed(monkeypatch, dict(reversed(WEIGHTS.items())))
 
 
-def test_weights_that_differ_in_one_bit_or_one_name_have_other_hashes(monkeypatch):
+def test_weights_that_differ_in_one_bit_or_one_name_have_different_hashes(monkeypatch):
     found = [hashed(monkeypatch, WEIGHTS)]
     for name, weight in WEIGHTS.items():
         content = bytearray(weight.numpy().tobytes())
@@ -158,11 +160,11 @@ def test_weights_that_differ_in_one_bit_or_one_name_have_other_hashes(monkeypatc
     assert len(set(found)) == len(found) == 1 + 16 + 4 + 2 + 2 + 2 + 2
 
 
-# Trainings that are killed, without a training
+# Killed runs, with the training replaced
 
 
 class Trainings:
-    """Processes that take as many killings as `lasts` says before each run folder is finished."""
+    """Training processes; the run in each folder finishes after it was killed as often as `lasts` says."""
 
     def __init__(self, monkeypatch, lasts, errors=None):
         self.started, self.waited, self.killed = [], [], []
@@ -196,7 +198,7 @@ class Trainings:
 
 
 def resumed(folder, kills=3, seed=1, report=quiet):
-    resolved = recipe.read("text-tiny", ["data.shards=somewhere"])
+    resolved = reading.read("text-tiny", ["data.shards=somewhere"])
     return proof.resume(resolved, folder, kills=kills, seed=seed, device="d", report=report)
 
 
@@ -204,26 +206,26 @@ def test_every_kill_is_counted_and_a_run_that_ends_too_early_is_followed_by_anot
     monkeypatch.chdir(tmp_path)
     trainings = Trainings(monkeypatch, {"killed-1": 1, "killed-2": 0, "killed-3": 9})
     done = []
-    result = resumed(tmp_path / "f", report=lambda event, **fields: done.append((event, fields.get("done"))))
+    result = resumed(tmp_path / "f", report=done.append)
     assert trainings.killed == ["killed-1", "killed-3", "killed-3"]
     names = ["whole", "killed-1", "killed-1", "killed-2", "killed-3", "killed-3", "killed-3"]
     assert trainings.started == [(name, "d") for name in names]
     assert result == {
-        "schema_version": 1,
+        "schema_version": 2,
         "kills": 3,
-        "went_on_at_steps": [10, 10, 20],
+        "resumed_at_steps": [10, 10, 20],
         "uninterrupted_sha256": "resume.pt",
         "killed_sha256": ["resume.pt"] * 3,
         "equal_weights": True,
         "equal_logs": True,
     }
-    assert [event for event in done if event[0] == "progress"] == [("progress", kill) for kill in (1, 2, 3)]
-    written = recipe.read(str(tmp_path / "f" / "recipe.toml"))
+    assert [event.done for event in done if isinstance(event, Progress)] == [1, 2, 3]
+    written = reading.read(str(tmp_path / "f" / "recipe.toml"))
     assert written.data.shards == str(tmp_path / "somewhere")
-    assert written.train == recipe.read("text-tiny").train
+    assert written.train == reading.read("text-tiny").train
 
 
-def test_the_moments_of_the_kills_are_random_and_those_of_the_seed(tmp_path, monkeypatch):
+def test_the_times_of_the_kills_are_random_and_set_by_the_seed(tmp_path, monkeypatch):
     clock = iter(range(0, 1000, 50))
     monkeypatch.setattr(proof.time, "monotonic", lambda: next(clock))  # the uninterrupted training takes 50 s
     for number, seed in enumerate((1, 2)):
@@ -247,7 +249,7 @@ def test_the_moments_of_the_kills_are_random_and_those_of_the_seed(tmp_path, mon
         ("logs", "killed-2", True, False),
     ],
 )
-def test_one_other_file_in_any_of_the_runs_is_found(tmp_path, monkeypatch, where, name, weights, logs):
+def test_one_different_file_in_any_of_the_runs_is_found(tmp_path, monkeypatch, where, name, weights, logs):
     trainings = Trainings(monkeypatch, {"killed-1": 1, "killed-2": 9})
     getattr(trainings, where)[name] = ["other"] if where == "logs" else "other"
     result = resumed(tmp_path)
@@ -256,7 +258,7 @@ def test_one_other_file_in_any_of_the_runs_is_found(tmp_path, monkeypatch, where
     assert result["killed_sha256"] == [trainings.weights.get(name, "resume.pt") for name in ("killed-1", "killed-2")]
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path, monkeypatch):
     trainings = Trainings(monkeypatch, {"killed-1": 9})
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="is not empty"):
@@ -265,13 +267,13 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["whole", "killed-1"])
-def test_a_training_that_fails_by_itself_ends_the_proof_with_its_words(tmp_path, monkeypatch, name):
+def test_a_run_that_fails_on_its_own_ends_the_proof_with_its_error_message(tmp_path, monkeypatch, name):
     Trainings(monkeypatch, {"killed-1": 0}, {name: 5})
-    with pytest.raises(ShortcutError, match="exit code 5\nerrors of the training"):
+    with pytest.raises(ShortcutError, match="failed with exit code 5\nerrors of the training"):
         resumed(tmp_path)
 
 
-def test_a_training_is_the_command_with_the_recipe_of_the_folder(tmp_path, monkeypatch):
+def test_a_run_is_the_train_command_with_the_recipe_of_the_folder(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
     proof._start(tmp_path, "killed-1", "cuda:1")

@@ -1,4 +1,4 @@
-"""Reading shards: files written here by the letter of Megatron's format, right ones read, each fault alone refused."""
+"""Reading shards: files written here from the description of Megatron's format; each single fault is refused."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from shortcut_cli import shards
+from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
 
 TYPES = {8: "<u2", 4: "<i4"}
@@ -35,7 +35,7 @@ def write(stem, ids, index, code=8):
 
 
 @pytest.mark.parametrize("code", [8, 4])
-def test_a_right_pair_is_read(tmp_path, code):
+def test_a_correct_pair_is_read(tmp_path, code):
     ids = [5, 0, 65_000, 7, 9, 1, 2]
     write(tmp_path / "s", ids, idx([3, 0, 4], [0, 2, 2, 3], code=code), code)
     shard = shards.read_shard(tmp_path / "s")
@@ -59,7 +59,7 @@ FAULTS = {
     "version 2": (idx([3, 2, 2], [0, 1, 3], version=2), "is not a Megatron index"),
     "dtype code of int64": (idx([3, 2, 2], [0, 1, 3], code=5), "is not a Megatron index"),
     "dtype code 0": (idx([3, 2, 2], [0, 1, 3], code=0), "is not a Megatron index"),
-    "int32 for uint16": (idx([3, 2, 2], [0, 1, 3], code=4), "describes another size"),
+    "int32 for uint16": (idx([3, 2, 2], [0, 1, 3], code=4), "describes a different size"),
     "first document not at 0": (idx([3, 2, 2], [1, 1, 3]), "document indices out of order"),
     "first document below 0": (idx([3, 2, 2], [-1, 1, 3]), "document indices out of order"),
     "documents decrease": (idx([3, 2, 2], [0, 2, 1, 3]), "document indices out of order"),
@@ -67,10 +67,10 @@ FAULTS = {
     "last index too small": (idx([3, 2, 2], [0, 1, 2]), "document indices out of order"),
     "last index too large": (idx([3, 2, 2], [0, 1, 4]), "document indices out of order"),
     "no document index": (idx([3, 2, 2], []), "document indices out of order"),
-    "a negative length that adds up": (idx([6, -1, 2], [0, 1, 3]), "describes another size"),
-    "lengths too small": (idx([3, 2, 1], [0, 1, 3]), "describes another size"),
-    "lengths too large": (idx([3, 2, 3], [0, 1, 3]), "describes another size"),
-    "lengths that add up modulo 2**32": (idx([2**31 - 1, 2**31 - 1, 9], [0, 1, 3]), "describes another size"),
+    "a negative length that adds up": (idx([6, -1, 2], [0, 1, 3]), "describes a different size"),
+    "lengths too small": (idx([3, 2, 1], [0, 1, 3]), "describes a different size"),
+    "lengths too large": (idx([3, 2, 3], [0, 1, 3]), "describes a different size"),
+    "lengths that add up modulo 2**32": (idx([2**31 - 1, 2**31 - 1, 9], [0, 1, 3]), "describes a different size"),
     "one sequence too many in the header": (idx([3, 2, 2], [0, 1, 3], sequences=4), "does not fit 4 sequences"),
     "one sequence too few in the header": (idx([3, 2, 2], [0, 1, 3], sequences=2), "does not fit 2 sequences"),
     "sequences beyond any file": (idx([3, 2, 2], [0, 1, 3], sequences=2**63), "does not fit"),
@@ -97,7 +97,7 @@ def test_an_index_with_one_fault_is_refused(tmp_path, index, message):
 def test_ids_of_another_size_than_the_index_says_are_refused(tmp_path, size):
     write(tmp_path / "s", IDS, RIGHT)
     (tmp_path / "s.bin").write_bytes(bytes(size))
-    with pytest.raises(CheckFailed, match=f"has {size} bytes, s.idx describes another size"):
+    with pytest.raises(CheckFailed, match=f"has {size} bytes, s.idx describes a different size"):
         shards.read_shard(tmp_path / "s")
 
 
@@ -137,7 +137,7 @@ def rewrite(folder, change):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A shards folder, none of it written by the program."""
+    """A shards folder that was not written by the program."""
     made = tmp_path / "shards"
     (made / "tokenizer").mkdir(parents=True)
     (made / "tokenizer" / "tokenizer.json").write_text("{}")
@@ -268,9 +268,9 @@ def test_a_manifest_with_one_wrong_field_is_refused_and_the_field_named(folder, 
 
 
 @pytest.mark.parametrize("name", ["../train-00000.bin", "a/../../b", "/etc/passwd", "", ".", "a\0b"])
-def test_a_manifest_that_leads_out_of_its_folder_is_refused(folder, name):
+def test_a_manifest_that_points_outside_its_folder_is_refused(folder, name):
     rewrite(folder, lambda manifest: manifest["files"].update({name: {"bytes": 0, "sha256": ""}}))
-    with pytest.raises(CheckFailed, match="leads out of the folder"):
+    with pytest.raises(CheckFailed, match="points outside the folder"):
         shards.read_manifest(folder)
 
 
@@ -283,7 +283,7 @@ def test_a_manifest_of_another_format_is_refused_and_the_format_named(folder, nu
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"format"', '{"format": 1}', "[" * 100_000])
-def test_a_manifest_that_is_none_is_refused(folder, text):
+def test_a_file_that_is_not_a_manifest_is_refused(folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(CheckFailed, match="is damaged") as refused:
         shards.read_manifest(folder)
@@ -311,7 +311,7 @@ def test_a_folder_without_a_manifest_is_unfinished_or_something_else(tmp_path, i
 # Every byte
 
 
-def test_each_kind_of_damage_is_listed_by_itself(folder):
+def test_each_kind_of_damage_is_listed(folder):
     assert list(shards.verify(folder)) == []
     (folder / ".lock").write_text("a lock")
     assert list(shards.verify(folder)) == []
@@ -323,7 +323,7 @@ def test_each_kind_of_damage_is_listed_by_itself(folder):
     assert sorted(shards.verify(folder)) == [
         "notes.txt does not belong to the folder",
         "tokenizer/more.json does not belong to the folder",
-        "tokenizer/tokenizer.json has other content than when it was written",
+        "tokenizer/tokenizer.json has changed since it was written",
         "train-00001.bin has 1 bytes, the manifest says 2",
         "val-00000.bin is missing",
     ]

@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortcut_cli import recipe, registry
+from shortcut_cli import registry
+from shortcut_cli.codec import weights
+from shortcut_cli.config import reading, writing
+from shortcut_cli.data import shards
 from shortcut_cli.errors import UsageError
 
 SHIPPED = [
@@ -26,20 +29,20 @@ SHIPPED = [
 
 
 def test_all_recipes_are_there():
-    assert recipe.names() == SHIPPED
+    assert reading.names() == SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_is_valid_and_complete(name):
-    tree = tomllib.loads(recipe.find(name).read_text())
-    read = recipe.read_any(name)
+    tree = tomllib.loads(reading.find(name).read_text())
+    read = reading.read_any(name)
     # Every key is written down, at the value that it has.
-    assert recipe.differences(tree, read.model_dump()) == []
+    assert writing.differences(tree, read.model_dump()) == []
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_header_says_what_and_how(name):
-    header = recipe.header(name)
+    header = reading.header(name)
     assert f"--recipe {name}" in header
     assert len(header.splitlines()[0]) < 90
     if name.startswith("paper-"):
@@ -48,18 +51,18 @@ def test_a_header_says_what_and_how(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_dump_reads_back_equal(name, tmp_path):
-    read = recipe.read_any(name)
-    (tmp_path / "r.toml").write_text(recipe.dump(read))
-    assert recipe.read_any(str(tmp_path / "r.toml")) == read
+    read = reading.read_any(name)
+    (tmp_path / "r.toml").write_text(writing.dump(read))
+    assert reading.read_any(str(tmp_path / "r.toml")) == read
 
 
 @given(st.text())
 def test_any_text_value_survives(text):
-    assert tomllib.loads(f"x = {recipe._toml(text)}") == {"x": text}
+    assert tomllib.loads(f"x = {writing._toml(text)}") == {"x": text}
 
 
 def test_settings_win_over_the_recipe():
-    read = recipe.read(
+    read = reading.read(
         "music", ["train.steps=7", "train.lr = 3e-4", "data.shards=a b", "model.shortcut.taps=1,2", "model.tied=false"]
     )
     assert (read.train.steps, read.train.lr, read.data.shards) == (7, 3e-4, "a b")
@@ -74,7 +77,7 @@ def test_settings_win_over_the_recipe():
         ("train.steps=many", "train.steps: Input should be a valid integer, got 'many'"),
         ("train.steps=0", "train.steps: Input should be greater than or equal to 1, got 0"),
         ("train.steps=1.5", "train.steps"),
-        ("model.name=transformer", "unknown name 'transformer'"),
+        ("model.name=transformer", "unknown architecture 'transformer'"),
         ("model.heads=7", "is not a multiple of twice heads 7"),
         ("tokenizer.name=video", "tokenizer"),
         ("tokenizer.codebooks=8", "tokenizer.codebooks: no such key"),
@@ -86,33 +89,44 @@ def test_settings_win_over_the_recipe():
 )
 def test_a_wrong_setting_is_named(setting, message):
     with pytest.raises(UsageError) as caught:
-        recipe.read("music", [setting])
+        reading.read("music", [setting])
     assert message in caught.value.message
 
 
 def test_a_misspelt_key_gets_a_proposal():
     with pytest.raises(UsageError) as caught:
-        recipe.read("music", ["train.stepz=5"])
+        reading.read("music", ["train.stepz=5"])
     assert "Did you mean 'train.steps'?" in caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "hint"), [("musik", "Did you mean 'music'?"), ("zzzz", "Known: audio,")])
 def test_an_unknown_recipe(name, hint):
     with pytest.raises(UsageError) as caught:
-        recipe.read(name)
+        reading.read(name)
     assert hint in caught.value.hint
 
 
-def test_a_file_that_is_no_toml(tmp_path):
+def test_a_file_that_is_not_toml(tmp_path):
     path = tmp_path / "r.toml"
     path.write_bytes(b"\xff = [")
     with pytest.raises(UsageError, match="can't be read as TOML"):
-        recipe.read(str(path))
+        reading.read(str(path))
+
+
+def test_every_domain_has_a_default_recipe():
+    assert registry.DEFAULT_RECIPES.keys() == registry.TOKENIZERS.keys()
+    for domain, name in registry.DEFAULT_RECIPES.items():
+        assert reading.read(name).tokenizer.name == domain
+
+
+def test_names_of_splits_and_weights_are_those_of_the_registry():
+    assert shards.SPLITS == registry.SPLITS == ("train", "val", "test")
+    assert tuple(weights.OFFICIAL) == registry.OFFICIAL_WEIGHTS
 
 
 def test_one_file_serves_every_arm():
     for name in registry.MODELS:
-        assert recipe.read("music", [f"model.name={name}"]).model.name == name
+        assert reading.read("music", [f"model.name={name}"]).model.name == name
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,7 @@ def test_one_file_serves_every_arm():
     ],
 )
 def test_differences_names_the_keys_that_either_has(old, new, expected):
-    assert recipe.differences(old, new) == expected
+    assert writing.differences(old, new) == expected
 
 
 # What each key takes
@@ -162,8 +176,8 @@ def without(tree, key):
     return {other: value for other, value in tree.items() if other != name}
 
 
-def test_what_is_left_out_has_the_documented_default():
-    found = recipe.validate(SMALL, "here").model_dump()
+def test_a_missing_key_has_the_documented_default():
+    found = reading.validate(SMALL, "here").model_dump()
     assert found["data"] == {
         "shards": "s",
         "split": "documents",
@@ -204,7 +218,7 @@ def test_what_is_left_out_has_the_documented_default():
     assert found["eval"] == {"split": "test", "stride": 2, "batch_size": 16, "resamples": 1000}
     sampler = {"n": 4, "tokens": 9, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 1}
     assert found["sample"] == sampler
-    codec = recipe.validate_codec({"data": {}, "codec": {}, "train": SMALL["train"]}, "here").model_dump()
+    codec = reading.validate_codec({"data": {}, "codec": {}, "train": SMALL["train"]}, "here").model_dump()
     assert codec["data"] == {
         "speaker": "",
         "val": 0.1,
@@ -304,12 +318,12 @@ CODEC_RANGES = {
     "train.discriminator_lr": (TINY, None, 0.0, None),
 }
 SMALL_CODEC = {"data": {}, "codec": {}, "train": SMALL["train"]}
-CASES = [(recipe.validate, SMALL, key, *bounds) for key, bounds in RANGES.items()]
-CASES += [(recipe.validate_codec, SMALL_CODEC, key, *bounds) for key, bounds in CODEC_RANGES.items()]
+CASES = [(reading.validate, SMALL, key, *bounds) for key, bounds in RANGES.items()]
+CASES += [(reading.validate_codec, SMALL_CODEC, key, *bounds) for key, bounds in CODEC_RANGES.items()]
 
 
 @pytest.mark.parametrize(("check", "tree", "key", "least", "greatest", "below", "above"), CASES)
-def test_a_number_is_taken_within_its_bounds_and_refused_beyond_them(check, tree, key, least, greatest, below, above):
+def test_a_number_is_accepted_within_its_bounds_only(check, tree, key, least, greatest, below, above):
     for value in (least, greatest):
         if value is not None:
             found = check(changed(tree, key, value), "here").model_dump()
@@ -331,24 +345,24 @@ def test_a_number_is_taken_within_its_bounds_and_refused_beyond_them(check, tree
 
 
 @pytest.mark.parametrize("key", ["model.tied", "train.compile", "train.deterministic", "train.tensorboard"])
-def test_a_switch_is_true_or_false_alone(key):
+def test_a_switch_takes_only_true_or_false(key):
     for value in (True, False):
         section, name = key.split(".")
-        assert recipe.validate(changed(SMALL, key, value), "here").model_dump()[section][name] is value
+        assert reading.validate(changed(SMALL, key, value), "here").model_dump()[section][name] is value
     for value in (0, 1, "true", None):
         with pytest.raises(UsageError, match=key):
-            recipe.validate(changed(SMALL, key, value), "here")
+            reading.validate(changed(SMALL, key, value), "here")
 
 
 @pytest.mark.parametrize(
     ("check", "tree", "key", "choices"),
     [
-        (recipe.validate, SMALL, "data.split", ("documents", "contiguous")),
-        (recipe.validate, SMALL, "model.activation", ("gelu", "swiglu")),
-        (recipe.validate, SMALL, "train.schedule", ("cosine", "wsd", "constant")),
-        (recipe.validate, SMALL, "train.precision", ("auto", "fp32", "bf16")),
-        (recipe.validate, SMALL, "eval.split", ("val", "test")),
-        (recipe.validate_codec, SMALL_CODEC, "codec.network", ("frame", "seanet")),
+        (reading.validate, SMALL, "data.split", ("documents", "contiguous")),
+        (reading.validate, SMALL, "model.activation", ("gelu", "swiglu")),
+        (reading.validate, SMALL, "train.schedule", ("cosine", "wsd", "constant")),
+        (reading.validate, SMALL, "train.precision", ("auto", "fp32", "bf16")),
+        (reading.validate, SMALL, "eval.split", ("val", "test")),
+        (reading.validate_codec, SMALL_CODEC, "codec.network", ("frame", "seanet")),
     ],
 )
 def test_a_choice_is_one_of_its_names(check, tree, key, choices):
@@ -364,16 +378,16 @@ REQUIRED = [f"{section}.{key}" for section, keys in SMALL.items() for key in key
 
 
 @pytest.mark.parametrize("key", [*REQUIRED, *SMALL])
-def test_what_has_no_default_is_missed(key):
+def test_a_missing_key_without_a_default_is_an_error(key):
     with pytest.raises(UsageError) as refused:
-        recipe.validate(without(SMALL, key), "here")
+        reading.validate(without(SMALL, key), "here")
     assert refused.value.message == f"here is not a valid recipe\n  {key}: is missing"
 
 
 def test_every_wrong_key_has_a_line_and_the_first_unknown_one_a_proposal():
     tree = changed(changed(changed(SMALL, "train.steps", 0), "model.widht", 3), "sample.token", 3)
     with pytest.raises(UsageError) as refused:
-        recipe.validate(tree, "here")
+        reading.validate(tree, "here")
     assert refused.value.message.splitlines() == [
         "here is not a valid recipe",
         "  model.widht: no such key",
@@ -382,10 +396,10 @@ def test_every_wrong_key_has_a_line_and_the_first_unknown_one_a_proposal():
     ]
     assert refused.value.hint == "Did you mean 'model.width'?"
     with pytest.raises(UsageError) as refused:
-        recipe.validate(changed(SMALL, "train.steps", 0), "here")
+        reading.validate(changed(SMALL, "train.steps", 0), "here")
     assert "recipes show music" in refused.value.hint
     with pytest.raises(UsageError) as refused:
-        recipe.validate_codec(changed(SMALL_CODEC, "codec.frame.widht", 3), "here")
+        reading.validate_codec(changed(SMALL_CODEC, "codec.frame.widht", 3), "here")
     assert refused.value.hint == "Did you mean 'codec.frame.width'?"
 
 
@@ -393,32 +407,32 @@ def test_every_wrong_key_has_a_line_and_the_first_unknown_one_a_proposal():
 def test_a_head_has_an_even_width(width, heads, right):
     tree = changed(changed(SMALL, "model.width", width), "model.heads", heads)
     if right:
-        assert recipe.validate(tree, "here").model.heads == heads
+        assert reading.validate(tree, "here").model.heads == heads
     else:
         with pytest.raises(UsageError, match=f"width {width} is not a multiple of twice heads {heads}"):
-            recipe.validate(tree, "here")
+            reading.validate(tree, "here")
 
 
 @pytest.mark.parametrize(("batch", "parts", "right"), [(4, 2, True), (4, 4, True), (4, 3, False), (4, 8, False)])
 def test_the_parts_of_a_batch_are_equal(batch, parts, right):
     tree = changed(changed(SMALL, "train.batch_size", batch), "train.accumulation", parts)
     if right:
-        assert recipe.validate(tree, "here").train.accumulation == parts
+        assert reading.validate(tree, "here").train.accumulation == parts
     else:
         with pytest.raises(UsageError, match=f"batch_size {batch} is not a multiple of accumulation {parts}"):
-            recipe.validate(tree, "here")
+            reading.validate(tree, "here")
 
 
 def test_a_speaker_is_an_expression():
-    assert recipe.validate_codec(changed(SMALL_CODEC, "data.speaker", "a(b)"), "here").data.speaker == "a(b)"
-    with pytest.raises(UsageError, match=r"data\.speaker is no regular expression"):
-        recipe.validate_codec(changed(SMALL_CODEC, "data.speaker", "a(b"), "here")
+    assert reading.validate_codec(changed(SMALL_CODEC, "data.speaker", "a(b)"), "here").data.speaker == "a(b)"
+    with pytest.raises(UsageError, match=r"data\.speaker is not a regular expression"):
+        reading.validate_codec(changed(SMALL_CODEC, "data.speaker", "a(b"), "here")
 
 
-def test_an_empty_folder_is_no_folder_and_a_recipe_does_not_change():
+def test_an_empty_folder_name_is_refused_and_a_recipe_is_frozen():
     with pytest.raises(UsageError, match=r"data\.shards"):
-        recipe.validate(changed(SMALL, "data.shards", ""), "here")
-    read = recipe.validate(SMALL, "here")
+        reading.validate(changed(SMALL, "data.shards", ""), "here")
+    read = reading.validate(SMALL, "here")
     with pytest.raises(ValueError, match="frozen"):
         read.train.steps = 3
 
@@ -453,7 +467,7 @@ def test_an_empty_folder_is_no_folder_and_a_recipe_does_not_change():
 )
 def test_a_setting_is_read_as_toml_or_else_as_text(text, value):
     tree = {"s": {"k": "old", "other": 1}}
-    recipe._apply(tree, f"s.k={text}")
+    reading._apply(tree, f"s.k={text}")
     assert tree == {"s": {"k": value, "other": 1}}
     assert type(tree["s"]["k"]) is type(value)
 
@@ -461,22 +475,22 @@ def test_a_setting_is_read_as_toml_or_else_as_text(text, value):
 @pytest.mark.parametrize("setting", ["", "k", "k=1", "s.=1", ".k=1", "s..k=1", "s.k", "=1"])
 def test_a_setting_without_a_section_a_key_and_a_value_is_refused(setting):
     with pytest.raises(UsageError, match=r"is not SECTION\.KEY=VALUE"):
-        recipe._apply({}, setting)
+        reading._apply({}, setting)
 
 
-def test_settings_apply_in_order_to_any_depth_and_leave_the_recipe_alone():
-    read = recipe.validate(SMALL, "here")
+def test_settings_apply_in_order_at_any_depth_to_a_copy():
+    read = reading.validate(SMALL, "here")
     settings = ["train.steps=7", " model.shortcut.taps =all", "train.steps=8", "data.shards=a b"]
-    found = recipe.with_settings(read, settings)
-    assert recipe.differences(read.model_dump(), found.model_dump()) == [
+    found = reading.with_settings(read, settings)
+    assert writing.differences(read.model_dump(), found.model_dump()) == [
         "data.shards: 's' -> 'a b'",
         "model.shortcut.taps: 'paper' -> 'all'",
         "train.steps: 5 -> 8",
     ]
     assert read.train.steps == 5
-    for where, expected in (((), "--set is not a valid recipe"), (("the flags",), "the flags is not a valid recipe")):
+    for where, expected in (((), "the result of --set is not a valid recipe"), (("x",), "x is not a valid recipe")):
         with pytest.raises(UsageError, match=expected):
-            recipe.with_settings(read, ["train.steps=0"], *where)
+            reading.with_settings(read, ["train.steps=0"], *where)
 
 
 # Files
@@ -484,38 +498,38 @@ def test_settings_apply_in_order_to_any_depth_and_leave_the_recipe_alone():
 
 def test_recipes_are_found_by_name_or_by_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert recipe.find("text-tiny") == Path(recipe.__file__).parent.parent / "recipes" / "text-tiny.toml"
+    assert reading.find("text-tiny") == Path(reading.__file__).parents[2] / "recipes" / "text-tiny.toml"
     for name in ("mine.toml", "folder/mine", str(tmp_path / "mine.toml")):
         with pytest.raises(UsageError, match=f"recipe file {name} does not exist"):
-            recipe.find(name)
+            reading.find(name)
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("")
-        assert recipe.find(name) == Path(name)
+        assert reading.find(name) == Path(name)
         Path(name).unlink()
     Path("text-tiny").write_text("")  # a name means the recipe that comes with the program
-    assert recipe.find("text-tiny").parent.name == "recipes"
+    assert reading.find("text-tiny").parent.name == "recipes"
 
 
-def test_the_recipe_of_a_codec_is_told_from_that_of_a_model():
-    assert recipe.read("music").tokenizer.name == "midi"
-    assert recipe.read_codec("codec-mini").codec.codebooks == 8
-    with pytest.raises(UsageError, match="recipe codec-mini is one of a codec") as refused:
-        recipe.read("codec-mini")
+def test_codec_recipes_and_model_recipes_are_told_apart():
+    assert reading.read("music").tokenizer.name == "midi"
+    assert reading.read_codec("codec-mini").codec.codebooks == 8
+    with pytest.raises(UsageError, match="recipe codec-mini is for a codec") as refused:
+        reading.read("codec-mini")
     assert "codec train" in refused.value.hint
-    with pytest.raises(UsageError, match="recipe music is not one of a codec") as refused:
-        recipe.read_codec("music")
+    with pytest.raises(UsageError, match="recipe music is not for a codec") as refused:
+        reading.read_codec("music")
     assert "shortcut train --recipe music" in refused.value.hint
 
 
 def test_a_run_folder_is_named_for_recipe_model_and_seed():
-    read = recipe.read("text-tiny", ["model.name=moda", "train.seed=9", "sample.seed=4"])
+    read = reading.read("text-tiny", ["model.name=moda", "train.seed=9", "sample.seed=4"])
     for name in ("text-tiny", "some/where/text-tiny.toml"):
-        assert recipe.run_folder(name, read) == Path("runs/text-tiny/moda-s9")
+        assert reading.run_folder(name, read) == Path("runs/text-tiny/moda-s9")
 
 
-def test_a_header_is_the_comment_at_the_head(tmp_path):
+def test_a_header_is_the_comment_at_the_top(tmp_path):
     (tmp_path / "r.toml").write_text("#  First\n#\n# third # line\n\n# not this\n[data]\n")
-    assert recipe.header(str(tmp_path / "r.toml")) == "First\n\nthird # line"
+    assert reading.header(str(tmp_path / "r.toml")) == "First\n\nthird # line"
 
 
 @pytest.mark.parametrize(
@@ -526,11 +540,11 @@ def test_a_header_is_the_comment_at_the_head(tmp_path):
     ],
 )
 def test_dump_reads_back_equal_whatever_the_values(tmp_path, settings):
-    read = recipe.read("music", settings)
-    text = recipe.dump(read)
+    read = reading.read("music", settings)
+    text = writing.dump(read)
     assert tomllib.loads(text) == read.model_dump()
     (tmp_path / "r.toml").write_text(text)
-    assert recipe.read(str(tmp_path / "r.toml")) == read
+    assert reading.read(str(tmp_path / "r.toml")) == read
 
 
 # Names
@@ -541,14 +555,16 @@ def test_the_nearest_name_is_proposed_or_all_are_listed():
     assert registry.did_you_mean("zzz", ["moda", "gpt"]) == "Known: gpt, moda."
 
 
-def test_every_registered_name_is_a_class_and_another_is_refused():
+def test_every_registered_name_is_a_class_and_other_names_are_refused():
     for table in (registry.MODELS, registry.TOKENIZERS, registry.MODEL_OPTIONS):
         for name, place in table.items():
             found = registry.load(table, name)
             assert f"{found.__module__}:{found.__name__}" == place
-    with pytest.raises(UsageError, match="unknown name 'hyperr'") as refused:
+    with pytest.raises(UsageError, match="unknown architecture 'hyperr'") as refused:
         registry.load(registry.MODELS, "hyperr")
     assert refused.value.hint == "Did you mean 'hyper'?"
+    with pytest.raises(UsageError, match="unknown domain 'video'"):
+        registry.load(registry.TOKENIZERS, "video")
     assert registry.MODEL_OPTIONS.keys() <= registry.MODELS.keys()
     for name in registry.MODELS:
         assert registry.load(registry.MODELS, name).__module__ == f"shortcut_cli.models.{name}"

@@ -1,4 +1,4 @@
-"""The stage that samples: what it writes, what it says of it, and how a sample is made again from that."""
+"""The sampling stage: what it writes, the .json beside it, and how a sample is made again from that."""
 
 import hashlib
 import json
@@ -11,44 +11,46 @@ import torch
 from conftest import quiet
 from test_generate import Exact, plain_row
 
-from shortcut_cli import checkpoint, recipe
+from shortcut_cli.config import reading
+from shortcut_cli.config.schema import SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.recipe import SampleKeys
+from shortcut_cli.events import Progress
+from shortcut_cli.inference import runs
 from shortcut_cli.stages import sampling
 from shortcut_cli.stages.sampling import like, prompt_ids, sample
-from shortcut_cli.tokenizers.base import Guide
+from shortcut_cli.tokenizers.base import Constraint
 
-VOCABULARY, END, CONTEXT = 12, 3, 8  # the end id is neither the first nor the last
+VOCABULARY, EOS, CONTEXT = 12, 3, 8  # EOS is neither the first nor the last id
 
 
-class Varied(Guide):
-    """No end before two ids are there, no id beside its equal or a neighbour."""
+class Varied(Constraint):
+    """EOS only after two ids, and no id next to itself or a neighbor."""
 
     def __init__(self):
-        self.least, self.pushed = 2, []
+        self.needed, self.pushed = 2, []
 
     def allowed(self, left):  # noqa: ARG002
-        mask = (np.arange(VOCABULARY) != END) | (self.least == 0)
+        mask = (np.arange(VOCABULARY) != EOS) | (self.needed == 0)
         for token in self.pushed[-1:]:
             mask &= abs(np.arange(VOCABULARY) - token) > 1
         return mask
 
     def push(self, token):
         self.pushed.append(token)
-        self.least = max(0, self.least - 1)
+        self.needed = max(0, self.needed - 1)
 
 
 class Marks:
     """A tokenizer of files whose bytes are ids."""
 
-    end, extension = END, ".marks"
+    eos, extension = EOS, ".marks"
 
     def __init__(self):
-        self.guides = []
+        self.constraints = []
 
-    def guide(self):
-        self.guides.append(Varied())
-        return self.guides[-1]
+    def constraint(self):
+        self.constraints.append(Varied())
+        return self.constraints[-1]
 
     def prompt(self, path):
         ids = np.frombuffer(path.read_bytes(), np.uint8)
@@ -58,12 +60,12 @@ class Marks:
 
     def decode(self, ids, path):
         text = bytes(ids)
-        path.write_bytes(text[: text.index(END)] if END in ids else text)
+        path.write_bytes(text[: text.index(EOS)] if EOS in ids else text)
         return {"mark": path.stat().st_size, "half": path.stat().st_size / 2}
 
 
-def keys(**given):
-    return SampleKeys(**({"n": 5, "tokens": 12, "seed": 7, "temperature": 1.2, "top_k": 9} | given))
+def config(**given):
+    return SampleConfig(**({"n": 5, "tokens": 12, "seed": 7, "temperature": 1.2, "top_k": 9} | given))
 
 
 @pytest.fixture
@@ -87,22 +89,22 @@ def prompt(tmp_path):
 
 
 def plain(run, sampler, start):
-    """The new ids and forced steps of each sample behind `start`, which the end id begins."""
+    """The new ids and forced steps of each sample after `start`, which begins with EOS."""
     rows = []
     for number in range(sampler.n):
-        guide = Varied()
+        constraint = Varied()
         for token in start[1:]:
-            guide.push(token)
+            constraint.push(token)
         rows.append(
             plain_row(
                 run.model.logits,
                 start,
                 sampler.tokens,
-                keys=sampler,
+                config=sampler,
                 number=number,
-                end=END,
+                eos=EOS,
                 context=CONTEXT,
-                guide=guide,
+                constraint=constraint,
             )
         )
     return rows
@@ -116,14 +118,14 @@ def by_name(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# What is written ------------------------------------------------------------------------------------------------------
+# What is written
 
 
 @pytest.mark.parametrize("prompted", [False, True])
 def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path, prompted):
-    """Ids begin with the end id, then the prompt, which is written too; every field of the .json is checked."""
+    """Ids begin with EOS, then the prompt, which is written too; every field of the .json is checked."""
     filters = {"top_p": 0.95, "min_p": 0.01} if prompted else {"top_p": 1.0, "min_p": 0.0}
-    folder, sampler, events = tmp_path / "out" / "deep", keys(**filters), []
+    folder, sampler, events = tmp_path / "out" / "deep", config(**filters), []
     given = [5, 0, 11, 2, 2] if prompted else []
     paths = sample(
         run,
@@ -131,17 +133,17 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
         sampler,
         prompt=prompt if prompted else None,
         device="cpu:0" if prompted else "cpu",
-        report=lambda event, **fields: events.append((event, fields)),
+        report=events.append,
     )
     assert paths == [folder / f"sample-7-00{number}.marks" for number in range(5)]
     assert sorted(by_name(folder)) == sorted(name for path in paths for name in (path.name, path.name + ".json"))
-    expected = plain(run, sampler, [END, *given])
+    expected = plain(run, sampler, [EOS, *given])
     for number, (path, (ids, forced)) in enumerate(zip(paths, expected, strict=True)):
-        ended = ids[-1] == END
+        ended = ids[-1] == EOS
         content = bytes(given + ids[: len(ids) - ended])
         assert path.read_bytes() == content
         assert sidecar(path) == {
-            "schema_version": 1,
+            "schema_version": 2,
             "checkpoint": "../../runs/run.pt",
             "checkpoint_sha256": hashlib.sha256(b"weights").hexdigest(),
             "model": "some-arm",
@@ -158,15 +160,14 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
         }
     lengths = [len(ids) for ids, _ in expected]
     assert len(set(lengths)) > 1
-    assert {ids[-1] == END for ids, _ in expected} == {False, True}
+    assert {ids[-1] == EOS for ids, _ in expected} == {False, True}
     assert len({forced for _, forced in expected}) > 2
     assert events == [
-        ("progress", {"task": "sample", "done": done, "total": 12, "unit": "tokens"})
-        for done in range(1, max(lengths) + 1)
+        Progress(task="sample", done=done, total=12, unit="tokens") for done in range(1, max(lengths) + 1)
     ]
-    # The ids of a sample's guide: the prompt's, then its own, none of them an end.
-    pushed = [given + ids[: len(ids) - (ids[-1] == END)] for ids, _ in expected]
-    assert [guide.pushed for guide in run.marks.guides] == pushed
+    # A constraint gets the ids of the prompt, then those of its sample without EOS.
+    pushed = [given + ids[: len(ids) - (ids[-1] == EOS)] for ids, _ in expected]
+    assert [constraint.pushed for constraint in run.marks.constraints] == pushed
 
 
 def test_rows_are_sampled_on_the_device_of_the_run(run, tmp_path, monkeypatch):
@@ -178,14 +179,14 @@ def test_rows_are_sampled_on_the_device_of_the_run(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sampling, "generate", refuse)
     with pytest.raises(Seen) as seen:
-        sample(run, tmp_path / "out", keys(), prompt=None, device="meta", report=quiet)
+        sample(run, tmp_path / "out", config(), prompt=None, device="meta", report=quiet)
     assert seen.value.args == (run.model, "meta", (5, 1), 12)
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])
-def test_one_sample_alone_has_the_bytes_that_it_has_among_all(run, prompt, tmp_path, number):
-    every = sample(run, tmp_path / "all", keys(), prompt=prompt, device="cpu", report=quiet)
-    (one,) = sample(run, tmp_path / "one", keys(), prompt=prompt, device="cpu", report=quiet, only=number)
+def test_one_sample_alone_has_the_same_bytes_as_among_all(run, prompt, tmp_path, number):
+    every = sample(run, tmp_path / "all", config(), prompt=prompt, device="cpu", report=quiet)
+    (one,) = sample(run, tmp_path / "one", config(), prompt=prompt, device="cpu", report=quiet, only=number)
     assert one == tmp_path / "one" / every[number].name
     name = one.name
     assert by_name(tmp_path / "one") == {name: every[number].read_bytes(), name + ".json": one_json(every[number])}
@@ -196,11 +197,11 @@ def one_json(path):
     return path.with_name(path.name + ".json").read_bytes()
 
 
-def test_samples_of_another_seed_lie_beside_and_differ(run, tmp_path):
+def test_samples_of_another_seed_have_other_names_and_differ(run, tmp_path):
     paths = [
         path
         for seed in (7, 8, 12345)
-        for path in sample(run, tmp_path / "out", keys(seed=seed, n=2), prompt=None, device="cpu", report=quiet)
+        for path in sample(run, tmp_path / "out", config(seed=seed, n=2), prompt=None, device="cpu", report=quiet)
     ]
     assert [path.name for path in paths] == [
         f"sample-{seed}-00{number}.marks" for seed in (7, 8, 12345) for number in (0, 1)
@@ -209,20 +210,20 @@ def test_samples_of_another_seed_lie_beside_and_differ(run, tmp_path):
 
 
 def test_a_thousand_and_one_samples_have_names_of_their_own(run, tmp_path):
-    run.model.logits = lambda _: np.eye(VOCABULARY, dtype=np.float32)[END]
-    run.marks.guide = Guide
-    paths = sample(run, tmp_path / "out", keys(n=1001, tokens=1), prompt=None, device="cpu", report=quiet, only=1000)
+    run.model.logits = lambda _: np.eye(VOCABULARY, dtype=np.float32)[EOS]
+    run.marks.constraint = Constraint
+    paths = sample(run, tmp_path / "out", config(n=1001, tokens=1), prompt=None, device="cpu", report=quiet, only=1000)
     assert [path.name for path in paths] == ["sample-7-1000.marks"]
 
 
 @pytest.mark.parametrize("there", [0, 3, 4])
-def test_no_sample_is_written_over_another(run, tmp_path, there):
+def test_no_sample_is_overwritten(run, tmp_path, there):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / f"sample-7-00{there}.marks").write_bytes(b"mine")
     before = by_name(folder)
     with pytest.raises(UsageError, match=rf"sample-7-00{there}\.marks exists already") as raised:
-        sample(run, folder, keys(), prompt=None, device="cpu", report=quiet)
+        sample(run, folder, config(), prompt=None, device="cpu", report=quiet)
     assert "--seed" in raised.value.hint
     assert "--out" in raised.value.hint
     assert by_name(folder) == before
@@ -230,47 +231,47 @@ def test_no_sample_is_written_over_another(run, tmp_path, there):
 
 
 def test_one_sample_is_written_beside_the_others_but_not_over_itself(run, tmp_path):
-    every = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet)
+    every = sample(run, tmp_path / "out", config(), prompt=None, device="cpu", report=quiet)
     before = by_name(tmp_path / "out")
     with pytest.raises(UsageError, match="sample-7-001"):
-        sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet, only=1)
+        sample(run, tmp_path / "out", config(), prompt=None, device="cpu", report=quiet, only=1)
     every[1].unlink()
-    sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet, only=1)
+    sample(run, tmp_path / "out", config(), prompt=None, device="cpu", report=quiet, only=1)
     assert by_name(tmp_path / "out") == before
 
 
-def test_too_few_tokens_for_anything_are_refused_before_a_folder_is_made(run, prompt, tmp_path):
-    with pytest.raises(UsageError, match="1 tokens can't hold") as raised:
-        sample(run, tmp_path / "out", keys(tokens=1), prompt=None, device="cpu", report=quiet)
+def test_too_few_tokens_are_refused_before_a_folder_is_made(run, prompt, tmp_path):
+    with pytest.raises(UsageError, match="1 tokens are too few") as raised:
+        sample(run, tmp_path / "out", config(tokens=1), prompt=None, device="cpu", report=quiet)
     assert raised.value.hint == "--tokens 2, or more"
     assert not (tmp_path / "out").exists()
     assert not run.model.calls
-    sample(run, tmp_path / "two", keys(tokens=2), prompt=None, device="cpu", report=quiet)
-    # What the prompt holds counts: one id of it leaves one to come, two leave none.
+    sample(run, tmp_path / "two", config(tokens=2), prompt=None, device="cpu", report=quiet)
+    # The prompt counts: after one id of it one more is needed, after two none.
     for content in ([5], [5, 8]):
         prompt.write_bytes(bytes(content))
         folder = tmp_path / f"prompted-{len(content)}"
-        paths = sample(run, folder, keys(tokens=1), prompt=prompt, device="cpu", report=quiet)
+        paths = sample(run, folder, config(tokens=1), prompt=prompt, device="cpu", report=quiet)
         assert {path.stat().st_size - len(content) for path in paths} <= {0, 1}
         assert [sidecar(path)["tokens"] for path in paths] == [1] * 5
 
 
-def test_a_sample_whose_last_token_is_the_end_has_ended(run, tmp_path):
-    # The end is the most probable, which is not allowed for the first two; then come 11, and 9.
-    run.model.logits = lambda _: np.where(np.arange(VOCABULARY) == END, 99, np.arange(VOCABULARY)).astype(np.float32)
+def test_a_sample_whose_last_token_is_eos_has_ended(run, tmp_path):
+    # EOS is the most probable, but not allowed for the first two; next are 11 and 9.
+    run.model.logits = lambda _: np.where(np.arange(VOCABULARY) == EOS, 99, np.arange(VOCABULARY)).astype(np.float32)
     for tokens, ended in ((2, False), (3, True), (4, True)):
-        folder, sampler = tmp_path / str(tokens), keys(n=1, tokens=tokens, temperature=0)
+        folder, sampler = tmp_path / str(tokens), config(n=1, tokens=tokens, temperature=0)
         (path,) = sample(run, folder, sampler, prompt=None, device="cpu", report=quiet)
         said = sidecar(path)
         assert (said["tokens"], said["ended"], said["forced_steps"]) == (min(tokens, 3), ended, 2)
         assert path.read_bytes() == bytes([11, 9])
 
 
-def test_paths_in_the_json_lead_from_its_folder_wherever_the_command_ran(run, prompt, tmp_path, monkeypatch):
+def test_paths_in_the_json_are_relative_to_its_folder_wherever_the_command_ran(run, prompt, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run.path = run.path.relative_to(tmp_path)
     relative = prompt.relative_to(tmp_path)
-    (path, *_) = sample(run, run.path.parent / "samples", keys(), prompt=relative, device="cpu", report=quiet)
+    (path, *_) = sample(run, run.path.parent / "samples", config(), prompt=relative, device="cpu", report=quiet)
     assert (sidecar(path)["checkpoint"], sidecar(path)["prompt"]) == ("../run.pt", "../../prompts/first.marks")
     found = like(tmp_path / (str(path) + ".json"), None, None)
     assert found.checkpoint.samefile(run.path)
@@ -278,44 +279,44 @@ def test_paths_in_the_json_lead_from_its_folder_wherever_the_command_ran(run, pr
 
 
 def test_a_real_run_continues_its_prompt_as_a_loop_without_cache_would(text_run, tmp_path):
-    """Real weights, a real tokenizer and its guide, beyond the context: the text behind the prompt is what was drawn.
+    """Real weights, a real tokenizer and its constraint, beyond the context: the new text is what was drawn.
 
-    The loop follows the ids of the sample, since training, and with it what is drawn, may differ among machines.
+    The loop follows the ids of the sample, since training, and so what is drawn, may differ between machines.
     """
-    run = checkpoint.open_run(text_run / "shortcut" / "run.pt", "cpu")
+    run = runs.open_run(text_run / "shortcut" / "run.pt", "cpu")
     alphabet = "\n abcdefghijklmnopqrstuvwxyz0123456789"
-    context, end = run.recipe.model.context, len(alphabet)
-    text = (text_run / "texts" / "000.txt").read_text()[: context - 1]  # with the end id before it: full
+    context, eos = run.recipe.model.context, len(alphabet)
+    text = (text_run / "texts" / "000.txt").read_text()[: context - 1]  # full with EOS before it
     (tmp_path / "prompt.txt").write_text(text)
-    sampler = SampleKeys(n=2, tokens=40, seed=3, temperature=0.8)
+    sampler = SampleConfig(n=2, tokens=40, seed=3, temperature=0.8)
     paths = sample(run, tmp_path / "out", sampler, prompt=tmp_path / "prompt.txt", device="cpu", report=quiet)
     for number, path in enumerate(paths):
         said, written = sidecar(path), path.read_text()
         assert written.startswith(text)
-        new = [*map(alphabet.index, written[len(text) :]), *[end] * said["ended"]]
+        new = [*map(alphabet.index, written[len(text) :]), *[eos] * said["ended"]]
         assert said["units"] == {"byte": len(written)}
         assert (said["prompt_tokens"], said["tokens"]) == (len(text), len(new))
         assert len(new) == 40 or said["ended"]
         generator = torch.Generator().manual_seed(3_000_009 + number)
-        seen = [end, *map(alphabet.index, text)]
+        seen = [eos, *map(alphabet.index, text)]
         for token in new:
             with torch.inference_mode():
                 z = run.model(torch.tensor([seen]))[0, -1].double() / 0.8
             borders = z.softmax(0).cumsum(0)
             u = torch.rand(1, dtype=torch.float64, generator=generator)
-            # With and without cache the sums of probabilities differ by less than 1e-5.
+            # With and without a cache, the sums of probabilities differ by less than 1e-5.
             assert (borders[token - 1] if token else 0) - 1e-5 <= u < borders[token] + 1e-5
             seen = [*seen[-(context // 2 - 1) :], token] if len(seen) == context else [*seen, token]
     assert paths[0].read_text() != paths[1].read_text()
 
 
-# Made again -----------------------------------------------------------------------------------------------------------
+# Made again
 
 
 @pytest.fixture
 def made(run, prompt, tmp_path):
     """The .json of a sample with a prompt."""
-    path = sample(run, tmp_path / "out", keys(), prompt=prompt, device="cpu", report=quiet)[2]
+    path = sample(run, tmp_path / "out", config(), prompt=prompt, device="cpu", report=quiet)[2]
     return path.with_name(path.name + ".json")
 
 
@@ -324,7 +325,7 @@ def changed(made, **fields):
     made.write_text(json.dumps(content | fields))
 
 
-def test_a_sample_says_how_it_is_made_again(run, prompt, made, tmp_path):
+def test_a_json_says_how_its_sample_is_made_again(run, prompt, made, tmp_path):
     changed(made, device="cuda")
     found = like(made, None, None)
     assert found.checkpoint.resolve() == run.path
@@ -333,7 +334,7 @@ def test_a_sample_says_how_it_is_made_again(run, prompt, made, tmp_path):
 
 
 def test_a_sample_without_prompt_is_made_again_without_one(run, prompt, tmp_path):
-    path = sample(run, tmp_path / "out", keys(), prompt=None, device="cpu", report=quiet)[0]
+    path = sample(run, tmp_path / "out", config(), prompt=None, device="cpu", report=quiet)[0]
     made = path.with_name(path.name + ".json")
     assert like(made, None, None).prompt is None
     with pytest.raises(CheckFailed, match=r"first\.marks is not the file") as raised:
@@ -351,18 +352,18 @@ def test_a_sample_without_prompt_is_made_again_without_one(run, prompt, tmp_path
     ],
 )
 def test_every_setting_of_the_sampler_survives_the_json(run, made, given):
-    """Through `like` and the recipe's settings, as the command passes them."""
-    wanted = keys(**given)
+    """Through `like` and `with_settings`, as the command passes them."""
+    wanted = config(**given)
     changed(made, sampler=wanted.model_dump())
-    base = recipe.read("text-tiny", [])
+    base = reading.read("text-tiny", [])
     assert base.sample != wanted
-    again = recipe.with_settings(base, like(made, None, None).settings).sample
+    again = reading.with_settings(base, like(made, None, None).settings).sample
     assert again == wanted
     assert {key: type(value) for key, value in again} == {key: type(value) for key, value in wanted}
-    assert recipe.with_settings(base, like(made, None, None).settings).model == base.model
+    assert reading.with_settings(base, like(made, None, None).settings).model == base.model
 
 
-def test_moved_files_are_found_where_the_flags_say(run, prompt, made, tmp_path):
+def test_moved_files_are_found_through_the_flags(run, prompt, made, tmp_path):
     weights, start = run.path.rename(tmp_path / "moved.pt"), prompt.rename(tmp_path / "moved.marks")
     for named, missing, flag in (
         ((None, start), run.path.name, "--ckpt"),
@@ -424,7 +425,7 @@ def test_a_json_that_lacks_a_field_is_refused_by_its_name(made, field):
         {"prompt": 5},
     ],
 )
-def test_a_json_with_fields_of_other_types_is_refused(made, fields):
+def test_a_json_with_fields_of_the_wrong_type_is_refused(made, fields):
     changed(made, **fields)
     with pytest.raises(CheckFailed, match=r"is not the \.json of a sample"):
         like(made, None, None)
@@ -437,18 +438,18 @@ def test_a_damaged_json_is_refused(made, content):
         like(made, None, None)
 
 
-def test_a_device_that_is_no_name_is_left_to_the_command_to_refuse(made):
+def test_a_device_that_is_not_a_name_is_left_for_the_command_to_refuse(made):
     changed(made, device=["cpu"])
     assert like(made, None, None).device == "['cpu']"
 
 
-def test_a_json_that_is_not_there_or_a_folder_is_refused(made, tmp_path):
+def test_a_json_that_is_missing_or_a_folder_is_refused(made, tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(UsageError, match="can't be read"):
             like(path, None, None)
 
 
-# The prompt -----------------------------------------------------------------------------------------------------------
+# The prompt
 
 
 def test_a_prompt_is_read_by_the_tokenizer(prompt):
@@ -467,5 +468,5 @@ def test_a_prompt_that_cannot_be_read_is_refused_with_the_reason(run, prompt, tm
         with pytest.raises(UsageError, match=reason):
             prompt_ids(Marks(), path)
         with pytest.raises(UsageError, match=reason):
-            sample(run, tmp_path / "out", keys(), prompt=path, device="cpu", report=quiet)
+            sample(run, tmp_path / "out", config(), prompt=path, device="cpu", report=quiet)
     assert not (tmp_path / "out").exists()

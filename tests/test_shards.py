@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shortcut_cli import files, shards
+from shortcut_cli import files
+from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
 
 IDENTITY = {"name": "text", "fingerprint": "f", "vocabulary": 300, "end": 299, "stride": 1, "unit": "byte"}
@@ -21,7 +22,7 @@ IDENTITY = {"name": "text", "fingerprint": "f", "vocabulary": 300, "end": 299, "
 
 def make(folder, documents, *, vocabulary=300, shard_tokens=1 << 20):
     """Write `documents`, a list of (split, ids), into a complete shards folder."""
-    with shards.FolderWriter(folder, vocabulary, shard_tokens, end=vocabulary - 1) as writer:
+    with shards.FolderWriter(folder, vocabulary, shard_tokens, eos=vocabulary - 1) as writer:
         for number, (split, ids) in enumerate(documents):
             record = {"source": f"{number}.txt", "sha256": f"{number:064x}"}
             writer.add(split, [np.array(ids)], {"byte": len(ids)}, record)
@@ -30,7 +31,7 @@ def make(folder, documents, *, vocabulary=300, shard_tokens=1 << 20):
 
 
 def plain_read(stem):
-    """All documents of STEM.bin/.idx, by the letter of the format: no code shared with the program."""
+    """All documents of STEM.bin/.idx, from the description of the format: no code shared with the program."""
     idx, data = Path(f"{stem}.idx").read_bytes(), Path(f"{stem}.bin").read_bytes()
     assert idx[:9] == b"MMIDIDX\x00\x00"
     assert struct.unpack_from("<Q", idx, 9) == (1,)
@@ -153,7 +154,7 @@ def test_a_manifest_from_the_future_is_refused(tmp_path):
         shards.Shards(tmp_path)
 
 
-def test_everything_that_was_added_is_counted_and_listed_in_its_order(tmp_path):
+def test_everything_that_was_added_is_counted_and_listed_in_order(tmp_path):
     added = [
         ("train", [[1, 2], [], [3]], {"note": 2, "beat": 1.5}),
         ("val", [[4]], {"note": 1}),
@@ -162,16 +163,16 @@ def test_everything_that_was_added_is_counted_and_listed_in_its_order(tmp_path):
         ("val", [[9, 9]], {"note": 10}),
         ("train", [[1]], {}),
     ]
-    (tmp_path / ".partial" / "tokenizer").mkdir(parents=True)  # what a preparation that was killed left
+    (tmp_path / ".partial" / "tokenizer").mkdir(parents=True)  # left by a preparation that was killed
     (tmp_path / ".partial" / "stale.bin").write_text("stale")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "stale.model").write_text("stale")
     places, documents, last = {"train": (0, 0), "val": (0, 0)}, [], []
-    with shards.FolderWriter(tmp_path, 300, 5, end=299) as writer:
+    with shards.FolderWriter(tmp_path, 300, 5, eos=299) as writer:
         for number, (split, blocks, units) in enumerate(added):
             ids = [*(i for block in blocks for i in block), 299]
             last.append(writer.add(split, [np.array(block) for block in blocks], units, {"source": f"{number}"}))
-            # A shard is full with five tokens.
+            # A shard is full at five tokens.
             shard, offset = places[split]
             shard, offset = (shard + 1, 0) if offset >= 5 else (shard, offset)
             places[split] = shard, offset + len(ids)
@@ -203,8 +204,8 @@ def test_everything_that_was_added_is_counted_and_listed_in_its_order(tmp_path):
     assert list(shards.verify(tmp_path)) == []
 
 
-def test_all_is_on_the_disk_under_its_name_before_the_manifest_is(tmp_path, monkeypatch):
-    durable, forgotten = {}, []  # what the disk knows: by inode, the size of a file or the names in a folder
+def test_everything_is_synced_under_its_name_before_the_manifest_appears(tmp_path, monkeypatch):
+    durable, forgotten = {}, []  # synced state by inode: the size of a file, or the names in a folder
     fsync, replace = os.fsync, os.replace
 
     def state(path):
@@ -228,7 +229,7 @@ def test_all_is_on_the_disk_under_its_name_before_the_manifest_is(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    with shards.FolderWriter(tmp_path, 300, 3, end=299) as writer:
+    with shards.FolderWriter(tmp_path, 300, 3, eos=299) as writer:
         for split, ids in (("train", [1, 2]), ("train", [3, 4, 5]), ("train", [6]), ("val", [7]), ("test", [])):
             writer.add(split, [np.array(ids)], {"byte": len(ids)}, {"source": "a.txt"})
         files.write(writer.partial / "tokenizer" / "tokenizer.json", "{}")
@@ -237,7 +238,7 @@ def test_all_is_on_the_disk_under_its_name_before_the_manifest_is(tmp_path, monk
     assert forgotten == []
 
 
-def test_a_document_is_one_sequence_up_to_the_largest_length_that_the_index_can_say(tmp_path):
+def test_a_document_is_one_sequence_up_to_the_limit_of_the_index(tmp_path):
     make(tmp_path, [("train", [1] * 5000)])
     assert struct.unpack_from("<QQ", (tmp_path / "train-00000.idx").read_bytes(), 18) == (1, 2)
     assert 2**29 < shards.SEQUENCE_TOKENS < 2**31  # lengths are int32
@@ -245,4 +246,4 @@ def test_a_document_is_one_sequence_up_to_the_largest_length_that_the_index_can_
 
 def test_paths_are_noted_in_the_cache_by_the_checksum(tmp_path, monkeypatch):
     monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path))
-    assert shards.noted_paths({"checksum": "abc"}) == tmp_path / "sources" / "abc.json"
+    assert shards.source_paths_file({"checksum": "abc"}) == tmp_path / "sources" / "abc.json"

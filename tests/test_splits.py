@@ -1,4 +1,4 @@
-"""Splits: by content hash, never empty where three documents differ, or cut in three."""
+"""Splits: by content hash, never empty if there are three distinct documents, or cut in three."""
 
 import hashlib
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shortcut_cli import splits
-from shortcut_cli.tokenizers.base import Document
+from shortcut_cli.data import splits
+from shortcut_cli.data.documents import Document
 
 
 def documents(numbers, size=10):
@@ -46,7 +46,7 @@ def test_equal_documents_share_a_split():
         assert all(assign(other)[0][0] == assign(first)[0][0] for other in rest)
 
 
-def test_shares_come_out_as_asked():
+def test_splits_have_about_the_requested_shares():
     items = documents(range(4000))
     assign = splits.by_document(tally(items, val=0.1, test=0.2))
     counts = [sum(assign(item)[0][0] == name for item in items) for name in ("val", "test")]
@@ -55,7 +55,7 @@ def test_shares_come_out_as_asked():
     assert abs(counts[1] - 800) < 102
 
 
-def test_another_document_moves_none_of_the_others():
+def test_adding_a_document_moves_none_of_the_others():
     before = documents(range(100))
     after = documents(range(101))
     first, second = splits.by_document(tally(before)), splits.by_document(tally(after))
@@ -70,7 +70,7 @@ def test_a_contiguous_split_cuts_exactly():
     assert assign(items[1]) == [("train", 60_000_000), ("val", 5_000_000), ("test", 5_000_000)]
 
 
-# The first 16 digits of a hash are its place in [0, 1). Below an eighth: val; from there to below three eighths: test.
+# The first 16 digits of a hash are its place in [0, 1). val: below 1/8; test: from 1/8 to below 3/8.
 PLACES = [
     ("0000000000000000", "val"),
     ("1ffffffffffff000", "val"),
@@ -83,12 +83,12 @@ PLACES = [
 
 @pytest.mark.parametrize(("first", "split"), PLACES)
 @pytest.mark.parametrize("rest", ["0" * 48, "f" * 48])
-def test_val_comes_first_and_then_test_up_to_the_place_of_each(first, split, rest):
+def test_val_comes_first_then_test_then_train(first, split, rest):
     assert splits.split_of(first + rest, 0.125, 0.25) == split
 
 
 def hashes_in(split, count):
-    """Hashes of a split for val 0.125 and test 0.25, from the smallest on."""
+    """Hashes of a split for val 0.125 and test 0.25, the smallest first."""
     first = {"val": 0x10, "test": 0x30, "train": 0xA0}[split]
     return [f"{first + number:02x}" + "7" * 62 for number in range(count)]
 
@@ -106,7 +106,7 @@ def hashes_in(split, count):
         ({"train": 1, "val": 1, "test": 1}, {}),
     ],
 )
-def test_an_empty_split_takes_the_smallest_hash_of_the_one_with_most_to_give(counts, moved):
+def test_an_empty_split_takes_the_smallest_hash_of_the_fullest(counts, moved):
     hashes = {split: hashes_in(split, count) for split, count in counts.items()}
     items = [Document(digest, 0, 1) for split in hashes for digest in reversed(hashes[split])]
     total = tally(items, 0.125, 0.25)
@@ -117,12 +117,12 @@ def test_an_empty_split_takes_the_smallest_hash_of_the_one_with_most_to_give(cou
             assert assign(Document(digest, 0, 17)) == [(moved.get((split, place), split), 17)]
 
 
-def test_a_tally_counts_documents_and_sizes_and_what_differs_up_to_three_a_split():
+def test_a_tally_counts_documents_sizes_and_up_to_three_distinct_documents_per_split():
     hashes = [digest for split, count in (("train", 5), ("val", 2), ("test", 0)) for digest in hashes_in(split, count)]
     items = [Document(digest, 0, size) for size, digest in enumerate([*hashes, *hashes[:2]], 1)]
     first, second = tally(items[:4], 0.125, 0.25), tally(items[4:], 0.125, 0.25)
     first.merge(second)
-    assert (first.documents, first.size, first.different) == (9, 45, 5)
+    assert (first.documents, first.size, first.distinct) == (9, 45, 5)
     assert first.smallest == {"train": set(hashes[:3]), "val": set(hashes[5:]), "test": set()}
 
 

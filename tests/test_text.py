@@ -18,9 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from shortcut_cli.data.documents import Source
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
-from shortcut_cli.tokenizers import text
-from shortcut_cli.tokenizers.base import Source
+from shortcut_cli.tokenizers import text, text_reading, text_vocabulary
 from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
 
 LINES = "".join(
@@ -32,17 +32,17 @@ def whole(document):
     return [("train", document.size)]
 
 
-def surveyed(tokenizer, path, start=0):
+def scanned(tokenizer, path, start=0):
     found = Source(path, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), path, start=start)
-    documents = list(tokenizer.survey(found))
+    documents = list(tokenizer.scan(found))
     return documents, replace(found, size=sum(d.size for d in documents))
 
 
 def encoded(tokenizer, found, assign=whole):
-    """(split, units, ids) of each piece."""
+    """(split, units, ids) of each chunk."""
     return [
-        (piece.split, piece.units, np.concatenate(list(piece.ids)).tolist())
-        for piece in tokenizer.encode(found, assign, 2)
+        (chunk.split, chunk.units, np.concatenate(list(chunk.ids)).tolist())
+        for chunk in tokenizer.encode(found, assign, 2)
     ]
 
 
@@ -51,7 +51,7 @@ def trained(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_text(LINES)
     tokenizer = TextTokenizer(TextOptions(name="text", algorithm=request.param, vocabulary=300))
-    tokenizer.fit([surveyed(tokenizer, path)[1]], whole)
+    tokenizer.fit([scanned(tokenizer, path)[1]], whole)
     return tokenizer
 
 
@@ -66,8 +66,8 @@ def test_nothing_is_lost(trained, tmp_path_factory, content):
     path.write_bytes(content.encode())
     ids = trained.prompt(path)
     assert ((ids >= 0) & (ids < trained.vocabulary)).all()
-    assert trained.end not in ids
-    units = trained.decode([*ids.tolist(), trained.end, 5, 6], path)
+    assert trained.eos not in ids
+    units = trained.decode([*ids.tolist(), trained.eos, 5, 6], path)
     assert path.read_bytes() == content.encode()
     assert units == {"byte": len(content.encode())}
 
@@ -79,8 +79,8 @@ def test_segments_depend_on_the_text_alone(content, sizes, longest):
     for size in [*sizes, len(content)]:
         chunks.append(content[place : place + size])
         place += size
-    found = list(text.segments([content], longest // 2, longest))
-    assert list(text.segments(chunks, longest // 2, longest)) == found
+    found = list(text_reading.segments([content], longest // 2, longest))
+    assert list(text_reading.segments(chunks, longest // 2, longest)) == found
     assert "".join(found) == content
     assert all(0 < len(segment) <= longest for segment in found)
 
@@ -93,11 +93,11 @@ def test_ids_do_not_depend_on_how_a_file_is_read(trained, tmp_path_factory, kind
     path = tmp_path_factory.mktemp("t") / "x.txt"
     path.write_bytes(content.encode())
     tokenizer = TextTokenizer(TextOptions(name="text", documents=kind), trained.model)
-    documents, found = surveyed(tokenizer, path)
+    documents, found = scanned(tokenizer, path)
     at_once = encoded(tokenizer, found)
     assert len(at_once) == len(documents)
-    with mock.patch.object(text, "BLOCK_BYTES", block), mock.patch.object(text, "BATCH_CHARS", 3):
-        assert surveyed(tokenizer, path) == (documents, found)
+    with mock.patch.object(text_reading, "BLOCK_BYTES", block), mock.patch.object(text, "BATCH_CHARS", 3):
+        assert scanned(tokenizer, path) == (documents, found)
         assert encoded(tokenizer, found) == at_once
 
 
@@ -110,11 +110,11 @@ def test_a_paragraph_is_text_and_the_blank_lines_behind_it(tmp_path_factory, con
     path.write_text(content)
     expected = [""]
     for line in content.splitlines(keepends=True):
-        # Blank lines before the first text belong to it too.
+        # Blank lines before the first text belong to its paragraph.
         if line.strip() and expected[-1].strip() and not expected[-1].splitlines()[-1].strip():
             expected.append("")
         expected[-1] += line
-    assert ["".join(chunks) for chunks in text.read_documents(path, "paragraph")] == expected
+    assert ["".join(chunks) for chunks in text_reading.read_documents(path, "paragraph")] == expected
 
 
 @pytest.mark.parametrize("kind", ["file", "line", "paragraph"])
@@ -124,7 +124,7 @@ def test_documents_add_up_to_the_file(tmp_path, kind):
     tokenizer = TextTokenizer(
         TextOptions(name="text", algorithm="chars", alphabet="\n abcdefghijklmnopqrstuvwxyz", documents=kind)
     )
-    documents, found = surveyed(tokenizer, path, start=100)
+    documents, found = scanned(tokenizer, path, start=100)
     assert len(documents) == {"file": 1, "line": 7, "paragraph": 3}[kind]
     assert [d.offset for d in documents] == [100 + sum(d.size for d in documents[:n]) for n in range(len(documents))]
     texts = [tokenizer.pieces.decode(ids) for _, _, ids in encoded(tokenizer, found)]
@@ -137,28 +137,28 @@ def test_documents_add_up_to_the_file(tmp_path, kind):
 def test_a_contiguous_cut_moves_to_the_next_character(tmp_path, trained, cut):
     path = tmp_path / "a.txt"
     path.write_text("a\u00e9\u4e00b")  # 1, 2, 3 and 1 bytes
-    _, found = surveyed(trained, path)
-    pieces = encoded(trained, found, lambda d: [("train", cut), ("val", d.size - cut)])
-    texts = [trained.pieces.decode(ids) for _, _, ids in pieces]
+    _, found = scanned(trained, path)
+    chunks = encoded(trained, found, lambda d: [("train", cut), ("val", d.size - cut)])
+    texts = [trained.pieces.decode(ids) for _, _, ids in chunks]
     assert "".join(texts) == "a\u00e9\u4e00b"
     assert len(texts[0].encode()) == {1: 1, 2: 3, 3: 3, 4: 6, 5: 6, 6: 6}[cut]
-    assert [units["byte"] for _, units, _ in pieces] == [len(t.encode()) for t in texts]
+    assert [units["byte"] for _, units, _ in chunks] == [len(t.encode()) for t in texts]
 
 
 def test_one_moved_cut_does_not_move_the_next(tmp_path, trained):
     path = tmp_path / "a.txt"
     path.write_text("\u4e00abcd\u4e00e")
-    _, found = surveyed(trained, path)
-    pieces = encoded(trained, found, lambda d: [("train", 1), ("val", 4), ("test", d.size - 5)])
-    assert [trained.pieces.decode(ids) for _, _, ids in pieces] == ["\u4e00", "ab", "cd\u4e00e"]
+    _, found = scanned(trained, path)
+    chunks = encoded(trained, found, lambda d: [("train", 1), ("val", 4), ("test", d.size - 5)])
+    assert [trained.pieces.decode(ids) for _, _, ids in chunks] == ["\u4e00", "ab", "cd\u4e00e"]
 
 
 def test_only_the_training_split_is_learned_from(tmp_path):
     (tmp_path / "a.txt").write_text(LINES)
     (tmp_path / "b.txt").write_text("xylophonequartz " * 500 + "\n")
     tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=300))
-    sources = [surveyed(tokenizer, tmp_path / name)[1] for name in ("a.txt", "b.txt")]
-    (val,) = (document.sha256 for document in tokenizer.survey(sources[1]))
+    sources = [scanned(tokenizer, tmp_path / name)[1] for name in ("a.txt", "b.txt")]
+    (val,) = (document.sha256 for document in tokenizer.scan(sources[1]))
     tokenizer.fit(sources, lambda d: [("val" if d.sha256 == val else "train", d.size)])
     pieces = [tokenizer.pieces.processor.id_to_piece(i) for i in range(tokenizer.vocabulary)]
     assert not [piece for piece in pieces if "xyl" in piece or "quart" in piece]
@@ -170,7 +170,7 @@ def test_training_is_deterministic_and_bounded(tmp_path):
     models = []
     for _ in range(2):
         tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=300, sample_mb=1))
-        tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
+        tokenizer.fit([scanned(tokenizer, tmp_path / "a.txt")[1]], whole)
         models.append(tokenizer.model)
     assert models[0] == models[1]
     assert 900_000 < tokenizer.description["trained_on_bytes"] <= 1_000_100 < len(LINES) * 80
@@ -180,13 +180,13 @@ def test_training_is_deterministic_and_bounded(tmp_path):
 def test_a_text_too_short_for_the_vocabulary_gets_the_largest_that_it_fills(tmp_path, algorithm):
     (tmp_path / "a.txt").write_text("a few words, no more\n" * 3)
     tokenizer = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=4000))
-    remark = tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
+    remark = tokenizer.fit([scanned(tokenizer, tmp_path / "a.txt")[1]], whole)
     largest = tokenizer.vocabulary
-    assert remark == f"the training split fills {largest} pieces, not the 4000 of tokenizer.vocabulary"
+    assert remark == f"the training split fills only {largest} of the 4000 pieces of tokenizer.vocabulary"
     exact = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=largest))
-    assert exact.fit([surveyed(exact, tmp_path / "a.txt")[1]], whole) is None
+    assert exact.fit([scanned(exact, tmp_path / "a.txt")[1]], whole) is None
     above = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=largest + 1))
-    assert above.fit([surveyed(above, tmp_path / "a.txt")[1]], whole) is not None
+    assert above.fit([scanned(above, tmp_path / "a.txt")[1]], whole) is not None
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,11 @@ def test_a_text_too_short_for_the_vocabulary_gets_the_largest_that_it_fills(tmp_
         ("a.txt", b"ab\xffc", "byte 0xff at offset 2"),
         ("a.txt", b"a" * 2_000_000 + b"\xe4\xb8", "0xe4 at offset 2000000"),
         ("a.txt.gz", b"not gzip", "not a whole gzip file"),
-        ("a.txt.gz", gzip.compress(b"hello" * 1000, mtime=0)[:-10], "not a whole gzip file"),  # a name that stays
+        (
+            "a.txt.gz",
+            gzip.compress(b"hello" * 1000, mtime=0)[:-10],
+            "not a whole gzip file",
+        ),  # mtime: the same test id every time
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n', "line 2"),
         ("a.jsonl", b"[" * 100_000, "line 1"),
@@ -205,29 +209,29 @@ def test_a_text_too_short_for_the_vocabulary_gets_the_largest_that_it_fills(tmp_
 def test_bad_files_are_rejected_with_a_reason(tmp_path, trained, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Rejected, match=reason):
-        surveyed(trained, tmp_path / name)
+        scanned(trained, tmp_path / name)
 
 
 def test_jsonl_and_gzip(tmp_path, trained):
     records = ["one\ntwo", "", "\u4e00"]
     content = "".join(json.dumps({"text": record}) + "\n" for record in records).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
-    documents, found = surveyed(trained, tmp_path / "a.jsonl.gz")
+    documents, found = scanned(trained, tmp_path / "a.jsonl.gz")
     assert [d.size for d in documents] == [7, 3]
     assert [trained.pieces.decode(ids) for _, _, ids in encoded(trained, found)] == ["one\ntwo", "\u4e00"]
 
 
-def test_chars_names_what_it_does_not_know(tmp_path):
+def test_chars_names_the_character_that_has_no_id(tmp_path):
     (tmp_path / "a.txt").write_text("abc\u00e9d")
     tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
-    assert (tokenizer.vocabulary, tokenizer.end) == (28, 27)
-    for read in (tokenizer.prompt, lambda path: surveyed(tokenizer, path)):
+    assert (tokenizer.vocabulary, tokenizer.eos) == (28, 27)
+    for read in (tokenizer.prompt, lambda path: scanned(tokenizer, path)):
         with pytest.raises(Rejected, match="'\u00e9' at byte 3"):
             read(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_text("hello world")
     expected = ["abcdefghijklmnopqrstuvwxyz".find(c) + 1 for c in "hello world"]
     assert tokenizer.prompt(tmp_path / "a.txt").tolist() == expected
-    assert not allowed(tokenizer, [])[tokenizer.end]
+    assert not allowed(tokenizer, [])[tokenizer.eos]
     assert allowed(tokenizer, [3]).all()
 
 
@@ -235,7 +239,7 @@ def test_chars_names_what_it_does_not_know(tmp_path):
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained, after):
     path = tmp_path / "a.txt"
     path.write_text("before")
-    _, found = surveyed(trained, path)
+    _, found = scanned(trained, path)
     path.write_text(after)
     with pytest.raises(ShortcutError, match="changed while"):
         encoded(trained, found)
@@ -244,7 +248,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained, after):
 def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path, trained):
     path = tmp_path / "a.txt"
     path.write_text("before")
-    _, found = surveyed(trained, path)
+    _, found = scanned(trained, path)
     with pytest.raises(ShortcutError, match="changed while"):
         encoded(trained, replace(found, size=5))
 
@@ -267,8 +271,8 @@ def test_saved_and_loaded(tmp_path, trained):
 
 
 def test_fingerprints_follow_what_changes_ids(trained):
-    def fingerprint(model=trained.model, **keys):
-        return TextTokenizer(TextOptions(name="text", **keys), model).fingerprint
+    def fingerprint(model=trained.model, **config):
+        return TextTokenizer(TextOptions(name="text", **config), model).fingerprint
 
     assert fingerprint(sample_mb=1, vocabulary=999) == fingerprint()
     different = [fingerprint(), fingerprint(documents="line"), fingerprint(b"", algorithm="chars")]
@@ -276,10 +280,10 @@ def test_fingerprints_follow_what_changes_ids(trained):
     assert len(set(different)) == len(different)
 
 
-@pytest.mark.parametrize("keys", [{"alphabet": "aba"}, {"algorithm": "chars", "model": "m.model"}])
-def test_options_that_contradict_themselves(keys):
+@pytest.mark.parametrize("config", [{"alphabet": "aba"}, {"algorithm": "chars", "model": "m.model"}])
+def test_options_that_contradict_themselves(config):
     with pytest.raises(ValidationError, match=r"twice|takes no model"):
-        TextOptions(name="text", **keys)
+        TextOptions(name="text", **config)
 
 
 def test_an_existing_model(tmp_path, trained):
@@ -302,16 +306,16 @@ def test_an_existing_model_that_loses_characters_says_so(tmp_path):
     (tmp_path / "m.model").write_bytes(model.getvalue())
     tokenizer = TextTokenizer(TextOptions(name="text", model=str(tmp_path / "m.model")))
     assert tokenizer.description["lossless"] is False
-    # It has no </s>, so that the end is an id behind all of its pieces.
-    assert (tokenizer.end, tokenizer.vocabulary) == (50, 51)
+    # It has no </s>, so EOS is an id after all of its pieces.
+    assert (tokenizer.eos, tokenizer.vocabulary) == (50, 51)
     (tmp_path / "a.txt").write_text("The cat number \u4e00 went\u2581over")
     ids = tokenizer.prompt(tmp_path / "a.txt").tolist()
-    tokenizer.decode([*ids, tokenizer.end], tmp_path / "b.txt")
+    tokenizer.decode([*ids, tokenizer.eos], tmp_path / "b.txt")
     assert (tmp_path / "b.txt").read_text().startswith("The cat number")
-    assert allowed(tokenizer, ids)[tokenizer.end]
+    assert allowed(tokenizer, ids)[tokenizer.eos]
 
 
-def test_bytes_that_are_no_text_become_replacement_characters(tmp_path, trained):
+def test_invalid_bytes_become_replacement_characters(tmp_path, trained):
     piece = trained.pieces.processor.piece_to_id
     units = trained.decode([piece("<0xE4>"), piece("<0xB8>"), piece("a")], tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text() == "\ufffd\ufffda"
@@ -320,8 +324,8 @@ def test_bytes_that_are_no_text_become_replacement_characters(tmp_path, trained)
 
 def test_masks_leave_out_control_pieces(trained):
     beginning, later = allowed(trained, []), allowed(trained, [5])
-    assert not beginning[trained.end]
-    assert later[trained.end]
+    assert not beginning[trained.eos]
+    assert later[trained.eos]
     assert not later[trained.pieces.processor.unk_id()]
 
 
@@ -344,7 +348,7 @@ def test_classes_and_excerpts_of_characters():
 def test_classes_and_excerpts_of_pieces(trained, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("the cat, 12 dogs\n\u4e00")
-    ids = np.concatenate([trained.prompt(path), [trained.end]])
+    ids = np.concatenate([trained.prompt(path), [trained.eos]])
     shown = trained.excerpt(ids).texts
     assert "".join(text for text in shown if not text.startswith("<")) == "the cat, 12 dogs\n"
     classes = trained.classes(ids)["character"]
@@ -360,15 +364,15 @@ def test_classes_and_excerpts_of_pieces(trained, tmp_path):
     assert len(set(classes.of.tolist())) == 6
 
 
-def fitted(tmp_path, content, **keys):
+def fitted(tmp_path, content, **config):
     (tmp_path / "train.txt").write_text(content)
-    tokenizer = TextTokenizer(TextOptions(name="text", **({"vocabulary": 300} | keys)))
-    tokenizer.fit([surveyed(tokenizer, tmp_path / "train.txt")[1]], whole)
+    tokenizer = TextTokenizer(TextOptions(name="text", **({"vocabulary": 300} | config)))
+    tokenizer.fit([scanned(tokenizer, tmp_path / "train.txt")[1]], whole)
     return tokenizer
 
 
 def back(tokenizer, tmp_path, content):
-    """What a text decodes to after it was encoded."""
+    """The text after encoding and decoding."""
     (tmp_path / "in.txt").write_bytes(content.encode())
     tokenizer.decode(tokenizer.prompt(tmp_path / "in.txt").tolist(), tmp_path / "out.txt")
     return (tmp_path / "out.txt").read_bytes().decode()
@@ -388,7 +392,7 @@ def test_nfkc_brings_characters_to_one_form_and_identity_leaves_them(tmp_path, n
     [(1.0, LINES + "\u00e9", True), (0.98, "ab ba\n" * 2000 + "\u00e9" * 100, False)],
 )
 def test_the_coverage_says_which_characters_get_pieces(tmp_path, coverage, content, known):
-    # One character in 26,000, which the default coverage leaves out; and one in 120, which it keeps.
+    # One character in 26,000, which the default coverage would leave out; and one in 120, which it would keep.
     tokenizer = fitted(tmp_path, content, character_coverage=coverage, algorithm="char")
     ids = tokenizer.prompt(path_of(tmp_path, "\u00e9")).tolist()
     spelled = [tokenizer.pieces.processor.id_to_piece(i) for i in ids]
@@ -401,7 +405,7 @@ def path_of(tmp_path, content):
     return tmp_path / "in.txt"
 
 
-def test_the_algorithm_is_the_one_that_is_asked_for(trained):
+def test_the_algorithm_is_the_requested_one(trained):
     processor, kind = trained.pieces.processor, trained.options.algorithm
     numbers = range(processor.vocab_size())
     special = lambda i: processor.is_byte(i) or processor.is_control(i) or processor.is_unknown(i)  # noqa: E731
@@ -411,7 +415,7 @@ def test_the_algorithm_is_the_one_that_is_asked_for(trained):
     assert (longest == 1) == (kind == "char")
     assert all(score == round(score) for score in scores) == (kind == "bpe")  # the number of the merge
     assert trained.vocabulary == 300 or kind == "char"
-    assert processor.id_to_piece(trained.end) == "</s>"
+    assert processor.id_to_piece(trained.eos) == "</s>"
 
 
 @pytest.mark.parametrize("budget", [1000, 5000, 9999, 10**6])
@@ -422,7 +426,7 @@ def test_lines_are_sampled_at_one_rate_over_the_whole_training_split(tmp_path, b
     (tmp_path / "c.txt").write_text("\n".join(halves[60:]) + "\n")
     options = TextOptions(name="text").model_copy(update={"sample_mb": budget / 1e6})
     tokenizer = TextTokenizer(options)
-    sources = [surveyed(tokenizer, tmp_path / name)[1] for name in ("a.txt", "b.txt", "c.txt")]
+    sources = [scanned(tokenizer, tmp_path / name)[1] for name in ("a.txt", "b.txt", "c.txt")]
     total = 80 * 1003 + 9000
     assert sum(found.size for found in sources) == total
     held_out = hashlib.sha256(b"held out\n" * 1000).hexdigest()
@@ -434,7 +438,7 @@ def test_lines_are_sampled_at_one_rate_over_the_whole_training_split(tmp_path, b
             used += 1002
     assert found == expected
     assert tokenizer.trained_on == {"trained_on_bytes": used, "training_split_bytes": 80 * 1003}
-    # As many of the first half as of the second, but for the first, which is always taken.
+    # As many from the first half as from the second, except that the first line is always taken.
     counts = [sum(line[0] == letter for line in found) for letter in "ab"]
     assert abs(counts[0] - counts[1]) <= 1
     assert len(found) == min(80, round(budget * 80 * 1003 / total / 1002 + 0.5))
@@ -444,13 +448,13 @@ def test_a_small_sample_makes_pieces_of_all_the_text(tmp_path):
     (tmp_path / "a.txt").write_text(LINES + LINES.upper())
     options = TextOptions(name="text", vocabulary=320, algorithm="bpe").model_copy(update={"sample_mb": 0.01})
     tokenizer = TextTokenizer(options)
-    tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
+    tokenizer.fit([scanned(tokenizer, tmp_path / "a.txt")[1]], whole)
     pieces = {tokenizer.pieces.processor.id_to_piece(i) for i in range(tokenizer.vocabulary)}
     assert set("thewnumbrovilandfysg" + "THEWNUMBROVILANDFYSG") <= pieces
 
 
 def segment_lengths(content, shortest, longest):
-    """By the letter of the docstring of `segments`, a character at a time."""
+    """Literally by the docstring of `segments`, character by character."""
     lengths = []
     while content:
         window = content[:longest]
@@ -473,15 +477,15 @@ def segment_lengths(content, shortest, longest):
 @example("aaaa\na", 8, None)
 def test_segments_end_at_a_newline_or_after_the_last_space(content, longest, data):
     shortest = longest // 2 if data is None else data.draw(st.integers(0, longest - 1))
-    found = list(text.segments([content], shortest, longest))
+    found = list(text_reading.segments([content], shortest, longest))
     assert [len(segment) for segment in found] == segment_lengths(content, shortest, longest)
     assert "".join(found) == content
 
 
-def test_the_usual_segments_are_of_1000_to_4096_characters():
+def test_default_segments_have_1000_to_4096_characters():
     content = "a" * 999 + "\n\n" + "b" * 10 + "\n" + "c" * 4095 + " " + "d" * 5000
-    assert [len(segment) for segment in text.segments([content])] == segment_lengths(content, 1000, 4096)
-    assert [len(segment) for segment in text.segments([content])] == [1001, 4096, 11, 4096, 904]
+    assert [len(segment) for segment in text_reading.segments([content])] == segment_lengths(content, 1000, 4096)
+    assert [len(segment) for segment in text_reading.segments([content])] == [1001, 4096, 11, 4096, 904]
 
 
 @settings(max_examples=100, deadline=None)
@@ -490,14 +494,14 @@ def test_the_usual_segments_are_of_1000_to_4096_characters():
     st.lists(st.integers(0, 12), max_size=8),
     st.integers(1, 7),
 )
-def test_parts_are_cut_at_the_first_character_from_each_count_of_bytes_on(content, sizes, chunk):
+def test_parts_are_cut_at_the_first_character_boundary_from_each_byte_count(content, sizes, chunk):
     sizes = [*sizes, max(0, len(content.encode()) - sum(sizes))]
     begins = [len(content[:n].encode()) for n in range(len(content) + 1)]
     cuts, asked = [0], 0
     for size in sizes:
         asked += size
         cuts.append(min((place for place in begins if place >= asked), default=begins[-1]))
-    cutter = text.Cutter(iter(content[n : n + chunk] for n in range(0, len(content), chunk)))
+    cutter = text_reading.Cutter(iter(content[n : n + chunk] for n in range(0, len(content), chunk)))
     for first, last, size in zip(cuts, cuts[1:], sizes, strict=False):
         units = {"byte": 0}
         assert "".join(cutter.take(size, units)).encode() == content.encode()[first:last]
@@ -515,13 +519,13 @@ def test_parts_are_cut_at_the_first_character_from_each_count_of_bytes_on(conten
         b"abcde\xc3(",
     ],
 )
-def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path, content, block):
+def test_invalid_bytes_are_named_by_their_place(tmp_path, content, block):
     with pytest.raises(UnicodeDecodeError) as expected:
         content.decode()
     start = expected.value.start
     (tmp_path / "a.txt").write_bytes(content)
-    with mock.patch.object(text, "BLOCK_BYTES", block), pytest.raises(Rejected) as found:
-        list(text.read_blocks(tmp_path / "a.txt"))
+    with mock.patch.object(text_reading, "BLOCK_BYTES", block), pytest.raises(Rejected) as found:
+        list(text_reading.read_blocks(tmp_path / "a.txt"))
     assert str(found.value).startswith(f"is not UTF-8: byte 0x{content[start]:02x} at offset {start} (")
 
 
@@ -533,15 +537,18 @@ def test_a_character_without_an_id_is_named_by_its_byte_in_the_file(tmp_path, ki
     (tmp_path / "a.txt").write_text(content)
     place = len("\u00e9a\n\u4e00b\n\u4e00\u00e9".encode())
     for block in (2, 1000):
-        with mock.patch.object(text, "BLOCK_BYTES", block), pytest.raises(Rejected, match=f"'Z' at byte {place},"):
-            surveyed(tokenizer, tmp_path / "a.txt")
+        with (
+            mock.patch.object(text_reading, "BLOCK_BYTES", block),
+            pytest.raises(Rejected, match=f"'Z' at byte {place},"),
+        ):
+            scanned(tokenizer, tmp_path / "a.txt")
     assert tokenizer.prompt(path_of(tmp_path, "ab\n\u00e9\u4e00")).tolist() == [2, 3, 1, 0, 4]
-    assert (tokenizer.vocabulary, tokenizer.end) == (6, 5)
+    assert (tokenizer.vocabulary, tokenizer.eos) == (6, 5)
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("a\r\nb\u2028c\x0bd\x85\n\ne".encode())
-    lines = ["".join(chunks) for chunks in text.read_documents(tmp_path / "a.txt", "line")]
+    lines = ["".join(chunks) for chunks in text_reading.read_documents(tmp_path / "a.txt", "line")]
     assert lines == ["a\r\n", "b\u2028c\x0bd\x85\n", "\n", "e"]
 
 
@@ -549,12 +556,12 @@ def test_only_a_newline_ends_a_line(tmp_path):
 def test_records_are_documents_whatever_the_recipe_says_and_are_counted_from_one(tmp_path, kind):
     records = [json.dumps({"text": record, "id": 3}) for record in ("a\n\nb", "", "\u4e00" * 3000)]
     (tmp_path / "A.JSONL").write_text("\n".join([records[0], " ", *records[1:]]))
-    found = ["".join(chunks) for chunks in text.read_documents(tmp_path / "A.JSONL", kind)]
+    found = ["".join(chunks) for chunks in text_reading.read_documents(tmp_path / "A.JSONL", kind)]
     assert found == ["a\n\nb", "\u4e00" * 3000]
     for bad in ('{"text": "\\ud800"}', "[]", "5", "null", "{"):
         (tmp_path / "b.jsonl").write_text("\n".join([records[0], "", bad]))
-        with pytest.raises(Rejected, match="line 3 is no JSON object"):
-            list(text.read_documents(tmp_path / "b.jsonl", kind))
+        with pytest.raises(Rejected, match="line 3 is not a JSON object"):
+            list(text_reading.read_documents(tmp_path / "b.jsonl", kind))
 
 
 def test_the_sign_of_sentencepiece_is_its_three_bytes(trained, tmp_path):
@@ -563,8 +570,8 @@ def test_the_sign_of_sentencepiece_is_its_three_bytes(trained, tmp_path):
 
 
 def test_every_option_that_changes_ids_is_in_the_fingerprint_and_checked_on_loading(tmp_path, trained, monkeypatch):
-    def fingerprint(model=trained.model, **keys):
-        return TextTokenizer(TextOptions(name="text", **keys), model).fingerprint
+    def fingerprint(model=trained.model, **config):
+        return TextTokenizer(TextOptions(name="text", **config), model).fingerprint
 
     different = [
         fingerprint(),
@@ -573,7 +580,7 @@ def test_every_option_that_changes_ids_is_in_the_fingerprint_and_checked_on_load
     ]
     different += [fingerprint(b"", algorithm="chars", alphabet=alphabet) for alphabet in ("abc", "bca", "abcd")]
     different.append(fingerprint(documents="paragraph"))
-    for name in ("SEGMENT_CHARS", "LONGEST_CHARS"):
+    for name in ("MIN_SEGMENT_CHARS", "MAX_SEGMENT_CHARS"):
         with monkeypatch.context() as patch:
             patch.setattr(text, name, 77)
             different.append(fingerprint())
@@ -586,18 +593,18 @@ def test_every_option_that_changes_ids_is_in_the_fingerprint_and_checked_on_load
     assert TextTokenizer.load(same, tmp_path).fingerprint == trained.fingerprint
 
 
-def test_the_guide_lets_text_begin_and_then_end(trained):
+def test_the_constraint_requires_text_before_eos(trained):
     processor = trained.pieces.processor
     control = {
         i for i in range(300) if i < processor.vocab_size() and (processor.is_control(i) or processor.is_unknown(i))
     }
-    assert trained.end in control
-    for ids, expected in (([], control), ([7], control - {trained.end}), ([7, 8], control - {trained.end})):
+    assert trained.eos in control
+    for ids, expected in (([], control), ([7], control - {trained.eos}), ([7, 8], control - {trained.eos})):
         assert set(np.flatnonzero(~allowed(trained, ids)).tolist()) == expected
-    guide = trained.guide()
-    assert guide.least == 1
-    guide.push(7)
-    assert guide.least == 0
+    constraint = trained.constraint()
+    assert constraint.needed == 1
+    constraint.push(7)
+    assert constraint.needed == 0
 
 
 def test_each_newline_is_a_piece_of_its_own(trained, tmp_path):
@@ -609,16 +616,16 @@ def test_each_newline_is_a_piece_of_its_own(trained, tmp_path):
 def test_sentencepiece_gets_all_of_long_lines_in_parts_that_it_does_not_drop(tmp_path, normalization):
     lines = ["a" * 3000, "\u4e00" * 2500 + "\u2581" + "bc" * 300, "", "d", "\U0001f600" * 1500]
     (tmp_path / "a.txt").write_text("\n".join(lines))
-    keys = {"algorithm": "bpe", "vocabulary": 777, "character_coverage": 0.99, "normalization": normalization}
-    tokenizer, asked = TextTokenizer(TextOptions(name="text", **keys)), {}
+    config = {"algorithm": "bpe", "vocabulary": 777, "character_coverage": 0.99, "normalization": normalization}
+    tokenizer, asked = TextTokenizer(TextOptions(name="text", **config)), {}
 
     def train(sentence_iterator, **given):
         asked.update(given, lines=list(sentence_iterator))
 
     with mock.patch.object(sentencepiece.SentencePieceTrainer, "train", train):
-        assert tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole) is None
+        assert tokenizer.fit([scanned(tokenizer, tmp_path / "a.txt")[1]], whole) is None
     assert "".join(asked["lines"]) == "".join(lines).replace("\u2581", "")
-    # SentencePiece leaves out lines of more than 4,192 bytes.
+    # SentencePiece drops lines of more than 4,192 bytes.
     assert all(0 < len(line.encode()) <= 4192 for line in asked["lines"])
     expected = {"model_type": "bpe", "vocab_size": 777, "character_coverage": 0.99, "num_threads": 1}
     assert {key: asked[key] for key in expected} == expected
@@ -626,25 +633,25 @@ def test_sentencepiece_gets_all_of_long_lines_in_parts_that_it_does_not_drop(tmp
     assert tokenizer.trained_on["trained_on_bytes"] == len("".join(lines).encode())
 
 
-def test_texts_are_encoded_in_batches_of_the_scale_that_is_asked_for(tmp_path, trained, monkeypatch):
+def test_texts_are_encoded_in_batches_of_the_requested_scale(tmp_path, trained, monkeypatch):
     path = path_of(tmp_path, LINES)
-    encode, sizes = text.Pieces.encode, []
+    encode, sizes = text_vocabulary.Pieces.encode, []
 
     def noted(self, texts, threads):
         sizes.append(sum(map(len, texts)))
         return encode(self, texts, threads)
 
     tokenizer = TextTokenizer(trained.options, trained.model)
-    found, expected = surveyed(tokenizer, path)[1], encoded(trained, surveyed(trained, path)[1])
+    found, expected = scanned(tokenizer, path)[1], encoded(trained, scanned(trained, path)[1])
     assert tokenizer.pieces.lossless  # which encodes a probe
     monkeypatch.setattr(text, "BATCH_CHARS", 2000)
-    monkeypatch.setattr(text.Pieces, "encode", noted)
+    monkeypatch.setattr(text_vocabulary.Pieces, "encode", noted)
     for scale in (0.5, 1, 3):
         tokenizer.block_scale = scale
         sizes.clear()
         assert encoded(tokenizer, found) == expected
         assert sum(sizes) == len(LINES)
-        assert all(2000 * scale <= size < 2000 * scale + text.LONGEST_CHARS for size in sizes[:-1])
+        assert all(2000 * scale <= size < 2000 * scale + text_reading.MAX_SEGMENT_CHARS for size in sizes[:-1])
 
 
 @pytest.mark.parametrize(
@@ -696,7 +703,7 @@ def test_a_tokenizer_crosses_to_another_process(tmp_path, trained):
 def test_what_the_manifest_says_of_characters():
     tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
     assert tokenizer.description == {"library": "none", "lossless": True}
-    assert [len(mask) for mask in (tokenizer.guide().allowed(3), tokenizer.pieces.anything)] == [28, 28]
+    assert [len(mask) for mask in (tokenizer.constraint().allowed(3), tokenizer.pieces.anything)] == [28, 28]
     assert tokenizer.vocabulary == 28
 
 
@@ -705,7 +712,7 @@ def test_the_share_of_a_sample_is_exact(tmp_path, lines, exactly):
     """N lines of 1,000 bytes and a newline, a segment each: line k is taken after m others if m N <= 1000 k."""
     (tmp_path / "a.txt").write_text("".join(f"{number:04}{'x' * 996}\n" for number in range(lines)))
     tokenizer = TextTokenizer(TextOptions(name="text", sample_mb=1))
-    _, found = surveyed(tokenizer, tmp_path / "a.txt")
+    _, found = scanned(tokenizer, tmp_path / "a.txt")
     taken, nearest = [], []
     for number in range(1, lines + 1):
         nearest.append(len(taken) * lines - 1000 * number)
@@ -719,7 +726,7 @@ def test_the_share_of_a_sample_is_exact(tmp_path, lines, exactly):
 def test_only_what_lies_behind_other_splits_is_learned_from(tmp_path):
     (tmp_path / "a.txt").write_text("held out\n" * 300 + "training\n" * 300)
     tokenizer = TextTokenizer(TextOptions(name="text"))
-    _, found = surveyed(tokenizer, tmp_path / "a.txt")
+    _, found = scanned(tokenizer, tmp_path / "a.txt")
     assign = lambda document: [("val", 2700), ("train", document.size - 2700)]  # noqa: E731
     assert list(tokenizer._sample([found], assign)) == ["training"] * 300
     assert tokenizer.trained_on == {"trained_on_bytes": 2400, "training_split_bytes": 2700}
@@ -727,7 +734,7 @@ def test_only_what_lies_behind_other_splits_is_learned_from(tmp_path):
 
 def test_a_piece_names_its_document_and_its_split(tmp_path, trained):
     (tmp_path / "a.txt").write_text("one two three\n" * 10)
-    (document,), found = surveyed(trained, tmp_path / "a.txt")
+    (document,), found = scanned(trained, tmp_path / "a.txt")
     pieces = [
         (piece.document, piece.split, [*map(len, piece.ids)] != [])
         for piece in trained.encode(found, lambda _: [("test", 28), ("train", 112)], 1)
@@ -739,12 +746,12 @@ def test_a_file_that_grows_by_a_document_is_noticed(tmp_path, trained, monkeypat
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")
     tokenizer = TextTokenizer(trained.options.model_copy(update={"documents": "line"}), trained.model)
-    _, found = surveyed(tokenizer, path)
+    _, found = scanned(tokenizer, path)
     calls = []
 
     def read(path, kind):
         calls.append(path)
-        grown = [["three\n"]] if len(calls) == 1 else []  # the texts; the second call is that of the survey
+        grown = [["three\n"]] if len(calls) == 1 else []  # the texts; the second call is that of the scan
         return iter([iter(chunks) for chunks in [["one\n"], ["two\n"], *grown]])
 
     monkeypatch.setattr(text, "read_documents", read)
@@ -755,7 +762,7 @@ def test_a_file_that_grows_by_a_document_is_noticed(tmp_path, trained, monkeypat
 def test_a_class_is_that_of_the_first_character(trained):
     spellings = [" a1", "1a", " ,a", "  ", "\n", "a,", "é", "", None, "x"]
     tokenizer = TextTokenizer(trained.options, trained.model)
-    tokenizer.__dict__["pieces"] = SimpleNamespace(spelling=spellings.__getitem__, end_id=9, adds_end=False, size=10)
+    tokenizer.__dict__["pieces"] = SimpleNamespace(spelling=spellings.__getitem__, eos_id=9, adds_eos=False, size=10)
     names = ["letter", "digit", "punctuation", "space", "space", "letter", "letter", "space", "byte or control", "end"]
     found = tokenizer.classes(np.arange(10))["character"]
     assert [found.names[number] for number in found.of] == names
@@ -763,7 +770,7 @@ def test_a_class_is_that_of_the_first_character(trained):
 
 def test_the_unknown_piece_is_no_text(trained):
     assert trained.pieces.spelling(0) is None
-    assert trained.pieces.spelling(trained.end) is None
+    assert trained.pieces.spelling(trained.eos) is None
     assert trained.pieces.shown(0) == "<unk>"
 
 
@@ -778,14 +785,14 @@ def test_long_lines_come_in_parts_of_4096(tmp_path, more):
     lines = ["x" * (4096 + more) + "\n", "y" * (2 * 4096 + more) + "\n", "z" * (4096 + more)]
     (tmp_path / "a.txt").write_text("".join(lines))
     parts = [line[first : first + 4096] for line in lines for first in range(0, len(line), 4096)]
-    assert list(text.read_lines(tmp_path / "a.txt")) == parts
+    assert list(text_reading.read_lines(tmp_path / "a.txt")) == parts
 
 
 def test_a_line_of_4096_characters_is_never_blank(tmp_path):
     """More of it may follow, and it is not known what."""
     for spaces, count in ((4094, 2), (4095, 1), (5000, 1)):
         (tmp_path / "a.txt").write_text("a\n" + " " * spaces + "\nb\n")
-        assert len([list(chunks) for chunks in text.read_documents(tmp_path / "a.txt", "paragraph")]) == count
+        assert len([list(chunks) for chunks in text_reading.read_documents(tmp_path / "a.txt", "paragraph")]) == count
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 20))
@@ -815,14 +822,14 @@ def test_an_existing_model_may_end_with_its_first_id(tmp_path):
     )
     (tmp_path / "a.model").write_bytes(model.getvalue())
     tokenizer = TextTokenizer(TextOptions(name="text", model=str(tmp_path / "a.model")))
-    assert (tokenizer.end, tokenizer.vocabulary) == (0, 300)
+    assert (tokenizer.eos, tokenizer.vocabulary) == (0, 300)
 
 
 def test_a_trained_model_ends_with_id_1_and_its_training_says_nothing(tmp_path, capfd):
     (tmp_path / "a.txt").write_text(LINES)
     tokenizer = TextTokenizer(TextOptions(name="text", vocabulary=300))
-    tokenizer.fit([surveyed(tokenizer, tmp_path / "a.txt")[1]], whole)
-    assert (tokenizer.end, tokenizer.vocabulary) == (1, 300)
+    tokenizer.fit([scanned(tokenizer, tmp_path / "a.txt")[1]], whole)
+    assert (tokenizer.eos, tokenizer.vocabulary) == (1, 300)
     assert capfd.readouterr() == ("", "")
 
 
@@ -830,12 +837,12 @@ def test_a_vocabulary_that_the_characters_do_not_fit_in(tmp_path):
     (tmp_path / "a.txt").write_text("".join(chr(0x4E00 + number) + "\n" for number in range(100)) * 3)
     options = {"name": "text", "character_coverage": 1.0}
     small = TextTokenizer(TextOptions(**options, vocabulary=280))
-    source = surveyed(small, tmp_path / "a.txt")[1]
+    source = scanned(small, tmp_path / "a.txt")[1]
     with pytest.raises(UsageError) as raised:
         small.fit([source], whole)
     need = 256 + 2 + 1 + 100  # bytes, <unk> and </s>, the newline, the characters
     assert raised.value.message == (
-        f"tokenizer.vocabulary 280 is less than the single characters and bytes need ({need})"
+        f"tokenizer.vocabulary 280 is smaller than the number of single characters and bytes ({need})"
     )
     assert raised.value.hint == f"--set tokenizer.vocabulary={need}, or more"
     enough = TextTokenizer(TextOptions(**options, vocabulary=need))
@@ -846,9 +853,9 @@ def test_a_vocabulary_that_the_characters_do_not_fit_in(tmp_path):
 def test_a_training_that_fails_says_what_sentencepiece_said(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(LINES)
     tokenizer = TextTokenizer(TextOptions(name="text"))
-    source = surveyed(tokenizer, tmp_path / "a.txt")[1]
+    source = scanned(tokenizer, tmp_path / "a.txt")[1]
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", mock.Mock(side_effect=RuntimeError("no luck")))
     with pytest.raises(UsageError) as raised:
         tokenizer.fit([source], whole)
-    assert raised.value.message == "SentencePiece could not be trained: no luck"
-    assert raised.value.hint == "more text, or another tokenizer.vocabulary"
+    assert raised.value.message == "SentencePiece training failed: no luck"
+    assert raised.value.hint == "give more text, or another tokenizer.vocabulary"

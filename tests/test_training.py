@@ -1,4 +1,4 @@
-"""Training: a resumed run is the run, to the bit; what is refused; what is written."""
+"""Training: a resumed run equals an uninterrupted one bit for bit; what is refused; what is written."""
 
 import collections
 import copy
@@ -8,57 +8,66 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TEXT_SETTINGS, quiet
-from test_batches import plain_key, plain_start
+from test_windows import plain_key, plain_start
 from torch.nn import functional as F
 
-from shortcut_cli import checkpoint, files, loop, recipe, registry
+from shortcut_cli import files, registry
+from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
+from shortcut_cli.events import Note, Progress, Validation
+from shortcut_cli.inference import runs
+from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.stages import proof, training
+from shortcut_cli.training import checkpoint, loop, optim, run_log
+from shortcut_cli.training.loop import State
+from shortcut_cli.training.trainer import Trainer, validation_starts
 
 
-def keys(text_run, *settings):
-    return recipe.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", *settings])
+def config(text_run, *settings):
+    return reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", *settings])
 
 
 NEVER = nullcontext(lambda: None)
+CROSS_ENTROPY = "shortcut_cli.training.trainer.cross_entropy"
 
 
 def go(resolved, folder, stop=NEVER, resume="auto", report=quiet):
     return training.train(resolved, folder, device="cpu", resume=resume, report=report, stop=stop)
 
 
-VOCABULARY = 1 + 1 + 26 + 10 + 1  # newline, space, letters, digits, and the end of a document
+VOCABULARY = 1 + 1 + 26 + 10 + 1  # newline, space, letters, digits, and EOS
 TINY = ("model.layers=1", "model.width=8", "model.heads=1", "model.context=16", "model.ffn=16", "eval.stride=8")
-SMALL = ("model.width=32", "model.heads=2", "model.context=32", "model.ffn=64", "eval.stride=16")  # of four layers
+SMALL = ("model.width=32", "model.heads=2", "model.context=32", "model.ffn=64", "eval.stride=16")  # four layers
 
 
 def tiny(text_run, *settings):
     """A recipe whose steps take milliseconds."""
-    return keys(text_run, *TINY, "model.name=gpt", "train.batch_size=4", *settings)
+    return config(text_run, *TINY, "model.name=gpt", "train.batch_size=4", *settings)
 
 
 def made(text_run, folder, *settings):
-    return training.Trainer(tiny(text_run, *settings), folder, "cpu", quiet)
+    return Trainer(tiny(text_run, *settings), folder, "cpu", quiet)
 
 
 def tokens(text_run, split):
-    """All ids of a split, read without the code that training reads them with (uint16, one shard)."""
+    """All ids of a split, read without the code that training uses (uint16, one shard)."""
     return np.fromfile(text_run / "shards" / f"{split}-00000.bin", "<u2").astype(np.int64)
 
 
 def equal(a, b):
-    """Whether two dictionaries hold the same tensors, to the bit."""
+    """Whether two dictionaries hold the same tensors, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def redrawn(weights, seed):
-    """Other weights of the same shapes; the head of the tiny model is its embedding."""
+    """Other weights of the same shapes; the head of the tiny model is tied to its embedding."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(weight.shape, generator=generator) for name, weight in weights.items()}
     return drawn | {"head.weight": drawn["embedding.weight"]}
@@ -73,7 +82,7 @@ def log_lines(folder):
 
 
 def stop_after(steps):
-    """A `stop` that asks to leave after that many steps."""
+    """A `stop` that asks to leave after `steps` steps."""
     asked = 0
 
     def stop():
@@ -87,7 +96,7 @@ def stop_after(steps):
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
 @pytest.mark.parametrize("extra", [(), ("model.dropout=0.1", "train.ema=0.9", "train.accumulation=2")])
 def test_an_interrupted_run_equals_an_uninterrupted_one(text_run, tmp_path, model, extra):
-    resolved = keys(text_run, *SMALL, f"model.name={model}", *extra)
+    resolved = config(text_run, *SMALL, f"model.name={model}", *extra)
     go(resolved, tmp_path / "whole")
     for steps in (3, 1, 5):  # leaves at steps 3, 4 and 9
         with pytest.raises(Interrupted) as left:
@@ -106,16 +115,16 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(text_run, tmp_path, mode
 
 def test_a_finished_run_is_left_alone(text_run):
     before = (text_run / "gpt" / "run.pt").read_bytes()
-    assert go(keys(text_run, "model.name=gpt"), text_run / "gpt")["worked"] is False
+    assert go(config(text_run, "model.name=gpt"), text_run / "gpt")["worked"] is False
     assert (text_run / "gpt" / "run.pt").read_bytes() == before
 
 
 def test_another_recipe_is_refused_and_named(text_run):
     with pytest.raises(UsageError, match=r"train\.lr: .* -> 0\.5"):
-        go(keys(text_run, "model.name=gpt", "train.lr=0.5"), text_run / "gpt")
+        go(config(text_run, "model.name=gpt", "train.lr=0.5"), text_run / "gpt")
 
 
-def test_never_begins_again(text_run, tmp_path):
+def test_never_starts_from_scratch(text_run, tmp_path):
     resolved = tiny(text_run)
     with pytest.raises(Interrupted):
         go(resolved, tmp_path, stop_after(5))
@@ -132,25 +141,25 @@ def test_the_loss_goes_down_and_is_logged(text_run):
 @pytest.mark.parametrize("parts", [(), (3,), (5, 1)])
 def test_run_pt_is_the_best_by_validation_also_of_a_resumed_run(text_run, tmp_path, monkeypatch, parts):
     scripted = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.0, 9: 1.5}
-    monkeypatch.setattr(training.Trainer, "validation_loss", lambda self: scripted[self.state.step])
+    monkeypatch.setattr(Trainer, "validation_loss", lambda self: scripted[self.state.step])
     resolved, events, weights = tiny(text_run, "train.steps=9", "train.eval_every=2"), [], {}
 
-    def watched(event, **fields):
-        if event == "validation":
-            events.append(fields)
+    def watched(event):
+        if isinstance(event, Validation):
+            events.append(event)
 
-    def step(self, number, plain=training.Trainer.step):
+    def step(self, number, plain=Trainer.step):
         loss = plain(self, number)
         weights[number + 1] = {name: weight.clone() for name, weight in self.model.state_dict().items()}
         return loss
 
-    monkeypatch.setattr(training.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     for steps in parts:
         with pytest.raises(Interrupted):
             go(resolved, tmp_path, stop_after(steps), report=watched)
     summary = go(resolved, tmp_path, report=watched)
     assert events == [
-        {"step": step, "loss": loss, "best": best}
+        Validation(step=step, loss=loss, best=best)
         for (step, loss), best in zip(scripted.items(), (3, 1, 1, 1, 1), strict=True)
     ]
     assert [(line["step"], line["validation"]) for line in log_lines(tmp_path) if "validation" in line] == [
@@ -168,14 +177,14 @@ def test_run_pt_is_the_best_by_validation_also_of_a_resumed_run(text_run, tmp_pa
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(text_run, tmp_path, monkeypatch):
     resolved = tiny(text_run)
-    plain, calls = training.metrics.loss, 0
+    calls = 0
 
     def breaks(logits, targets):
         nonlocal calls
         calls += torch.is_grad_enabled()
-        return plain(logits, targets) * (math.nan if calls > 6 and torch.is_grad_enabled() else 1)
+        return cross_entropy(logits, targets) * (math.nan if calls > 6 and torch.is_grad_enabled() else 1)
 
-    monkeypatch.setattr(training.metrics, "loss", breaks)
+    monkeypatch.setattr(CROSS_ENTROPY, breaks)
     with pytest.raises(ShortcutError, match="not finite at step 7"):
         go(resolved, tmp_path)
     kept = checkpoint.load(tmp_path / "resume.pt")
@@ -185,16 +194,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(text_run, tmp_path,
 
 def test_shards_of_another_tokenizer_are_refused(text_run, tmp_path):
     with pytest.raises(UsageError, match=r"tokenizer\.alphabet: '\\n abc.*' -> 'abc'"):  # the shards' -> the recipe's
-        go(keys(text_run, "tokenizer.alphabet=abc"), tmp_path)
+        go(config(text_run, "tokenizer.alphabet=abc"), tmp_path)
 
 
 def test_too_little_data_is_a_usage_error(text_run, tmp_path):
     with pytest.raises(UsageError, match="too few for a context"):
-        go(keys(text_run, "model.context=100000"), tmp_path)
+        go(config(text_run, "model.context=100000"), tmp_path)
 
 
 def test_the_log_is_cut_at_the_saved_step(tmp_path):
-    log = loop.Log(tmp_path, tensorboard=False)
+    log = run_log.Log(tmp_path, tensorboard=False)
     for step in (1, 2, 3):
         log.write(step=step, loss=1.0)
     with open(log.path, "a") as stream:
@@ -204,7 +213,7 @@ def test_the_log_is_cut_at_the_saved_step(tmp_path):
 
 
 def sealed(path, model):
-    """A checkpoint with a right sum, as a stranger could write one."""
+    """A checkpoint with a valid checksum, as an attacker could write it."""
     content = {name: kind() for name, kind in checkpoint.FIELDS.items()}
     content |= {"format": checkpoint.FORMAT, "model": model, "tokenizer": {"fingerprint": "", "files": {}}}
     checkpoint.save(path, content)
@@ -243,12 +252,12 @@ def test_a_recipe_inside_a_checkpoint_asks_for_no_more_than_its_weights(text_run
     content = checkpoint.load(text_run / "gpt" / "run.pt")
     content["recipe"]["model"]["width"] = 2**20
     checkpoint.save(tmp_path / "run.pt", content)
-    with pytest.raises(CheckFailed, match="not those of its recipe"):
-        checkpoint.open_run(tmp_path / "run.pt", "cpu")
+    with pytest.raises(CheckFailed, match="do not match its recipe"):
+        runs.open_run(tmp_path / "run.pt", "cpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello"])
-def test_a_file_that_is_no_checkpoint(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "run.pt").write_bytes(content)
     with pytest.raises(UsageError, match="is not a run"):
         checkpoint.load(tmp_path / "run.pt")
@@ -279,12 +288,12 @@ def test_a_damaged_state_falls_back_to_the_one_before(text_run, tmp_path):
         tmp_path / "parts",
         device="cpu",
         resume="auto",
-        report=lambda event, **fields: notes.append(fields["text"]) if event == "note" else None,
+        report=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
         stop=NEVER,
     )
-    assert "cut off" in notes[0]
-    assert "going on from the state before it, resume.prev.pt" in notes[0]
-    assert "going on at step 8" in notes
+    assert "truncated" in notes[0]
+    assert "continuing from the state before it, resume.prev.pt" in notes[0]
+    assert "resuming at step 8" in notes
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
     assert [line["step"] for line in log_lines(tmp_path / "parts") if "loss" in line] == [2, 4, 6, 8, 10, 12]
 
@@ -309,11 +318,11 @@ def test_what_a_killed_process_left_is_removed(text_run, tmp_path):
 def test_routers_have_no_weight_decay_and_a_rate_of_their_own():
     from test_models import make
 
-    from shortcut_cli import optim
+    from shortcut_cli.training import optim
 
     model = make("mudd", {})
-    keys = recipe.read("text-tiny", ["train.router_lr=0.25"]).train
-    optimizer = optim.adamw(model, keys, model.routers(), keys.router_lr)
+    config = reading.read("text-tiny", ["train.router_lr=0.25"]).train
+    optimizer = optim.adamw(model, config, model.routers(), config.router_lr)
     optim.set_rate(optimizer, 0.5)
     named = {parameter: name for name, parameter in model.named_parameters()}
     found = {named[p]: group for group in optimizer.param_groups for p in group["params"]}
@@ -322,7 +331,7 @@ def test_routers_have_no_weight_decay_and_a_rate_of_their_own():
         routing = name.startswith("mixes.")
         assert group["lr"] == (0.125 if routing else 0.5)
         assert group["weight_decay"] == (
-            keys.weight_decay if "weight" in name and "norm" not in name and not routing else 0
+            config.weight_decay if "weight" in name and "norm" not in name and not routing else 0
         )
 
 
@@ -330,8 +339,8 @@ def test_routers_have_no_weight_decay_and_a_rate_of_their_own():
     ("accumulation", "clip", "ema"), [(1, 0.0, 0.0), (1, 0.05, 0.9), (2, 0.05, 0.15), (4, 1e6, 0.9)]
 )
 def test_steps_equal_plain_ones(text_run, tmp_path, monkeypatch, accumulation, clip, ema):
-    # Plain gradient descent in place of AdamW, which would hide the size of a gradient.
-    monkeypatch.setattr(training.optim, "adamw", lambda model, *_: torch.optim.SGD(model.parameters(), lr=math.nan))
+    # Plain gradient descent instead of AdamW, whose updates do not show the size of a gradient.
+    monkeypatch.setattr(optim, "adamw", lambda model, *_: torch.optim.SGD(model.parameters(), lr=math.nan))
     settings = (f"train.accumulation={accumulation}", f"train.clip={clip}", f"train.ema={ema}", "train.seed=5")
     rates = ("train.lr=0.5", "train.warmup=4", "train.schedule=constant", "train.steps=10000")
     trainer = made(text_run, tmp_path, *settings, *rates)
@@ -339,7 +348,7 @@ def test_steps_equal_plain_ones(text_run, tmp_path, monkeypatch, accumulation, c
     model = registry.load(registry.MODELS, "gpt")(trainer.recipe.model, VOCABULARY, seed=5)
     assert equal(trainer.model.state_dict(), model.state_dict())
     average = {name: weight.clone() for name, weight in model.state_dict().items()}
-    # Two steps of warm-up; then one whose windows are of another epoch.
+    # Two steps of warm-up, then one whose windows are from another epoch.
     for number, rate in ((0, 0.125), (1, 0.25), (5000, 0.5)):
         starts = [plain_start(len(ids), 16, 5, number * 4 + i) for i in range(4)]
         rows = torch.from_numpy(np.stack([ids[start : start + 17] for start in starts]))
@@ -358,41 +367,43 @@ def test_steps_equal_plain_ones(text_run, tmp_path, monkeypatch, accumulation, c
         assert trainer.norm == pytest.approx(norm, rel=1e-4)
         torch.testing.assert_close(dict(trainer.model.state_dict()), dict(model.state_dict()), rtol=1e-4, atol=1e-6)
         kept = average if ema else dict(model.state_dict())
-        torch.testing.assert_close(dict(trainer.weights()), kept, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(dict(trainer.optimizer.weights()), kept, rtol=1e-4, atol=1e-6)
     assert trainer.model.training
 
 
-def test_the_optimizer_has_the_recipes_keys_and_the_architectures_routers(text_run, tmp_path):
+def test_the_optimizer_has_the_recipes_settings_and_the_architectures_routers(text_run, tmp_path):
     settings = ("model.name=mudd", "train.router_lr=0.25", "train.weight_decay=0.3", "train.beta1=0.5")
     trainer = made(text_run, tmp_path, *settings, "train.beta2=0.7", "train.lr=0.125")
-    assert isinstance(trainer.optimizer, torch.optim.AdamW)
-    matrices, rest, routers = trainer.optimizer.param_groups
+    assert isinstance(trainer.optimizer.adamw, torch.optim.AdamW)
+    matrices, rest, routers = trainer.optimizer.adamw.param_groups
     assert (matrices["weight_decay"], rest["weight_decay"], routers["weight_decay"]) == (0.3, 0, 0)
     assert matrices["betas"] == rest["betas"] == routers["betas"] == (0.5, 0.7)
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     assert {names[p] for p in routers["params"]} == {name for name in names.values() if name.startswith("mixes.")}
-    trainer.step(trainer.keys.steps - 1)  # the last of a cosine that ends at min_lr = 0.1 of lr
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.0125, 0.0125, 0.0125 / 4])
+    trainer.step(trainer.config.steps - 1)  # the last of a cosine that ends at min_lr = 0.1 of lr
+    assert [group["lr"] for group in trainer.optimizer.adamw.param_groups] == pytest.approx(
+        [0.0125, 0.0125, 0.0125 / 4]
+    )
 
 
 def fixed_windows(count, context=16):
-    """The same windows whatever is asked for."""
+    """The same windows whatever windows are asked for."""
     ids = torch.randint(0, VOCABULARY, (1, context + 1), generator=torch.Generator().manual_seed(7)).expand(count, -1)
     return SimpleNamespace(batch=lambda first, size: (ids[:size, :-1], ids[:size, 1:]))  # noqa: ARG005
 
 
-def test_every_step_and_every_part_of_it_has_a_dropout_mask_of_its_own_that_seed_and_step_tell(
+def test_every_step_and_every_part_of_it_has_its_own_dropout_mask_which_seed_and_step_determine(
     text_run, tmp_path, monkeypatch
 ):
-    losses, plain = [], training.metrics.loss
+    losses = []
 
     def noting(logits, targets):
-        loss = plain(logits, targets)
+        loss = cross_entropy(logits, targets)
         losses.append(loss.item())
         return loss
 
     def parts(seed, number):
-        """Losses of a step's two parts, by the same weights and of the same windows."""
+        """Losses of a step's two parts, with the same weights and windows."""
         trainer = made(text_run, tmp_path, "model.dropout=0.5", "train.accumulation=2", f"train.seed={seed}")
         trainer.model.load_state_dict(redrawn(trainer.model.state_dict(), 1))
         trainer.windows = fixed_windows(2)
@@ -400,7 +411,7 @@ def test_every_step_and_every_part_of_it_has_a_dropout_mask_of_its_own_that_seed
         trainer.step(number)
         return tuple(losses)
 
-    monkeypatch.setattr(training.metrics, "loss", noting)
+    monkeypatch.setattr(CROSS_ENTROPY, noting)
     torch.manual_seed(1)
     found = [parts(seed=1, number=3), parts(seed=1, number=4), parts(seed=2, number=3)]
     assert len({loss for pair in found for loss in pair}) == 6
@@ -409,7 +420,7 @@ def test_every_step_and_every_part_of_it_has_a_dropout_mask_of_its_own_that_seed
     seeds = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     parts(seed=2, number=5)
-    # torch takes 63 bits; seed and step in this order, so that step 5 of run 2 is not step 2 of run 5.
+    # torch takes 63 bits; seed and step in this order, so that step 5 of seed 2 is not step 2 of seed 5.
     assert seeds == [plain_key(2, 5) >> 1]
 
 
@@ -417,7 +428,7 @@ def test_every_step_and_every_part_of_it_has_a_dropout_mask_of_its_own_that_seed
 def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypatch, name):
     from test_models import make
 
-    # What a sublayer adds is linear in its last matrix: dropping all of it is that matrix at zero.
+    # The output of a sublayer is linear in its last matrix: dropping all of it equals setting that matrix to zero.
     model = make(name, {}, open_gates=True, dropout=0.25, tied=False, layers=4).train()
     places = ["embedding"]
     for layer in range(4):
@@ -426,7 +437,7 @@ def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypat
     calls = []
 
     def logits(dropped=None):
-        """With all of the input dropped at that call of dropout, and nothing elsewhere."""
+        """With the whole input dropped at call number `dropped` of dropout, and nothing at the others."""
 
         def scripted(x, p, training, inplace):
             calls.append((p, training, inplace))
@@ -456,13 +467,13 @@ def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypat
 def test_the_validation_loss_is_the_mean_over_windows_that_are_spread_over_the_validation_split(
     text_run, tmp_path, ema
 ):
-    # Dropout of a half, and batches of 4, 4 and 3 windows: neither may be seen in the mean.
+    # Dropout of 0.5, and batches of 4, 4 and 3 windows: neither may affect the mean.
     trainer = made(text_run, tmp_path, f"train.ema={ema}", "model.dropout=0.5", "train.eval_windows=11")
     trained = redrawn(trainer.model.state_dict(), 1)
     averaged = redrawn(trained, 2)
     trainer.model.load_state_dict(trained)
     if ema:
-        trainer.average.weights = {name: weight.clone() for name, weight in averaged.items()}
+        trainer.optimizer.ema.weights = {name: weight.clone() for name, weight in averaged.items()}
     model = copy.deepcopy(trainer.model).eval()
     model.load_state_dict(averaged if ema else trained)
     ids = tokens(text_run, "val")
@@ -481,7 +492,7 @@ def test_the_validation_loss_is_the_mean_over_windows_that_are_spread_over_the_v
 
 def test_validation_windows_are_spread_evenly_and_none_overlaps():
     def starts(tokens, count):
-        return training.validation_batch_starts(SimpleNamespace(name="val", tokens=tokens), 10, count)
+        return validation_starts(SimpleNamespace(name="val", tokens=tokens), 10, count)
 
     assert starts(101, 4) == [0, 20, 50, 70]  # of 10 that fit: 0, 2.5, 5 and 7.5, rounded down
     assert starts(101, 3) == [0, 30, 60]
@@ -493,12 +504,12 @@ def test_validation_windows_are_spread_evenly_and_none_overlaps():
         starts(10, 2)
 
 
-def test_averaged_weights_are_what_run_pt_holds_and_resume_pt_holds_both(text_run, tmp_path):
+def test_run_pt_holds_the_ema_weights_and_resume_pt_holds_both(text_run, tmp_path):
     trainer = made(text_run, tmp_path, "train.ema=0.5")
     trained = redrawn(trainer.model.state_dict(), 1)
     averaged = redrawn(trained, 2)
     trainer.model.load_state_dict(trained)
-    trainer.average.weights = averaged
+    trainer.optimizer.ema.weights = averaged
     trainer.validate()
     assert equal(checkpoint.load(tmp_path / "run.pt")["model"], averaged)
     trainer.save()
@@ -506,9 +517,9 @@ def test_averaged_weights_are_what_run_pt_holds_and_resume_pt_holds_both(text_ru
     assert equal(state["model"], trained)
     assert equal(state["average"], averaged)
     again = made(text_run, tmp_path, "train.ema=0.5")
-    again.resume(state)
+    again.load_state(state)
     assert equal(again.model.state_dict(), trained)
-    assert equal(again.average.weights, averaged)
+    assert equal(again.optimizer.ema.weights, averaged)
 
 
 @pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("auto", False), ("bf16", True)])
@@ -526,13 +537,13 @@ def test_precision_is_that_of_the_recipe_in_training_and_validation(text_run, tm
 def test_auto_is_bf16_on_cuda(text_run, tmp_path, monkeypatch, precision, bf16):
     moved = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append(device) or self)
-    trainer = training.Trainer(tiny(text_run, f"train.precision={precision}"), tmp_path, "cuda:1", quiet)
+    trainer = Trainer(tiny(text_run, f"train.precision={precision}"), tmp_path, "cuda:1", quiet)
     assert trainer.bf16 is bf16
     assert moved == ["cuda:1"]
 
 
 def test_a_device_may_have_a_number(text_run, tmp_path):
-    trainer, plain = training.Trainer(tiny(text_run), tmp_path, "cpu:0", quiet), made(text_run, tmp_path)
+    trainer, plain = Trainer(tiny(text_run), tmp_path, "cpu:0", quiet), made(text_run, tmp_path)
     assert trainer.step(0) == plain.step(0)
     assert trainer.validation_loss() == plain.validation_loss()
 
@@ -559,52 +570,51 @@ def test_compile_and_deterministic_do_what_the_recipe_says(text_run, tmp_path, m
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_loss_or_a_gradient_that_is_not_finite_stops_before_it_is_used(text_run, tmp_path, monkeypatch, broken, clip):
-    plain = training.metrics.loss
-
     def breaks(logits, targets):
-        # Infinite, with a finite gradient; or 0, with a gradient of 0 / 0.
-        return plain(logits, targets) + (math.inf if broken == "loss" else (logits.sum() * 0).sqrt())
+        # An infinite loss with a finite gradient; or a finite loss with a gradient of 0 / 0.
+        return cross_entropy(logits, targets) + (math.inf if broken == "loss" else (logits.sum() * 0).sqrt())
 
-    monkeypatch.setattr(training.metrics, "loss", breaks)
+    monkeypatch.setattr(CROSS_ENTROPY, breaks)
     trainer = made(text_run, tmp_path, f"train.clip={clip}", "train.ema=0.5")
     before = copy.deepcopy(trainer.model.state_dict())
     found = r"loss inf, norm \d+\.\d+" if broken == "loss" else r"loss \d\.\d+, norm nan"
     with pytest.raises(ShortcutError, match=rf"not finite at step 5 \({found}\)"):
         trainer.step(4)
     assert equal(trainer.model.state_dict(), before)
-    assert equal(trainer.average.weights, before)
+    assert equal(trainer.optimizer.ema.weights, before)
 
 
-def test_a_line_of_the_log_says_what_the_steps_since_the_last_one_gave(text_run, tmp_path, monkeypatch):
+def test_a_line_of_the_log_summarises_the_steps_since_the_last_one(text_run, tmp_path, monkeypatch):
     said = []
     settings = ("train.steps=100", "train.warmup=10", "train.lr=0.5")
-    trainer = training.Trainer(tiny(text_run, *settings), tmp_path, "cpu", lambda *a, **k: said.append((a, k)))
+    trainer = Trainer(tiny(text_run, *settings), tmp_path, "cpu", said.append)
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     trainer.began, trainer.norm = 991.8766, 2.5
     trainer.state.step, trainer.state.pending = 4, [1.0, 2.0, 6.0]
     trainer.write_log()
-    # Step 4 is the fourth of ten of warm-up; 4 steps of 4 windows of 16 tokens.
+    # Step 4 of 10 of warm-up; 4 steps of 4 windows of 16 tokens.
     line = {"step": 4, "loss": 3.0, "lr": 0.2, "gradient_norm": 2.5, "tokens": 256, "seconds": 8.123}
     assert log_lines(tmp_path) == [line]
-    assert said == [(("progress",), {"task": "train", "done": 4, "total": 100, "unit": "steps", **line})]
+    progress = {"loss": 3.0, "tokens": 256, "seconds": 1000.0 - 991.8766}
+    assert said == [Progress(task="train", done=4, total=100, unit="steps", **progress)]
     assert trainer.state.pending == []
 
 
 def test_a_run_begins_with_nothing_done():
-    assert vars(training.State()) == {"step": 0, "best": math.inf, "seconds": 0.0, "pending": []}
+    assert vars(State()) == {"step": 0, "best": math.inf, "seconds": 0.0, "pending": []}
 
 
 def test_a_state_keeps_time_best_and_pending_losses(text_run, tmp_path, monkeypatch):
     trainer = made(text_run, tmp_path)
     trainer.step(0)
-    trainer.state = training.State(step=7, best=0.5, seconds=1.0, pending=[1.5, 2.5])
+    trainer.state = State(step=7, best=0.5, seconds=1.0, pending=[1.5, 2.5])
     trainer.began = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: 142.0)
     trainer.save()
     again = made(text_run, tmp_path)
-    again.resume(checkpoint.load(tmp_path / "resume.pt"))
-    assert again.state == training.State(step=7, best=0.5, seconds=42.0, pending=[1.5, 2.5])
-    for old, new in zip(trainer.optimizer.state.values(), again.optimizer.state.values(), strict=True):
+    again.load_state(checkpoint.load(tmp_path / "resume.pt"))
+    assert again.state == State(step=7, best=0.5, seconds=42.0, pending=[1.5, 2.5])
+    for old, new in zip(trainer.optimizer.adamw.state.values(), again.optimizer.adamw.state.values(), strict=True):
         assert equal(old, new)
 
 
@@ -623,7 +633,7 @@ def test_a_run_says_what_it_was_made_of(text_run, tmp_path):
         }
         assert content["scores"]["validation"] == summary["validation_nats_per_token"]
         assert content["versions"]["torch"] == torch.__version__
-    assert recipe.read(str(tmp_path / "recipe.toml")) == resolved
+    assert reading.read(str(tmp_path / "recipe.toml")) == resolved
     assert summary["run"] == str(tmp_path / "run.pt")
     assert summary["worked"] is True
     assert summary["parameters"]["total"] == VOCABULARY * 8 + (4 * 64 + 2 * 8 * 16 + 2 * 8) + 8
@@ -631,17 +641,21 @@ def test_a_run_says_what_it_was_made_of(text_run, tmp_path):
 
 def test_the_first_note_counts_parameters_operations_and_epochs():
     trainer = SimpleNamespace(
-        model=SimpleNamespace(count=lambda: {"total": 12345, "trunk": 2345}, flops=lambda context: context * 5e6),
+        model=SimpleNamespace(
+            count=lambda: {"total": 12345, "non_embedding": 2345},
+            training_flops_per_token=lambda context: 15e6 / 16 * context,
+        ),
         recipe=SimpleNamespace(model=SimpleNamespace(name="gpt", context=16)),
         windows=SimpleNamespace(split=SimpleNamespace(tokens=6400)),
-        keys=SimpleNamespace(steps=200, batch_size=4),
+        config=SimpleNamespace(steps=200, batch_size=4),
     )
-    assert training._describe(trainer) == (
-        "gpt: 12,345 parameters (2,345 in the trunk), 15.0 training MFLOPs a token; 6,400 training tokens, 2.00 epochs"
+    assert Trainer.describe(trainer) == (
+        "gpt: 12,345 parameters (2,345 non-embedding), 15.0 training MFLOPs per token; "
+        "6,400 training tokens, 2.00 epochs"
     )
 
 
-def test_beginning_again_leaves_nothing_of_the_run_before(text_run, tmp_path):
+def test_starting_from_scratch_leaves_nothing_of_the_previous_run(text_run, tmp_path):
     for name in ("log.jsonl", "run.pt", "resume.pt", "resume.prev.pt"):
         (tmp_path / name).write_text("of the run before")
     with pytest.raises(Interrupted):
@@ -654,9 +668,9 @@ def test_beginning_again_leaves_nothing_of_the_run_before(text_run, tmp_path):
 def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
     notes = []
 
-    def report(event, **fields):
-        if event == "note":
-            notes.append(fields["text"])
+    def report(event):
+        if isinstance(event, Note):
+            notes.append(event.text)
 
     resolved = tiny(text_run)
     with pytest.raises(Interrupted):
@@ -664,18 +678,18 @@ def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
     first = go(resolved, tmp_path, report=report)
     assert first["worked"] is True
     with open(tmp_path / "log.jsonl", "a") as log:
-        log.write('{"step": 13, "of": "somebody"}\n')  # the log of a finished run is not cut
+        log.write('{"step": 13, "by": "somebody else"}\n')  # the log of a finished run is not cut
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     again = go(resolved, tmp_path, report=report)
     assert again == first | {"worked": False}
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
-    assert notes[1:] == ["going on at step 11", "this run is finished already"]
+    assert notes[1:] == ["resuming at step 11", "this run is already finished"]
 
 
 def test_the_summary_of_a_finished_run_is_that_of_its_state(text_run, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 8000.0)
     trainer = made(text_run, tmp_path)
-    trainer.state = training.State(step=12, best=0.25)
+    trainer.state = State(step=12, best=0.25)
     trainer.began = 8000.0 - 7234.56
     trainer.save()
     assert go(tiny(text_run), tmp_path) == {
@@ -700,8 +714,19 @@ def test_a_state_that_lacks_a_part_is_refused(text_run, tmp_path, broken):
     state = checkpoint.load(tmp_path / "resume.pt")
     for content in ({name: part for name, part in state.items() if name != broken}, state | {broken: None}):
         if broken != "step" or "step" not in content:
-            with pytest.raises(CheckFailed, match="is no state of this run"):
-                trainer.resume(content)
+            with pytest.raises(CheckFailed, match="is not a state of this run"):
+                loop.resume(trainer, content)
+
+
+class Changed(Trainer):
+    """A trainer of a recipe on shards with a checksum, without model or data, whose saved run is finished."""
+
+    def __init__(self, recipe, folder, checksum):
+        self.recipe, self.config, self.folder = recipe, recipe.train, folder
+        self.shards = SimpleNamespace(manifest={"checksum": checksum})
+
+    def load_state(self, content):
+        self.state = State(step=self.config.steps if content else 0)
 
 
 @pytest.mark.parametrize(
@@ -720,34 +745,31 @@ def test_a_state_that_lacks_a_part_is_refused(text_run, tmp_path, broken):
         ("data.shards=elsewhere", ""),  # the same shards may have moved
     ],
 )
-def test_any_other_key_than_the_place_of_the_shards_is_refused(text_run, tmp_path, setting, line):
-    shards = SimpleNamespace(manifest={"checksum": "a" * 64})
-    changed = SimpleNamespace(recipe=tiny(text_run, setting), folder=tmp_path, shards=shards)
-    began = {"recipe": tiny(text_run).model_dump(), "shards": "a" * 64}
+def test_a_change_of_any_key_but_the_place_of_the_shards_is_refused(text_run, tmp_path, setting, line):
+    saved = {"recipe": tiny(text_run).model_dump(), "shards": "a" * 64}
     if not line:
-        training._check_same(began, changed)
+        loop.resume(Changed(tiny(text_run, setting), tmp_path, "a" * 64), saved)
         return
     with pytest.raises(UsageError) as refused:
-        training._check_same(began, changed)
-    assert f"holds a run of something else\n  {line}" in refused.value.message
+        loop.resume(Changed(tiny(text_run, setting), tmp_path, "a" * 64), saved)
+    assert f"holds a different run\n  {line}" in refused.value.message
     assert refused.value.message.count("\n") == 1
     assert "--resume never" in refused.value.hint
 
 
 def test_other_shards_are_refused(text_run, tmp_path):
-    shards = SimpleNamespace(manifest={"checksum": "b" * 64})
-    trainer = SimpleNamespace(recipe=tiny(text_run), folder=tmp_path, shards=shards)
-    with pytest.raises(UsageError, match=r"something else\n  shards: aaaaaaaaaaaa -> bbbbbbbbbbbb$"):
-        training._check_same({"recipe": tiny(text_run).model_dump(), "shards": "a" * 64}, trainer)
+    saved = {"recipe": tiny(text_run).model_dump(), "shards": "a" * 64}
+    with pytest.raises(UsageError, match=r"a different run\n  shards: aaaaaaaaaaaa -> bbbbbbbbbbbb$"):
+        loop.resume(Changed(tiny(text_run), tmp_path, "b" * 64), saved)
 
 
 class Scripted:
-    """A trainer that only writes down what it is asked to do."""
+    """A trainer that only records what it is asked to do."""
 
     def __init__(self, steps, log_every, eval_every, **state):
-        self.keys = SimpleNamespace(steps=steps, log_every=log_every, eval_every=eval_every)
-        self.state = training.State(**state)
-        self.folder, self.calls = "runs/x", []
+        self.config = SimpleNamespace(steps=steps, log_every=log_every, eval_every=eval_every)
+        self.state = State(**state)
+        self.folder, self.calls = Path("runs/x"), []
 
     def step(self, number):
         self.calls.append(f"step({number})")
@@ -777,7 +799,7 @@ def test_the_loop_steps_logs_validates_and_saves_in_turn(monkeypatch):
         *("step(5)", "log at 6 of [3.0, 4.0, 5.0]", "validate at 6", "save at 6"),
         *("step(6)", "log at 7 of [6.0]", "validate at 7", "save at 7"),
     ]
-    assert asked == [2, 3, 4, 5, 6, 7]  # a wish to leave at the last step comes too late
+    assert asked == [2, 3, 4, 5, 6, 7]  # asked to leave after the last step, there is nothing left to interrupt
     assert trainer.began == 440.0
     trainer.calls.clear()
     loop.run(trainer, lambda: 9)
@@ -795,17 +817,17 @@ def test_the_loop_saves_and_leaves_with_the_code_that_it_is_given(code):
 
 
 def test_a_cut_log_keeps_whole_lines_up_to_its_step(tmp_path):
-    log = loop.Log(tmp_path, tensorboard=False)
+    log = run_log.Log(tmp_path, tensorboard=False)
     log.cut(3)
-    assert loop.read_log(tmp_path) == []
+    assert run_log.read_log(tmp_path) == []
     for step in (1, 2, 2, 3):
         log.write(step=step, loss=step / 2)
     with open(log.path, "a") as stream:
-        stream.write('{"step": 1}')  # whole, but for the end of its line
+        stream.write('{"step": 1}')  # complete except for the newline
     log.cut(2)
     assert log.path.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n'
     log.write(step=3, validation=4.0)
-    assert loop.read_log(tmp_path) == [
+    assert run_log.read_log(tmp_path) == [
         *({"step": step, "loss": step / 2} for step in (1, 2, 2)),
         {"step": 3, "validation": 4.0},
     ]
@@ -822,18 +844,18 @@ def test_tensorboard_gets_every_value_at_its_step(text_run, tmp_path, monkeypatc
             written.append(arguments)
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
-    loop.Log(tmp_path, tensorboard=False).write(step=1, loss=9.0)
+    run_log.Log(tmp_path, tensorboard=False).write(step=1, loss=9.0)
     assert written == []
     made(text_run, tmp_path, "train.tensorboard=true").log.write(step=4, loss=0.5, lr=0.25)
     assert written == [tmp_path / "tensorboard", ("loss", 0.5, 4), ("lr", 0.25, 4)]
     assert [line["step"] for line in log_lines(tmp_path)] == [1, 4]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(Unavailable, match=r"train\.tensorboard needs TensorBoard"):
-        loop.Log(tmp_path, tensorboard=True)
+        run_log.Log(tmp_path, tensorboard=True)
 
 
 GOOD, BAD, ABSENT = "good", "bad", None
-CASES = [  # resume.pt, resume.prev.pt, the result -> what is gone on from, notes
+CASES = [  # resume.pt, resume.prev.pt, the result -> what the run continues from, notes
     (ABSENT, ABSENT, ABSENT, None, 0),
     (GOOD, ABSENT, ABSENT, "resume.pt", 0),
     (GOOD, GOOD, GOOD, "resume.pt", 0),
@@ -849,7 +871,7 @@ CASES = [  # resume.pt, resume.prev.pt, the result -> what is gone on from, note
 
 @pytest.mark.parametrize("kind", [CheckFailed, UsageError])
 @pytest.mark.parametrize(("state", "previous", "result", "expected", "count"), CASES)
-def test_what_a_run_goes_on_from(tmp_path, kind, state, previous, result, expected, count):
+def test_what_a_run_continues_from(tmp_path, kind, state, previous, result, expected, count):
     for name, content in (("resume.pt", state), ("resume.prev.pt", previous), ("codec.pt", result)):
         if content:
             (tmp_path / name).write_text(content)
@@ -861,7 +883,7 @@ def test_what_a_run_goes_on_from(tmp_path, kind, state, previous, result, expect
         return path.name
 
     def begun(resume):
-        return loop.earlier(tmp_path, "codec.pt", resume, lambda event, text: notes.append((event, text)), load)
+        return loop.saved_state(tmp_path, "codec.pt", resume, notes.append, load)
 
     if expected in (CheckFailed, UsageError):
         with pytest.raises(ShortcutError) as refused:
@@ -870,13 +892,25 @@ def test_what_a_run_goes_on_from(tmp_path, kind, state, previous, result, expect
         assert "--resume never" in refused.value.hint
     else:
         assert begun("auto") == expected
-    said = [("note", "resume.pt is damaged; going on from the state before it, resume.prev.pt")]
+    said = [Note("resume.pt is damaged; continuing from the state before it, resume.prev.pt")]
     assert notes == said * count
     assert begun("never") is None
     assert notes == said * count
 
 
 def test_nothing_is_refused_if_nothing_changed(tmp_path):
-    loop.refuse(tmp_path, [])
-    with pytest.raises(UsageError, match=r"holds a run of something else\n  a: 1 -> 2\n  b: 3 -> 4$"):
-        loop.refuse(tmp_path, ["a: 1 -> 2", "b: 3 -> 4"])
+    restored, changes = [], []
+    trainer = Scripted(7, 10, 10, step=7)
+    trainer.folder, trainer.changes, trainer.load_state = tmp_path, lambda _: changes, restored.append
+    loop.resume(trainer, {"step": 7})
+    assert restored == [{"step": 7}]
+    changes += ["a: 1 -> 2", "b: 3 -> 4"]
+    with pytest.raises(UsageError, match=r"holds a different run\n  a: 1 -> 2\n  b: 3 -> 4$"):
+        loop.resume(trainer, {"step": 7})
+    assert len(restored) == 1
+
+
+@pytest.mark.parametrize("content", [["not", "a", "dictionary"], {"recipe": {}}])
+def test_a_file_that_is_no_state_is_refused(text_run, tmp_path, content):
+    with pytest.raises(CheckFailed, match="is not a state of this run"):
+        loop.resume(Changed(tiny(text_run), tmp_path, "a" * 64), content)

@@ -1,4 +1,4 @@
-"""Weights that are fetched: once, whole, with the right sum; from servers that drop, truncate, corrupt and forget."""
+"""Downloaded weights: once, complete, with the right checksum; from servers that drop, truncate and corrupt."""
 
 import hashlib
 import json
@@ -11,16 +11,16 @@ from test_checkpoint import watch
 from typer.testing import CliRunner
 
 from shortcut_cli import files
-from shortcut_cli.cli import app
-from shortcut_cli.codec import encodec, opening, weights
-from shortcut_cli.codec.stream import MONO, STEREO
+from shortcut_cli.cli.commands import app
+from shortcut_cli.codec import encodec, loading, weights
+from shortcut_cli.codec.layout import MONO, STEREO
 from shortcut_cli.errors import Unavailable, UsageError
 
 CONTENT = bytes(range(256)) * 40_000  # 10 MB, more than one block
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves CONTENT in one of the ways in which servers fail; remembers the first byte of each request."""
+    """Serves CONTENT, failing in one of several ways; records the first byte of each request."""
 
     mode = "good"
     requests: list[int]
@@ -58,7 +58,7 @@ def serve(tmp_path, monkeypatch):
 
     def start(mode):
         handler = type("Handler", (Server,), {"mode": mode, "requests": []})
-        official = weights.Official("w.th", 10, hashlib.sha256(CONTENT).hexdigest()[:8], MONO)
+        official = weights.Official("w.th", hashlib.sha256(CONTENT).hexdigest()[:8], MONO)
         monkeypatch.setitem(weights.OFFICIAL, "encodec_24khz", official)
         server = HTTPServer(("127.0.0.1", 0), handler)
         servers.append(server)
@@ -86,7 +86,7 @@ def test_weights_are_fetched_once(serve, tmp_path):
     assert requests == [0]
 
 
-def test_a_connection_that_drops_is_taken_up_where_it_was(serve, tmp_path):
+def test_a_download_that_breaks_off_is_resumed(serve, tmp_path):
     requests = serve("drops")
     seen = []
     path = weights.fetch("encodec_24khz", lambda done, total: seen.append((done, total)))
@@ -98,7 +98,7 @@ def test_a_connection_that_drops_is_taken_up_where_it_was(serve, tmp_path):
     assert names(tmp_path / "cache") == ["w.th"]
 
 
-def test_a_server_that_does_not_answer_is_given_up(serve, monkeypatch):
+def test_a_server_that_does_not_answer_is_given_up_on(serve, monkeypatch):
     serve("hangs")
     monkeypatch.setattr(weights, "TIMEOUT_S", 0.05)
     with pytest.raises(Unavailable, match="timed out"):
@@ -112,7 +112,7 @@ def test_one_process_at_a_time_fetches(serve, tmp_path):
     assert requests == []
 
 
-def test_weights_are_on_the_disk_before_they_have_their_name(serve, tmp_path, monkeypatch):
+def test_weights_are_synced_to_disk_before_they_get_their_name(serve, tmp_path, monkeypatch):
     serve("good")
     (tmp_path / "cache").mkdir()
     events = watch(monkeypatch, tmp_path / "cache")
@@ -121,13 +121,13 @@ def test_weights_are_on_the_disk_before_they_have_their_name(serve, tmp_path, mo
     assert events == [f"sync of a temporary file, {size} bytes", "a temporary file -> w.th", "sync of the folder"]
 
 
-def test_a_server_without_ranges_begins_again(serve):
+def test_a_server_without_ranges_starts_over(serve):
     requests = serve("forgets")
     assert weights.fetch("encodec_24khz").read_bytes() == CONTENT
     assert requests == [0, 6_000_000]
 
 
-def test_what_arrived_is_kept_for_the_next_time(serve, tmp_path):
+def test_a_partial_download_is_kept_for_the_next_time(serve, tmp_path):
     part = tmp_path / "cache" / "w.th.part"
     part.parent.mkdir()
     part.write_bytes(CONTENT[:1000])
@@ -141,7 +141,7 @@ def test_what_arrived_is_kept_for_the_next_time(serve, tmp_path):
     assert again == [1000]
 
 
-def test_a_download_that_was_whole_already_is_checked_and_taken(serve, tmp_path):
+def test_a_download_that_was_already_complete_is_checked_and_used(serve, tmp_path):
     part = tmp_path / "cache" / "w.th.part"
     part.parent.mkdir()
     part.write_bytes(CONTENT)
@@ -151,7 +151,7 @@ def test_a_download_that_was_whole_already_is_checked_and_taken(serve, tmp_path)
     assert names(tmp_path / "cache") == ["w.th"]
 
 
-def test_a_server_need_not_name_a_length(serve):
+def test_a_server_need_not_send_a_length(serve):
     serve("silent")
     seen = []
     assert weights.fetch("encodec_24khz", lambda done, total: seen.append((done, total))).read_bytes() == CONTENT
@@ -159,7 +159,7 @@ def test_a_server_need_not_name_a_length(serve):
 
 
 @pytest.mark.parametrize("start", [b"", CONTENT[:500], b"of another file" * 1_000_000])
-def test_a_wrong_sum_leaves_nothing(serve, tmp_path, start):
+def test_a_wrong_checksum_leaves_nothing(serve, tmp_path, start):
     serve("corrupt" if len(start) < len(CONTENT) and start != CONTENT[:500] else "good")
     (tmp_path / "cache").mkdir()
     if start:
@@ -172,7 +172,7 @@ def test_a_wrong_sum_leaves_nothing(serve, tmp_path, start):
     assert weights.resolve("encodec_24khz").read_bytes() == CONTENT
 
 
-def test_what_is_not_there_is_said_with_the_ways_out(serve, monkeypatch):
+def test_a_failed_download_is_reported_with_the_ways_out(serve, monkeypatch):
     serve("missing")
     with pytest.raises(Unavailable, match="Not Found") as caught:
         weights.resolve("encodec_24khz")
@@ -193,7 +193,7 @@ def test_the_command(serve, tmp_path):
         assert (found["path"], found["worked"]) == (str(tmp_path / "cache" / "w.th"), worked)
 
 
-def test_the_published_checkpoints_are_those_that_the_package_fetches(monkeypatch):
+def test_the_published_checkpoints_are_those_that_the_package_downloads(monkeypatch):
     kinds = encodec.package()
     asked = {}
 
@@ -218,7 +218,7 @@ def test_the_published_checkpoints_are_those_that_the_package_fetches(monkeypatc
     assert [weights.OFFICIAL[f"encodec_{kind}"].layout for kind in ("24khz", "48khz")] == [MONO, STEREO]
 
 
-def test_where_weights_lie_and_come_from(tmp_path, monkeypatch):
+def test_where_weights_are_cached_and_downloaded_from(tmp_path, monkeypatch):
     monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path))
     monkeypatch.delenv("SHORTCUT_WEIGHTS_URL", raising=False)
     assert weights.cached("encodec_48khz") == tmp_path / "encodec_48khz-7e698e3e.th"
@@ -226,7 +226,7 @@ def test_where_weights_lie_and_come_from(tmp_path, monkeypatch):
     assert weights.url("encodec_24khz") == address
     monkeypatch.setenv("SHORTCUT_WEIGHTS_URL", "http://mirror/a/")
     assert weights.url("encodec_24khz") == "http://mirror/a/encodec_24khz-d7cc33bc.th"
-    # A file that is there is taken as it is, without any server; a path, and mini, too.
+    # A cached file is used without any server, as are a path and mini.
     (tmp_path / "encodec_48khz-7e698e3e.th").write_bytes(b"put there")
     assert weights.resolve("encodec_48khz") == tmp_path / "encodec_48khz-7e698e3e.th"
     (tmp_path / "mine.pt").write_bytes(b"")
@@ -236,7 +236,7 @@ def test_where_weights_lie_and_come_from(tmp_path, monkeypatch):
         weights.resolve(str(tmp_path))
 
 
-def test_a_name_says_the_seed_and_the_layout():
+def test_a_name_determines_the_seed_and_the_layout():
     assert weights.seed("untrained:12") == (12, MONO)
     assert weights.seed("untrained_48khz:7") == (7, STEREO)
     assert weights.seed("encodec_24khz") is None
@@ -244,17 +244,17 @@ def test_a_name_says_the_seed_and_the_layout():
     assert [weights.layout(name) for name in names] == [MONO, STEREO, MONO, STEREO, MONO, None]
 
 
-def test_an_untrained_codec_is_that_of_its_seed_and_layout(monkeypatch):
+def test_an_untrained_codec_has_its_seed_and_layout(monkeypatch):
     monkeypatch.setattr(encodec, "untrained", lambda *given: given)
     monkeypatch.setattr(encodec, "Codec", lambda *given: ("blocks", *given))
     monkeypatch.setattr(encodec, "Segments", lambda *given: ("segments", *given))
-    monkeypatch.setattr(opening, "keep_freed_memory", lambda: None)
-    opening._drawn.cache_clear()
-    assert opening.codec("untrained:4") == ("blocks", (4, MONO), 150)
-    assert opening.codec("untrained:4", 40) == ("blocks", (4, MONO), 40)
-    assert opening.codec("untrained:5", 40) == ("blocks", (5, MONO), 40)
-    assert opening.codec("untrained_48khz:5", 40) == ("segments", (5, STEREO))
-    opening._drawn.cache_clear()
+    monkeypatch.setattr(loading, "keep_freed_memory", lambda: None)
+    loading._drawn.cache_clear()
+    assert loading.codec("untrained:4") == ("blocks", (4, MONO), 150)
+    assert loading.codec("untrained:4", 40) == ("blocks", (4, MONO), 40)
+    assert loading.codec("untrained:5", 40) == ("blocks", (5, MONO), 40)
+    assert loading.codec("untrained_48khz:5", 40) == ("segments", (5, STEREO))
+    loading._drawn.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["nothing", "untrained:x", "untrained_48khz:"])

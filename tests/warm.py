@@ -1,7 +1,6 @@
-"""Run commands in forks of a process that has imported PyTorch already.
+"""Run commands in forks of a process that has imported PyTorch already, so that tests pay for its imports once.
 
-A command finds what it would find in a process of its own, but the seconds of its imports are spent once. Reads jobs as
-lines of JSON, one at a time, and answers each with its exit code.
+Reads jobs as lines of JSON, one at a time, and answers each with its exit code.
 """
 
 import gc
@@ -10,14 +9,14 @@ import json
 import os
 import sys
 
-# torch's optimisers import its compiler when the first of them is made.
-SLOW = ("torch._dynamo", "shortcut_cli.cli", "shortcut_cli.pipeline")
+# torch's optimizers import its compiler when the first one is created.
+SLOW = ("torch._dynamo", "shortcut_cli.cli.commands", "shortcut_cli.stages.pipeline")
 
 
 def main():
     for name in SLOW:
         importlib.import_module(name)
-    gc.freeze()  # forks leave what lies here untouched, and shared
+    gc.freeze()  # so that garbage collection in a fork copies none of the shared memory
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()
@@ -29,7 +28,7 @@ def main():
             for descriptor, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(job[name], os.O_WRONLY), descriptor)
             sys.argv = ["shortcut", *job["arguments"]]
-            sys.modules["shortcut_cli.cli"].main()
+            sys.modules["shortcut_cli.cli.commands"].main()
         _, status = os.waitpid(pid, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()

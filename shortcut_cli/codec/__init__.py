@@ -1,1 +1,1 @@
-"""The streaming codecs under the audio tokenizer."""
+"""The streaming codecs behind the audio tokenizer, and their training."""

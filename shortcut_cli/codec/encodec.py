@@ -1,12 +1,13 @@
-"""EnCodec at 24 kHz (Defossez et al. 2022, arXiv 2210.13438), block by block, with the codes of one pass over the file.
+"""EnCodec (Defossez et al. 2022, arXiv 2210.13438), block by block, with the codes of a single pass over the file.
 
-The network is causal: a convolution needs the samples that its kernel reaches back to, the LSTM its state. Both are
-carried from block to block, so memory does not grow with the length of a file. What a block computes depends on its
-place alone, not on how the samples came in: blocks are cut here, always BLOCK_FRAMES frames long, and four of them for
-the LSTM and what follows it. The LSTM, which would wait for its weights, can take frames of several streams together.
+The 24 kHz network is causal: a convolution needs the samples that its kernel reaches back to, the LSTM its state. Both
+are carried from block to block, so memory does not grow with the length of a file. The result of a block depends only
+on its position, not on how the samples arrive: blocks are cut here, always BLOCK_FRAMES frames long, four of them at a
+time for the LSTM and what follows it. The LSTM is limited by reading its weights, so it can process several streams
+together.
 
-Only this file imports `encodec`, whose package imports torchaudio. Its Linux wheel does not load beside a CPU build of
-torch, and nothing of it is needed to encode or decode, so a placeholder stands in for it during the import.
+Only this file imports `encodec`. That package imports torchaudio, whose Linux wheel does not load with a CPU build of
+torch. Encoding and decoding do not use it, so a placeholder replaces it during the import.
 """
 
 import itertools
@@ -23,17 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortcut_cli.codec.stream import HOP, LEVELS, MONO, STEREO, Layout, regular
+from shortcut_cli.codec.layout import HOP, LEVELS, MONO, STEREO, Layout, regular
 from shortcut_cli.errors import CheckFailed, Rejected
 
-# Two processes at once, one thread each: 15.3 times real time at 50, 15.7 at 75, 15.9 at 150, 15.9 at 200.
-BLOCK_FRAMES = 150
-# The LSTM goes over several blocks at once: 0.37 ms a frame for 150 of them, 0.31 ms for 600, on one core;
-# convolutions take no less in larger blocks.
-RECURRENT_BLOCKS = 4
-# Streams that the LSTM takes together: its 8 MB of weights are read once for all of them. A frame of one takes 0.35 ms,
-# of two 0.32, of four 0.16, of eight 0.09, of sixteen 0.07 each.
-ROWS = 8
+BLOCK_FRAMES = 150  # larger blocks are not faster
+RECURRENT_BLOCKS = 4  # the LSTM processes several blocks at once, which is faster; convolutions gain nothing by it
+ROWS = 8  # streams that the LSTM processes together, reading its 8 MB of weights once for all of them
 SHORT_FRAMES = 16  # more than any layer's padding
 
 
@@ -54,18 +50,18 @@ def package() -> Any:
 
 
 def build(layout: Layout = MONO) -> Any:
-    """The 24 kHz or the 48 kHz model of the package with random weights."""
+    """The package's 24 kHz (mono) or 48 kHz (stereo) model with random weights."""
     with warnings.catch_warnings():
-        # The package uses the older weight_norm, which torch deprecates.
+        # The package uses the old weight_norm, which torch deprecates.
         warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
         kinds = package().EncodecModel
         return (kinds.encodec_model_24khz if layout == MONO else kinds.encodec_model_48khz)(pretrained=False)
 
 
 def load(path: Path) -> tuple[Any, Layout]:
-    """The model with the weights of a checkpoint of the package, and its layout.
+    """The model with the weights of a checkpoint of the package, and its layout. Runs no code from the file.
 
-    Raises CheckFailed where the file is no such checkpoint; no code in it is run.
+    Raises CheckFailed if the file is not such a checkpoint.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,7 +69,7 @@ def load(path: Path) -> tuple[Any, Layout]:
         layout = MONO if any(name.endswith("weight_g") for name in weights) else STEREO
         model = build(layout)
         model.load_state_dict(weights)
-    except Exception as error:  # torch.load raises anything on a file that it did not write
+    except Exception as error:  # torch.load can raise anything on a foreign file
         problem = str(error).splitlines()[0]
         raise CheckFailed(f"{path} is not a checkpoint of the `encodec` package: {problem}") from error
     return model, layout
@@ -82,8 +78,8 @@ def load(path: Path) -> tuple[Any, Layout]:
 def quantizer(dimension: int, codebooks: int, codes: int, decay: float) -> Any:
     """The package's residual vector quantizer (Zeghidour et al. 2021, arXiv 2107.03312) over embeddings (B, D, T).
 
-    Its own revival of dead codes is switched off: it puts a new vector in `embed` and then overwrites it, in the same
-    call, by the running mean of the old one. `rvq.quantize` revives them.
+    Its own revival of dead codes is switched off, because it has no effect: it puts a new vector into `embed`, and in
+    the same call overwrites it with the running mean of the old one. `rvq.quantize` revives dead codes instead.
     """
     kinds = package().qt
     return kinds.ResidualVectorQuantizer(
@@ -92,7 +88,7 @@ def quantizer(dimension: int, codebooks: int, codes: int, decay: float) -> Any:
 
 
 def seanet(dimension: int, filters: int) -> tuple[Any, Any]:
-    """The encoder and decoder of the 24 kHz model with `filters` filters in the outermost layer (32 there)."""
+    """Encoder and decoder of the 24 kHz model, with `filters` filters in the outermost layer (EnCodec has 32)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
         kinds = package().m
@@ -101,7 +97,7 @@ def seanet(dimension: int, filters: int) -> tuple[Any, Any]:
 
 
 class Spectrogram(nn.Module):
-    """What the discriminator asks of torchaudio: the complex STFT, by the norm of the window, (B, C, F, frames)."""
+    """Replaces torchaudio's Spectrogram: the complex STFT divided by the window's norm, (B, C, F, frames)."""
 
     def __init__(self, n_fft: int, hop_length: int, win_length: int, **_: Any) -> None:
         super().__init__()
@@ -110,25 +106,26 @@ class Spectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, N)."""
+        """(B, C, N) -> (B, C, F, frames), complex."""
         window = self.get_buffer("window")
         found = torch.stft(
             x.flatten(0, 1), len(window), self.hop_length, window=window, center=False, return_complex=True
         )
-        return found.unflatten(0, x.shape[:2]) / window.square().sum().sqrt()
+        y: Tensor = found.unflatten(0, x.shape[:2]) / window.square().sum().sqrt()
+        return y
 
 
 def discriminator(filters: int) -> Any:
-    """The package's multi-scale STFT discriminator (EnCodec, 3.4): (B, 1, N) -> logits and features of each scale."""
+    """The package's multi-scale STFT discriminator (EnCodec, sec. 3.4): (B, 1, N) -> logits and features by scale."""
     package()
-    stand_in: Any = types.ModuleType("torchaudio")
-    stand_in.transforms = types.SimpleNamespace(Spectrogram=Spectrogram)
+    placeholder: Any = types.ModuleType("torchaudio")
+    placeholder.transforms = types.SimpleNamespace(Spectrogram=Spectrogram)
     kept = sys.modules.get("torchaudio")
-    sys.modules["torchaudio"] = stand_in
+    sys.modules["torchaudio"] = placeholder
     try:
         import encodec.msstftd as kinds
 
-        kinds.torchaudio = stand_in
+        kinds.torchaudio = placeholder  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
             return kinds.MultiScaleSTFTDiscriminator(filters=filters)
@@ -140,9 +137,9 @@ def discriminator(filters: int) -> Any:
 
 @torch.no_grad()
 def untrained(seed: int, layout: Layout = MONO) -> Any:
-    """A model with weights drawn from a seed, for tests: its codes vary, and all codebooks are in use.
+    """A model with weights drawn from a seed, for tests: its codes vary, and all codebooks are used.
 
-    Convolutions and LSTM are drawn so that signals keep their size; codebooks in the scale of what they quantize.
+    Convolutions and LSTM are scaled to preserve the size of signals, codebooks to the size of what they quantize.
     """
     generator = torch.Generator().manual_seed(seed)
     model = build(layout)
@@ -164,11 +161,11 @@ def untrained(seed: int, layout: Layout = MONO) -> Any:
 
 
 class Codec:
-    """A 24 kHz model, ready to encode and decode streams; weight norms are folded into the weights."""
+    """A 24 kHz model, ready to encode and decode streams. Weight norm is folded into the weights."""
 
     def __init__(self, model: Any, block_frames: int = BLOCK_FRAMES) -> None:
         self.layout = MONO
-        self.block_frames = block_frames  # computed at once; the codes do not depend on it
+        self.block_frames = block_frames  # computed at a time; the codes do not depend on it
         self.codebooks = len(model.quantizer.vq.layers)
         self.model = model.eval().requires_grad_(False)
         for module in model.modules():
@@ -180,27 +177,27 @@ class Codec:
 
     @torch.inference_mode()
     def encode(self, blocks: Iterable[np.ndarray], codebooks: int) -> Iterator[np.ndarray]:
-        """Samples, float32 (samples,) blocks of any size, -> codes, int64 (frames, codebooks) blocks.
+        """Samples, float32 (samples,) blocks of any size -> codes, int64 (frames, codebooks) blocks.
 
-        The codes are those of one pass over all samples, for any division into blocks.
+        The codes are those of one pass over all samples, however they are divided into blocks.
         """
         one = _Encoding(self, blocks, codebooks)
-        while one.go_on():
-            yield from one.emptied()
+        while one.advance():
+            yield from one.take_codes()
             y, one.state = self.recurrence.lstm(one.features[:, None], one.state)  # (frames, 1, 512)
-            one.take(y[:, 0])
-        yield from one.emptied()
+            one.give(y[:, 0])
+        yield from one.take_codes()
 
     @torch.inference_mode()
     def encode_many(
         self, streams: Iterable[Iterable[np.ndarray]], codebooks: int
     ) -> Iterator[tuple[int, np.ndarray | Rejected | None]]:
-        """As `encode`, for several streams, ROWS of them at a time, which the LSTM takes together.
+        """`encode` for several streams, ROWS at a time; the LSTM processes them together.
 
-        Yields (number of the stream, codes), and at its end (number, None), or (number, reason) where reading its
-        blocks raised Rejected. The codes of a stream do not depend on the others. From those of `encode` they differ
-        only where a frame is as near to one code as to another, to the last bits: a product of matrices adds up in
-        another order than that of a matrix and a vector.
+        Yields (number of the stream, codes), and at the end of a stream (number, None), or (number, error) if reading
+        its blocks raised Rejected. The codes of a stream do not depend on the other streams. They differ from those of
+        `encode` only if two codes are equally near up to rounding: a matrix-matrix product sums in another order than a
+        matrix-vector product.
         """
         waiting = enumerate(streams)
         active: dict[int, _Encoding] = {}
@@ -212,10 +209,10 @@ class Codec:
             for number, one in list(active.items()):
                 reason = None
                 try:
-                    going = one.go_on()
+                    going = one.advance()
                 except Rejected as rejected:
                     going, reason = False, rejected
-                for codes in one.emptied():
+                for codes in one.take_codes():
                     yield number, codes
                 if not going:
                     del active[number]
@@ -224,7 +221,10 @@ class Codec:
                 self._recur(list(active.values()))
 
     def _recur(self, active: "list[_Encoding]") -> None:
-        """The LSTM over as many frames as all have; beside one alone a row of zeros, so that it is a matrix too."""
+        """Run the LSTM over the frames that all streams have.
+
+        A single stream gets a row of zeros beside it, so that its product is one of matrices too and rounds the same.
+        """
         lstm = self.recurrence.lstm
         frames = min(len(one.features) for one in active)
         x = torch.zeros(frames, max(2, len(active)), lstm.input_size)
@@ -236,11 +236,11 @@ class Codec:
         y, (h, c) = lstm(x, (h, c))
         for row, one in enumerate(active):
             one.state = h[:, row], c[:, row]
-            one.take(y[:, row])
+            one.give(y[:, row])
 
     @torch.inference_mode()
     def decode(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Codes, integer (frames, codebooks) blocks, -> samples, float32 blocks of HOP samples a frame."""
+        """Codes, integer (frames, codebooks) blocks -> samples, float32 blocks of HOP samples per frame."""
         stream = Stream(self.model.decoder.model, SHORT_FRAMES)
         for codes, last in regular(blocks, self.block_frames):
             embedding = self.model.quantizer.vq.decode(torch.from_numpy(codes.T.astype(np.int64))[:, None])
@@ -248,39 +248,39 @@ class Codec:
 
 
 class _Encoding:
-    """One stream on its way through the encoder, which stops wherever the LSTM is needed."""
+    """The encoding of one stream, which pauses whenever it needs the LSTM."""
 
     def __init__(self, codec: Codec, blocks: Iterable[np.ndarray], codebooks: int) -> None:
-        self.features = torch.zeros(0)  # (frames, 512), what the LSTM has not taken yet
+        self.features = torch.zeros(0)  # (frames, 512), not yet processed by the LSTM
         self.state: Any = None  # of the LSTM
-        self.given: list[Tensor] = []  # what it gave for frames of this block
+        self.outputs: list[Tensor] = []  # of the LSTM for this block
         self.codes: list[np.ndarray] = []
         self.steps = self._steps(codec, blocks, codebooks)
 
-    def go_on(self) -> bool:
-        """Up to the next features for the LSTM, or to the end: False. Raises what reading the blocks raises."""
+    def advance(self) -> bool:
+        """Continue to the next features for the LSTM; False at the end. Raises what reading the blocks raises."""
         if not len(self.features):
             try:
-                self.features = self.steps.send(torch.cat(self.given) if self.given else None)
+                self.features = self.steps.send(torch.cat(self.outputs) if self.outputs else None)
             except StopIteration:
                 return False
-            self.given = []
+            self.outputs = []
         return True
 
-    def take(self, y: Tensor) -> None:
-        """What the LSTM gave for the first frames of `features`."""
-        self.given.append(y)
+    def give(self, y: Tensor) -> None:
+        """Accept the LSTM's output for the first frames of `features`."""
+        self.outputs.append(y)
         self.features = self.features[len(y) :]
 
-    def emptied(self) -> list[np.ndarray]:
-        """The codes found since the last call."""
+    def take_codes(self) -> list[np.ndarray]:
+        """The codes computed since the last call."""
         found, self.codes = self.codes, []
         return found
 
     def _steps(
         self, codec: Codec, blocks: Iterable[np.ndarray], codebooks: int
     ) -> Generator[Tensor, Tensor | None, None]:
-        """Yields features and is sent what the LSTM gives for them."""
+        """Yields features and is sent the LSTM's output for them."""
         before, after = Stream(codec.before, SHORT_FRAMES * HOP), Stream(codec.after, SHORT_FRAMES)
         features = (
             before.push(torch.from_numpy(samples)[None, None], last)[0].T.numpy()
@@ -298,9 +298,9 @@ class _Encoding:
 
 
 class Segments:
-    """The 48 kHz stereo model, which works on segments of one second that overlap by a hundredth, each for itself.
+    """The 48 kHz stereo model, which encodes segments of one second independently; they overlap by one per cent.
 
-    A segment is brought to the same loudness before it is coded. That loudness goes with its codes, in whole dB.
+    Each segment is normalized in loudness. The loudness is stored with its codes, in whole dB.
     """
 
     def __init__(self, model: Any) -> None:
@@ -310,8 +310,10 @@ class Segments:
 
     @torch.inference_mode()
     def encode(self, blocks: Iterable[np.ndarray], codebooks: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Samples, float32 (samples, 2) blocks, -> for each segment its level, 0 .. LEVELS - 1 dB below full scale, and
-        its codes, int64 (frames, codebooks). The codes are those of the package's own pass over the whole.
+        """Samples, float32 (samples, 2) blocks -> (level, codes) per segment.
+
+        level: 0 .. LEVELS - 1 dB below full scale; codes: int64 (frames, codebooks), those of the package's own pass
+        over the whole.
         """
         for samples in _overlapping(blocks, self.layout):
             x = torch.from_numpy(np.ascontiguousarray(samples.T))[None]  # (1, 2, N)
@@ -322,9 +324,9 @@ class Segments:
 
     @torch.inference_mode()
     def decode(self, segments: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
-        """What `encode` gave -> samples, float32 (samples, 2) blocks; where segments overlap they fade over."""
+        """The output of `encode` -> samples, float32 (samples, 2) blocks; overlapping segments are cross-faded."""
         shape = 0.5 - (torch.linspace(0, 1, self.layout.segment + 2)[1:-1] - 0.5).abs()
-        tail, advance = torch.zeros(3, 0), self.layout.advance  # two channels, and the sum of what they are weighted by
+        tail, advance = torch.zeros(3, 0), self.layout.advance  # two channels, and the sum of their weights
         for level, codes in segments:
             z = self.model.quantizer.vq.decode(torch.from_numpy(codes.T.astype(np.int64))[:, None])
             x = self.model.decoder(z)[0] * 10 ** (-level / 20)  # (2, N)
@@ -338,7 +340,7 @@ class Segments:
 
 
 def _overlapping(blocks: Iterable[np.ndarray], layout: Layout) -> Iterator[np.ndarray]:
-    """Samples (N, channels) in segments, each of which begins `advance` after the one before; the last are shorter."""
+    """Samples (N, channels) in segments that start every `layout.advance` samples; the last ones are shorter."""
     held = np.zeros((0, layout.channels), np.float32)
     for block in blocks:
         held = np.concatenate((held, block))
@@ -351,26 +353,26 @@ def _overlapping(blocks: Iterable[np.ndarray], layout: Layout) -> Iterator[np.nd
 
 
 def _sum(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
-    """a(x) + b(y) of two convolutions with one tap, as products that add to one tensor: (1, C, T) each."""
+    """a(x) + b(y) for two convolutions of kernel size 1, accumulated in one tensor: (1, C, T) each."""
     assert a.kernel_size == b.kernel_size == (1,), (a, b)
     total = torch.addmm((a.bias + b.bias)[:, None], a.weight[..., 0], x[0])
     return total.addmm_(b.weight[..., 0], y[0])[None]
 
 
 class Stream:
-    """A causal SEANet encoder or decoder, with what each of its layers carries from block to block."""
+    """A causal SEANet encoder or decoder, with the state that its layers carry from block to block."""
 
     def __init__(self, network: nn.Sequential, short: int) -> None:
         self.network = network
-        self.short = short  # inputs below this length can be shorter than some layer's padding
+        self.short = short  # inputs shorter than this may be shorter than a layer's padding
         self.kinds = sys.modules["encodec.modules"]
         self.carried: dict[nn.Module | None, Any] = {}
-        self.padded: set[nn.Module] = set()  # convolutions whose input has what they carry before it already
+        self.padded: set[nn.Module] = set()  # convolutions whose input already includes the carried samples
 
     def push(self, x: Tensor, last: bool) -> Tensor:
-        """The output of one block (1, C, T). Every block but the last is a whole number of frames."""
+        """The output for one block (1, C, T). Every block but the last is a whole number of frames."""
         if last and not self.carried and x.shape[-1] < self.short:
-            # The only block: the package's own pass, with its own treatment of inputs shorter than the padding.
+            # The only block: leave inputs shorter than the padding to the package's own pass.
             y: Tensor = self.network(x)
             return y
         return self._run(self.network, x, last)
@@ -397,20 +399,20 @@ class Stream:
             if reach:
                 x = self._into_padding(following, reach, x)
             elif isinstance(part, nn.ELU) and number:
-                x = F.elu_(x)  # what the part before made, and nothing else reads
+                x = F.elu_(x)  # in place: only this layer reads the output of the previous one
             else:
                 x = self._run(part, x, last)
         return x
 
     def _reach(self, module: nn.Module | None) -> int:
-        """How far a convolution reaches back; 0 for anything else."""
+        """How many samples a convolution reaches back; 0 for other modules."""
         if not isinstance(module, self.kinds.SConv1d):
             return 0
-        conv: Any = module.conv.conv  # type: ignore[union-attr]
+        conv: Any = module.conv.conv
         return int((conv.kernel_size[0] - 1) * conv.dilation[0] - (conv.stride[0] - 1))
 
     def _into_padding(self, convolution: Any, reach: int, x: Tensor) -> Tensor:
-        """ELU of x, written behind what the convolution after it carries, or reflects, which saves that a copy."""
+        """ELU of x, written behind the samples that the next convolution carries or reflects, which saves a copy."""
         padded = x.new_empty(*x.shape[:-1], reach + x.shape[-1])
         torch.ops.aten.elu.out(x, out=padded[..., reach:])
         before = self.carried.get(convolution)
@@ -419,7 +421,7 @@ class Stream:
         return padded
 
     def _convolve(self, module: Any, x: Tensor, last: bool) -> Tensor:
-        """The samples that the kernel reaches back to come from the block before, at the start by reflection."""
+        """The samples that the kernel reaches back to come from the previous block, at the start by reflection."""
         conv, reach = module.conv.conv, self._reach(module)
         if module in self.padded:
             self.padded.remove(module)
@@ -427,7 +429,7 @@ class Stream:
             x = torch.cat((self.carried[module], x), -1)
         elif reach:
             x = F.pad(x, (reach, 0), "reflect")
-        # The package fills up the last frame by reflection at the end.
+        # The package pads the last frame by reflection.
         missing = (reach - x.shape[-1]) % conv.stride[0] if last else 0
         if missing:
             x = F.pad(x, (0, missing), "reflect")
@@ -436,7 +438,7 @@ class Stream:
         return y
 
     def _transposed(self, module: Any, x: Tensor) -> Tensor:
-        """A frame reaches into the next one (kernel = 2 strides), so each block begins with the frame before it."""
+        """A frame extends into the next one (kernel = 2 strides), so each block starts with the frame before it."""
         conv = module.convtr.convtr
         stride = conv.stride[0]
         assert conv.kernel_size[0] == 2 * stride, conv
@@ -448,4 +450,5 @@ class Stream:
     def _recur(self, module: Any, x: Tensor) -> Tensor:
         x = x.permute(2, 0, 1)
         y, self.carried[module] = module.lstm(x, self.carried.get(module))
-        return (y + x if module.skip else y).permute(1, 2, 0)
+        z: Tensor = y + x if module.skip else y
+        return z.permute(1, 2, 0)

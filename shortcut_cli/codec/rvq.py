@@ -1,4 +1,4 @@
-"""Residual vector quantization in training: each clip at its own number of codebooks, dead codes revived."""
+"""Residual vector quantization in training: each clip has its own number of codebooks, and dead codes are revived."""
 
 from typing import Any
 
@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DEAD = 0.1  # a code whose running count falls below this share of the mean is dead
+DEAD = 0.1  # a code is dead if its running count is below this share of the mean count
 
 
 def quantize(quantizer: Any, z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize embeddings z (B, D, T), clip b with its first codebooks[b] codebooks, (B,).
+    """Quantize embeddings z (B, D, T), clip b with the first codebooks[b] codebooks; codebooks: (B,).
 
-    Returns what the decoder gets, (B, D, T), whose gradient goes straight through to z (van den Oord et al. 2017,
+    Returns the decoder's input (B, D, T), whose gradient goes straight through to z (van den Oord et al. 2017,
     arXiv 1711.00937), and the commitment loss, the mean squared distance of the residuals from their codes.
 
-    All codebooks see all clips, so that each learns at every step, whatever is drawn: the codebooks of a clip beyond
-    its own add nothing to its sound (Kumar et al. 2023, arXiv 2306.06546, 3.2, draw the number a clip too).
+    All codebooks see all clips, so that each learns at every step, whatever numbers were drawn; codebooks beyond a
+    clip's own number add nothing to its output. (Kumar et al. 2023, arXiv 2306.06546, section 3.2, also draw the number
+    per clip.)
     """
     residual, total, penalty = z, torch.zeros_like(z), z.new_zeros(())
     for number, layer in enumerate(quantizer.vq.layers):
@@ -34,9 +35,9 @@ def quantize(quantizer: Any, z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def _revive(book: Any, found: Tensor) -> None:
-    """Put codes that hardly anything falls to where vectors of this step, found (N, D), are; counted as average ones.
+    """Replace dead codes by random vectors of this step, found (N, D), with the mean count.
 
-    The order of random draws is torch's global one: the trainer seeds it for each step.
+    Draws from torch's global generator, which the trainer seeds at each step.
     """
     mean = book.cluster_size.mean()
     dead = book.cluster_size < DEAD * mean
@@ -50,7 +51,7 @@ def _revive(book: Any, found: Tensor) -> None:
 
 @torch.no_grad()
 def perplexities(codes: Tensor, size: int) -> list[float]:
-    """exp(entropy) of the codes of each codebook, codes (Q, N) -> Q numbers between 1 and `size`."""
+    """exp(entropy) of the codes of each codebook: codes (Q, N) -> Q numbers between 1 and `size`."""
     found = []
     for row in codes:
         share = torch.bincount(row.flatten(), minlength=size).double() / row.numel()

@@ -1,4 +1,4 @@
-"""Where codec weights come from: the package, a name that is fetched once, a file, or a seed."""
+"""Sources of codec weights: the package itself, a published checkpoint that is downloaded once, a file, or a seed."""
 
 import http.client
 import os
@@ -8,50 +8,50 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortcut_cli import files
-from shortcut_cli.codec.stream import MONO, STEREO, Layout
+from shortcut_cli import files, registry
+from shortcut_cli.codec.layout import MONO, STEREO, Layout
 from shortcut_cli.errors import Unavailable, UsageError
 
 BASE_URL = "https://dl.fbaipublicfiles.com/encodec/v0"  # encodec.model.ROOT_URL
 URL_VARIABLE = "SHORTCUT_WEIGHTS_URL"
 TIMEOUT_S = 20
-ATTEMPTS = 4  # to go on with a download that breaks off
+ATTEMPTS = 4  # to complete a download that breaks off
 UNTRAINED = {"untrained:": MONO, "untrained_48khz:": STEREO}
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]  # bytes on disk, bytes in total (0: unknown)
 
 
 @dataclass(frozen=True)
 class Official:
-    """A published checkpoint: its file, about how large it is, and how its SHA-256 begins (torch.hub's convention)."""
+    """A published checkpoint: file name, and the first digits of its SHA-256 (as torch.hub)."""
 
     file: str
-    about_mb: int
     sha256: str
     layout: Layout
 
 
-OFFICIAL = {
-    "encodec_24khz": Official("encodec_24khz-d7cc33bc.th", 93, "d7cc33bc", MONO),
-    "encodec_48khz": Official("encodec_48khz-7e698e3e.th", 75, "7e698e3e", STEREO),
-}
-EMBEDDED = {"mini": Path(__file__).parent / "mini.pt"}  # a name stands for one file for ever: see docs/mini.md
+_FILES = (
+    Official("encodec_24khz-d7cc33bc.th", "d7cc33bc", MONO),
+    Official("encodec_48khz-7e698e3e.th", "7e698e3e", STEREO),
+)
+OFFICIAL = dict(zip(registry.OFFICIAL_WEIGHTS, _FILES, strict=True))
+EMBEDDED = {"mini": Path(__file__).parent / "mini.pt"}  # a name never changes its file: see docs/mini.md
 NAMES = (*EMBEDDED, *OFFICIAL)
 
 
 def cached(name: str) -> Path:
-    """Where the file of an official checkpoint lies, or would."""
+    """The path of an official checkpoint in the cache, whether it exists or not."""
     return files.cache_folder() / OFFICIAL[name].file
 
 
 def url(name: str) -> str:
-    """Where the file of an official checkpoint is fetched from."""
+    """The address of an official checkpoint."""
     return f"{os.environ.get(URL_VARIABLE, BASE_URL).rstrip('/')}/{OFFICIAL[name].file}"
 
 
 def resolve(weights: str) -> Path:
-    """The file behind `tokenizer.weights`: a name, fetched at first use, or a path.
+    """The file for `tokenizer.weights`: a known name, downloaded at first use, or a path.
 
-    Raises UsageError where it is neither, Unavailable where an official file can't be had.
+    Raises UsageError if it is neither, Unavailable if an official file can't be downloaded.
     """
     if weights in EMBEDDED:
         return EMBEDDED[weights]
@@ -67,9 +67,9 @@ def resolve(weights: str) -> Path:
 
 
 def seed(weights: str) -> tuple[int, Layout] | None:
-    """The seed of "untrained:SEED", weights for tests, and their layout; None for any other.
+    """The seed and the layout of "untrained:SEED" or "untrained_48khz:SEED" (weights for tests); None for other names.
 
-    Raises UsageError where the seed is no number.
+    Raises UsageError if the seed is not a number.
     """
     for prefix, layout in UNTRAINED.items():
         if weights.startswith(prefix):
@@ -81,19 +81,18 @@ def seed(weights: str) -> tuple[int, Layout] | None:
 
 
 def layout(weights: str) -> Layout | None:
-    """How the codes of a codec come, where its name says so."""
+    """The layout of a codec if its name determines it, else None."""
     if (drawn := seed(weights)) is not None:
         return drawn[1]
     return OFFICIAL[weights].layout if weights in OFFICIAL else MONO if weights in EMBEDDED else None
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
-    """The cached file of an official checkpoint, downloaded first where it is missing: complete, with the right sum.
+def fetch(name: str, progress: OnProgress | None = None) -> Path:
+    """The cached file of an official checkpoint, downloaded if it is missing: complete, with the right checksum.
 
-    What arrived of a download that broke off stays beside it as .part, and the next one goes on there.
-    progress: called with the bytes that are there and the bytes of the file.
+    An interrupted download is kept beside it as .part, and the next one resumes it.
 
-    Raises Unavailable where it can't be had.
+    Raises Unavailable if it can't be downloaded.
     """
     path = cached(name)
     if path.is_file():
@@ -114,7 +113,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             raise Unavailable(
-                f"the weights {name} can't be fetched from {url(name)}: {reason}", ways_out(name)
+                f"the weights {name} can't be downloaded from {url(name)}: {reason}", ways_out(name)
             ) from error
         sha256 = files.sha256(part)
         if not sha256.startswith(OFFICIAL[name].sha256):
@@ -130,22 +129,22 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
 
 def ways_out(name: str) -> str:
-    """What to do where an official checkpoint can't be fetched."""
+    """What to do if an official checkpoint can't be downloaded."""
     return (
-        f"--set tokenizer.weights=mini works offline; or put {OFFICIAL[name].file} at {cached(name)}, name a "
+        f"--set tokenizer.weights=mini works offline; or save {OFFICIAL[name].file} as {cached(name)}, give a "
         f"checkpoint with --set tokenizer.weights=PATH, or a mirror with the environment variable {URL_VARIABLE}"
     )
 
 
-def _download(address: str, part: Path, progress: Progress | None) -> None:
-    """Bring `part` to the length that the server names, going on behind what is there where the server can."""
+def _download(address: str, part: Path, progress: OnProgress | None) -> None:
+    """Complete `part`, resuming at its end if the server supports that."""
     there = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={there}-"} if there else {})  # noqa: S310
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
     except urllib.error.HTTPError as error:
         if there and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            error.close()  # nothing is left to fetch, or `part` is of another file: its sum will say
+            error.close()  # `part` is complete or belongs to another file; its checksum will tell
             return
         raise
     with reply:

@@ -1,1 +1,1 @@
-"""Architectures: one file each, from ids to logits, with no loss inside."""
+"""Architectures, one file each, from ids to logits; the loss is apart."""

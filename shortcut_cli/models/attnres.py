@@ -1,14 +1,14 @@
 """Attention residuals (Kimi Team 2026, arXiv 2603.15031): a sublayer reads a softmax over all that was added so far.
 
-    h_l = sum over i of softmax_i(w_l . RMSNorm(v_i)) v_i      v_0 the embedding, v_i what sublayer i gave for h_i
+    h_l = sum over i of softmax_i(w_l . RMSNorm(v_i)) v_i      v_0 the embedding, v_i the output of sublayer i for h_i
 
-w_l a learned pseudo-query for each sublayer, zero at first, so that it starts from the mean, which is not the baseline.
+w_l is a learned pseudo-query per sublayer, zero at first, so that training starts from the mean, not from the baseline.
 The head reads once more, over everything. Variants:
 
-    full    every sublayer a source
-    block   sublayers in at most `blocks` groups: a source is the sum of a group, the unfinished group's so far included
+    full    every sublayer is a source
+    block   sublayers in at most `blocks` groups: a source is a group's sum, as far as it has got
     delta   h_l = x + that softmax over all sublayers' outputs, x the residual sum (Luo, Cai and Hu 2026,
-            arXiv 2605.18855, their modeling_qwen3_attnres.py; the embedding is no source); the head reads x alone
+            arXiv 2605.18855, their modeling_qwen3_attnres.py; the embedding is not a source); the head reads only x
 
 Checked against `naive_attnres` of flash-linear-attention.
 """
@@ -16,33 +16,33 @@ Checked against `naive_attnres` of flash-linear-attention.
 import torch
 from torch import Tensor, nn
 
-from shortcut_cli.models.blocks import EPSILON, Block, Cache, Decoder, Trace
-from shortcut_cli.models.mixing import States, depth_scores
+from shortcut_cli.config.schema import ModelConfig
+from shortcut_cli.kernels.depth import States, fork_scores
 from shortcut_cli.models.options import AttnResOptions
-from shortcut_cli.recipe import ModelKeys
+from shortcut_cli.models.transformer import Block, Cache, Decoder, Trace
 
 
 class Sources:
-    """What a softmax over depth reads; queries (L, D), norms included, one for each of the reads in their order."""
+    """What a softmax over depth reads; queries (L, D), norms included, one per read, in order."""
 
     def __init__(self, queries: Tensor, most: int, like: Tensor) -> None:
         self.states = States(most, len(queries) - 1, like)
         self.queries = queries
-        self.number = 0  # of the read that comes next
-        self.scores: list[dict[int, Tensor]] = []  # of each source: for each read to come, (B, T)
+        self.number = 0  # of the next read
+        self.scores: list[dict[int, Tensor]] = []  # of each source, by the number of each read to come: (B, T)
 
     def put(self, x: Tensor) -> Tensor:
-        """Another source; returns it."""
+        """Add a source; returns it, as `States.put` does."""
         x = self.states.put(x)
         self.scores.append(self._scores(x))
         return x
 
     def replace(self, x: Tensor) -> None:
-        """Another source instead of the last one."""
+        """Put a source in the place of the last one."""
         self.scores[-1] = self._scores(self.states.replace(x))
 
     def _scores(self, x: Tensor) -> dict[int, Tensor]:
-        scores = depth_scores(x, self.queries[self.number :], EPSILON)
+        _, scores = fork_scores(x, self.queries[self.number :])
         return dict(enumerate(scores.unbind(-1), self.number))
 
     def read(self) -> Tensor:
@@ -57,65 +57,65 @@ class Sources:
 class AttnRes(Decoder):
     """The baseline's sublayers, joined by softmax reads over depth."""
 
-    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
-        self.options: AttnResOptions = keys.attnres  # type: ignore[attr-defined]
-        super().__init__(keys, vocabulary)
-        reads = 2 * keys.layers + (self.options.variant != "delta")
+    def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
+        self.options: AttnResOptions = config.attnres  # type: ignore[attr-defined]
+        super().__init__(config, vocabulary)
+        reads = 2 * config.layers + (self.options.variant != "delta")
         if self.options.variant == "delta":
             reads -= 1  # the first sublayer has nothing to read
-        self.queries = nn.Parameter(torch.zeros(reads, keys.width))
-        self.key_norms = nn.Parameter(torch.ones(reads, keys.width))
+        self.queries = nn.Parameter(torch.zeros(reads, config.width))
+        self.key_norms = nn.Parameter(torch.ones(reads, config.width))
         if seed is not None:
             self.initialise(seed)
 
-    def begin(self) -> None:
-        """Zero queries: a mean of all sources."""
+    def init_extra(self) -> None:
+        """Zero queries: every read starts as the mean of its sources."""
         self.queries.zero_()
         self.key_norms.fill_(1)
 
-    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+    def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
         del trace
-        return self._delta(x, table, cache) if self.options.variant == "delta" else self._reads(x, table, cache)
+        return self._delta(x, freqs, cache) if self.options.variant == "delta" else self._reads(x, freqs, cache)
 
     def _sublayers(self) -> list[tuple[Block, int]]:
         return [(block, part) for block in self.blocks for part in (0, 1)]  # type: ignore[misc]
 
     def _begins(self, number: int) -> bool:
-        """Whether a sublayer is a source of its own, or the first of a group."""
-        sublayers = 2 * self.keys.layers
+        """Whether a sublayer starts a new source: always, or if it is the first of a group."""
+        sublayers = 2 * self.config.layers
         groups = min(self.options.blocks, sublayers) if self.options.variant == "block" else sublayers
         return number == 0 or number * groups // sublayers != (number - 1) * groups // sublayers
 
-    def _reads(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
-        sources = Sources(self.queries * self.key_norms, 2 * self.keys.layers + 1, x)
+    def _reads(self, x: Tensor, freqs: Tensor, cache: Cache | None) -> Tensor:
+        sources = Sources(self.queries * self.key_norms, 2 * self.config.layers + 1, x)
         sources.put(x)
         for number, (block, part) in enumerate(self._sublayers()):
-            y = block.delta(sources.read(), part, table, cache)
+            y = block.delta(sources.read(), part, freqs, cache)
             if self._begins(number):
                 sources.put(y)
             else:
                 sources.replace(sources.states.rows[-1] + y)
         return sources.read()
 
-    def _delta(self, x: Tensor, table: Tensor, cache: Cache | None) -> Tensor:
+    def _delta(self, x: Tensor, freqs: Tensor, cache: Cache | None) -> Tensor:
         sublayers = self._sublayers()
         deltas = Sources(self.queries * self.key_norms, len(sublayers) - 1, x)
         for number, (block, part) in enumerate(sublayers):
             h = x + deltas.read() if number else x
-            y = block.delta(h, part, table, cache)
+            y = block.delta(h, part, freqs, cache)
             x = x + (deltas.put(y) if number + 1 < len(sublayers) else y)
         return x
 
-    def multiplications(self) -> int:
-        """Scores, of each source for the reads to come, and sums, beside the matrices."""
+    def macs(self) -> int:
+        """The matrices, the scores of each source for all reads to come, and the sums."""
         reads = len(self.queries)
         sources = [1 + number for number in range(reads)]
         if self.options.variant == "block":
             sources = [1 + sum(self._begins(below) for below in range(number)) for number in range(reads)]
         sums = sum(count for count in sources if count > 1)
-        return super().multiplications() + (reads * (reads + 1) // 2 + sums) * self.keys.width
+        return super().macs() + (reads * (reads + 1) // 2 + sums) * self.config.width
 
     def routers(self) -> list[str]:
-        """Pseudo-queries, and the weights of their norms."""
+        """Pseudo-queries and the weights of their norms."""
         return ["queries", "key_norms"]

@@ -2,16 +2,16 @@
 
     V_l,t <- sum over i <= l of softmax_i(q_l,t . k_i,t / sqrt(d)) v_i,t
 
-for each head, then attention as ever. No parameters. The mixed values take the place of the layer's own in the cache.
-The paper's abstract and our notes of its formula were at hand, not its code: that v_i are the values before mixing, and
-the scale, are our reading. Keys are turned by their time, which two vectors of one time share, so products stay.
+for each head; then attention as usual. No parameters. The mixed values replace the layer's own in the cache. Written
+from the abstract and notes on the formula, without the code: that v_i are the values before mixing, and the scale, are
+our reading. Queries and keys are rotated by their time; at one time the rotation is the same, so their products stay.
 """
 
 import torch
 from torch import Tensor
 
-from shortcut_cli.models.blocks import Attention, History, ReadingDecoder
-from shortcut_cli.models.mixing import weighted_sum
+from shortcut_cli.kernels.depth import weighted_sum
+from shortcut_cli.models.transformer import Attention, History, ReadingDecoder
 
 
 class DepthMixing(Attention):
@@ -26,8 +26,8 @@ class DepthMixing(Attention):
 
 
 class DepthAttention(ReadingDecoder):
-    """The baseline with values that are mixed over depth."""
+    """The baseline with values mixed over depth."""
 
-    def attention(self, layer: int) -> Attention:
+    def make_attention(self, layer: int) -> Attention:
         """Above the first layer."""
-        return DepthMixing(self.keys, layer)
+        return DepthMixing(self.config, layer)

@@ -1,11 +1,11 @@
-"""The baseline: a pre-norm decoder with rotary positions, as the layers in blocks.py are."""
+"""The baseline: the pre-norm decoder with rotary positions of transformer.py, as it is."""
 
-from shortcut_cli.models.blocks import Decoder
-from shortcut_cli.recipe import Keys
+from shortcut_cli.config.schema import Config
+from shortcut_cli.models.transformer import Decoder
 
 
 class GPT(Decoder):
-    """A GPT-like decoder, whose every layer reads the one below."""
+    """A GPT-like decoder: every layer reads the one below."""
 
-    class Options(Keys):
-        """The baseline has no keys of its own."""
+    class Options(Config):
+        """The baseline has no options of its own."""

@@ -1,18 +1,23 @@
-"""A control: the last layer takes keys and values from one earlier layer, by its own projections, without any map.
+"""A control: the last layer takes keys and values from one earlier layer, by its own projections, without a map.
 
-The cheapest reading of a shortcut: no more parameters than the baseline but the norm of the tap. Compare the record of
-2026-03-06 of modded-nanogpt, in which late attention reads the state of one layer in the middle.
+The cheapest form of a shortcut: its only parameters beyond the baseline's are the norm of the tap. Compare
+modded-nanogpt, record of 2026-03-06, in which late attention reads the state of one layer in the middle.
 """
 
+from shortcut_cli.config.schema import ModelConfig
+from shortcut_cli.errors import UsageError
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.shortcut import Shortcut
-from shortcut_cli.recipe import ModelKeys
 
 
 class LateKV(Shortcut):
-    """`shortcut` with one tap, no map, and keys and values of it alone."""
+    """`shortcut` with one tap and no map; keys and values come only from the tap."""
 
-    def options_of(self, keys: ModelKeys) -> ShortcutOptions:
-        """One tap."""
-        layer = keys.late_kv.layer or max(1, keys.layers // 2)  # type: ignore[attr-defined]
-        return ShortcutOptions(taps=str(layer), map="identity", mode="replace")  # type: ignore[call-arg]
+    def options_of(self, config: ModelConfig) -> ShortcutOptions:
+        """One tap. Raises UsageError if it is not below the last layer."""
+        layer = config.late_kv.layer or max(1, config.layers // 2)  # type: ignore[attr-defined]
+        if layer >= config.layers:
+            raise UsageError(
+                f"model.late_kv.layer names layer {layer}, which is not below the last layer, {config.layers}"
+            )
+        return ShortcutOptions(taps=str(layer), map="identity", mode="replace")

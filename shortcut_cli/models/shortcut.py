@@ -1,9 +1,9 @@
 """The shortcut model: the final layer attends to the intermediate layers.
 
 A reconstruction of "Adaptive Large Language Models By Layerwise Attention Shortcuts" (Verma and Pilanci 2024, arXiv
-2409.10870). Known of it: ten layers; outputs of layers 2, 4, 6 and 8 are tapped; each goes through a two-layer MLP of
-1,024 neurons; the final layer's self-attention is replaced by causal cross-attention over the tapped features. No code
-and no equations were available; everything else is our choice, and a key where it could matter:
+2409.10870). What we know of it: ten layers; the outputs of layers 2, 4, 6 and 8 are tapped; each goes through a
+two-layer MLP of 1,024 neurons; causal cross-attention over the tapped features replaces the final layer's
+self-attention. We had neither code nor equations; everything else is our choice, with an option if it could matter:
 
     F_m = map_m(norm_m(h_m)) (+ e_m),   K = F W_K,   V = F W_V
     y   = h + W_O softmax(q . K[m, j] over all taps m and times j <= i) V,   y = y + feed-forward(norm(y))
@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.errors import UsageError
-from shortcut_cli.models import merge
-from shortcut_cli.models.blocks import (
+from shortcut_cli.kernels.attention import attend_sources, distances
+from shortcut_cli.kernels.rope import qkv_heads, rotate
+from shortcut_cli.models.options import ShortcutOptions
+from shortcut_cli.models.transformer import (
     Cache,
     Decoder,
     FeedForward,
@@ -24,18 +27,13 @@ from shortcut_cli.models.blocks import (
     RMSNorm,
     Trace,
     attend,
-    join,
-    rotate,
-    split_heads,
 )
-from shortcut_cli.models.options import ShortcutOptions
-from shortcut_cli.recipe import ModelKeys
 
 
 def tapped_layers(taps: str, layers: int) -> list[int]:
     """Numbers of the tapped layers, 1 .. layers - 1, and 0 for the embedding.
 
-    Raises UsageError where a layer is named that the last layer can't read.
+    Raises UsageError if `taps` names a layer that the last layer can't read.
     """
     below = range(1, layers)
     if taps == "none":
@@ -54,13 +52,13 @@ def tapped_layers(taps: str, layers: int) -> list[int]:
 
 
 class Features(nn.Module):
-    """Tapped states -> features: a norm each, then a map each or one for all, then a depth embedding."""
+    """Tapped states -> features: a norm per tap, a map per tap or one for all, and optionally a depth embedding."""
 
-    def __init__(self, keys: ModelKeys, options: ShortcutOptions, taps: int) -> None:
+    def __init__(self, config: ModelConfig, options: ShortcutOptions, taps: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(RMSNorm(keys.width) for _ in range(taps))
-        self.maps = nn.ModuleList(_map(keys.width, options) for _ in range(1 if options.share_map else taps))
-        self.depth = nn.Parameter(torch.zeros(taps, keys.width)) if options.depth_embedding else None
+        self.norms = nn.ModuleList(RMSNorm(config.width) for _ in range(taps))
+        self.maps = nn.ModuleList(_map(config.width, options) for _ in range(1 if options.share_map else taps))
+        self.depth = nn.Parameter(torch.zeros(taps, config.width)) if options.depth_embedding else None
 
     def forward(self, tapped: list[Tensor]) -> Tensor:
         """M states (B, T, D) -> (B, T, M, D)."""
@@ -79,48 +77,49 @@ def _map(width: int, options: ShortcutOptions) -> nn.Module:
 class TapAttention(nn.Module):
     """The last layer's attention: to the taps, instead of or beside its own keys."""
 
-    def __init__(self, keys: ModelKeys, options: ShortcutOptions, taps: int) -> None:
+    def __init__(self, config: ModelConfig, options: ShortcutOptions, taps: int) -> None:
         super().__init__()
-        self.heads, self.slot, self.mode, self.path = keys.heads, keys.layers - 1, options.mode, options.attention
-        self.features = Features(keys, options, taps)
+        self.heads, self.slot, self.mode, self.path = config.heads, config.layers - 1, options.mode, options.attention
+        self.features = Features(config, options, taps)
         self.by_feature = options.concat == "feature"
         self.own = options.mode != "replace"
-        width = keys.width
+        width = config.width
         if self.own:
             self.query_key_value = Linear(width, 3 * width)
         else:
             self.query = Linear(width, width)
-        entering = width * taps if self.by_feature else width
+        in_features = width * taps if self.by_feature else width
         projections = taps if options.project == "per_tap" and not self.by_feature else 1
-        self.key_value = nn.ModuleList(Linear(entering, 2 * width) for _ in range(projections))
-        self.gate = nn.Parameter(torch.zeros(keys.heads)) if options.mode == "gated" else None
+        self.key_value = nn.ModuleList(Linear(in_features, 2 * width) for _ in range(projections))
+        self.gate = nn.Parameter(torch.zeros(config.heads)) if options.mode == "gated" else None
         self.out = Linear(width, width)
 
     def forward(
-        self, x: Tensor, tapped: list[Tensor], table: Tensor, cache: Cache | None, trace: Trace | None
+        self, x: Tensor, tapped: list[Tensor], freqs: Tensor, cache: Cache | None, trace: Trace | None
     ) -> Tensor:
         """x (B, T, D), M tapped states (B, T, D) -> (B, T, D)."""
-        q, own_k, own_v = self._own(x, table)  # (B, T, H, d), (B, T, 1, H, d)
-        k, v = self._sources(tapped, table)  # (B, T, M, H, d)
+        q, own_k, own_v = self._own(x, freqs)  # (B, T, H, d), (B, T, 1, H, d)
+        k, v = self._sources(tapped, freqs)  # (B, T, M, H, d)
         if self.mode == "add":
             k, v = torch.cat((own_k, k), 2), torch.cat((own_v, v), 2)
         q = q.transpose(1, 2)  # (B, H, T, d)
         if self.gate is None:
             y = self._attend(q, k, v, self.slot, cache, trace)
         else:
-            # The taps have a slot of the cache to themselves, behind those of the layers.
+            # The taps have their own slot of the cache, behind those of the layers.
             tap = self._attend(q, k, v, self.slot + 1, cache, trace)
             y = self._attend(q, own_k, own_v, self.slot, cache, None) + self.gate[:, None, None] * tap
-        return self.out(y.transpose(1, 2).flatten(-2))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(-2))
+        return out
 
-    def _own(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _own(self, x: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.own:
-            q = rotate(self.query(x).unflatten(-1, (self.heads, -1)), table)
+            q = rotate(self.query(x).unflatten(-1, (self.heads, -1)), freqs)
             return q, q, q
-        q, k, v = (y.transpose(1, 2) for y in split_heads(self.query_key_value(x), table, self.heads))
+        q, k, v = (y.transpose(1, 2) for y in qkv_heads(self.query_key_value(x), freqs, self.heads))
         return q, k.unsqueeze(2), v.unsqueeze(2)
 
-    def _sources(self, tapped: list[Tensor], table: Tensor) -> tuple[Tensor, Tensor]:
+    def _sources(self, tapped: list[Tensor], freqs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(tapped)  # (B, T, M, D)
         if self.by_feature:
             features = features.flatten(-2).unsqueeze(2)  # (B, T, 1, M D)
@@ -129,7 +128,7 @@ class TapAttention(nn.Module):
         else:
             kv = torch.stack([project(features[:, :, m]) for m, project in enumerate(self.key_value)], 2)
         k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(3)
-        return rotate(k, table), v
+        return rotate(k, freqs), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, slot: int, cache: Cache | None, trace: Trace | None) -> Tensor:
         """q (B, H, T, d), k and v (B, T, M, H, d) -> (B, H, T, d)."""
@@ -138,13 +137,13 @@ class TapAttention(nn.Module):
         if trace is not None or (self.path == "merge" and cache is None):
             assert cache is None, "depth weights come from whole windows"
             if trace is None:
-                return merge.attend(q, k, v)[0]
+                return attend_sources(q, k, v)[0]
             k, v = trace.change(k, v)
             if not k.shape[3]:
                 return torch.zeros_like(q)
-            y, trace.depth_weights = merge.attend(q, k, v)
+            y, trace.depth_weights = attend_sources(q, k, v)
             if trace.measure_distances:
-                trace.distances = merge.distances(q, k)
+                trace.distances = distances(q, k)
             return y
         k, v = k.flatten(2, 3), v.flatten(2, 3)
         if cache:
@@ -155,68 +154,70 @@ class TapAttention(nn.Module):
 class TapBlock(nn.Module):
     """The last layer: a pre-norm layer like the others, whose attention reads the taps."""
 
-    def __init__(self, keys: ModelKeys, options: ShortcutOptions, taps: int) -> None:
+    def __init__(self, config: ModelConfig, options: ShortcutOptions, taps: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(keys.width)
-        self.attention = TapAttention(keys, options, taps)
-        self.feed_forward_norm = RMSNorm(keys.width)
-        self.feed_forward = FeedForward(keys)
-        self.dropout = nn.Dropout(keys.dropout)
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = TapAttention(config, options, taps)
+        self.feed_forward_norm = RMSNorm(config.width)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, tapped: list[Tensor], table: Tensor, cache: Cache | None, trace: Trace | None
+        self, x: Tensor, tapped: list[Tensor], freqs: Tensor, cache: Cache | None, trace: Trace | None
     ) -> Tensor:
         """x (B, T, D), M tapped states (B, T, D) -> (B, T, D)."""
         x, h = self.attention_norm.fork(x)
-        x = join(x, self.dropout(self.attention(h, tapped, table, cache, trace)))
+        x = x + self.dropout(self.attention(h, tapped, freqs, cache, trace))
         x, h = self.feed_forward_norm.fork(x)
-        return join(x, self.dropout(self.feed_forward(h)))
+        y: Tensor = x + self.dropout(self.feed_forward(h))
+        return y
 
 
 class Shortcut(Decoder):
     """A decoder whose final layer attends to the intermediate layers; with no taps it is the baseline."""
 
-    def __init__(self, keys: ModelKeys, vocabulary: int, seed: int | None = None) -> None:
-        self.options = self.options_of(keys)
-        self.tapped = tapped_layers(self.options.taps, keys.layers)
-        super().__init__(keys, vocabulary, seed)
+    def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
+        self.options = self.options_of(config)
+        self.tapped = tapped_layers(self.options.taps, config.layers)
+        super().__init__(config, vocabulary, seed)
         self.taps = self._labels()
 
-    def options_of(self, keys: ModelKeys) -> ShortcutOptions:
-        """The keys that this arm goes by."""
-        options: ShortcutOptions = keys.shortcut  # type: ignore[attr-defined]
+    def options_of(self, config: ModelConfig) -> ShortcutOptions:
+        """The options that this arm uses."""
+        options: ShortcutOptions = config.shortcut  # type: ignore[attr-defined]
         return options
 
     def sources(self, states: list[Tensor]) -> list[Tensor]:
-        """What the taps read of the embedding and the outputs of all layers but the last, (B, T, D) each."""
+        """What the taps read, out of the embedding and the outputs of all layers but the last, (B, T, D) each."""
         return [states[layer] for layer in self.tapped]
 
     def make_block(self, layer: int) -> nn.Module:
-        """The last layer reads the taps, where there are some."""
-        if self.tapped and layer == self.keys.layers - 1:
-            return TapBlock(self.keys, self.options, len(self.tapped))
+        """The last layer reads the taps, if there are any."""
+        if self.tapped and layer == self.config.layers - 1:
+            return TapBlock(self.config, self.options, len(self.tapped))
         return super().make_block(layer)
 
-    def trunk(self, x: Tensor, table: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+    def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
         if not self.tapped:
-            return super().trunk(x, table, cache, trace)
-        history = [x]
+            return super().run_blocks(x, freqs, cache, trace)
+        states = [x]
         for block in self.blocks[:-1]:
-            history.append(block(history[-1], table, cache))
-        return self.blocks[-1](history[-1], self.sources(history), table, cache, trace)
+            states.append(block(states[-1], freqs, cache))
+        y: Tensor = self.blocks[-1](states[-1], self.sources(states), freqs, cache, trace)
+        return y
 
     def cache_entries(self) -> list[int]:
-        """As many keys in the last slot as it has sources; `gated` keeps its own apart from the taps'."""
+        """The last slot has one key per source; `gated` keeps the layer's own keys apart from the taps'."""
         if not self.tapped:
             return super().cache_entries()
         sources = 1 if self.options.concat == "feature" else len(self.tapped)
         last = {"replace": [sources], "add": [sources + 1], "gated": [1, sources]}[self.options.mode]
-        return [1] * (self.keys.layers - 1) + last
+        return [1] * (self.config.layers - 1) + last
 
-    def multiplications(self) -> int:
-        """A map or projection that all taps share runs once for each."""
-        total = super().multiplications()
+    def macs(self) -> int:
+        """A map or projection that all taps share runs once per tap."""
+        total = super().macs()
         if not self.tapped:
             return total
         attention: Any = self.blocks[-1].attention

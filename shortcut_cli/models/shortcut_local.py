@@ -1,6 +1,6 @@
-"""A control: the shortcut model with its maps and as many keys, but every tap reads the layer right below the last.
+"""A control: the shortcut model, maps and number of keys included, but every tap reads the layer just below the last.
 
-What a shortcut gains over this, it gains by reading across layers, and not by having more parameters.
+What a shortcut gains over this, it gains by reading across layers, not by having more parameters.
 """
 
 from torch import Tensor
@@ -9,10 +9,10 @@ from shortcut_cli.models.shortcut import Shortcut
 
 
 class ShortcutLocal(Shortcut):
-    """`shortcut` with [model.shortcut]'s keys, without its cross-layer reads."""
+    """`shortcut`, with the options of [model.shortcut], without its cross-layer reads."""
 
     def sources(self, states: list[Tensor]) -> list[Tensor]:
-        """The state that the last layer reads, once for each tap."""
+        """The state that the last layer reads, once per tap."""
         return [states[-1]] * len(self.tapped)
 
     def _labels(self) -> tuple[str, ...]:

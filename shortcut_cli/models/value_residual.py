@@ -1,27 +1,27 @@
 """Value residual (ResFormer, Zhou et al. 2024, arXiv 2410.17897): every layer also reads the values of the first.
 
-    V_l <- a_l V_1 + b_l V_l            l > 1, scalars, 0.5 each at first (the paper's learnable form)
-    V_l <- V_l + relu(W_l x_l) V_1      gate = "token": a weight for each token and head (SATFormer, arXiv 2605.03953)
+    V_l <- a_l V_1 + b_l V_l            l > 1, a_l and b_l scalars, 0.5 at first (the paper's learnable form)
+    V_l <- V_l + relu(W_l x_l) V_1      gate = "token": a weight per token and head (SATFormer, arXiv 2605.03953)
 
-Mixed values are what is cached, so that generation costs nothing more.
+The mixed values are cached, so that the cache is no larger.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortcut_cli.models.blocks import Attention, History, Linear, ReadingDecoder
+from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.models.options import ValueResidualOptions
-from shortcut_cli.recipe import ModelKeys
+from shortcut_cli.models.transformer import Attention, History, Linear, ReadingDecoder
 
 
 class ValueAttention(Attention):
     """Attention whose values are mixed with those of the first layer."""
 
-    def __init__(self, keys: ModelKeys, layer: int, options: ValueResidualOptions) -> None:
-        super().__init__(keys, layer)
+    def __init__(self, config: ModelConfig, layer: int, options: ValueResidualOptions) -> None:
+        super().__init__(config, layer)
         self.share = nn.Parameter(torch.full((2,), 0.5)) if options.gate == "scalar" else None  # of V_1, of V_l
-        self.gate = Linear(keys.width, keys.heads) if options.gate == "token" else None
+        self.gate = Linear(config.width, config.heads) if options.gate == "token" else None
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
         """(B, H, T, d)."""
@@ -36,9 +36,9 @@ class ValueAttention(Attention):
 class ValueResidual(ReadingDecoder):
     """The baseline with a value residual."""
 
-    def attention(self, layer: int) -> Attention:
+    def make_attention(self, layer: int) -> Attention:
         """Above the first layer."""
-        return ValueAttention(self.keys, layer, self.keys.value_residual)  # type: ignore[attr-defined]
+        return ValueAttention(self.config, layer, self.config.value_residual)  # type: ignore[attr-defined]
 
     def routers(self) -> list[str]:
         """The scalars or gates."""

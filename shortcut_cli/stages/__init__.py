@@ -1,1 +1,1 @@
-"""The stages of a run. Each is a function; `report(event, **fields)` is its only way to the screen."""
+"""The commands: what each does, free of screen and exit codes. Its `report` is its only way to the screen."""

@@ -1,9 +1,8 @@
-"""Measure a codec: what comes back at each bandwidth, how the codebooks are used, and how fast it is."""
+"""Evaluate a codec: quality of the reconstruction at each bandwidth, use of the codebooks, and speed."""
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,55 +11,57 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shortcut_cli import files, inputs
-from shortcut_cli.codec import objectives, opening, rvq
-from shortcut_cli.codec.stream import CODES, HOP, MONO, RATE_HZ
+from shortcut_cli import SCHEMA_VERSION, files
+from shortcut_cli.codec import loading, losses, rvq
+from shortcut_cli.codec.layout import CODEBOOK_KBPS, CODES, MONO, RATE_HZ
+from shortcut_cli.data import inputs
+from shortcut_cli.data.sound import SUFFIXES, SoundReader
 from shortcut_cli.errors import Rejected, UsageError
-from shortcut_cli.tokenizers.audio import AudioTokenizer, Length, read_samples
+from shortcut_cli.events import Note, Progress, Report
 
-KBPS = RATE_HZ / HOP * math.log2(CODES) / 1000  # of one codebook
 OPUS = "opus"
 PESQ_RATE_HZ = 16_000
 Samples = npt.NDArray[np.float32]
-Report = Callable[..., None]
 
 
 @dataclass
 class Sums:
-    """Means over files of figures that some files do not have."""
+    """Means over files of scores that are undefined for some files."""
 
     values: dict[str, list[float]]
 
-    def add(self, figures: dict[str, float | None]) -> None:
-        """One more file; None: this file has no such figure."""
-        for name, value in figures.items():
+    def add(self, scores: dict[str, float | None]) -> None:
+        """Add the scores of one file; None: undefined for this file."""
+        for name, value in scores.items():
             if value is not None:
                 self.values.setdefault(name, []).append(value)
 
     def means(self) -> dict[str, float | None]:
-        """The mean of each figure; None where no file had it."""
+        """The mean of each score; None if it is undefined for all files."""
         return {name: (sum(found) / len(found) if found else None) for name, found in self.values.items()}
 
 
 def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Report) -> dict[str, Any]:
-    """Code and decode every file with the codec `weights` (a name, or a file), and compare.
+    """Encode and decode every file with the codec `weights` (a name or a path), and compare the result with the file.
 
-    Returns the result of `shortcut codec eval --json`: for each bandwidth, and for Opus at its lowest rate, means over
-    the files of SI-SDR (dB), log-mel distance, STOI (Taal et al. 2011) and wide-band PESQ (ITU-T P.862.2); the
-    perplexity of each codebook over all files; speeds as multiples of real time. A figure is None where its package is
-    missing, or where it is not defined for any file.
+    Returns the result of `shortcut codec eval --json`: for each bandwidth, and for Opus at its lowest bitrate, means
+    over the files of SI-SDR (dB), log-mel distance, STOI (Taal et al. 2011) and wide-band PESQ (ITU-T P.862.2); the
+    perplexity of each codebook over all files; speeds as multiples of real time. A score is None if its package is not
+    installed or if it is undefined for all files.
 
-    out: folder for the reconstructions. Raises UsageError where there is nothing to read, or for a codec of stereo.
+    out: folder for the reconstructions; None: they are not kept.
+
+    Raises UsageError if no file can be read or the codec is not 24 kHz mono.
     """
-    found = inputs.find(paths, AudioTokenizer.suffixes)
+    found = inputs.find(paths, SUFFIXES)
     if not found.files:
-        raise UsageError(f"no {' '.join(AudioTokenizer.suffixes)} files in {' '.join(map(str, paths))}")
-    codec = opening.codec(weights)
+        raise UsageError(f"no {' '.join(SUFFIXES)} files in {' '.join(map(str, paths))}")
+    codec = loading.codec(weights)
     if codec.layout != MONO:
-        raise UsageError(f"{weights} is a codec of 48 kHz stereo; `codec eval` measures those of 24 kHz mono")
+        raise UsageError(f"{weights} is a 48 kHz stereo codec; `codec eval` takes 24 kHz mono codecs only")
     measures = Measures()
     if measures.missing:
-        report("note", text=f"without {measures.missing}: pip install 'shortcut-cli[measure]'")
+        report(Note(text=f"without {measures.missing}: pip install 'shortcut-cli[measure]'"))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     counts = [count for count in (1, 2, 4, 8, 16, 32) if count <= codec.codebooks]
@@ -69,7 +70,7 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     seconds, spent = 0.0, {"encode": 0.0, "decode": 0.0}
     for done, (relative, path) in enumerate(found.files, 1):
         try:
-            x = np.concatenate(list(read_samples(path, Length())))
+            x = np.concatenate(list(SoundReader(path)))
         except Rejected as error:
             rejects.append({"path": relative, "reason": str(error)})
             continue
@@ -83,20 +84,20 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
             y = np.concatenate(list(codec.decode([coded[:, :count]])))[: len(x)]
             spent["decode"] += (time.perf_counter() - began) / len(counts)
             rows[count].add(measures(x, y))
-            _keep(out, relative, f"{count * KBPS:g}kbps", y)
+            _keep(out, relative, f"{count * CODEBOOK_KBPS:g}kbps", y)
         y, kbps = _opus(x)
         rows[0].add({"kbps": kbps, **measures(x, y)})
         _keep(out, relative, OPUS, y)
-        report("progress", task="codec eval", done=done, total=len(found.files), unit="files")
+        report(Progress(task="codec eval", done=done, total=len(found.files), unit="files"))
     if not codes:
         raise UsageError("none of the files can be read: " + "; ".join(f"{r['path']}: {r['reason']}" for r in rejects))
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "weights": weights,
         "files": len(codes),
         "rejects": rejects,
         "seconds": seconds,
-        "bandwidths": [{"kbps": count * KBPS, **rows[count].means()} for count in counts],
+        "bandwidths": [{"kbps": count * CODEBOOK_KBPS, **rows[count].means()} for count in counts],
         "opus": rows[0].means(),
         "perplexity": rvq.perplexities(torch.from_numpy(np.concatenate(codes).T.copy()), CODES),
         "encode_x_realtime": seconds / spent["encode"],
@@ -106,10 +107,10 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
 
 
 class Measures:
-    """The figures of one reconstruction; `missing` names the packages that are not installed."""
+    """The scores of one reconstruction; `missing` names those whose package is not installed."""
 
     def __init__(self) -> None:
-        self.mel = objectives.LogMel()
+        self.mel = losses.LogMel()
         self.stoi, self.pesq, absent = None, None, []
         try:
             from pystoi import stoi
@@ -126,20 +127,20 @@ class Measures:
         self.missing = " and ".join(absent)
 
     def __call__(self, x: Samples, y: Samples) -> dict[str, float | None]:
-        """x: the original, y: what came back, float32 (samples,) at 24 kHz each, equally long."""
+        """x: the original, y: its reconstruction, float32 (samples,) of equal length at 24 kHz."""
         both = torch.from_numpy(np.stack((x, y)))
         longest = self.mel.scales[-1][0]
         padded = torch.nn.functional.pad(both, (0, max(0, longest - both.shape[1])))
         silent = not x.any()
         return {
-            "si_sdr_db": None if silent else objectives.si_sdr_db(both[:1], both[1:]).item(),
+            "si_sdr_db": None if silent else losses.si_sdr_db(both[:1], both[1:]).item(),
             "log_mel": self.mel(padded[:1], padded[1:]).item(),
             "stoi": self._stoi(x, y),
             "pesq": self._pesq(x, y),
         }
 
     def _stoi(self, x: Samples, y: Samples) -> float | None:
-        """None where less than 30 frames of x are loud enough, for which it is not defined."""
+        """None if fewer than 30 frames of x are loud enough: STOI is then undefined."""
         if self.stoi is None or not x.any():
             return None
         with warnings.catch_warnings():
@@ -150,7 +151,7 @@ class Measures:
                 return None
 
     def _pesq(self, x: Samples, y: Samples) -> float | None:
-        """None where PESQ finds no utterance."""
+        """None if PESQ finds no utterance."""
         if self.pesq is None or not x.any() or not y.any():
             return None
         import soxr
@@ -164,7 +165,7 @@ class Measures:
 
 
 def _opus(x: Samples) -> tuple[Samples, float]:
-    """x after Opus at libsndfile's lowest rate (6 kbit/s), and the kbit/s of the file, headers included."""
+    """x after Opus at libsndfile's lowest bitrate (6 kbit/s), and the kbit/s of the whole file, headers included."""
     import io
 
     import soundfile
@@ -187,11 +188,3 @@ def _keep(out: Path | None, relative: str, label: str, y: Samples) -> None:
     name = f"{Path(relative).with_suffix('').as_posix().replace('/', '_')}-{label}.wav"
     with files.writing(out / name) as stream:
         soundfile.write(stream, y.clip(-1, 1), RATE_HZ, format="WAV", subtype="PCM_16")
-
-
-def rows(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """The table of a result: codec, kbit/s, SI-SDR, log-mel distance, STOI, PESQ."""
-    names = ("kbps", "si_sdr_db", "log_mel", "stoi", "pesq")
-    for entry in result["bandwidths"]:
-        yield (result["weights"], *(entry.get(name) for name in names))
-    yield (OPUS, *(result["opus"].get(name) for name in names))

@@ -1,118 +1,102 @@
-"""The page of a comparison: verdicts, table and curves in one file that needs nothing else."""
+"""Compare architectures on the same data, each with its matched baselines, over seeds. Finished runs are skipped.
 
-import html
-import io
-from collections.abc import Iterator
-from typing import Any
-
-COLUMNS = (
-    ("arm", "label"),
-    ("layers", "layers"),
-    ("width", "width"),
-    ("feed-forward", "ffn"),
-    ("learning rate", "lr"),
-    ("parameters of the trunk", "parameters"),
-    ("training FLOPs a token", "training_flops_per_token"),
-    ("tokens/s", "tokens_per_s"),
-    ("peak MB", "peak_mb"),
-    ("cache bytes a token", "cache_bytes_per_token"),
-)
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .6rem; border-bottom: 1px solid #ccc }
-td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th:first-child { text-align: left }
-svg { max-width: 100%; height: auto } pre { background: #f5f5f5; padding: 1rem; overflow: auto }
+Each run has an ordinary run folder, as from `shortcut train` and `shortcut eval`, and a process of its own, so that its
+peak memory can be measured and several devices work in parallel.
 """
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-def table(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """A row for each arm: the columns, then the mean loss and bits per unit over seeds."""
-    for row in result["arms"]:
-        losses, bits = row["nats_per_token"], row["bits_per_unit"]
-        yield (*(row[key] for _, key in COLUMNS), sum(losses) / len(losses), sum(bits) / len(bits))
-
-
-def headings(result: dict[str, Any]) -> list[str]:
-    """Of the columns of `table`."""
-    return [*(heading for heading, _ in COLUMNS), "nats per token", f"bits per {result['arms'][0]['unit']}"]
-
-
-def page(result: dict[str, Any]) -> str:
-    """HTML, self-contained."""
-    recipe = result["recipe"]
-    shape = recipe["model"]
-    title = f"{recipe['tokenizer']['name']}: {', '.join(row['label'] for row in result['arms'] if row['asked'])}"
-    facts = (
-        f"{shape['layers']} layers, width {shape['width']}, context {shape['context']}; {recipe['train']['steps']:,} "
-        f"steps of {result['tokens_per_step']:,} tokens, {result['epochs']:.2f} epochs; matched by {result['match']}; "
-        f"{result['split']} split; shards {result['shards'][:12]}."
-    )
-    verdicts = "".join(f"<li>{html.escape(entry['verdict'])}</li>" for entry in result["contrasts"])
-    return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p><ul>{verdicts}</ul>"
-        f"{_html(headings(result), table(result))}<h2>Against the opponent</h2>{_contrasts(result)}"
-        f"<h2>Validation loss</h2>{_curves(result)}<h2>Recipe</h2><pre>{html.escape(_recipe(recipe))}</pre></html>\n"
-    )
+from shortcut_cli import SCHEMA_VERSION, files
+from shortcut_cli.compare import page
+from shortcut_cli.compare.arms import Arm, plan
+from shortcut_cli.compare.contrasts import contrast_arms
+from shortcut_cli.compare.runner import PlannedRun, Runner
+from shortcut_cli.config import writing
+from shortcut_cli.config.schema import Recipe
+from shortcut_cli.data.shards import Shards
+from shortcut_cli.errors import UsageError
+from shortcut_cli.events import Report
+from shortcut_cli.registry import Match
+from shortcut_cli.training.loop import Stop
 
 
-def _contrasts(result: dict[str, Any]) -> str:
-    names = ["arm", "opponent", "seeds", "nats per token", "95 % over seeds", "95 % over documents", "wins", "p"]
-    names += ["p (Holm)", "detectable", f"p of equality within {result['margin_nats']}"]
-    rows = (
-        (
-            *(entry[key] for key in ("arm", "opponent", "seeds", "mean", "interval_95", "documents_interval_95")),
-            *(entry[key] for key in ("wins", "p", "p_holm", "detectable", "p_equal")),
-        )
-        for entry in result["contrasts"]
-    )
-    return _html(names, rows)
+def compare(
+    resolved: Recipe,
+    models: Sequence[str],
+    out: Path,
+    *,
+    seeds: int,
+    match: Match,
+    lrs: Sequence[float],
+    margin: float,
+    devices: Sequence[str],
+    report: Report,
+    stop: Stop,
+) -> dict[str, Any]:
+    """Train and score every arm and its baselines, and write compare.json and compare.html into `out`.
+
+    lrs: learning rates to try at the first seed; each arm and each baseline takes the one with its lowest validation
+    loss. Empty: the recipe's rate. margin: of equivalence, in nats per token. Returns the content of compare.json.
+
+    Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
+    command then resumes.
+    """
+    with files.held(out, "shortcut compare"):
+        shards = Shards(Path(resolved.data.shards))
+        runner = Runner(out, devices, report)
+        _check_same(out, resolved, match)
+        first = resolved.train.seed
+        numbers = range(first, first + seeds)
+        with stop as asked:
+            runner.asked = asked
+            arms = plan(resolved, models, shards.tokenizer["vocabulary"], match, runner.step_seconds)
+            _choose_rates(arms, list(lrs) or [resolved.train.lr], first, runner)
+            runner.run([PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()])
+        rows = {label: runner.row(arm, numbers) for label, arm in arms.items()}
+        contrasts = contrast_arms(arms, rows, margin)
+        batch = resolved.train.batch_size * resolved.model.context
+        result = {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": resolved.model_dump(),
+            "shards": shards.manifest["checksum"],
+            "split": resolved.eval.split,
+            "match": match,
+            "margin_nats": margin,
+            "tokens_per_step": batch,
+            "epochs": resolved.train.steps * batch / shards.split("train").tokens,
+            "arms": [{key: value for key, value in row.items() if key != "groups"} for row in rows.values()],
+            "contrasts": contrasts,
+        }
+        files.write(out / "compare.json", json.dumps(result, indent=1) + "\n")
+        files.write(out / "compare.html", page.page(result))
+    return result
 
 
-def _html(names: list[str], rows: Any) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+def _check_same(out: Path, resolved: Recipe, match: Match) -> None:
+    """Raise UsageError if a folder holds a comparison with another recipe or match; models and seeds may be added."""
+    kept = out / "comparison.json"
+    settings = {"recipe": resolved.model_dump(), "match": match}
+    if kept.exists():
+        changes = writing.differences(json.loads(kept.read_text(encoding="utf-8")), settings)
+        if changes:
+            raise UsageError(
+                f"{out} holds a different comparison\n" + "\n".join(f"  {line}" for line in changes),
+                "choose another --out",
+            )
+    files.write(kept, json.dumps(settings, indent=1) + "\n")
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_cell(part) for part in value)}]"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _curves(result: dict[str, Any]) -> str:
-    """Loss by step, by FLOPs and by seconds, as SVG."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasSVG(figure)
-    panels = figure.subplots(1, 3, sharey=True)
-    for row in result["arms"]:
-        steps = [point["step"] for point in row["curve"]]
-        losses = [point["validation"] for point in row["curve"]]
-        flops = [step * result["tokens_per_step"] * row["training_flops_per_token"] for step in steps]
-        seconds = [point["seconds"] for point in row["curve"]]
-        for axes, places in zip(panels, (steps, flops, seconds), strict=True):
-            axes.plot(places, losses, "-" if row["asked"] else "--", label=row["label"], linewidth=1.2)
-    for axes, label in zip(panels, ("steps", "training FLOPs", "seconds"), strict=True):
-        axes.set_xlabel(label)
-    panels[0].set_ylabel("nats per token, mean over seeds")
-    panels[0].legend(fontsize="x-small")
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    drawn = stream.getvalue()
-    return drawn[drawn.index("<svg") :]
-
-
-def _recipe(tree: dict[str, Any]) -> str:
-    lines = []
-    for section, keys in tree.items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {value}" for key, value in keys.items()]
-    return "\n".join(lines)
+def _choose_rates(arms: dict[str, Arm], rates: list[float], seed: int, runner: Runner) -> None:
+    """Give each arm its learning rate: of several, the one with the lowest validation loss at a seed."""
+    if len(rates) == 1:
+        for arm in arms.values():
+            arm.lr = rates[0]
+        return
+    runner.run([PlannedRun(arm, rate, seed) for arm in arms.values() for rate in rates])
+    for arm in arms.values():
+        losses = {rate: runner.validation(PlannedRun(arm, rate, seed)) for rate in rates}
+        arm.tried = {repr(rate): loss for rate, loss in losses.items()}
+        arm.lr = min(losses, key=lambda rate: losses[rate])

@@ -1,4 +1,4 @@
-"""Doctor: what works on this machine, and what to do about the rest."""
+"""Doctor: check what works on this machine, and say how to fix the rest."""
 
 import os
 import platform
@@ -9,14 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "encodec", "miditok", "symusic", "sentencepiece", "soundfile", "soxr", "typer", "rich")
+PACKAGES = (
+    *("torch", "numpy", "scipy", "encodec", "miditok", "symusic", "sentencepiece", "soundfile", "soxr"),
+    *("matplotlib", "pebble", "pydantic", "typer", "rich"),
+)
 GIB = 2**30
 LOW_DISK_GIB = 2
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, whether it works, what was found, and what to do where it does not."""
+    """One check: what was checked, whether it works, what was found, and how to fix it."""
 
     what: str
     works: bool
@@ -25,7 +28,7 @@ class Check:
 
 
 def examine() -> list[dict[str, Any]]:
-    """All checks, as dictionaries."""
+    """Run all checks; returns them as dictionaries."""
     return [asdict(check) for check in (*_packages(), *_devices(), *_codecs(), *_disk())]
 
 
@@ -46,22 +49,29 @@ def _devices() -> Iterator[Check]:
         yield Check("CUDA", True, torch.cuda.get_device_name())
     else:
         yield Check("CUDA", True, "none; training runs on the CPU")
+    if torch.backends.mps.is_available():
+        yield Check("MPS", True, "available with --device mps")
 
 
 def _codecs() -> Iterator[Check]:
     from shortcut_cli.codec import weights
 
     for name, path in weights.EMBEDDED.items():
-        yield Check(f"codec {name}", path.is_file(), str(path), "install shortcut-cli again: it comes with it")
+        yield Check(f"codec {name}", path.is_file(), str(path), "reinstall shortcut-cli, which includes it")
     for name in weights.OFFICIAL:
         path = weights.cached(name)
         if path.is_file():
             yield Check(f"codec {name}", True, str(path))
         else:
-            remedy = f"shortcut codec get {name}, or at first use; without a network put the file at {path}"
+            remedy = f"run shortcut codec get {name}, or let the first use fetch it; offline, put the file at {path}"
             yield Check(f"codec {name}", False, "not fetched yet", remedy)
 
 
 def _disk() -> Iterator[Check]:
     free = shutil.disk_usage(Path.cwd()).free / GIB
-    yield Check("disk", free >= LOW_DISK_GIB, f"{free:.1f} GiB free here", "free some space, or use --out elsewhere")
+    yield Check(
+        "disk",
+        free >= LOW_DISK_GIB,
+        f"{free:.1f} GiB free here",
+        "free some space, or write to another disk with --out",
+    )

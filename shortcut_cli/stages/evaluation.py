@@ -1,22 +1,24 @@
-"""Eval: run.pt and shards -> scores in natural units, over every token of a split exactly once."""
+"""Eval: run.pt and shards -> scores in natural units; every token of a split is scored exactly once."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from shortcut_cli import metrics
-from shortcut_cli.checkpoint import Run
+from shortcut_cli import SCHEMA_VERSION
+from shortcut_cli.config.schema import EvalConfig
+from shortcut_cli.data.shards import Ids, Shards, Split
 from shortcut_cli.errors import UsageError
-from shortcut_cli.models.blocks import Trace
-from shortcut_cli.recipe import EvalKeys
-from shortcut_cli.shards import Ids, Shards, Split
+from shortcut_cli.events import Progress, Report
+from shortcut_cli.inference import metrics
+from shortcut_cli.inference.runs import Run
+from shortcut_cli.models import loss
+from shortcut_cli.models.transformer import Decoder, Trace
 
-Report = Callable[..., None]
-BLOCKS = 100  # groups for the bootstrap where a split has too few documents for one
+BLOCKS = 100  # groups for the bootstrap if a split has too few documents
 FEW_DOCUMENTS = 10
 
 
@@ -28,14 +30,14 @@ class Totals:
     tokens: metrics.Floats
     counts: Ids  # (V,) how often each id is a target
     correct: int = 0
-    depth: torch.Tensor | None = None  # (H, M) sum of depth weights over tokens
+    depth: torch.Tensor | None = None  # (H, M) sums of attention weights over tokens
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(first input, end, first scored) for each window, so that every target 0 .. tokens is scored exactly once.
+    """(first input, end, first scored) of each window, such that every target 0 .. tokens is scored exactly once.
 
-    Target i is id i of the split; its input i is the id before it (the end id before the first). A window reads the
-    inputs first .. end and scores the targets from `scored` to end, `stride` of them but in the last window.
+    Target i is id i of the split; input i is the id before it (EOS before the first). A window reads the inputs
+    first .. end and scores the targets scored .. end, `stride` of them except in the last window.
     """
     for scored in range(0, tokens, stride):
         end = min(scored + stride, tokens)
@@ -46,38 +48,38 @@ def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report
     """Score a run on a split of a shards folder.
 
     Returns nats per token with a 95 % interval, perplexity, accuracy, bits per natural unit, the unigram entropy of
-    the split, and for models that attend to layers their mean depth weights; "groups": sums over each document (or
-    block), arrays "nats" and "tokens".
+    the split, and, for models that attend to layers, their mean attention weights over layers ("depth_weights");
+    "groups": arrays "nats" and "tokens" with the sums of each document (or block).
 
-    Raises UsageError where the shards were made by another tokenizer.
+    Raises UsageError if the shards were made by another tokenizer or the split is empty.
     """
     check_tokenizer(run, shards)
-    split, keys = shards.split(name), run.recipe.eval
+    split, config = shards.split(name), run.recipe.eval
     if not split.tokens:
         raise UsageError(f"the {name} split of {shards.folder} is empty")
     ends, over = _groups(split)
     totals = Totals(np.zeros(len(ends)), np.zeros(len(ends)), np.zeros(run.content["vocabulary"], np.int64))
-    end_id = shards.tokenizer["end"]
+    eos = shards.tokenizer["end"]
     done = 0
-    for batch in _batches(split.tokens, run.recipe.model.context, keys):
-        _score(run.model, split, batch, end_id, ends, totals, device)
+    for batch in _batches(split.tokens, run.recipe.model.context, config):
+        _score(run.model, split, batch, eos, ends, totals, device)
         done += sum(end - scored for _, end, scored in batch)
-        report("progress", task="eval", done=done, total=split.tokens, unit="tokens")
-    return _summary(run, shards, split, totals, over, keys)
+        report(Progress(task="eval", done=done, total=split.tokens, unit="tokens"))
+    return _summary(run, shards, split, totals, over, config)
 
 
 def check_tokenizer(run: Run, shards: Shards) -> None:
-    """Raises UsageError where the shards were made by another tokenizer than the run's."""
+    """Raises UsageError if the shards were not made by the run's tokenizer."""
     ours, theirs = run.content["tokenizer"]["fingerprint"], shards.tokenizer["fingerprint"]
     if ours != theirs:
         raise UsageError(
             f"{run.path} was trained with tokenizer {ours[:12]}, {shards.folder} was made with {theirs[:12]}",
-            "point --shards at the data that the run was trained on",
+            "point --shards to the data that the run was trained on",
         )
 
 
 def _groups(split: Split) -> tuple[Ids, str]:
-    """Ends of the groups that the bootstrap draws from, and what they are."""
+    """The ends of the groups that the bootstrap draws from, and their kind: documents, or blocks of equal size."""
     documents = np.cumsum(split.document_tokens())
     if len(documents) >= FEW_DOCUMENTS:
         return documents, "documents"
@@ -85,11 +87,11 @@ def _groups(split: Split) -> tuple[Ids, str]:
     return np.arange(1, blocks + 1, dtype=np.int64) * split.tokens // blocks, "blocks"
 
 
-def _batches(tokens: int, context: int, keys: EvalKeys) -> Iterator[list[tuple[int, int, int]]]:
-    """Windows in groups of equal length."""
+def _batches(tokens: int, context: int, config: EvalConfig) -> Iterator[list[tuple[int, int, int]]]:
+    """Batches of windows of equal length."""
     batch: list[tuple[int, int, int]] = []
-    for window in windows(tokens, context, keys.stride):
-        if batch and (len(batch) == keys.batch_size or window[1] - window[0] != batch[0][1] - batch[0][0]):
+    for window in windows(tokens, context, config.stride):
+        if batch and (len(batch) == config.batch_size or window[1] - window[0] != batch[0][1] - batch[0][0]):
             yield batch
             batch = []
         batch.append(window)
@@ -98,15 +100,15 @@ def _batches(tokens: int, context: int, keys: EvalKeys) -> Iterator[list[tuple[i
 
 @torch.no_grad()
 def _score(
-    model: Any, split: Split, batch: list[tuple[int, int, int]], end_id: int, ends: Ids, totals: Totals, device: str
+    model: Decoder, split: Split, batch: list[tuple[int, int, int]], eos: int, ends: Ids, totals: Totals, device: str
 ) -> None:
     targets = np.stack([split.read(first, end - first) for first, end, _ in batch])  # (B, T)
-    before = [split.read(first - 1, 1)[0] if first else end_id for first, _, _ in batch]
+    before = [split.read(first - 1, 1)[0] if first else eos for first, _, _ in batch]
     inputs = np.concatenate([np.array(before)[:, None], targets[:, :-1]], axis=1)
     trace = Trace() if model.taps else None
     goal = torch.from_numpy(targets).to(device)
     logits = model(torch.from_numpy(inputs).to(device), trace=trace)  # (B, T, V)
-    losses = metrics.token_losses(logits, goal).double().cpu().numpy()
+    losses = loss.token_losses(logits, goal).double().cpu().numpy()
     correct = (logits.argmax(-1) == goal).cpu().numpy()
     for row, (first, end, scored) in enumerate(batch):
         kept = slice(scored - first, end - first)
@@ -120,19 +122,19 @@ def _score(
             totals.depth = seen if totals.depth is None else totals.depth + seen
 
 
-def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, keys: EvalKeys) -> dict[str, Any]:
+def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, config: EvalConfig) -> dict[str, Any]:
     nats, tokens = float(totals.nats.sum()), int(totals.tokens.sum())
-    low, high = metrics.bootstrap(totals.nats, totals.tokens, keys.resamples)
+    low, high = metrics.bootstrap(totals.nats, totals.tokens, config.resamples)
     unit = shards.tokenizer["unit"]
     per_unit = tokens / split.units[unit]
     result = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "model": run.recipe.model.name,
         "step": run.content["step"],
         "split": split.name,
         "tokens": tokens,
         "documents": len(split.document_tokens()),
-        "stride": keys.stride,
+        "stride": config.stride,
         "context": run.recipe.model.context,
         "nats_per_token": nats / tokens,
         "interval_95": [low, high],
@@ -142,7 +144,7 @@ def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, 
         "unit": unit,
         "units": split.units[unit],
         "bits_per_unit": metrics.bits_per_unit(nats, split.units[unit]),
-        "bits_per_unit_interval_95": [low * per_unit / math.log(2), high * per_unit / math.log(2)],
+        "bits_per_unit_interval_95": [metrics.bits_per_unit(end * per_unit, 1) for end in (low, high)],
         "unigram_entropy": metrics.entropy(totals.counts),
         "groups": {"nats": totals.nats, "tokens": totals.tokens},
     }

@@ -1,30 +1,32 @@
-"""Inspect: what a shards folder, a checkpoint, a codec or a recipe is, and whether it is whole.
+"""Inspect: describe a shards folder, a checkpoint, a codec or a recipe, and check that it is complete.
 
-Only checkpoints and codecs need PyTorch, so it is imported for them alone.
+PyTorch is imported only for checkpoints and codecs.
 """
 
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import recipe, sealed, shards
+from shortcut_cli.config import reading
+from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.training import tensor_file
 
 
 def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
-    """Describe a path; with `verify`, also compare every byte with the sums that were written beside it.
+    """Describe a path. verify: also compare every byte of a shards folder with its checksums.
 
-    Raises UsageError where the path is none of the three kinds, CheckFailed where it is not whole.
+    Raises UsageError if the path is none of these kinds, CheckFailed if something is missing or damaged.
     """
     if path.is_dir():
         return _shards(path, verify)
     if path.suffix == ".toml":
-        return {"kind": "recipe", "path": str(path)} | recipe.read_any(str(path)).model_dump()
+        return {"kind": "recipe", "path": str(path)} | reading.read_any(str(path)).model_dump()
     if path.suffix == ".pt":
-        sealed.recognise(path, "run.pt")
-        from shortcut_cli.codec import own
+        tensor_file.recognise(path, "run.pt")
+        from shortcut_cli.codec import checkpoint as codec_checkpoint
 
-        return _codec(path) if own.is_codec(path) else _checkpoint(path)
-    raise UsageError(f"{path} is neither a shards folder nor a .pt nor a .toml file")
+        return _codec(path) if codec_checkpoint.is_codec(path) else _checkpoint(path)
+    raise UsageError(f"{path} is neither a shards folder nor a .pt or .toml file")
 
 
 def _shards(folder: Path, verify: bool) -> dict[str, Any]:
@@ -41,9 +43,9 @@ def _shards(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _codec(path: Path) -> dict[str, Any]:
-    from shortcut_cli.codec import own
+    from shortcut_cli.codec import checkpoint as codec_checkpoint
 
-    codec, content = own.load(path), own.read(path)
+    codec, content = codec_checkpoint.load(path), codec_checkpoint.read(path)
     return {
         "kind": "codec",
         "path": str(path),
@@ -58,9 +60,9 @@ def _codec(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from shortcut_cli import checkpoint
+    from shortcut_cli.inference import runs
 
-    run = checkpoint.open_run(path, "cpu")
+    run = runs.open_run(path, "cpu")
     context = run.recipe.model.context
     return {
         "kind": "checkpoint",
@@ -79,11 +81,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_recipes(paths: list[str]) -> list[dict[str, Any]]:
-    """Validate recipe files; one entry each, with "problem" empty where it is right."""
+    """Validate recipes; returns an entry for each, whose "problem" is empty if it is valid."""
     found = []
     for path in paths:
         try:
-            recipe.read_any(path)
+            reading.read_any(path)
             problem = ""
         except UsageError as error:
             problem = error.message

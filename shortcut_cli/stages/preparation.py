@@ -1,7 +1,7 @@
-"""Prepare: files -> a shards folder whose bytes depend on the files, the recipe and the tokenizer alone.
+"""Prepare: files -> a shards folder whose bytes depend only on the files, the recipe and the tokenizer.
 
-Survey in worker processes (which documents are there?), then the splits, then what the tokenizer learns from the
-training split, then one pass that writes ids in a canonical order. What a survey staged on disk survives a kill.
+Worker processes scan the files for documents; documents are assigned to splits; the tokenizer learns from the training
+split, if it needs to; then one pass writes all ids in a canonical order. What a scan has staged survives a kill.
 """
 
 import hashlib
@@ -10,24 +10,26 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import files, inputs, registry, splits, workers
+from shortcut_cli import files, registry
+from shortcut_cli.config.schema import Recipe
+from shortcut_cli.config.writing import differences
+from shortcut_cli.data import inputs, splits, workers
+from shortcut_cli.data.documents import Assign, Document, Source
+from shortcut_cli.data.shards import FolderWriter, read_manifest, source_paths_file
 from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
-from shortcut_cli.recipe import Recipe, differences
-from shortcut_cli.shards import FolderWriter, noted_paths, read_manifest
-from shortcut_cli.tokenizers.base import Assign, Document, Source, Tokenizer
-
-Report = Callable[..., None]
+from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.tokenizers.base import Tokenizer
 
 
 @dataclass
 class Reject:
-    """A file, or a variant of one, that is not used."""
+    """A file, or a variant of one, that can't be used."""
 
     source: str
     sha256: str | None
@@ -35,15 +37,15 @@ class Reject:
     variant: str = ""
 
     def line(self) -> dict[str, Any]:
-        """What rejects.jsonl says of it."""
+        """Its line in rejects.jsonl."""
         variant = {"variant": self.variant} if self.variant else {}
         return {"source": self.source, "sha256": self.sha256, **variant, "reason": self.reason}
 
 
-def too_many(rejected: int, inputs_: int, limit: str) -> bool:
-    """Whether more files were rejected than `limit` ("3" files, or "1%" of all) allows.
+def too_many(rejected: int, total: int, limit: str) -> bool:
+    """Whether more of the `total` files were rejected than `limit` ("3" files, or "1%" of all) allows.
 
-    Raises UsageError where the limit is neither.
+    Raises UsageError if the limit is neither.
     """
     text, percent = limit.removesuffix("%").strip(), limit.endswith("%")
     try:
@@ -52,7 +54,7 @@ def too_many(rejected: int, inputs_: int, limit: str) -> bool:
         number = -1.0
     if not math.isfinite(number) or number < 0 or (not percent and number != int(number)):
         raise UsageError(f"--max-bad {limit} is neither a number of files nor a percentage", "for example 3 or 1%")
-    return rejected > (inputs_ * number / 100 if percent else number)
+    return rejected > (total * number / 100 if percent else number)
 
 
 def prepare(
@@ -60,10 +62,11 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenize the files behind `paths` into a shards folder.
 
-    Returns the manifest, with "worked" telling whether there was anything to do, "ignored", the number of files that
-    were passed over for their suffix, and "tokens_per_s". The folder is complete also where too many were rejected.
+    Returns the manifest, and with it "worked", whether there was anything to do, "ignored", the number of files ignored
+    because of their suffix, and, if there was, "tokens_per_s".
 
-    Raises UsageError where nothing can be read or the folder holds something else, TooManyRejects as said.
+    Raises UsageError if no files are found or the folder holds something else, TooManyRejects if more files were
+    rejected than `max_bad` allows (the folder is complete all the same) or all of them.
     """
     too_many(0, 1, max_bad)
     paths = list(paths)
@@ -71,40 +74,39 @@ def prepare(
     found = inputs.find(paths, tokenizer.suffixes)
     if not found.files and not found.rejects:
         raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
-    _check_ours(folder)
+    _check_folder(folder)
     began = time.monotonic()
     with files.held(folder, "shortcut prepare"):
         hashed, rejects = _hash(found, n_workers, report)
         request = _request(recipe, hashed)
-        manifest = _already(folder, request)
+        manifest = _finished(folder, request)
         summary: dict[str, Any] = {"worked": manifest is None, "ignored": found.ignored}
         if manifest is None:
-            job = _Job(recipe, tokenizer, folder, n_workers, report)
-            job.rejects += rejects
-            manifest = job.run(hashed, request)
+            preparation = _Preparation(recipe, tokenizer, folder, rejects, n_workers=n_workers, report=report)
+            manifest = preparation.run(hashed, request)
             tokens = sum(split["tokens"] for split in manifest["splits"].values())
             summary["tokens_per_s"] = round(tokens / (time.monotonic() - began), 1)
-        _note_paths(manifest, paths, report)
+        _remember_paths(manifest, paths, report)
     if too_many(manifest["rejected"], manifest["inputs"], max_bad):
         raise TooManyRejects(
             f"{manifest['rejected']} of {manifest['inputs']} files were rejected, more than --max-bad {max_bad}",
-            f"the rest is complete in {folder}; the reasons stand in {folder / 'rejects.jsonl'}",
+            f"the rest is complete in {folder}; {folder / 'rejects.jsonl'} has the reasons",
         )
     return manifest | summary
 
 
-def _note_paths(manifest: dict[str, Any], paths: list[str], report: Report) -> None:
-    """Remember in the cache where the sources lie, for `shortcut prove tokens`."""
-    note = noted_paths(manifest)
+def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) -> None:
+    """Remember in the cache where the sources are, for `shortcut prove tokens`."""
+    path = source_paths_file(manifest)
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        files.write(note, json.dumps([os.path.abspath(path) for path in paths]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, json.dumps([os.path.abspath(each) for each in paths]))
     except OSError as error:
-        report("note", text=f"`shortcut prove tokens` will have to be told the paths: {note}: {error.strerror}")
+        report(Note(text=f"`shortcut prove tokens` will need the paths as arguments: {path}: {error.strerror}"))
 
 
-def _check_ours(folder: Path) -> None:
-    """Refuse a folder that holds anything but an unfinished or finished preparation."""
+def _check_folder(folder: Path) -> None:
+    """Raises UsageError if the folder holds anything but a finished or unfinished preparation."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "choose another --out")
     ours = (".lock", ".partial", ".staging", "manifest.json")
@@ -114,7 +116,7 @@ def _check_ours(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Input:
-    """A file with its hash, and the other files that hold the same bytes."""
+    """A file with its hash, and the other files that have the same bytes."""
 
     relative: str
     path: Path
@@ -123,7 +125,7 @@ class Input:
 
 
 def _hash(found: inputs.Found, threads: int, report: Report) -> tuple[list[Input], list[Reject]]:
-    """Hash every file; keep equal ones once, under their first name."""
+    """Hash every file; equal files are kept once, under the first of their names."""
     rejects = [Reject(relative, None, reason) for relative, reason in found.rejects]
     by_hash: dict[str, list[tuple[str, Path]]] = {}
 
@@ -140,22 +142,26 @@ def _hash(found: inputs.Found, threads: int, report: Report) -> tuple[list[Input
                 rejects.append(Reject(relative, None, f"can't be read: {result.strerror}"))
             else:
                 by_hash.setdefault(result, []).append((relative, path))
-            report("progress", task="read", done=done, total=len(found.files), unit="files")
+            report(Progress(task="read", done=done, total=len(found.files), unit="files"))
     kept = [Input(*same[0], sha, tuple(relative for relative, _ in same[1:])) for sha, same in by_hash.items()]
     return sorted(kept, key=lambda file: (file.relative, file.sha256)), rejects
 
 
 def _request(recipe: Recipe, hashed: list[Input]) -> dict[str, Any]:
-    """All that was asked for, to tell a repeated command from another one."""
+    """Everything that was asked for, to tell whether a command is the same as an earlier one."""
     lines = [json.dumps([file.relative, file.sha256, *file.duplicates]) for file in hashed]
     data = recipe.data.model_dump(exclude={"shards", "file_timeout_s", "file_memory_mb"})
-    content = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    inputs_ = {"files": sum(1 + len(file.duplicates) for file in hashed), "sha256": content}
-    return {"data": data, "tokenizer": recipe.tokenizer.model_dump(), "inputs": inputs_}
+    sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    count = sum(1 + len(file.duplicates) for file in hashed)
+    return {
+        "data": data,
+        "tokenizer": recipe.tokenizer.model_dump(),
+        "inputs": {"files": count, "sha256": sha256},
+    }
 
 
-def _already(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest where the same was prepared before; None where nothing was. Raises UsageError where it differs."""
+def _finished(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the same preparation if it is finished, else None. Raises UsageError if it was another one."""
     if not (folder / "manifest.json").exists():
         return None
     manifest = read_manifest(folder)
@@ -168,15 +174,15 @@ def _already(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def _survey(tokenizer: Tokenizer, val: float, test: float, group: list[Source]) -> list[splits.Tally | Rejected]:
-    """In a worker process: read sources to their ends, or say why one can't be used."""
+def _scan_group(tokenizer: Tokenizer, val: float, test: float, group: list[Source]) -> list[splits.Tally | Rejected]:
+    """In a worker process: scan sources; the result for each is the tally of its documents, or why it can't be used."""
     if len(group) > 1:
         tokenizer.stage(group)
     found: list[splits.Tally | Rejected] = []
     for source in group:
         tally = splits.Tally(val, test)
         try:
-            for document in tokenizer.survey(source):
+            for document in tokenizer.scan(source):
                 tally.add(document)
         except Rejected as reason:
             found.append(reason)
@@ -185,39 +191,52 @@ def _survey(tokenizer: Tokenizer, val: float, test: float, group: list[Source]) 
     return found
 
 
-class _Job:
-    """One preparation: what its steps share."""
+class _Preparation:
+    """The steps of one preparation."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, folder: Path, n_workers: int, report: Report) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        folder: Path,
+        rejects: list[Reject],
+        *,
+        n_workers: int,
+        report: Report,
+    ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.folder = folder
+        self.rejects = rejects
         self.n_workers = n_workers
         self.report = report
-        self.rejects: list[Reject] = []
         key = json.dumps([recipe.tokenizer.model_dump(), tokenizer.description], sort_keys=True)
         self.staging = folder / ".staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.staging.mkdir(parents=True, exist_ok=True)
 
     def run(self, hashed: list[Input], request: dict[str, Any]) -> dict[str, Any]:
-        """Survey, divide, fit, write; returns the manifest."""
-        surveyed = self._survey([self._source(file) for file in hashed], "survey")
-        total = self._add_up(surveyed)
-        sources = _line_up(surveyed)
-        cut = self.recipe.data.split == "contiguous" or total.different < splits.ENOUGH
+        """Scan, split, fit and write; returns the manifest."""
+        scanned = self._scan([self._source(file) for file in hashed], "scan")
+        total = self._total(scanned)
+        sources = _with_places(scanned)
+        cut = self.recipe.data.split == "contiguous" or total.distinct < splits.ENOUGH
         assign = splits.contiguous(total) if cut else splits.by_document(total)
         if self.tokenizer.needs_fit:
-            self.report("note", text="training the tokenizer on the training split")
-            remark = self.tokenizer.fit(sources, assign)
-            if remark:
-                self.report("note", text=remark)
-        work = [(source, assign) for source in sources] + self._variants(surveyed, assign, cut)
+            self.report(Note(text="training the tokenizer on the training split"))
+            note = self.tokenizer.fit(sources, assign)
+            if note:
+                self.report(Note(text=note))
+        work = [(source, assign) for source in sources] + self._variants(scanned, assign, cut)
         work.sort(key=lambda item: (item[0].relative, item[0].sha256, item[0].variant))
         duplicates = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
-        vocabulary, end = self.tokenizer.vocabulary, self.tokenizer.end
-        with FolderWriter(self.folder, vocabulary, self.recipe.data.shard_tokens, end=end) as writer:
+        vocabulary, eos = self.tokenizer.vocabulary, self.tokenizer.eos
+        with FolderWriter(self.folder, vocabulary, self.recipe.data.shard_tokens, eos=eos) as writer:
             self._write(writer, work, duplicates)
-            fields = {"request": request, "split": "contiguous" if cut else "documents", **self._fields(hashed)}
+            fields = {
+                "request": request,
+                "split": "contiguous" if cut else "documents",
+                **self._manifest_fields(hashed),
+            }
             manifest = writer.finish(self._reject_lines(duplicates), fields)
         shutil.rmtree(self.folder / ".staging")
         return manifest
@@ -226,18 +245,18 @@ class _Job:
         name = f"{file.sha256}{'.' + variant if variant else ''}.ids"
         return Source(file.path, file.relative, file.sha256, self.staging / name, variant)
 
-    def _survey(self, sources: list[Source], task: str) -> list[tuple[Source, splits.Tally]]:
-        """Survey in worker processes; sources that are rejected are noted and left out."""
+    def _scan(self, sources: list[Source], task: str) -> list[tuple[Source, splits.Tally]]:
+        """Scan in worker processes; rejected sources are recorded and left out."""
         found: dict[Source, splits.Tally | Rejected] = {}
         groups = self.tokenizer.group(sources, self.n_workers)
         while groups:
             broken: list[Source] = []
             for group, results in self._in_workers(groups):
                 if isinstance(results, Rejected) and len(group) > 1:
-                    broken += group  # one of them took the process with it: which one, they show alone
+                    broken += group  # one of them crashed the process; scanning each on its own will tell which
                     continue
                 found |= zip(group, [results] if isinstance(results, Rejected) else results, strict=True)
-                self.report("progress", task=task, done=len(found), total=len(sources), unit="files")
+                self.report(Progress(task=task, done=len(found), total=len(sources), unit="files"))
             groups = [[source] for source in broken]
         kept: list[tuple[Source, splits.Tally]] = []
         for source in sources:
@@ -251,7 +270,7 @@ class _Job:
     def _in_workers(self, groups: list[list[Source]]) -> Iterator[tuple[list[Source], Any]]:
         data = self.recipe.data
         return workers.in_order(
-            _survey,
+            _scan_group,
             groups,
             (self.tokenizer, data.val, data.test),
             workers=max(1, min(self.n_workers, len(groups))),
@@ -259,41 +278,43 @@ class _Job:
             memory_mb=data.file_memory_mb,
         )
 
-    def _add_up(self, surveyed: list[tuple[Source, splits.Tally]]) -> splits.Tally:
+    def _total(self, scanned: list[tuple[Source, splits.Tally]]) -> splits.Tally:
+        """The tally of all documents. Raises TooManyRejects if there are none."""
         total = splits.Tally(self.recipe.data.val, self.recipe.data.test)
-        for _, tally in surveyed:
+        for _, tally in scanned:
             total.merge(tally)
         if not total.documents:
-            raise _nothing_left(self.rejects)
+            raise _all_rejected(self.rejects)
         return total
 
     def _variants(
-        self, surveyed: list[tuple[Source, splits.Tally]], assign: Assign, cut: bool
+        self, scanned: list[tuple[Source, splits.Tally]], assign: Assign, cut: bool
     ) -> list[tuple[Source, Assign]]:
-        """The augmented forms of the training documents, surveyed, all for the training split."""
+        """The augmented forms of the training documents, scanned, all of them for the training split."""
         names = self.tokenizer.variants
         if not names:
             return []
         if cut:
             raise UsageError("augmentation needs at least three different files and data.split = 'documents'")
-        train = [source for source, tally in surveyed if _is_train(source, tally, assign)]
+        train = [source for source, tally in scanned if _is_train(source, tally, assign)]
         wanted = [
             self._source(Input(source.relative, source.path, source.sha256), name) for source in train for name in names
         ]
-        kept = self._survey(wanted, "augment")
+        kept = self._scan(wanted, "augment")
         return [(replace(source, size=tally.size), _all_train) for source, tally in kept]
 
     def _write(self, writer: FolderWriter, work: list[tuple[Source, Assign]], duplicates: dict[str, list[str]]) -> None:
         for done, (source, assign) in enumerate(work, 1):
             same = {"duplicates": duplicates[source.sha256]} if source.sha256 in duplicates else {}
             variant = {"variant": source.variant} if source.variant else {}
-            for piece in self.tokenizer.encode(source, assign, self.n_workers):
-                record = {"source": source.relative, "sha256": piece.document.sha256, **variant, **same}
-                writer.add(piece.split, piece.ids, piece.units, record)
-            self.report("progress", task="write", done=done, total=len(work), unit="files")
+            for chunk in self.tokenizer.encode(source, assign, self.n_workers):
+                record = {"source": source.relative, "sha256": chunk.document.sha256, **variant, **same}
+                writer.add(chunk.split, chunk.ids, chunk.units, record)
+            self.report(Progress(task="write", done=done, total=len(work), unit="files"))
         self.tokenizer.save(writer.partial / "tokenizer")
 
-    def _fields(self, hashed: list[Input]) -> dict[str, Any]:
+    def _manifest_fields(self, hashed: list[Input]) -> dict[str, Any]:
+        """What the manifest says about the tokenizer and the files."""
         rejected = [reject for reject in self.rejects if not reject.variant]
         duplicates = sum(len(file.duplicates) for file in hashed)
         unread = sum(reject.sha256 is None for reject in rejected)
@@ -302,7 +323,7 @@ class _Job:
                 "name": self.recipe.tokenizer.name,
                 "fingerprint": self.tokenizer.fingerprint,
                 "vocabulary": self.tokenizer.vocabulary,
-                "end": self.tokenizer.end,
+                "end": self.tokenizer.eos,
                 "stride": self.tokenizer.stride,
                 "unit": self.tokenizer.unit,
                 **self.tokenizer.description,
@@ -321,10 +342,10 @@ class _Job:
         return sorted(lines, key=json.dumps)
 
 
-def _line_up(surveyed: list[tuple[Source, splits.Tally]]) -> list[Source]:
-    """The sources with their sizes and places in the corpus."""
+def _with_places(scanned: list[tuple[Source, splits.Tally]]) -> list[Source]:
+    """The sources with their sizes and their places in the corpus."""
     sources, start = [], 0
-    for source, tally in surveyed:
+    for source, tally in scanned:
         sources.append(replace(source, size=tally.size, start=start))
         start += tally.size
     return sources
@@ -341,7 +362,7 @@ def _all_train(document: Document) -> list[tuple[str, int]]:
     return [("train", document.size)]
 
 
-def _nothing_left(rejects: list[Reject]) -> TooManyRejects:
+def _all_rejected(rejects: list[Reject]) -> TooManyRejects:
     shown = [f"  {reject.source}: {reject.reason}" for reject in rejects[:10]]
     more = [f"  and {len(rejects) - 10} more"] if len(rejects) > 10 else []
     return TooManyRejects(f"all {len(rejects)} files were rejected\n" + "\n".join(shown + more))

@@ -1,1 +1,1 @@
-"""Tokenizers: one file a domain, from files to ids and back."""
+"""Tokenizers: from files to ids and back, one for each domain."""

@@ -1,0 +1,550 @@
+"""The commands: each parses its arguments, makes one call, and shows the result.
+
+Heavy imports are inside the bodies, after the checks that need none of them.
+"""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from shortcut_cli import __version__, registry
+from shortcut_cli.cli import console, tables
+from shortcut_cli.cli.signals import guarded, signals
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.events import Progress
+from shortcut_cli.training import device as devices
+
+
+def _group(text: str) -> typer.Typer:
+    """A group of commands with plain help: importing Typer's Rich help would take longer than the rest of `--help`."""
+    return typer.Typer(
+        help=text,
+        callback=_help,
+        invoke_without_command=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": 100},
+    )
+
+
+def _help(context: typer.Context) -> None:
+    """Show the help of a group that was called without a command, and fail."""
+    if context.invoked_subcommand is None:
+        console.text(f"{context.get_help()}\n", error=True)
+        raise typer.Exit(UsageError.exit_code)
+
+
+app = _group("Tokenize sound, music and text; train, evaluate and sample cross-layer attention models.")
+recipes_app = _group("List, print, copy and check recipes.")
+app.add_typer(recipes_app, name="recipes")
+prove_app = _group("Check on your own data that resumed runs and tokens are exact.")
+app.add_typer(prove_app, name="prove")
+codec_app = _group("Neural codecs: train, evaluate, fetch EnCodec's weights.")
+app.add_typer(codec_app, name="codec")
+
+# mypy wants the members written out, but these names come from the registry.
+Domain = StrEnum("Domain", list(registry.TOKENIZERS))  # type: ignore[misc]
+OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type: ignore[misc]
+
+
+def _out(text: str) -> Any:
+    return typer.Option("--out", metavar="DIR", help=text)
+
+
+RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.steps=200. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+CheckpointOption = typer.Option("--ckpt", metavar="run.pt", help="Checkpoint written by `train`.")
+Checkpoint = Annotated[Path, CheckpointOption]
+ShardsOption = Annotated[
+    Path | None, typer.Option("--shards", metavar="DIR", help="Shards folder; default: the recipe's.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes; default: one per core.")]
+MaxBad = Annotated[
+    str, typer.Option("--max-bad", metavar="N|P%", help="Most rejected files to tolerate before exit 3.")
+]
+Resume = Annotated[
+    Literal["auto", "never"], typer.Option("--resume", help="auto: resume an unfinished run; never: start over.")
+]
+RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSEED.")]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
+
+
+def _recognise(ckpt: Path) -> None:
+    """Raise UsageError if `ckpt` can't be a checkpoint, before anything heavy is imported."""
+    from shortcut_cli.training import tensor_file
+
+    tensor_file.recognise(ckpt, "run.pt")
+
+
+def _settings(given: list[str] | None, **flags: object) -> list[str]:
+    """--set settings, then flags, which win; a flag that was not given is None."""
+    return [*(given or []), *(f"{key.replace('__', '.')}={value}" for key, value in flags.items() if value is not None)]
+
+
+def _count(workers: int | None) -> int:
+    return workers or os.cpu_count() or 1
+
+
+@app.command()
+def prepare(
+    domain: Annotated[Domain, typer.Argument(metavar="DOMAIN", help="Kind of files.")],
+    paths: Paths,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file; default: the domain's."),
+    ] = None,
+    out: Annotated[Path | None, _out("Shards folder; default: the recipe's.")] = None,
+    workers: Workers = None,
+    max_bad: MaxBad = "1%",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize files into a folder of shards."""
+    from shortcut_cli.config import reading
+    from shortcut_cli.stages import preparation
+
+    name = recipe or registry.DEFAULT_RECIPES[domain]
+    resolved = reading.read(name, _settings(settings, data__shards=out))
+    if resolved.tokenizer.name != domain:
+        raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
+    folder = Path(resolved.data.shards)
+    with console.Reporter() as report:
+        manifest = preparation.prepare(
+            resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report
+        )
+    shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": str(folder)}
+    console.result(shown, tables.shards(shown), as_json=as_json)
+
+
+@app.command()
+def train(
+    recipe: RecipeOption,
+    model: Annotated[str | None, typer.Option("--model", help="Architecture; default: the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed; default: the recipe's.")] = None,
+    out: RunOut = None,
+    resume: Resume = "auto",
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on shards. If it is interrupted, run it again to resume."""
+    from shortcut_cli.config import reading
+
+    resolved = reading.read(recipe, _settings(settings, model__name=model, train__seed=seed))
+    folder = out or reading.run_folder(recipe, resolved)
+    from shortcut_cli.stages import training
+
+    with console.Reporter() as report:
+        summary = training.train(
+            resolved, folder, device=devices.choose(device), resume=resume, report=report, stop=signals
+        )
+    console.result(summary, summary["run"], as_json=as_json)
+
+
+@app.command("eval")
+def evaluate(
+    ckpt: Checkpoint,
+    shards: ShardsOption = None,
+    split: Annotated[
+        registry.ScoredSplit | None, typer.Option("--split", help="Split to score; default: the recipe's eval.split.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a checkpoint on a split, in nats per token and bits per byte, second or note."""
+    _recognise(ckpt)
+    from shortcut_cli.stages import pipeline
+
+    with console.Reporter() as report:
+        result = pipeline.score(ckpt, shards, split, device=devices.choose(device), report=report)
+    console.result(result, tables.scores(str(ckpt), result), as_json=as_json)
+
+
+@app.command()
+def sample(
+    ckpt: Annotated[Path | None, CheckpointOption] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", metavar="SAMPLE.json", help="Recreate this sample, byte for byte.")
+    ] = None,
+    prompt: Annotated[Path | None, typer.Option("--prompt", metavar="FILE", help="File to continue.")] = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="Number of samples.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Most new tokens per sample.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Softmax temperature; 0 is greedy.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Sample from this many most probable tokens; 0: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Sample from the fewest tokens with this probability; 1: all.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", help="Drop tokens below this share of the largest probability; 0: none.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampler.")] = None,
+    out: Annotated[Path | None, _out("Folder of the samples; default: samples/ beside the checkpoint.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Sample .wav, .mid or .txt files. A .json beside each says how it was made.
+
+    Options that are not given default to the recipe's [sample] section.
+    """
+    if ckpt is not None:
+        _recognise(ckpt)
+    from shortcut_cli.stages import pipeline
+
+    flags = {"n": n, "tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    settings = _settings(None, **{f"sample__{key}": value for key, value in (flags | {"seed": seed}).items()})
+    with console.Reporter() as report:
+        paths = pipeline.draw(ckpt, like, prompt, settings, out, device=device, report=report)
+    listed = [str(path) for path in paths]
+    console.result({"samples": listed}, "\n".join(listed), as_json=as_json)
+
+
+@app.command()
+def attention(
+    ckpt: Checkpoint,
+    prompt: Annotated[
+        Path | None, typer.Option("--prompt", metavar="FILE", help="File to analyse instead of a split.")
+    ] = None,
+    shards: ShardsOption = None,
+    split: Annotated[registry.ScoredSplit, typer.Option("--split", help="Split to analyse.")] = "val",
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Most context windows to analyse.")] = 64,
+    out: Annotated[Path | None, _out("Folder of the results; default: attention/ beside the checkpoint.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show where the final layer looks and how that affects the loss."""
+    _recognise(ckpt)
+    from shortcut_cli.stages import pipeline
+
+    folder = out or ckpt.parent / "attention"
+    with console.Reporter() as report:
+        result = pipeline.look(
+            ckpt, prompt, shards, split, windows, folder, device=devices.choose(device), report=report
+        )
+    console.result(result, tables.attention(folder, result), as_json=as_json)
+
+
+@app.command("run")
+def run_pipeline(
+    recipe: RecipeOption,
+    paths: Paths,
+    out: RunOut = None,
+    workers: Workers = None,
+    max_bad: MaxBad = "1%",
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare, train, evaluate and sample. Finished stages are skipped."""
+    from shortcut_cli.config import reading
+
+    resolved = reading.read(recipe, _settings(settings))
+    from shortcut_cli.stages import pipeline
+
+    with console.Reporter() as report:
+        result = pipeline.run_all(
+            resolved,
+            paths,
+            out or reading.run_folder(recipe, resolved),
+            n_workers=_count(workers),
+            max_bad=max_bad,
+            device=devices.choose(device),
+            report=report,
+            stop=signals,
+        )
+    table = tables.scores(result["train"]["run"], result["eval"])
+    console.result(result, table, "\n".join(result["samples"]), as_json=as_json)
+
+
+@app.command()
+def compare(
+    recipe: RecipeOption,
+    models: Annotated[str, typer.Option("--models", metavar="A,B,...", help="Architectures; gpt is always included.")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs per architecture, one per seed.")] = 3,
+    match: Annotated[
+        registry.Match,
+        typer.Option("--match", help="Match baselines by parameters, FLOPs or training time, or not at all."),
+    ] = "params",
+    lrs: Annotated[
+        str | None, typer.Option("--lrs", metavar="X,Y,...", help="Learning rates to try; each model uses its best.")
+    ] = None,
+    margin: Annotated[float, typer.Option("--margin", help="Equivalence margin, nats per token.")] = 0.005,
+    out: Annotated[Path | None, _out("Folder of the comparison; default: comparisons/RECIPE.")] = None,
+    device: Annotated[str, typer.Option("--device", help="One device, or several, e.g. cuda:0,cuda:1.")] = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare architectures with matched baselines over seeds. Writes a page with differences and intervals."""
+    from shortcut_cli.config import reading
+
+    resolved = reading.read(recipe, _settings(settings))
+    try:
+        rates = [float(rate) for rate in lrs.split(",")] if lrs else []
+    except ValueError as error:
+        raise UsageError(f"--lrs {lrs} is not a list of numbers", "for example --lrs 5e-4,1e-3,2e-3") from error
+    from shortcut_cli.stages import comparison
+
+    with console.Reporter() as report:
+        result = comparison.compare(
+            resolved,
+            models.split(","),
+            out or Path("comparisons") / Path(recipe).stem,
+            seeds=seeds,
+            match=match,
+            lrs=rates,
+            margin=margin,
+            devices=[devices.choose(name) for name in device.split(",")],
+            report=report,
+            stop=signals,
+        )
+    verdicts = "\n".join(entry["verdict"] for entry in result["contrasts"])
+    console.result(result, tables.comparison(result), verdicts, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Shards folder, .pt file or .toml file.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every byte of a shards folder with its checksums.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a shards folder, a checkpoint, a codec or a recipe."""
+    from shortcut_cli.stages import inspection
+
+    found = inspection.inspect(path, verify=verify)
+    console.result(found, tables.description(str(path), found), as_json=as_json)
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: AsJson = False) -> None:
+    """List the recipes that come with shortcut."""
+    from shortcut_cli.config import reading
+
+    listed = [{"name": name, "about": reading.header(name).splitlines()[0]} for name in reading.names()]
+    console.result({"recipes": listed}, tables.recipes(listed), as_json=as_json)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")]) -> None:
+    """Print a recipe."""
+    from shortcut_cli.config import reading
+
+    console.text(reading.find(name).read_text(encoding="utf-8"))
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="New .toml file.")],
+) -> None:
+    """Copy a recipe to a file of your own."""
+    from shortcut_cli import files
+    from shortcut_cli.config import reading
+
+    if file.exists():
+        raise UsageError(f"{file} exists already", "choose another file name")
+    files.write(file, reading.find(name).read_text(encoding="utf-8"))
+    console.text(f"{file}\n")
+
+
+@recipes_app.command("check")
+def recipes_check(
+    paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Validate recipes. Exit 4 if one is not valid."""
+    from shortcut_cli.stages import inspection
+
+    checked = inspection.check_recipes(paths)
+    console.result({"recipes": checked}, tables.checked_recipes(checked), as_json=as_json)
+    wrong = sum(bool(entry["problem"]) for entry in checked)
+    if wrong:
+        raise CheckFailed(f"{wrong} of {len(checked)} recipes are not valid")
+
+
+@prove_app.command("resume")
+def prove_resume(
+    recipe: RecipeOption,
+    kills: Annotated[int, typer.Option("--kills", min=1, help="How often to kill the second training.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the kill times.")] = 1,
+    out: Annotated[Path | None, _out("Keep both runs in this folder.")] = None,
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train twice, once with kills and resumes, and compare the weights.
+
+    The kills come at random times. Exit 4 if weights or logs differ.
+    """
+    import tempfile
+
+    from shortcut_cli.config import reading
+
+    resolved = reading.read(recipe, _settings(settings))
+    from shortcut_cli.stages import proof
+
+    with console.Reporter() as report, tempfile.TemporaryDirectory(prefix="shortcut-") as scratch:
+        folder = out or Path(scratch) / "runs"
+        result = proof.resume(resolved, folder, kills=kills, seed=seed, device=devices.choose(device), report=report)
+    console.result(result, tables.proof("prove resume", result), as_json=as_json)
+    if not (result["equal_weights"] and result["equal_logs"]):
+        raise CheckFailed("the interrupted training ended with different weights or logs")
+
+
+@prove_app.command("tokens")
+def prove_tokens(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Shards folder.")],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Files it was prepared from; default: those that `prepare` noted."),
+    ] = None,
+    sources: Annotated[int, typer.Option("--sources", min=1, help="How many files to check.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of files.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize random files again, in blocks of a different size, and compare the ids.
+
+    Exit 4 if ids differ.
+    """
+    from shortcut_cli.stages import proof
+
+    with console.Reporter() as report:
+        result = proof.tokens(folder, paths or [], count=sources, seed=seed, report=report)
+    console.result(result, tables.proof(f"prove tokens {folder}", result), as_json=as_json)
+    if result["different"]:
+        raise CheckFailed(f"{len(result['different'])} documents were tokenized differently from {folder}")
+
+
+@codec_app.command("train")
+def codec_train(
+    paths: Paths,
+    recipe: RecipeOption = "codec-mini",
+    out: Annotated[Path | None, _out("Run folder; default: runs/RECIPE-sSEED.")] = None,
+    workers: Workers = None,
+    resume: Resume = "auto",
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a codec on sound files. If it is interrupted, run it again to resume."""
+    from shortcut_cli.config import reading
+
+    resolved = reading.read_codec(recipe, _settings(settings))
+    from shortcut_cli.stages import codec_training
+
+    with console.Reporter() as report:
+        summary = codec_training.train(
+            resolved,
+            paths,
+            out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}",
+            n_workers=_count(workers),
+            device=devices.choose(device),
+            resume=resume,
+            report=report,
+            stop=signals,
+        )
+    console.result(summary, summary["codec"], as_json=as_json)
+
+
+@codec_app.command("get")
+def codec_get(
+    name: Annotated[OfficialWeights, typer.Argument(metavar="NAME", help="Published weights.")], as_json: AsJson = False
+) -> None:
+    """Fetch EnCodec's weights into the cache. An interrupted download is resumed."""
+    from shortcut_cli.codec import weights
+
+    there = weights.cached(name).is_file()
+    with console.Reporter() as report:
+        path = weights.fetch(
+            name,
+            lambda done, total: report(Progress(task=f"get {name}", done=done, total=total or done, unit="bytes")),
+        )
+    console.result({"name": str(name), "path": str(path), "worked": not there}, str(path), as_json=as_json)
+
+
+@codec_app.command("eval")
+def codec_eval(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A codec.pt, or a name such as mini.")],
+    paths: Paths,
+    out: Annotated[Path | None, _out("Keep the reconstructions in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare sound with its reconstruction at every bandwidth, and with Opus."""
+    from shortcut_cli.stages import codec_evaluation
+
+    with console.Reporter() as report:
+        result = codec_evaluation.evaluate(weights, paths, out, report=report)
+    console.result(result, tables.codec_scores(result), as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check what works on this machine, and say how to fix the rest."""
+    from shortcut_cli.stages.doctor import examine
+
+    checks = examine()
+    console.result({"checks": checks}, tables.checks(checks), as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, _out("Folder of data, runs and samples; default: demo.")] = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Run every domain end to end on generated data, offline. Takes a few minutes."""
+    from shortcut_cli.stages import demo as stage
+
+    with console.Reporter() as report:
+        result = stage.demo(
+            out or Path("demo"),
+            n_workers=_count(workers),
+            device=devices.choose(device),
+            report=report,
+            stop=signals,
+        )
+    console.result(result, tables.demo(result), "\n".join(result["samples"]), as_json=as_json)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        console.text(f"{__version__}\n")
+        raise typer.Exit(0)
+    _help(context)
+
+
+def main() -> None:
+    """The `shortcut` command."""
+    guarded(lambda: dispatch(None))
+
+
+def dispatch(arguments: list[str] | None) -> Any:
+    """Run the command that `arguments` name; None: the arguments of this process.
+
+    Raises UsageError, which points to the help of the command, if the arguments are wrong.
+    """
+    try:
+        return app(arguments, prog_name="shortcut", standalone_mode=False)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "shortcut"
+        message = error.format_message().replace("Value error, ", "")  # pydantic's words, in newer versions of Typer
+        raise UsageError(message, f"{path} --help") from error

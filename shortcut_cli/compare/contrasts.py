@@ -1,0 +1,60 @@
+"""Each arm that was asked for against the better of its baselines."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from shortcut_cli.compare import significance
+from shortcut_cli.compare.arms import Arm
+
+Row = dict[str, Any]  # the results of an arm, from `Runner.row`
+
+
+def contrast_arms(arms: Mapping[str, Arm], rows: Mapping[str, Row], margin: float) -> list[dict[str, Any]]:
+    """The contrast of each arm that has baselines with the one of them that has the lowest mean validation loss.
+
+    rows: the results of all arms, by label. margin: of equivalence, in nats per token. p-values are Holm-adjusted over
+    all contrasts.
+    """
+    pairs = [(label, _better(arm.baselines, rows)) for label, arm in arms.items() if arm.baselines]
+    found = [
+        significance.contrast(_differences(rows[arm], rows[baseline], "nats_per_token"), margin)
+        for arm, baseline in pairs
+    ]
+    return [
+        {
+            "arm": arm,
+            "baseline": baseline,
+            "baselines": arms[arm].baselines,
+            **contrast.content(),
+            **_more(rows[arm], rows[baseline]),
+            "verdict": significance.verdict(arm, baseline, contrast, margin),
+        }
+        for (arm, baseline), contrast in zip(pairs, significance.adjusted(found), strict=True)
+    ]
+
+
+def _better(baselines: list[str], rows: Mapping[str, Row]) -> str:
+    return min(baselines, key=lambda label: statistics.mean(rows[label]["validation"]))
+
+
+def _differences(row: Row, other: Row, key: str) -> list[float]:
+    """Arm minus baseline, by seed."""
+    differences: list[float] = np.subtract(row[key], other[key]).tolist()
+    return differences
+
+
+def _more(row: Row, other: Row) -> dict[str, Any]:
+    """The differences by seed, in bits per unit, and over documents."""
+    bits = significance.contrast(_differences(row, other, "bits_per_unit"), math.inf)
+    scores = [[np.load(path) for path in one["groups"]] for one in (row, other)]  # by document, for each seed
+    ours, theirs = (np.mean([part["nats"] for part in parts], 0) for parts in scores)
+    return {
+        "differences": _differences(row, other, "nats_per_token"),
+        "bits_per_unit": bits.mean,
+        "bits_per_unit_interval_95": bits.interval_95,
+        "documents_interval_95": significance.over_documents(ours, theirs, scores[0][0]["tokens"]),
+    }

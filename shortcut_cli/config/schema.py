@@ -1,0 +1,295 @@
+"""The schema of a recipe.
+
+A recipe is a TOML file with the sections [data] [tokenizer] [model] [train] [eval] [sample]. The options of a tokenizer
+are in [tokenizer], those of an architecture in [model.NAME]. Both are declared by the classes that the registry names,
+so a new one needs no change here.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from shortcut_cli import registry
+
+
+class Config(BaseModel):
+    """A section of a recipe: no unknown keys, no silent conversions, no changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+FileTimeout = Annotated[float, Field(description="a file that takes more than this many seconds is rejected", gt=0)]
+FileMemory = Annotated[
+    int,
+    Field(
+        description="a file that takes more than this many MB of memory, libraries included, is rejected (on Linux)",
+        ge=1024,
+    ),
+]
+
+
+class DataConfig(Config):
+    """[data]: the shards folder, and how documents are split."""
+
+    shards: str = Field(description="shards folder, relative to the working directory", min_length=1)
+    split: Literal["documents", "contiguous"] = Field(
+        "documents",
+        description="documents: whole documents, by the hash of their content; contiguous: the first part is train, "
+        "then val, then test (also used if there are fewer than three different documents)",
+    )
+    val: float = Field(0.05, description="share of the validation split", gt=0, lt=0.5)
+    test: float = Field(0.05, description="share of the test split", gt=0, lt=0.5)
+    shard_tokens: int = Field(2**28, description="most tokens per shard file", ge=1024)
+    file_timeout_s: FileTimeout = 7200
+    file_memory_mb: FileMemory = 4096
+
+
+class ModelConfig(Config):
+    """[model]: the keys that all architectures share; those of one architecture are in [model.NAME]."""
+
+    name: str = Field(description="architecture: " + ", ".join(registry.MODELS))
+    layers: int = Field(description="decoder layers, including the last one", ge=1)
+    width: int = Field(description="width of the residual stream", ge=2)
+    heads: int = Field(description="attention heads; width / heads must be even", ge=1)
+    context: int = Field(description="context length, in tokens", ge=2)
+    ffn: int = Field(description="inner width of the feed-forward layers", ge=1)
+    activation: Literal["gelu", "swiglu"] = Field("gelu", description="activation function of the feed-forward layers")
+    tied: bool = Field(True, description="share the weights of the embedding with the output head")
+    dropout: float = Field(0.0, description="dropout rate of embeddings and of the output of each sublayer", ge=0, lt=1)
+    rope_base: float = Field(10000.0, description="base of the RoPE frequencies", gt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelConfig":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of twice heads {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_name(self) -> "ModelConfig":
+        if self.name not in registry.MODELS:
+            raise ValueError(f"unknown architecture {self.name!r}. {registry.did_you_mean(self.name, registry.MODELS)}")
+        return self
+
+
+class ScheduleConfig(Config):
+    """The keys of [train] that models and codecs share: AdamW, its schedule, and how often to validate."""
+
+    steps: int = Field(description="optimizer steps", ge=1)
+    batch_size: int = Field(description="windows per step", ge=1)
+    lr: float = Field(description="peak learning rate", gt=0)
+    min_lr: float = Field(0.1, description="final learning rate, as a share of lr", ge=0, le=1)
+    warmup: int = Field(100, description="steps of linear warm-up", ge=0)
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="after warm-up: cosine; wsd (stable, then linear decay); or constant"
+    )
+    decay: float = Field(0.2, description="wsd: share of the steps spent in the decay", gt=0, le=1)
+    weight_decay: float = Field(0.1, description="weight decay, on matrices only", ge=0)
+    beta1: float = Field(0.9, description="beta1 of AdamW", ge=0, lt=1)
+    beta2: float = Field(0.95, description="beta2 of AdamW", ge=0, lt=1)
+    clip: float = Field(1.0, description="largest norm of the gradient; 0: no clipping", ge=0)
+    ema: float = Field(
+        0.0, description="decay of the EMA of the weights, which is then validated and saved; 0: no EMA", ge=0, lt=1
+    )
+    seed: int = Field(1, description="seed of initial weights, window order and dropout", ge=0)
+    log_every: int = Field(10, description="steps between lines of log.jsonl", ge=1)
+    eval_every: int = Field(250, description="steps between validations, each followed by a save", ge=1)
+    eval_windows: int = Field(64, description="windows of the validation split that are scored during training", ge=1)
+    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra `tensorboard`)")
+
+
+class TrainConfig(ScheduleConfig):
+    """[train]: the optimizer, its schedule, and how often to validate."""
+
+    accumulation: int = Field(
+        1, description="gradient accumulation: parts that a step's windows are divided into, to save memory", ge=1
+    )
+    router_lr: float = Field(
+        1.0, description="learning rate of gates, routers and static mixes over depth, as a multiple of lr", gt=0
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on CUDA, fp32 elsewhere"
+    )
+    compile: bool = Field(False, description="torch.compile the model")
+    deterministic: bool = Field(
+        False, description="use only deterministic kernels, so that CUDA runs repeat bit for bit"
+    )
+
+    @model_validator(mode="after")
+    def _parts_divide_batch(self) -> "TrainConfig":
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        return self
+
+
+class EvalConfig(Config):
+    """[eval]: how a split is scored."""
+
+    split: registry.ScoredSplit = Field("test", description="split to score")
+    stride: int = Field(description="tokens scored per window; the rest of the context is only read", ge=1)
+    batch_size: int = Field(16, description="windows per batch", ge=1)
+    resamples: int = Field(1000, description="bootstrap resamples for the confidence intervals", ge=1)
+
+
+class SampleConfig(Config):
+    """[sample]: how the model is sampled."""
+
+    n: int = Field(4, description="number of samples", ge=1)
+    tokens: int = Field(description="most new tokens per sample", ge=1)
+    temperature: float = Field(1.0, description="softmax temperature; 0 is greedy", ge=0)
+    top_k: int = Field(0, description="sample from the k most probable tokens; 0: all", ge=0)
+    top_p: float = Field(
+        1.0, description="sample from the fewest tokens that together have this probability; 1: all", gt=0, le=1
+    )
+    min_p: float = Field(
+        0.0, description="drop tokens below this share of the largest probability; 0: none", ge=0, lt=1
+    )
+    seed: int = Field(1, description="seed of the sampler", ge=0)
+
+
+class Recipe(Config):
+    """A whole recipe. `schema()` fills in the registered tokenizers and architectures."""
+
+    data: DataConfig
+    tokenizer: Any
+    model: Any
+    train: TrainConfig
+    eval: EvalConfig
+    sample: SampleConfig
+
+    @model_validator(mode="after")
+    def _stride_within_context(self) -> "Recipe":
+        if self.eval.stride > self.model.context:
+            raise ValueError(f"eval.stride {self.eval.stride} is larger than model.context {self.model.context}")
+        return self
+
+
+class CodecDataConfig(Config):
+    """[data] of a codec: training windows, and which files belong together."""
+
+    speaker: str = Field(
+        "",
+        description="regular expression; files whose paths have the same first match go into the same split, for "
+        "example those of one speaker; empty: each file by itself",
+    )
+    val: float = Field(0.1, description="share of the validation split", gt=0, lt=0.5)
+    segment_s: float = Field(1.0, description="length of a training window, in seconds", ge=0.2, le=60)
+    speed: float = Field(
+        0.0,
+        description="random change of speed, pitch included: up to this share faster or slower",
+        ge=0,
+        lt=0.5,
+    )
+    gain_db: float = Field(0.0, description="random gain of up to this many dB, up or down", ge=0, le=40)
+    mix: float = Field(0.0, description="share of the windows that another window is added to", ge=0, le=1)
+    file_timeout_s: FileTimeout = 7200
+    file_memory_mb: FileMemory = 4096
+
+    @model_validator(mode="after")
+    def _speaker_is_an_expression(self) -> "CodecDataConfig":
+        try:
+            re.compile(self.speaker)
+        except re.error as error:
+            raise ValueError(f"data.speaker is not a regular expression: {error}") from error
+        return self
+
+
+class FrameConfig(Config):
+    """[codec.frame]: STFT and ConvNeXt blocks at frame rate."""
+
+    width: int = Field(160, description="width of the blocks", ge=8)
+    encoder_blocks: int = Field(6, description="ConvNeXt blocks before the quantizer", ge=1)
+    decoder_blocks: int = Field(8, description="ConvNeXt blocks after the quantizer", ge=1)
+    expansion: int = Field(4, description="inner width of a block, as a multiple of its width", ge=1)
+    kernel: int = Field(7, description="kernel size of a block's convolution, in frames", ge=2)
+
+
+class SeanetConfig(Config):
+    """[codec.seanet]: EnCodec's own encoder and decoder."""
+
+    filters: int = Field(32, description="filters of the outermost convolution", ge=2)
+
+
+class CodecConfig(Config):
+    """[codec]: the network and its codebooks, of 1,024 codes each."""
+
+    network: Literal["frame", "seanet"] = Field(
+        "frame", description="frame: STFT and ConvNeXt blocks at frame rate; seanet: EnCodec's own encoder and decoder"
+    )
+    codebooks: int = Field(8, description="residual codebooks of 1,024 codes, 0.75 kbit/s each", ge=1, le=32)
+    dimension: int = Field(64, description="dimension of the embedding that is quantized", ge=2)
+    codebook_decay: float = Field(0.99, description="decay of the running means that the codes follow", gt=0, lt=1)
+    frame: FrameConfig = Field(default_factory=FrameConfig, description="keys of the network frame")
+    seanet: SeanetConfig = Field(default_factory=SeanetConfig, description="keys of the network seanet")
+
+
+class CodecTrainConfig(ScheduleConfig):
+    """[train] of a codec: the optimizer, its schedule, and the weight of each loss."""
+
+    mel: float = Field(1.0, description="weight of the distance between log-mel spectra, at four window lengths", ge=0)
+    wave: float = Field(
+        0.1, description="weight of the mean absolute difference of samples, relative to the window's loudness", ge=0
+    )
+    commitment: float = Field(1.0, description="weight of the distance between embeddings and their codes", ge=0)
+    adversarial_from: int = Field(
+        0, description="step from which EnCodec's discriminator and loss balancer are used; 0: never", ge=0
+    )
+    adversarial: float = Field(3.0, description="weight of the adversarial loss", ge=0)
+    features: float = Field(3.0, description="weight of the feature-matching loss of the discriminator", ge=0)
+    discriminator_filters: int = Field(32, description="filters of the discriminator", ge=1)
+    discriminator_lr: float = Field(
+        3e-4, description="peak learning rate of the discriminator, on the same schedule", gt=0
+    )
+
+
+class CodecRecipe(Config):
+    """A recipe for `shortcut codec train`."""
+
+    data: CodecDataConfig
+    codec: CodecConfig
+    train: CodecTrainConfig
+
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, CodecRecipe)
+
+
+@cache
+def schema() -> type[Recipe]:
+    """`Recipe` with the options of every registered tokenizer and architecture."""
+    tokenizers = [registry.load(registry.TOKENIZERS, name).Options for name in registry.TOKENIZERS]
+    union: Any = tokenizers[0]
+    for options in tokenizers[1:]:
+        union = union | options
+    architectures: dict[str, Any] = {}
+    for name in registry.MODEL_OPTIONS:
+        options = registry.load(registry.MODEL_OPTIONS, name)
+        architectures[name] = (options, Field(default_factory=options, description=f"keys of {name}"))
+    model = create_model("Model", __base__=ModelConfig, **architectures)
+    tokenizer: Any = Annotated[union, Field(discriminator="name")]
+    return create_model("Recipe", __base__=Recipe, tokenizer=(tokenizer, ...), model=(model, ...))
+
+
+def keys() -> dict[str, str]:
+    """Every key that a recipe can have, dotted, with its description."""
+    sections = schema().model_fields
+    names = ("data", "model", "train", "eval", "sample")
+    found = {key: text for name in names for key, text in _section_keys(f"{name}.", sections[name].annotation)}
+    for name in registry.TOKENIZERS:
+        for key, text in _section_keys("tokenizer.", registry.load(registry.TOKENIZERS, name).Options):
+            found.setdefault(key, text)
+    return found
+
+
+def codec_keys() -> dict[str, str]:
+    """Every key that a codec recipe can have, dotted, with its description."""
+    return dict(_section_keys("", CodecRecipe))
+
+
+def _section_keys(prefix: str, section: Any) -> Iterator[tuple[str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _section_keys(f"{prefix}{name}.", field.annotation)
+        else:
+            yield prefix + name, field.description or ""

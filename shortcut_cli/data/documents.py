@@ -1,0 +1,44 @@
+"""What a source file contains: documents, and the chunk of each that a split gets."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file, or one variant of it (a transposition, say)."""
+
+    path: Path
+    relative: str  # path below the folder that was named on the command line
+    sha256: str  # of the file's bytes
+    staged: Path  # a file that `scan` may write for `encode` to read
+    variant: str = ""  # one of the tokenizer's `variants`
+    size: int = 0  # sum of the sizes of its documents; known after the scan
+    start: int = 0  # sum of the sizes of the sources before it; known after the scan
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a source file: the unit that is assigned to a split and ends with EOS."""
+
+    sha256: str  # of its content; equal documents have equal hashes
+    offset: int  # where it starts in the corpus, in the unit of `size`; includes the `start` of its source
+    size: int  # bytes for text, otherwise tokens; a contiguous split cuts by it
+    units: dict[str, float] = field(default_factory=dict)  # natural units of the whole document
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The ids of a document, or of the part of it that one split gets."""
+
+    document: Document
+    split: str
+    units: dict[str, float]  # natural units of this chunk
+    ids: Iterator[np.ndarray]  # blocks in order, without EOS; must be exhausted before the next chunk
+
+
+Assign = Callable[[Document], list[tuple[str, int]]]
+"""Divides a document: (split, size) for each part in order; the sizes add up to the document's size."""

@@ -1,0 +1,120 @@
+"""Finding input files: folders are walked, files and globs taken, each real file once, in an order that is fixed."""
+
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shortcut_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Found:
+    """The input files behind command-line arguments."""
+
+    files: list[tuple[str, Path]]  # (path below its root, path), sorted by the first
+    rejects: list[tuple[str, str]]  # (path below its root, reason)
+    ignored: int  # files in folders whose suffix is not of the domain
+
+
+def find(arguments: Iterable[str], suffixes: tuple[str, ...]) -> Found:
+    """Find the input files behind command-line arguments: folders, files or globs.
+
+    The result does not depend on the order or repetition of the arguments, on whether paths are relative or absolute,
+    or on the order in which the file system lists names. Links to folders and files are followed.
+
+    Raises UsageError if an argument names nothing.
+    """
+    search = _Search(suffixes)
+    for argument in arguments:
+        for root in _expand(argument):
+            search.add(root)
+    return search.result()
+
+
+def _expand(argument: str) -> list[Path]:
+    if os.path.lexists(argument):
+        return [Path(argument)]
+    matches = sorted(glob.glob(argument, recursive=True, include_hidden=False))
+    if not matches:
+        raise UsageError(f"{argument} does not exist", "give folders, files or globs; quote globs for `**`")
+    return [Path(match) for match in matches]
+
+
+@dataclass(frozen=True, order=True)
+class _Candidate:
+    """One of the names of a file; the smallest is the one it is listed under."""
+
+    height: int  # minus the number of folders above it; a file below two roots is named by the outer one
+    relative: str  # path below its root
+    path: Path
+    reason: str  # why it can't be an input, or nothing
+
+
+class _Search:
+    """What has been found below the roots so far."""
+
+    def __init__(self, suffixes: tuple[str, ...]) -> None:
+        self.suffixes = suffixes
+        self.named: dict[str, _Candidate] = {}  # by real path
+        self.ignored: set[str] = set()  # real paths
+        self.rejects: set[tuple[str, str]] = set()
+        self.misnamed: dict[str, Path] = {}  # folders that are named like files of the domain
+
+    def add(self, root: Path) -> None:
+        """Add a file, or all files below a folder."""
+        for relative, path in self._walk(root):
+            if path.name.lower().endswith(self.suffixes):
+                reason = _not_a_file(path)
+                candidate = _Candidate(-relative.count("/"), relative, path, reason)
+                real = os.path.abspath(path) if reason else os.path.realpath(path)
+                self.named[real] = min(self.named.get(real, candidate), candidate)
+            elif path == root:
+                self.rejects.add((path.name, f"its suffix is none of {' '.join(self.suffixes)}"))
+            else:
+                self.ignored.add(os.path.realpath(path))
+
+    def result(self) -> Found:
+        """Everything that was found, sorted."""
+        files = sorted((one.relative, one.path) for one in self.named.values() if not one.reason)
+        rejects = self.rejects | {(one.relative, one.reason) for one in self.named.values() if one.reason}
+        for relative, folder in self.misnamed.items():
+            if not any(folder in path.parents for _, path in files):
+                rejects.add((relative, "is a folder, without files of this kind in it"))
+        return Found(files, sorted(rejects), len(self.ignored))
+
+    def _walk(self, root: Path) -> Iterator[tuple[str, Path]]:
+        """(path below the root, path) of every file."""
+        if not root.is_dir():
+            yield root.name, root
+            return
+        visited: set[tuple[int, int]] = set()
+
+        def refused(error: OSError) -> None:
+            name = os.path.relpath(os.fsdecode(error.filename or root), root)
+            self.rejects.add((name, f"folder can't be read: {error.strerror}"))
+
+        for folder, names, file_names in os.walk(root, followlinks=True, onerror=refused):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
+                names.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            # Real folders before links to them, so that a link back to a folder does not take its place.
+            names.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+            like_files = (name for name in names if name.lower().endswith(self.suffixes))
+            self.misnamed |= {os.path.relpath(Path(folder, name), root): Path(folder, name) for name in like_files}
+            for name in sorted(file_names):
+                path = Path(folder, name)
+                yield path.relative_to(root).as_posix(), path
+
+
+def _not_a_file(path: Path) -> str:
+    """Why a path can't be an input, or nothing."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return "" if stat.S_ISREG(mode) else "is not a regular file"

@@ -1,0 +1,386 @@
+"""Shards: Megatron-LM's indexed dataset, with a manifest that is written last.
+
+For each split, a folder holds `SPLIT-00000.bin`, the ids of its documents one after the other (little-endian uint16, or
+int32 if the vocabulary needs it), and `SPLIT-00000.idx`, which says where each begins:
+
+    magic      9 bytes  MMIDIDX and two zeros
+    version    uint64   1
+    dtype      uint8    8 = uint16, 4 = int32
+    sequences  uint64   n
+    documents  uint64   d + 1
+    lengths    int32    n, tokens in each sequence
+    pointers   int64    n, byte offset of each sequence in the .bin
+    documents  int64    d + 1, index of the first sequence of each document, and n
+
+(megatron/core/datasets/indexed_dataset.py.) A document is one sequence, or several if it is longer than
+SEQUENCE_TOKENS, since lengths are int32. The folder also holds tokenizer/, documents.jsonl, rejects.jsonl and
+manifest.json. A folder without a manifest is incomplete, and nothing reads it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from shortcut_cli import files, registry
+from shortcut_cli.errors import CheckFailed, UsageError
+
+FORMAT = 1
+SPLITS = registry.SPLITS
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, npt.DTypeLike] = {8: "<u2", 4: "<i4"}
+UINT16_VOCABULARY = 65500  # Megatron's own limit for uint16 (DType.optimal_dtype)
+SEQUENCE_TOKENS = 2**30
+
+Ids = npt.NDArray[np.int64]
+
+
+class SplitWriter:
+    """Writes the documents of one split in the order they are added; keeps 8 bytes per document in memory."""
+
+    def __init__(self, folder: Path, split: str, vocabulary: int, shard_tokens: int) -> None:
+        self.folder = folder
+        self.split = split
+        self.code = 8 if vocabulary < UINT16_VOCABULARY else 4
+        self.shard_tokens = shard_tokens
+        self.shard = -1
+        self.hashes: dict[str, str] = {}
+        self._open_next()
+
+    def add(self, blocks: Iterable[npt.NDArray[Any]], eos: int) -> tuple[int, int, int]:
+        """Append a document: its blocks of ids, then EOS. Returns (shard, offset in tokens, tokens)."""
+        if self.tokens >= self.shard_tokens:
+            self._close_shard()
+            self._open_next()
+        start = self.tokens
+        for block in blocks:
+            self._write(block)
+        self._write(np.array([eos]))
+        for first in range(start, self.tokens, SEQUENCE_TOKENS):
+            self.lengths.append(min(SEQUENCE_TOKENS, self.tokens - first))
+        self.documents.append(len(self.lengths))
+        return self.shard, start, self.tokens - start
+
+    def close(self) -> None:
+        """Finish the last shard."""
+        self._close_shard()
+
+    def _write(self, ids: npt.NDArray[Any]) -> None:
+        content = ids.astype(DTYPES[self.code]).tobytes()
+        self.digest.update(content)
+        self.stream.write(content)
+        self.tokens += len(ids)
+
+    def _open_next(self) -> None:
+        self.shard += 1
+        self.stream = open(self.folder / f"{self.split}-{self.shard:05d}.bin", "wb")  # noqa: SIM115
+        self.digest = hashlib.sha256()
+        self.tokens = 0
+        self.lengths = array("i")
+        self.documents = array("q", [0])
+
+    def _close_shard(self) -> None:
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        name = f"{self.split}-{self.shard:05d}"
+        self.hashes[f"{name}.bin"] = self.digest.hexdigest()
+        files.write(self.folder / f"{name}.idx", index(self.code, self.lengths, self.documents))
+
+
+def index(code: int, lengths: "array[int]", documents: "array[int]") -> bytes:
+    """The bytes of an .idx file for sequences of these lengths and documents that start at these sequences."""
+    sizes = np.asarray(lengths, dtype=np.int64)
+    pointers = np.zeros(len(sizes), np.int64)
+    np.cumsum(sizes[:-1] * np.dtype(DTYPES[code]).itemsize, out=pointers[1:])
+    return b"".join(
+        (
+            HEADER.pack(MAGIC, 1, code, len(sizes), len(documents)),
+            sizes.astype("<i4").tobytes(),
+            pointers.astype("<i8").tobytes(),
+            np.asarray(documents).astype("<i8").tobytes(),
+        )
+    )
+
+
+class FolderWriter:
+    """Writes a shards folder: everything goes to FOLDER/.partial until `finish` moves it into place."""
+
+    def __init__(self, folder: Path, vocabulary: int, shard_tokens: int, *, eos: int) -> None:
+        self.folder = folder
+        self.partial = folder / ".partial"
+        self.eos = eos
+        shutil.rmtree(self.partial, ignore_errors=True)
+        (self.partial / "tokenizer").mkdir(parents=True)
+        self.splits = {name: SplitWriter(self.partial, name, vocabulary, shard_tokens) for name in SPLITS}
+        self.counts: dict[str, dict[str, Any]] = {name: {"documents": 0, "tokens": 0, "units": {}} for name in SPLITS}
+        self.documents = open(self.partial / "documents.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+
+    def __enter__(self) -> "FolderWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self.splits.values():
+            writer.stream.close()
+        self.documents.close()
+
+    def add(
+        self, split: str, blocks: Iterable[npt.NDArray[Any]], units: dict[str, float], record: dict[str, Any]
+    ) -> int:
+        """Append a document to a split, with a line in documents.jsonl; returns its number of tokens, EOS included."""
+        shard, offset, tokens = self.splits[split].add(blocks, self.eos)
+        place = {"split": split, "shard": shard, "offset": offset, "tokens": tokens, "units": units}
+        self.documents.write(json.dumps(record | place) + "\n")
+        count = self.counts[split]
+        count["documents"] += 1
+        count["tokens"] += tokens
+        for unit, amount in units.items():
+            count["units"][unit] = count["units"].get(unit, 0) + amount
+        return tokens
+
+    def finish(self, rejects: Iterable[dict[str, Any]], fields: dict[str, Any]) -> dict[str, Any]:
+        """Move everything into place, then write the manifest; returns it.
+
+        The tokenizer's files must have been saved to `partial`/tokenizer.
+        """
+        for writer in self.splits.values():
+            writer.close()
+        self.documents.flush()
+        os.fsync(self.documents.fileno())
+        self.documents.close()
+        files.write(self.partial / "rejects.jsonl", "".join(json.dumps(line) + "\n" for line in rejects))
+        hashes = {name: digest for writer in self.splits.values() for name, digest in writer.hashes.items()}
+        listed = {}
+        for path in sorted(path for path in self.partial.rglob("*") if path.is_file()):
+            name = path.relative_to(self.partial).as_posix()
+            listed[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or files.sha256(path)}
+        shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)
+        for path in self.partial.iterdir():
+            os.replace(path, self.folder / path.name)
+        self.partial.rmdir()
+        files.sync_folder(self.folder)
+        manifest = {"format": FORMAT, **fields, "splits": self.counts, "files": listed}
+        manifest["checksum"] = _checksum(manifest)
+        files.write(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        return manifest
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a shards folder.
+
+    Raises UsageError if there is none, CheckFailed if it is damaged or from a future version.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        known = folder.is_dir() and any((folder / name).exists() for name in (".partial", ".staging"))
+        state = (
+            "is incomplete (it has no manifest.json)" if known else "is not a shards folder (it has no manifest.json)"
+        )
+        raise UsageError(f"{folder} {state}", "`shortcut prepare audio|midi|text PATH... --out DIR` makes one")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found = manifest["format"], manifest["checksum"]
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise CheckFailed(f"{path} is damaged: {error!r}", "prepare the folder again") from error
+    if found[0] != FORMAT:
+        raise CheckFailed(f"{path} has format {found[0]!r}; this version reads {FORMAT}", "update shortcut")
+    if found[1] != _checksum(manifest):
+        raise CheckFailed(f"{path} was changed after it was written", "prepare the folder again")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckFailed(f"{path} is damaged: {where}: {first['msg']}", "prepare the folder again") from error
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or not parts.name or "\0" in name:
+        raise ValueError("points outside the folder")
+    return name
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+
+
+class _File(BaseModel):
+    bytes: Count
+    sha256: str
+
+
+class _Split(BaseModel):
+    documents: Count
+    tokens: Count
+    units: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+class _Splits(BaseModel):
+    train: _Split
+    val: _Split
+    test: _Split
+
+
+class _Tokenizer(BaseModel):
+    name: str
+    fingerprint: str
+    vocabulary: Annotated[int, Field(ge=1, le=2**31)]
+    end: Count
+    unit: str
+
+
+class _Manifest(BaseModel):
+    """The fields of a manifest that readers rely on; there are others."""
+
+    files: dict[Annotated[str, AfterValidator(_inside)], _File]
+    splits: _Splits
+    tokenizer: _Tokenizer
+    request: dict[str, Any]
+
+
+def source_paths_file(manifest: dict[str, Any]) -> Path:
+    """The file in this machine's cache that lists the paths a shards folder was made from.
+
+    The folder itself does not list them, since its bytes must not depend on the location of its sources.
+    """
+    return files.cache_folder() / "sources" / f"{manifest['checksum']}.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One .bin/.idx pair, memory-mapped."""
+
+    ids: npt.NDArray[Any]  # (tokens,) uint16 or int32
+    lengths: npt.NDArray[np.int32]  # tokens of each sequence
+    documents: npt.NDArray[np.int64]  # first sequence of each document, then the number of sequences
+
+
+def read_shard(stem: Path) -> Shard:
+    """Open STEM.bin and STEM.idx; every size in the index is checked against the files before it is used.
+
+    Raises CheckFailed if the two do not belong together.
+    """
+    idx, data = stem.with_name(stem.name + ".idx"), stem.with_name(stem.name + ".bin")
+    try:
+        size, content = data.stat().st_size, np.memmap(idx, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise CheckFailed(f"{stem}.bin and .idx can't be read: {error}", "prepare the folder again") from error
+    if len(content) < HEADER.size:
+        raise CheckFailed(f"{idx} is cut off: {len(content)} bytes")
+    magic, version, code, sequences, documents = HEADER.unpack(content[: HEADER.size].tobytes())
+    if magic != MAGIC or version != 1 or code not in DTYPES:
+        raise CheckFailed(f"{idx} is not a Megatron index of version 1 with uint16 or int32 tokens")
+    if len(content) != HEADER.size + 12 * sequences + 8 * documents:
+        raise CheckFailed(
+            f"{idx} has {len(content)} bytes, which does not fit {sequences} sequences, {documents} documents"
+        )
+    dtype = np.dtype(DTYPES[code])
+    lengths = np.frombuffer(content, "<i4", sequences, HEADER.size)
+    starts = np.frombuffer(content, "<i8", documents, HEADER.size + 12 * sequences)
+    if (lengths < 0).any() or int(lengths.sum(dtype=np.int64)) * dtype.itemsize != size:
+        raise CheckFailed(f"{data} has {size} bytes, {idx.name} describes a different size")
+    ordered = documents > 0 and starts[0] == 0 and starts[-1] == sequences and (np.diff(starts) >= 0).all()
+    if not ordered:
+        raise CheckFailed(f"{idx} has document indices out of order")
+    ids = np.memmap(data, dtype, "r") if size else np.zeros(0, dtype)
+    return Shard(ids, lengths, starts)
+
+
+class Split:
+    """All documents of one split as one sequence of ids, read on demand."""
+
+    def __init__(self, folder: Path, name: str, manifest: dict[str, Any]) -> None:
+        self.name = name
+        self.units: dict[str, float] = manifest["splits"][name]["units"]
+        mine = [file for file in manifest["files"] if file.startswith(f"{name}-") and file.endswith(".bin")]
+        stems = sorted(file.removesuffix(".bin") for file in mine)
+        for stem in stems:
+            for ending in (".bin", ".idx"):
+                _check_size(folder, stem + ending, manifest)
+        self.shards = [read_shard(folder / stem) for stem in stems]
+        self.ends = np.cumsum([len(shard.ids) for shard in self.shards], dtype=np.int64)
+        self.tokens = int(self.ends[-1]) if stems else 0
+        expected = manifest["splits"][name]["tokens"]
+        if self.tokens != expected:
+            raise CheckFailed(f"{folder}: {name} has {self.tokens} tokens, the manifest says {expected}")
+
+    def read(self, start: int, length: int) -> Ids:
+        """Ids start .. start + length of the split, int64 (length,), across shards if necessary."""
+        assert 0 <= start <= start + length <= self.tokens, (start, length, self.tokens)
+        out = np.empty(length, np.int64)
+        shard = int(np.searchsorted(self.ends, start, side="right"))
+        done = 0
+        while done < length:
+            ids = self.shards[shard].ids
+            begin = start + done - (int(self.ends[shard]) - len(ids))
+            part = ids[begin : begin + length - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            shard += 1
+        return out
+
+    def document_tokens(self) -> Ids:
+        """Tokens of each document, EOS included, int64 (documents,)."""
+        sums = []
+        for shard in self.shards:
+            cumulative = np.concatenate([[0], np.cumsum(shard.lengths, dtype=np.int64)])
+            sums.append(np.diff(cumulative[shard.documents]))
+        return np.concatenate(sums) if sums else np.zeros(0, np.int64)
+
+
+class Shards:
+    """A complete shards folder. Opening it checks the manifest; opening a split checks its sizes and indices."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.tokenizer: dict[str, Any] = self.manifest["tokenizer"]
+
+    def split(self, name: str) -> Split:
+        """Open one split."""
+        return Split(self.folder, name, self.manifest)
+
+
+def _check_size(folder: Path, name: str, manifest: dict[str, Any]) -> None:
+    path = folder / name
+    expected = manifest["files"].get(name, {}).get("bytes")
+    if expected is None or not path.is_file():
+        raise CheckFailed(f"{path} is missing", "prepare the folder again")
+    if path.stat().st_size != expected:
+        raise CheckFailed(
+            f"{path} has {path.stat().st_size} bytes, the manifest says {expected}", "prepare the folder again"
+        )
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Compare every file of a shards folder with the manifest, byte for byte; yields a line for each that differs."""
+    manifest = read_manifest(folder)
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if name not in present:
+            yield f"{name} is missing"
+        elif path.stat().st_size != entry["bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
+        elif files.sha256(path) != entry["sha256"]:
+            yield f"{name} has changed since it was written"
+    for name in sorted(present - manifest["files"].keys() - {"manifest.json", ".lock"}):
+        yield f"{name} does not belong to the folder"

@@ -1,0 +1,121 @@
+"""Worker processes: a job that crashes, hangs or is killed fails by itself, and the run continues."""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import TimeoutError as JobTimeout
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from shortcut_cli.errors import Rejected
+
+Job = TypeVar("Job")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+AHEAD = 8  # jobs in flight for each worker: enough to keep it busy, few enough to keep memory flat
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for reuse instead of returning it to the system.
+
+    A training step, or a codec, frees and allocates the same large blocks again and again; by default each comes back
+    as fresh pages, and touching them for the first time costs more than the arithmetic of norms and activations.
+    Without glibc this does nothing.
+    """
+    library = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def _start() -> None:
+    # One thread each: the parallelism is in the processes. Must be set before the worker imports torch.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Parsers create hundreds of thousands of objects without cycles; the default threshold of 700 has the garbage
+    # collector look through them far too often.
+    gc.set_threshold(50_000)
+    # Ctrl-C reaches the whole process group; the parent decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def in_order(
+    work: Callable[..., Any],
+    jobs: Iterable[Job],
+    fixed: tuple[Any, ...],
+    *,
+    workers: int,
+    timeout_s: float,
+    memory_mb: int,
+) -> Iterator[tuple[Job, Any]]:
+    """Run `work(*fixed, job)` for each job in worker processes and yield (job, result) in the order of the jobs.
+
+    The result is a `Rejected` if the job raised one, its process died, it took more than `timeout_s` seconds, or it
+    needed more than `memory_mb` on top of what its process had. Any other exception of `work` is a bug and is raised.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(max_workers=workers, context=context, initializer=_start) as pool:
+        waiting: deque[tuple[Job, ProcessFuture[Any]]] = deque()
+        try:
+            for job in jobs:
+                waiting.append((job, pool.schedule(_within, args=(memory_mb, work, *fixed, job), timeout=timeout_s)))
+                if len(waiting) >= AHEAD * workers:
+                    yield _result(*waiting.popleft(), timeout_s)
+            while waiting:
+                yield _result(*waiting.popleft(), timeout_s)
+        finally:
+            with suppress(RuntimeError):
+                pool.stop()  # type: ignore[no-untyped-call]
+
+
+def _within(memory_mb: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a job with a limit on the memory that its process may take in addition to what it has.
+
+    The kernel limits private writable memory (RLIMIT_DATA); file mappings do not count.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _data_bytes() + memory_mb * 1_000_000
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        return work(*arguments)
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's allocator raises a RuntimeError.
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise Rejected(f"needs more than {memory_mb} MB of memory (data.file_memory_mb)") from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _data_bytes() -> int:
+    """Private writable memory of this process; 0 on systems without Linux's /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+
+
+def _result(job: Job, future: ProcessFuture[Any], timeout_s: float) -> tuple[Job, Any]:
+    try:
+        return job, future.result()
+    except Rejected as reason:
+        return job, reason
+    except JobTimeout:
+        return job, Rejected(f"took longer than {timeout_s:g} s (data.file_timeout_s)")
+    except ProcessExpired as death:
+        return job, Rejected(f"crashed the process that read it ({_cause(death.exitcode)})")
+
+
+def _cause(exit_code: int) -> str:
+    if exit_code < 0:
+        with suppress(ValueError):
+            return signal.Signals(-exit_code).name
+    return f"exit code {exit_code}"

@@ -1,0 +1,1 @@
+"""The data of `shortcut demo`, generated offline."""

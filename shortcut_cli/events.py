@@ -1,0 +1,38 @@
+"""The events that a stage reports while it works. The command line shows them; other programs may collect them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of a task is done."""
+
+    task: str
+    done: int
+    total: int
+    unit: str
+    loss: float | None = None  # in training: mean over the last steps
+    tokens: int = 0  # in training: tokens seen so far
+    seconds: float = 0.0  # in training: time spent so far
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The result of a validation."""
+
+    step: int
+    loss: float
+    best: float  # lowest loss so far, including this one
+    text: str = ""  # shown instead of the loss
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the user."""
+
+    text: str
+
+
+Event = Progress | Validation | Note
+Report = Callable[[Event], None]

@@ -1,0 +1,59 @@
+"""Opening a checkpoint: its model in eval mode, and its tokenizer."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import registry
+from shortcut_cli.config import reading
+from shortcut_cli.config.schema import Recipe
+from shortcut_cli.errors import CheckFailed
+from shortcut_cli.models.transformer import Decoder
+from shortcut_cli.tokenizers.base import Tokenizer
+from shortcut_cli.training import checkpoint, tensor_file
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened checkpoint."""
+
+    path: Path
+    recipe: Recipe
+    model: Decoder  # in eval mode
+    content: dict[str, Any]  # of the file, see training.checkpoint
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the run was trained with, built from the files in the checkpoint.
+
+        Raises CheckFailed if one of them has an unsafe name, or if the tokenizer has another fingerprint.
+        """
+        kind = registry.load(registry.TOKENIZERS, self.recipe.tokenizer.name)
+        with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
+            for name, content in self.content["tokenizer"]["files"].items():
+                if Path(name).name != name or name in ("", "..") or "\0" in name:
+                    raise CheckFailed(f"{self.path} holds a tokenizer file with the path {name!r}")
+                (Path(folder) / name).write_bytes(content.cpu().numpy().tobytes())
+            tokenizer: Tokenizer = kind.load(self.recipe.tokenizer, Path(folder))
+        expected = self.content["tokenizer"]["fingerprint"]
+        if tokenizer.fingerprint != expected:
+            raise CheckFailed(
+                f"{self.path} was trained with tokenizer {expected[:12]}, but its files give tokenizer "
+                f"{tokenizer.fingerprint[:12]} in this installation",
+                "install the versions that `shortcut inspect` shows for the run",
+            )
+        return tokenizer
+
+
+def open_run(path: Path, device: str) -> Run:
+    """Read a checkpoint and build its model on a device, in eval mode.
+
+    Raises what `checkpoint.load` raises, and CheckFailed if recipe and weights do not match.
+    """
+    content = checkpoint.load(path, device)
+    resolved = reading.validate(content["recipe"], str(path))
+    kind: type[Decoder] = registry.load(registry.MODELS, resolved.model.name)
+    tensor_file.check_shapes(path, content["model"], lambda: kind(resolved.model, content["vocabulary"]))
+    model = kind(resolved.model, content["vocabulary"])
+    model.load_state_dict(content["model"])
+    return Run(path, resolved, model.to(device).eval(), content)

@@ -1,0 +1,13 @@
+"""Fast computations, each beside a plain version that a test holds it to, in value and gradient.
+
+A model calls one function and never asks which of the two runs. The function decides. It runs its kernel in
+
+    cpu.py        on a CPU, except while torch.compile traces, or if autocast leaves its tensors with different dtypes;
+                  `linear` without autocast and gradients only, if few rows meet a large matrix
+    depth.py      on a CPU, except while torch.compile traces, under autocast and in bf16;
+                  `weighted_sum` everywhere except while torch.compile traces
+    rope.py       everywhere except while torch.compile traces
+    attention.py  on a CPU; `attend_with_depth` for whole windows only
+
+`linear` has no plain version here, since that is F.linear.
+"""

@@ -1,0 +1,89 @@
+"""What every layer computes: products with a matrix, and the norm with the residual stream beside it, fast on a CPU."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-6  # of all norms, added to the mean square
+FEW_ROWS = 16  # up to which a product with a large matrix is divided among the threads
+LARGE_MATRIX = 2**17  # weights
+_EPSILON = torch.tensor(EPSILON, dtype=torch.float64)  # takes the dtype of what it is added to
+
+
+def on_cpu(x: Tensor, *, autocast: bool = False) -> bool:
+    """Whether to run what is written for a CPU: not while torch.compile traces, which fuses the plain version itself.
+
+    autocast: also under autocast. Most kernels can't run there: their gradients need all tensors to have one dtype.
+    """
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return eager and (autocast or not torch.is_autocast_enabled("cpu"))
+
+
+def on_cpu_above_bf16(x: Tensor) -> bool:
+    """Whether to run a kernel that computes in the dtype of its tensors; bf16 is too coarse for that."""
+    return on_cpu(x) and x.dtype != torch.bfloat16
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """F.linear(x, weight): x (..., in_features), weight (out_features, in_features) -> (..., out_features).
+
+    While sampling on a CPU, each thread multiplies a few rows by its part of a large matrix; torch uses one thread.
+    """
+    out_features, in_features = weight.shape
+    few = weight.numel() >= LARGE_MATRIX and x.numel() <= FEW_ROWS * in_features
+    if torch.is_grad_enabled() or not few or not on_cpu(x):
+        return F.linear(x, weight)
+    parts = math.gcd(out_features, torch.get_num_threads())
+    rows = x.reshape(1, -1, in_features).expand(parts, -1, -1)
+    y = torch.bmm(rows, weight.view(parts, -1, in_features).mT)  # (parts, rows, out_features / parts)
+    return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
+def fork_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """x (..., D) itself, for the residual stream, and its RMS norm times weight (D,); x gets one gradient for both."""
+    if not on_cpu(x, autocast=x.dtype == weight.dtype):
+        return plain_fork_norm(x, weight)
+    if not torch.is_grad_enabled():
+        return x, _norm(x, weight)[0]
+    stream, normed = _ForkNorm.apply(x, weight)
+    return stream, normed
+
+
+def plain_fork_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by torch's own norm."""
+    return x, F.rms_norm(x, weight.shape, weight, EPSILON)
+
+
+def _norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm in few passes over memory, and 1 / rms(x) (..., 1): torch 2.14 has no fused kernel for it on a CPU."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = torch.addcmul(_EPSILON, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return (x * scale).mul_(weight), scale
+
+
+class _ForkNorm(torch.autograd.Function):
+    """The gradient of layer norm at a mean of 0, less the part of it that centres the gradient.
+
+    The gradient of the residual stream is added in place; autograd would write the sum to new memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        y, scale = _norm(x, weight)
+        ctx.save_for_backward(x, weight, scale)
+        return x, y
+
+    @staticmethod
+    def backward(ctx: Any, stream: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if grad is None:
+            return stream, None
+        x, weight, scale = ctx.saved_tensors
+        grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, weight.shape, torch.zeros_like(scale), scale, weight, None, [True, True, False]
+        )
+        grad_x.add_((grad @ weight).unsqueeze(-1).mul_(scale).div_(x.shape[-1]))
+        return grad_x if stream is None else grad_x.add_(stream), grad_weight

@@ -1,0 +1,319 @@
+"""What the architectures share: norm, attention, feed-forward, cache, and the decoder around them.
+
+Axes: B batch, T time, L layer (depth), H heads, D width, V vocabulary, M sources that the last layer attends to.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shortcut_cli.config.schema import ModelConfig
+from shortcut_cli.kernels.cpu import fork_norm, linear
+from shortcut_cli.kernels.rope import qkv_heads, rope_freqs
+
+INIT_STD = 0.02
+
+
+@dataclass
+class Trace:
+    """Asks a forward pass to record what its last layer attends to, and optionally to change what it finds there."""
+
+    measure_distances: bool = False
+    masked: int | None = None  # a source that gets no attention; the others share its part
+    shuffled: int | None = None  # a source with the keys and values of the window before it in the batch, same times
+    depth_weights: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: each source's share
+    distances: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: mean, in tokens
+
+    def change(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, M, d), shuffled if asked to, and without the masked source."""
+        if self.shuffled is not None:
+            m = self.shuffled
+            k, v = k.clone(), v.clone()
+            k[:, :, :, m], v[:, :, :, m] = (x[:, :, :, m].roll(1, 0) for x in (k, v))
+        if self.masked is not None:
+            kept = [m for m in range(k.shape[3]) if m != self.masked]
+            k, v = k[:, :, :, kept], v[:, :, :, kept]
+        return k, v
+
+
+class Linear(nn.Linear):
+    """A matrix without a bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return linear(x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fork(x)[1]
+
+    def fork(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x itself, for the residual stream, and its norm, for the sublayer that reads it."""
+        return fork_norm(x, self.weight)
+
+
+@dataclass
+class History:
+    """What lower layers leave for higher ones to read, for the tokens of one call."""
+
+    keys: list[Tensor] = field(default_factory=list)  # of each layer, rotated by their time, (B, H, T, d) each
+    values: list[Tensor] = field(default_factory=list)  # of each layer, before any mixing, (B, H, T, d) each
+
+
+class Cache:
+    """Keys and values of the tokens so far: one or more entries per token in each slot, time-major."""
+
+    def __init__(self, entries: list[int], batch: int, config: ModelConfig, length: int, like: Tensor) -> None:
+        self.length = length
+        self.used = 0
+        self.entries = entries
+        head_width = config.width // config.heads
+        shapes = [(batch, config.heads, n * length, head_width) for n in entries]
+        self.keys = [like.new_empty(shape) for shape in shapes]
+        self.values = [like.new_empty(shape) for shape in shapes]
+
+    def extend(self, slot: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v (B, H, T n, d) to the tokens in use; returns everything in the slot, the new entries included."""
+        first = self.used * self.entries[slot]
+        end = first + k.shape[2]
+        keys, values = self.keys[slot], self.values[slot]
+        keys[:, :, first:end] = k
+        values[:, :, first:end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
+    """Causal attention of the last T of S times, with `sources` keys per time.
+
+    q (B, H, T, d); k, v (B, H, S M, d), time-major. Query i sees the keys of all times j <= i. Returns (B, H, T, d).
+    """
+    queries, times = q.shape[2], k.shape[2] // sources
+    if queries == 1:
+        return F.scaled_dot_product_attention(q, k, v)
+    if sources == 1 and queries == times:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    mask = torch.ones(queries, times, dtype=torch.bool, device=q.device).tril(times - queries)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat_interleave(sources, 1))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions, no biases."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.layer = config.heads, layer
+        self.query_key_value = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, freqs: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        q, k, v = qkv_heads(self.query_key_value(x), freqs, self.heads)  # (B, H, T, d)
+        if history is not None:
+            v = self.mix(x, q, k, v, history)
+        if cache:
+            k, v = cache.extend(self.layer, k, v)
+        y: Tensor = self.out(attend(q, k, v).transpose(1, 2).flatten(-2))
+        return y
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
+        """The values (B, H, T, d) that are attended to and cached, given the layer's input x (B, T, D) and own v."""
+        del x, q
+        history.keys.append(k)
+        history.values.append(v)
+        return v
+
+
+class FeedForward(nn.Module):
+    """GELU: D -> ffn -> D; SwiGLU: D -> 2 ffn -> ffn -> D (Shazeer 2020); no biases."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        self.inner = Linear(config.width, config.ffn * (2 if self.gated else 1))
+        self.out = Linear(config.ffn, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        if self.gated:
+            gate, h = self.inner(x).chunk(2, -1)
+            h = F.silu(gate) * h
+        else:
+            h = F.gelu(self.inner(x))
+        y: Tensor = self.out(h)
+        return y
+
+
+class Block(nn.Module):
+    """Pre-norm decoder layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention: nn.Module = Attention(config, layer)
+        self.feed_forward_norm = RMSNorm(config.width)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, freqs: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x, h = self.attention_norm.fork(x)
+        x = x + self.dropout(self.attention(h, freqs, cache, history))
+        x, h = self.feed_forward_norm.fork(x)
+        y: Tensor = x + self.dropout(self.feed_forward(h))
+        return y
+
+    def delta(self, x: Tensor, sublayer: int, freqs: Tensor, cache: Cache | None) -> Tensor:
+        """What attention (sublayer 0) or the feed-forward (1) adds if it reads x: (B, T, D) -> (B, T, D)."""
+        if sublayer == 0:
+            h = self.attention(self.attention_norm(x), freqs, cache)
+        else:
+            h = self.feed_forward(self.feed_forward_norm(x))
+        y: Tensor = self.dropout(h)
+        return y
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm, head. An architecture overrides what it does differently.
+
+    Every parameter is drawn from its own generator, seeded by seed and name, so that tensors of equal name and shape
+    start equal in all architectures.
+    """
+
+    freqs: Tensor
+    taps: tuple[str, ...] = ()  # what the last layer attends to besides its own input
+
+    def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        # Empty: `initialise` or a checkpoint fills it. Drawing it here would be wasted, and on the meta device it would
+        # import torch's compiler, as in `rope_freqs`.
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocabulary, config.width), freeze=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(self.make_block(layer) for layer in range(config.layers))
+        self.norm = RMSNorm(config.width)
+        self.head = Linear(config.width, vocabulary)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        freqs = rope_freqs(config.context, config.width // config.heads, config.rope_base)
+        self.register_buffer("freqs", freqs, persistent=False)
+        if seed is not None:  # None: the weights come from a checkpoint
+            self.initialise(seed)
+
+    def make_block(self, layer: int) -> nn.Module:
+        """The layer with that number, from 0."""
+        return Block(self.config, layer)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Matrices N(0, 0.02), those that write to the residual stream divided by sqrt(2 L) (GPT-2); vectors stay."""
+        for name, weight in self.named_parameters():
+            if weight.dim() < 2:
+                continue
+            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+            scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(".out.weight") else 1.0
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (INIT_STD * scale))
+        self.init_extra()
+
+    def init_extra(self) -> None:
+        """Set what an architecture starts differently, after all matrices are drawn: gates, routers, static mixes."""
+
+    def routers(self) -> list[str]:
+        """Parameters that route, by the ends of their names: no weight decay, learning rate times `train.router_lr`."""
+        return []
+
+    def forward(self, ids: Tensor, cache: Cache | None = None, trace: Trace | None = None) -> Tensor:
+        """Logits (B, T, V) of the ids that follow each of `ids`, int64 (B, T).
+
+        With a cache, `ids` follow the tokens in it, and are added to it.
+        """
+        first = cache.used if cache else 0
+        freqs = self.freqs[first : first + ids.shape[1]]
+        assert len(freqs) == ids.shape[1], f"{first} + {ids.shape[1]} tokens in a context of {self.config.context}"
+        x = self.dropout(self.embedding(ids))  # (B, T, D)
+        x = self.run_blocks(x, freqs, cache, trace)
+        if cache:
+            cache.used += ids.shape[1]
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+    def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+        """All layers: (B, T, D) -> (B, T, D)."""
+        del trace
+        for block in self.blocks:
+            x = block(x, freqs, cache)
+        return x
+
+    def cache_entries(self) -> list[int]:
+        """Keys (and values) per token in each slot of the cache; a layer has one or more slots."""
+        return [1] * self.config.layers
+
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache with room for `length` tokens."""
+        return Cache(self.cache_entries(), batch, self.config, length, self.norm.weight)
+
+    def cache_bytes_per_token(self) -> int:
+        """fp32 bytes that the cache holds per token."""
+        return sum(self.cache_entries()) * 2 * self.config.width * 4
+
+    def count(self) -> dict[str, int]:
+        """Number of parameters: embedding, non-embedding, head (0 if tied) and total."""
+        total = sum(p.numel() for p in self.parameters())
+        embedding = self.embedding.weight.numel()
+        head = 0 if self.config.tied else self.head.weight.numel()
+        return {"embedding": embedding, "non_embedding": total - embedding - head, "head": head, "total": total}
+
+    def flops(self, context: int, *, causal: bool = True) -> int:
+        """Forward FLOPs of one window of `context` tokens.
+
+        Two per multiply-add of the matrices and of attention. With `causal` only the pairs that a query sees count;
+        without it all T x S, which a dense implementation computes and torch's FlopCounterMode counts.
+        """
+        pairs = context * (context + 1) // 2 if causal else context**2
+        return 2 * self.macs() * context + 4 * self.config.width * pairs * sum(self.cache_entries())
+
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs of training on one token of a window of `context`: three times the forward pass."""
+        return 3 * self.flops(context) // context
+
+    def macs(self) -> int:
+        """Multiply-adds of all matrices per token, without those of attention."""
+        return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+
+
+class ReadingDecoder(Decoder):
+    """A decoder in which the attention of every layer but the first reads what the layers below left."""
+
+    def make_attention(self, layer: int) -> Attention:
+        """The attention of a layer above the first, numbered from 0."""
+        raise NotImplementedError
+
+    def make_block(self, layer: int) -> nn.Module:
+        """The first layer is the baseline's: there is nothing below it to read."""
+        block = Block(self.config, layer)
+        if layer:
+            block.attention = self.make_attention(layer)
+        return block
+
+    def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
+        """All layers: (B, T, D) -> (B, T, D)."""
+        del trace
+        history = History()
+        for block in self.blocks:
+            x = block(x, freqs, cache, history)
+        return x

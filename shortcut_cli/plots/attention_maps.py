@@ -1,0 +1,153 @@
+"""The pictures of `shortcut attention`: attention weights over an excerpt, and what each source is worth."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shortcut_cli import files
+from shortcut_cli.inference.metrics import Floats
+from shortcut_cli.tokenizers.base import Excerpt
+
+MAX_STRIPS = 4
+STRIP_TOKENS = {"text": 64, "other": 256}  # as many as can be told apart
+MAX_TOKENS = MAX_STRIPS * STRIP_TOKENS["other"]  # that are drawn
+MIN_CLASS_TOKENS = 20  # of a class that is drawn; attention.json has all classes
+
+
+def draw_excerpt(attention_weights: Floats, sources: tuple[str, ...], excerpt: Excerpt, path: Path) -> None:
+    """Strips, one below the other: the attention weight (M, T) of each source by token, and the excerpt itself."""
+    tokens = attention_weights.shape[1]
+    length = STRIP_TOKENS["text" if excerpt.texts is not None else "other"]
+    starts = list(range(0, tokens, length))[:MAX_STRIPS]
+    below = [0.6, 1.2] if excerpt.samples is not None else [0.8 if excerpt.texts is not None else 1.2]
+    if excerpt.samples is None and excerpt.notes is None and excerpt.texts is None:
+        below = []
+    heights = [0.3 * len(sources) + 0.4, *below]
+    figure = _figure((14, 0.6 + len(starts) * (sum(heights) + 0.5)))
+    grid = figure.subplots(len(starts) * len(heights), 1, squeeze=False, height_ratios=heights * len(starts))[:, 0]
+    largest = float(attention_weights[:, : starts[-1] + length].max())
+    for number, start in enumerate(starts):
+        axes = grid[number * len(heights)]
+        end = min(start + length, tokens)
+        edges = (start - 0.5, end - 0.5, -0.5, len(sources) - 0.5)
+        image = axes.imshow(
+            attention_weights[:, start:end],
+            aspect="auto",
+            origin="lower",
+            interpolation="nearest",
+            vmin=0,
+            vmax=largest,
+            extent=edges,
+        )
+        axes.set_yticks(range(len(sources)), sources, fontsize="small")
+        figure.colorbar(image, ax=axes, pad=0.01)
+        _draw_content(excerpt, grid[number * len(heights) + 1 : (number + 1) * len(heights)], start, end, tokens)
+        for each in grid[number * len(heights) : (number + 1) * len(heights)]:  # specgram sets its own limits
+            each.set_xlim(start - 0.5, start + length - 0.5)
+    grid[0].set_title(
+        "attention weight in the final layer when each token is predicted, mean over heads", fontsize="medium"
+    )
+    grid[-1].set_xlabel("token")
+    _save(figure, path)
+
+
+def _draw_content(excerpt: Excerpt, rows: Any, start: int, end: int, tokens: int) -> None:
+    """Draw tokens start .. end of an excerpt of `tokens`: their text, piano roll, or waveform and spectrogram."""
+    if excerpt.texts is not None:
+        rows[0].set_axis_off()
+        for token in range(start, end):
+            text = excerpt.texts[token].replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace("$", "\\$")
+            rows[0].text(token, 1, text, rotation=90, ha="center", va="top", fontsize="small", family="monospace")
+        rows[0].set_ylim(0, 1)
+    if excerpt.notes is not None:
+        pitches = excerpt.notes[:, 2]
+        for first, last, pitch, velocity in excerpt.notes:
+            if last >= start and first < end:
+                rows[0].barh(pitch, last - first, left=first, height=0.9, color=str(0.8 - velocity / 160))
+        if len(pitches):
+            rows[0].set_ylim(pitches.min() - 2, pitches.max() + 2)
+        rows[0].set_ylabel("pitch", fontsize="small")
+    if excerpt.samples is not None:
+        per_token = len(excerpt.samples) // tokens
+        part = excerpt.samples[start * per_token : end * per_token]
+        rows[0].plot(np.linspace(start - 0.5, end - 0.5, len(part), endpoint=False), part, linewidth=0.4)
+        rows[0].set_xticks([])
+        window = min(512, len(part))
+        overlap = window * 3 // 4
+        edges = (start - 0.5, end - 0.5)
+        with np.errstate(divide="ignore"):  # silence is minus infinity dB
+            rows[1].specgram(part, NFFT=window, Fs=excerpt.rate_hz, noverlap=overlap, xextent=edges, vmin=-140)
+        rows[1].set_ylim(0, 8000)
+        rows[1].set_ylabel("Hz", fontsize="small")
+
+
+def draw_use(result: dict[str, Any], path: Path) -> None:
+    """Attention weight, also by head, beside the loss that masking and shuffling a source adds, in all and by class.
+
+    result: the content of attention.json. Classes of fewer than MIN_CLASS_TOKENS are left out.
+    """
+    names = [entry["source"] for entry in result["sources"]]
+    ways = [
+        (way, [entry for entry in rows if entry["tokens"] >= MIN_CLASS_TOKENS])
+        for way, rows in result["classes"].items()
+    ]
+    most = max([len(rows) for _, rows in ways], default=1)
+    figure = _figure((13, 3.2 + len(ways) * (0.8 + 0.28 * most)))
+    grid = figure.subplots(1 + len(ways), 3, squeeze=False, height_ratios=[3, *[0.8 + 0.28 * most] * len(ways)])
+    grid[0, 0].barh(names, [entry["attention_weight"] for entry in result["sources"]])
+    grid[0, 0].set_xlabel("attention weight")
+    for change, place in (("masked", -0.2), ("shuffled", 0.2)):
+        costs = [entry[change] for entry in result["sources"]]
+        if None not in costs:
+            values = [cost["nats_per_token"] for cost in costs]
+            bars = [cost["interval_95"] or [value, value] for cost, value in zip(costs, values, strict=True)]
+            errors = np.abs(np.array(bars).T - np.array(values))
+            grid[0, 1].barh(np.arange(len(names)) + place, values, 0.38, xerr=errors, label=change)
+    grid[0, 1].set_yticks(range(len(names)), names)
+    grid[0, 1].set_xlabel("loss added, nats per token")
+    grid[0, 1].legend(fontsize="x-small")
+    heads = np.array([entry["attention_weight_by_head"] for entry in result["sources"]])  # (M, H)
+    head_names = [str(head + 1) for head in range(heads.shape[1])]
+    _heat(figure, grid[0, 2], heads, names, head_names, "attention weight by head")
+    for row, (way, classes) in enumerate(ways, 1):
+        labels = [f"{entry['class']} ({entry['tokens']:,})" for entry in classes]
+        titles = {
+            "attention_weight": f"attention weight, by {way}",
+            "masked": f"nats added if masked, by {way}",
+            "shuffled": f"nats added if shuffled, by {way}",
+        }
+        for axes, (key, title) in zip(grid[row], titles.items(), strict=True):
+            if classes and classes[0][key] is not None:  # None: there was only one window to shuffle
+                _heat(figure, axes, np.array([entry[key] for entry in classes]), labels, names, title)
+            else:
+                axes.set_axis_off()
+    _save(figure, path)
+
+
+def _heat(figure: Any, axes: Any, values: Floats, rows: list[str], columns: list[str], title: str) -> None:
+    """A heat map with labels, centered on white if some values are negative."""
+    most = float(np.abs(values).max()) if values.size else 1.0
+    limits: dict[str, Any] = {"vmin": -most, "vmax": most, "cmap": "RdBu_r"} if values.min() < 0 else {"vmin": 0}
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", **limits)
+    axes.set_yticks(range(len(rows)), rows, fontsize="x-small")
+    axes.set_xticks(range(len(columns)), columns, fontsize="x-small", rotation=30 if len(columns) > 2 else 0)
+    axes.set_title(title, fontsize="small")
+    figure.colorbar(image, ax=axes)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    with files.writing(path) as stream, warnings.catch_warnings():
+        # matplotlib's font lacks many scripts; it draws a box instead.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(stream, format="png", dpi=110)

@@ -1,0 +1,61 @@
+"""The demo: every domain end to end, on data that is generated offline."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import SCHEMA_VERSION
+from shortcut_cli.config import reading
+from shortcut_cli.demo import material
+from shortcut_cli.events import Note, Report
+from shortcut_cli.stages.pipeline import train_score_sample
+from shortcut_cli.stages.preparation import prepare
+from shortcut_cli.training.loop import Stop
+
+MODELS = ("gpt", "shortcut")
+MIDI_PIECES = 300
+AUDIO_PIECES = 60
+SEED = 1
+
+
+def demo(folder: Path, *, n_workers: int, device: str, report: Report, stop: Stop) -> dict[str, Any]:
+    """Prepare, train, evaluate and sample text, music and sound in `folder`; finished parts are skipped.
+
+    Returns a row for each domain and model, and the paths of all samples.
+    """
+    rows: list[dict[str, Any]] = []
+    samples: list[str] = []
+    for name, make in (("text-tiny", _text), ("music-tiny", _midi), ("audio-tiny", _audio)):
+        resolved = reading.read(name, [f"data.shards={folder / 'shards' / name}"])
+        data = _once(folder / "data" / name, make, report)
+        prepare(resolved, [str(data)], Path(resolved.data.shards), n_workers=n_workers, max_bad="0", report=report)
+        for model in MODELS:
+            report(Note(text=f"{name}: {model}"))
+            arm = reading.with_settings(resolved, [f"model.name={model}"])
+            run = folder / "runs" / name / f"{model}-s{arm.train.seed}"
+            done = train_score_sample(arm, run, device=device, report=report, stop=stop)
+            rows.append({"recipe": name, "parameters": done["train"]["parameters"]["total"], **done["eval"]})
+            samples += done["samples"]
+    return {"schema_version": SCHEMA_VERSION, "rows": rows, "samples": samples}
+
+
+def _once(folder: Path, make: Callable[[Path], int], report: Report) -> Path:
+    """Make the folder and its files unless it exists; it is complete or absent."""
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        report(Note(text=f"{folder.name}: {make(partial)} files in {folder}"))
+        partial.rename(folder)
+    return folder
+
+
+def _text(folder: Path) -> int:
+    return material.write_text(folder)
+
+
+def _midi(folder: Path) -> int:
+    return material.write_midi(folder, pieces=MIDI_PIECES, seed=SEED)
+
+
+def _audio(folder: Path) -> int:
+    return material.write_audio(folder, pieces=AUDIO_PIECES, seed=SEED)

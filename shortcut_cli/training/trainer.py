@@ -1,0 +1,205 @@
+"""The trainer of a model: the state of one run and its steps.
+
+The windows, the learning rate and the dropout of a step depend only on the recipe and the number of the step.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shortcut_cli import registry
+from shortcut_cli.config import writing
+from shortcut_cli.config.schema import Recipe, TrainConfig
+from shortcut_cli.data import windows
+from shortcut_cli.data.shards import Shards, Split
+from shortcut_cli.errors import UsageError
+from shortcut_cli.events import Progress, Report, Validation
+from shortcut_cli.models.loss import loss as cross_entropy
+from shortcut_cli.models.transformer import Decoder
+from shortcut_cli.training import checkpoint, loop, tensor_file
+from shortcut_cli.training.loop import PREVIOUS, STATE
+from shortcut_cli.training.optim import Optimizer, learning_rate
+from shortcut_cli.training.run_log import Log
+
+
+class Trainer:
+    """One run: its model, data and folder. `loop.run` takes it from its current step to the last."""
+
+    result = "run.pt"
+
+    def __init__(self, resolved: Recipe, folder: Path, device: str, report: Report) -> None:
+        self.recipe: Recipe = resolved
+        self.config: TrainConfig = resolved.train
+        self.folder, self.device, self.report = folder, device, report
+        context = resolved.model.context
+        self.shards = Shards(Path(resolved.data.shards))
+        _check_tokenizer(resolved, self.shards)
+        self.windows = windows.Windows(self.shards.split("train"), context, self.config.seed)
+        self.validation = validation_starts(self.shards.split("val"), context, self.config.eval_windows)
+        kind: type[Decoder] = registry.load(registry.MODELS, resolved.model.name)
+        self.model: Decoder = kind(resolved.model, self.shards.tokenizer["vocabulary"], self.config.seed).to(device)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.config.compile else self.model
+        self.optimizer = Optimizer(self.model, self.config, self.model.routers(), self.config.router_lr)
+        self.bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and device.startswith("cuda"))
+        self.state = loop.State()
+        self.began = 0.0  # see loop.Trainable
+        self.norm = 0.0  # of the last step's gradient, before clipping
+        self.log = Log(folder, self.config.tensorboard)
+        self.model.train()
+
+    def describe(self) -> str:
+        """Size and cost of the model, and how often it sees the training data."""
+        count, context = self.model.count(), self.recipe.model.context
+        flops = self.model.training_flops_per_token(context)
+        tokens = self.windows.split.tokens
+        epochs = self.config.steps * self.config.batch_size * context / tokens
+        return (
+            f"{self.recipe.model.name}: {count['total']:,} parameters ({count['non_embedding']:,} non-embedding), "
+            f"{flops / 1e6:.1f} training MFLOPs per token; {tokens:,} training tokens, {epochs:.2f} epochs"
+        )
+
+    def changes(self, content: dict[str, Any]) -> list[str]:
+        """The differences in recipe and shards; the same shards may have moved."""
+        lines = writing.differences(content["recipe"], self.recipe.model_dump())
+        lines = [line for line in lines if not line.startswith("data.shards:")]
+        old, new = content["shards"], self.shards.manifest["checksum"]
+        return lines if old == new else [*lines, f"shards: {old[:12]} -> {new[:12]}"]
+
+    def step(self, number: int) -> float:
+        """Take one optimizer step; returns the loss in nats per token."""
+        config = self.config
+        if self.recipe.model.dropout:
+            torch.manual_seed(windows.key(config.seed, number) >> 1)
+        part = config.batch_size // config.accumulation
+        total = 0.0
+        for index in range(config.accumulation):
+            x, y = self.windows.batch(number * config.batch_size + index * part, part)  # (B, T)
+            with self._autocast():
+                logits = self.forward(x.to(self.device))  # (B, T, V)
+            loss = cross_entropy(logits, y.to(self.device)) / config.accumulation
+            loss.backward()
+            total += loss.item()
+        self.norm = self.optimizer.clip()
+        loop.check_finite(number, {"loss": total, "norm": self.norm}, self.folder)
+        self.optimizer.step(number)
+        return total
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss over the validation windows in nats per token, of the EMA weights if the recipe asks for them."""
+        ema = self.optimizer.ema
+        kept = {name: weight.clone() for name, weight in self.model.state_dict().items()} if ema else None
+        if ema:
+            self.model.load_state_dict(ema.weights)
+        self.model.eval()
+        total = 0.0
+        split, context = self.shards.split("val"), self.recipe.model.context
+        for first in range(0, len(self.validation), self.config.batch_size):
+            starts = self.validation[first : first + self.config.batch_size]
+            ids = torch.stack([torch.from_numpy(split.read(start, context + 1)) for start in starts]).to(self.device)
+            with self._autocast():
+                logits = self.model(ids[:, :-1])
+            total += cross_entropy(logits, ids[:, 1:]).item() * len(starts)
+        if kept:
+            self.model.load_state_dict(kept)
+        self.model.train()
+        return total / len(self.validation)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
+
+    def content(self, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """The content of a run.pt with these weights."""
+        return {
+            "format": checkpoint.FORMAT,
+            "recipe": self.recipe.model_dump(),
+            "model": weights,
+            "vocabulary": self.shards.tokenizer["vocabulary"],
+            "tokenizer": {
+                "fingerprint": self.shards.tokenizer["fingerprint"],
+                "files": checkpoint.pack_folder(self.shards.folder / "tokenizer"),
+            },
+            "shards": self.shards.manifest["checksum"],
+            "step": self.state.step,
+            "scores": {"validation": self.state.best},
+            "versions": tensor_file.versions(),
+        }
+
+    def save(self) -> None:
+        """Write resume.pt: everything that the next step needs."""
+        self.state.seconds = time.monotonic() - self.began
+        state = {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best}
+        content = self.content(self.model.state_dict()) | self.optimizer.state() | {"state": state}
+        checkpoint.save(self.folder / STATE, content, previous=self.folder / PREVIOUS)
+
+    def load_state(self, content: dict[str, Any]) -> None:
+        """Restore what `save` wrote."""
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state(content, self.device)
+        self.state = loop.State(step=content["step"], **content["state"])
+
+    def validate(self) -> None:
+        """Log the validation loss, and write run.pt if it is the lowest so far."""
+        loss = self.validation_loss()
+        self.log.write(step=self.state.step, validation=loss)
+        self.report(Validation(step=self.state.step, loss=loss, best=min(loss, self.state.best)))
+        if loss < self.state.best:
+            self.state.best = loss
+            checkpoint.save(self.folder / self.result, self.content(self.optimizer.weights()))
+
+    def write_log(self) -> None:
+        """Log the steps since the last line, and report progress."""
+        state, config = self.state, self.config
+        seconds = time.monotonic() - self.began
+        loss = sum(state.pending) / len(state.pending)
+        tokens = state.step * config.batch_size * self.recipe.model.context
+        state.pending = []
+        self.log.write(
+            step=state.step,
+            loss=loss,
+            lr=learning_rate(state.step - 1, config),
+            gradient_norm=self.norm,
+            tokens=tokens,
+            seconds=round(seconds, 3),
+        )
+        self.report(
+            Progress(
+                task="train",
+                done=state.step,
+                total=config.steps,
+                unit="steps",
+                loss=loss,
+                tokens=tokens,
+                seconds=seconds,
+            )
+        )
+
+
+def validation_starts(split: Split, context: int, count: int) -> list[int]:
+    """First tokens of at most `count` windows of context + 1 ids, spread evenly over a split without overlap.
+
+    Raises UsageError if the split is too small for one window.
+    """
+    fitting = (split.tokens - 1) // context
+    if not fitting:
+        raise UsageError(
+            f"the {split.name} split has {split.tokens} tokens, too few for a context of {context}",
+            "prepare more data, a larger data.val, or a smaller model.context",
+        )
+    count = min(count, fitting)
+    return [index * fitting // count * context for index in range(count)]
+
+
+def _check_tokenizer(resolved: Recipe, shards: Shards) -> None:
+    made = shards.manifest["request"]["tokenizer"]
+    changes = writing.differences(made, resolved.tokenizer.model_dump())
+    if changes:
+        raise UsageError(
+            f"{shards.folder} was tokenized with a different [tokenizer] than the recipe's "
+            f"(fingerprint {shards.tokenizer['fingerprint'][:12]})\n" + "\n".join(f"  tokenizer.{c}" for c in changes),
+            "prepare the data with this recipe, or point data.shards at other shards",
+        )
