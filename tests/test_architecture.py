@@ -46,7 +46,9 @@ ONE_FILE = {
     "pebble": "data/workers.py",
     "scipy": "compare/significance.py",
 }
-LIGHT = re.compile(r"(errors|events|formatting|files|registry)\.py|config/.*|data/(inputs|workers)\.py")
+LIGHT = re.compile(
+    r"(__init__|__main__|errors|events|formatting|files|registry)\.py|config/.*|data/(__init__|inputs|workers)\.py"
+)
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
@@ -65,9 +67,12 @@ def ours(path):
     for module, names in imports(path):
         package, _, rest = module.partition(".")
         if package == "shortcut_cli":
-            folder = ROOT / rest.replace(".", "/")
-            found = [folder / f"{name}.py" for name in names] if folder.is_dir() else [folder.with_suffix(".py")]
-            yield from (file.relative_to(ROOT).as_posix() for file in found if file.is_file())
+            place = ROOT / rest.replace(".", "/")
+            files = [place / f"{name}.py" for name in names] if place.is_dir() else [place.with_suffix(".py")]
+            for file in files or [place / "__init__.py"]:
+                found = file if file.is_file() else place / "__init__.py"  # a name that is no module
+                if found != ROOT / "__init__.py":  # the version, which any room may import
+                    yield found.relative_to(ROOT).as_posix()
 
 
 def room(path):
@@ -207,3 +212,11 @@ def test_a_run_is_opened_and_models_are_counted_without_torchs_compiler(text_run
         "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
     )
     run_fresh(code)
+
+
+def test_only_the_trainer_of_a_codec_knows_how_training_works():
+    """The room `codec` may import `training` for files of tensors; its loop and optimizer stay away from tokenizers."""
+    how = {"training/loop.py", "training/optim.py", "training/run_log.py"}
+    mine = {path for path in FILES if room(path) == "codec" and how & set(ours(path))}
+    assert mine == {"codec/trainer.py", "codec/discriminator.py"}
+    assert not [path for path in FILES if room(path) == "tokenizers" and mine & set(ours(path))]

@@ -542,7 +542,7 @@ class TestRun:
             *("--out", tmp_path / "a"),
             cwd=tmp_path,
         )
-        assert "if masked" in " ".join(done.stdout.split())
+        assert "loss added if masked" in " ".join(done.stdout.split())
 
 
 def test_the_table_has_the_numbers_of_each_source():

@@ -149,6 +149,8 @@ def test_modules_with_mutants_and_their_tests_are_there():
         files = [argument.partition("::")[0] for argument in arguments if argument.startswith("tests/")]
         assert files, module
         assert all((ROOT / file).is_file() for file in files), module
+        for file, _, name in (argument.partition("::") for argument in arguments if "::" in argument):
+            assert f"def {name}(" in (ROOT / file).read_text(), module
 
 
 def test_an_equivalent_mutant_is_only_that_of_its_line():

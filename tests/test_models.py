@@ -514,7 +514,8 @@ def test_what_the_last_layer_attends_to_has_names():
 def test_late_kv_reads_the_layer_in_the_middle_unless_told_otherwise(layers, middle):
     assert make("late_kv", {}, layers=layers).tapped == [middle]
     assert make("late_kv", {"layer": layers - 1}, layers=layers).tapped == [layers - 1]
-    with pytest.raises(UsageError, match=rf"model\.late_kv\.layer names layer {layers}, which is not below the last"):
+    message = rf"model\.late_kv\.layer names layer {layers}, which is not below the last layer, {layers}$"
+    with pytest.raises(UsageError, match=message):
         make("late_kv", {"layer": layers}, layers=layers)
 
 
