@@ -160,7 +160,7 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a checkpoint on a split, in nats per token and bits per byte, second or note."""
+    """Score a checkpoint on a split. The result is in nats per token, and in bits per byte, second or note."""
     _recognise(ckpt)
     from shortcut_cli.stages import pipeline
 
