@@ -122,7 +122,7 @@ def prepare(
             resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report
         )
     shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": str(folder)}
-    console.result(shown, tables.shards(shown), as_json=as_json)
+    console.result(shown, tables.shards(shown), *tables.account(shown), as_json=as_json)
 
 
 @app.command()
@@ -325,7 +325,7 @@ def inspect(
     from shortcut_cli.stages import inspection
 
     found = inspection.inspect(path, verify=verify)
-    console.result(found, tables.description(str(path), found), as_json=as_json)
+    console.result(found, *tables.description(str(path), found), as_json=as_json)
 
 
 @recipes_app.command("list")

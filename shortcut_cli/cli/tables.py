@@ -29,6 +29,13 @@ def shards(manifest: Result) -> "Table":
     return table(f"{manifest['path']}: {counts}{rate}{state}", columns, rows)
 
 
+def account(manifest: Result) -> Iterator["Table"]:
+    """What the ids of a shards folder do not carry, summed over its documents; nothing if that is nothing."""
+    rows = {name.replace("_", " "): amount for name, amount in manifest.get("account", {}).items() if amount}
+    if rows:
+        yield pairs("account: what was changed on the way to ids", rows)
+
+
 def scores(title: str, result: Result) -> "Table":
     """The result of `eval`."""
     unit = result["unit"]
@@ -70,9 +77,13 @@ def comparison(result: Result) -> "Table":
     return table("means over seeds", page.headings(result), page.table(result))
 
 
-def description(title: str, result: Result) -> "Table":
+def description(title: str, result: Result) -> Iterator["Table"]:
     """The result of `inspect`."""
-    return shards(result) if result["kind"] == "shards" else pairs(title, _flat(result))
+    if result["kind"] == "shards":
+        yield shards(result)
+        yield from account(result)
+    else:
+        yield pairs(title, _flat(result))
 
 
 def _flat(tree: Result, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a source file contains: documents, and the chunk of each that a split gets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Document:
     offset: int  # where it starts in the corpus, in the unit of `size`; includes the `start` of its source
     size: int  # bytes for text, otherwise tokens; a contiguous split cuts by it
     units: dict[str, float] = field(default_factory=dict)  # natural units of the whole document
+    account: dict[str, float] = field(default_factory=dict)  # what the ids do not carry, see `add_account`
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,16 @@ class Chunk:
     split: str
     units: dict[str, float]  # natural units of this chunk
     ids: Iterator[np.ndarray]  # blocks in order, without EOS; must be exhausted before the next chunk
+
+
+def add_account(total: dict[str, float], account: Mapping[str, float]) -> None:
+    """Add the account of a document to the total of several: names that end in "_max" take the larger, others the sum.
+
+    An account counts what a tokenizer changes on the way from a file to ids; names carry their unit.
+    """
+    for name, amount in account.items():
+        before = total.get(name, 0)
+        total[name] = max(before, amount) if name.endswith("_max") else before + amount
 
 
 Assign = Callable[[Document], list[tuple[str, int]]]

@@ -33,6 +33,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from shortcut_cli import files, registry
+from shortcut_cli.data.documents import add_account
 from shortcut_cli.errors import CheckFailed, UsageError
 
 FORMAT = 1
@@ -125,6 +126,7 @@ class FolderWriter:
         (self.partial / "tokenizer").mkdir(parents=True)
         self.splits = {name: SplitWriter(self.partial, name, vocabulary, shard_tokens) for name in SPLITS}
         self.counts: dict[str, dict[str, Any]] = {name: {"documents": 0, "tokens": 0, "units": {}} for name in SPLITS}
+        self.account: dict[str, float] = {}  # of all documents but variants
         self.documents = open(self.partial / "documents.jsonl", "w", encoding="utf-8")  # noqa: SIM115
 
     def __enter__(self) -> "FolderWriter":
@@ -138,10 +140,15 @@ class FolderWriter:
     def add(
         self, split: str, blocks: Iterable[npt.NDArray[Any]], units: dict[str, float], record: dict[str, Any]
     ) -> int:
-        """Append a document to a split, with a line in documents.jsonl; returns its number of tokens, EOS included."""
+        """Append a document to a split, with a line in documents.jsonl; returns its number of tokens, EOS included.
+
+        An "account" in the record is added to the manifest's.
+        """
         shard, offset, tokens = self.splits[split].add(blocks, self.eos)
         place = {"split": split, "shard": shard, "offset": offset, "tokens": tokens, "units": units}
         self.documents.write(json.dumps(record | place) + "\n")
+        if "variant" not in record:
+            add_account(self.account, record.get("account", {}))
         count = self.counts[split]
         count["documents"] += 1
         count["tokens"] += tokens
@@ -170,7 +177,7 @@ class FolderWriter:
             os.replace(path, self.folder / path.name)
         self.partial.rmdir()
         files.sync_folder(self.folder)
-        manifest = {"format": FORMAT, **fields, "splits": self.counts, "files": listed}
+        manifest = {"format": FORMAT, **fields, "splits": self.counts, "account": self.account, "files": listed}
         manifest["checksum"] = _checksum(manifest)
         files.write(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
         return manifest
@@ -254,6 +261,7 @@ class _Manifest(BaseModel):
     splits: _Splits
     tokenizer: _Tokenizer
     request: dict[str, Any]
+    account: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
 
 
 def source_paths_file(manifest: dict[str, Any]) -> Path:

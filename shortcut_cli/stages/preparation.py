@@ -307,8 +307,13 @@ class _Preparation:
         for done, (source, assign) in enumerate(work, 1):
             same = {"duplicates": duplicates[source.sha256]} if source.sha256 in duplicates else {}
             variant = {"variant": source.variant} if source.variant else {}
+            before = None
             for chunk in self.tokenizer.encode(source, assign, self.n_workers):
-                record = {"source": source.relative, "sha256": chunk.document.sha256, **variant, **same}
+                # A document that is cut has several lines; its account is in the first.
+                first = chunk.document is not before
+                account = {"account": chunk.document.account} if first and chunk.document.account else {}
+                before = chunk.document
+                record = {"source": source.relative, "sha256": chunk.document.sha256, **variant, **same, **account}
                 writer.add(chunk.split, chunk.ids, chunk.units, record)
             self.report(Progress(task="write", done=done, total=len(work), unit="files"))
         self.tokenizer.save(writer.partial / "tokenizer")
