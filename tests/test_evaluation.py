@@ -59,12 +59,12 @@ def made_run(folder, *settings, name="shortcut"):
     return runs.Run(folder / "run.pt", config, model, content)
 
 
-def made_shards(folder, run, documents):
-    """Shards of (split, ids without EOS), in several files; seven notes per document, and some bytes."""
+def made_shards(folder, run, documents, **more):
+    """Shards of (split, ids without EOS), in several files; seven notes per document, some bytes, and `more` units."""
     folder.mkdir()
     with FolderWriter(folder, EOS + 1, 50, eos=EOS) as writer:
         for split, ids in documents:
-            writer.add(split, [np.array(ids, int)], {"byte": 1.0 + len(ids), "note": 7.0}, {})
+            writer.add(split, [np.array(ids, int)], {"byte": 1.0 + len(ids), "note": 7.0, **more}, {})
         (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
         fingerprint = run.content["tokenizer"]["fingerprint"]
         kind = {"name": "text", "fingerprint": fingerprint, "vocabulary": EOS + 1, "end": EOS, "unit": "note"}
@@ -290,6 +290,25 @@ def test_a_split_of_one_token_has_a_score(tmp_path):
     ((loss, right, _),) = plain_scores(run, [EOS], EOS, 3)
     assert (result["tokens"], result["accuracy"], result["unigram_entropy"]) == (1, float(right), 0)
     assert [result["nats_per_token"], *result["interval_95"]] == pytest.approx([loss] * 3, abs=1e-5)
+
+
+def test_text_has_bits_per_character_and_perplexity_per_word(tmp_path):
+    """Over all characters and words of the split, whatever the documents; EOS is in the nats, but is no word."""
+    run = made_run(tmp_path, "eval.resamples=9")
+    documents = made_documents({"train": 3, "val": 12, "test": 11})
+    shards = made_shards(tmp_path / "shards", run, documents, character=9.0, word=4.0)
+    result = evaluation.evaluate(run, shards, "test", device="cpu", report=quiet)
+    ids = [token for split, ids in documents if split == "test" for token in [*ids, EOS]]
+    nats = sum(loss for loss, _, _ in plain_scores(run, ids, EOS, 3))
+    assert (result["characters"], result["words"]) == (9.0 * 11, 4.0 * 11)
+    assert result["bits_per_character"] == pytest.approx(nats / math.log(2) / 99, rel=1e-5)
+    assert result["word_perplexity"] == pytest.approx(math.exp(nats / 44), rel=1e-4)
+
+
+def test_a_perplexity_beyond_the_largest_float_is_infinite():
+    assert evaluation._of_text(701.0, {"word": 1.0}) == {"words": 1.0, "word_perplexity": math.inf}
+    assert evaluation._of_text(699.0, {"word": 1.0})["word_perplexity"] == math.exp(699)
+    assert evaluation._of_text(1.0, {"note": 3.0}) == {}
 
 
 def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):

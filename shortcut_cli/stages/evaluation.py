@@ -48,8 +48,9 @@ def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report
     """Score a run on a split of a shards folder.
 
     Returns nats per token with a 95 % interval, perplexity, accuracy, bits per natural unit, the unigram entropy of
-    the split, and, for models that attend to layers, their mean attention weights over layers ("depth_weights");
-    "groups": arrays "nats" and "tokens" with the sums of each document (or block).
+    the split; for text, bits per character and perplexity per word; and, for models that attend to layers, their mean
+    attention weights over layers ("depth_weights"); "groups": arrays "nats" and "tokens" with the sums of each document
+    (or block).
 
     Raises UsageError if the shards were made by another tokenizer or the split is empty.
     """
@@ -122,6 +123,22 @@ def _score(
             totals.depth = seen if totals.depth is None else totals.depth + seen
 
 
+def _of_text(nats: float, units: dict[str, float]) -> dict[str, float]:
+    """Bits per character and perplexity per word, if the split counts these; each newline counts as a word.
+
+    So do the perplexities published for WikiText: its 245,569 test tokens are 241,211 words and 4,358 newlines. EOS
+    tokens are in the nats, but not among the words.
+    """
+    found: dict[str, float] = {}
+    if units.get("character"):
+        found |= {"characters": units["character"], "bits_per_character": nats / math.log(2) / units["character"]}
+    if units.get("word"):
+        # The perplexity of a poor model on long words can exceed the largest float.
+        exponent = nats / units["word"]
+        found |= {"words": units["word"], "word_perplexity": math.exp(exponent) if exponent < 700 else math.inf}
+    return found
+
+
 def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, config: EvalConfig) -> dict[str, Any]:
     nats, tokens = float(totals.nats.sum()), int(totals.tokens.sum())
     low, high = metrics.bootstrap(totals.nats, totals.tokens, config.resamples)
@@ -146,6 +163,7 @@ def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, 
         "bits_per_unit": metrics.bits_per_unit(nats, split.units[unit]),
         "bits_per_unit_interval_95": [metrics.bits_per_unit(end * per_unit, 1) for end in (low, high)],
         "unigram_entropy": metrics.entropy(totals.counts),
+        **_of_text(nats, split.units),
         "groups": {"nats": totals.nats, "tokens": totals.tokens},
     }
     if totals.depth is not None:
