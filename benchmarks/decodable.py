@@ -37,7 +37,7 @@ def tokenizers(work):
         options = kind.Options(name="midi", scheme=scheme, programs=programs, tempos=tempos, time_signatures=tempos)
         yield f"midi {scheme} programs={programs} tempos={tempos}", kind(options)
     for scheme in ("REMI", "TSD", "MIDILike"):
-        settings = [f"tokenizer.scheme={scheme}", "tokenizer.bpe=800", f"data.shards={work / scheme}"]
+        settings = [f"tokenizer.scheme={scheme}", "tokenizer.bpe=1600", f"data.shards={work / scheme}"]
         resolved = reading.read("music-tiny", settings)
         prepare(resolved, [str(work / "midi")], work / scheme, n_workers=1, max_bad="0", report=quiet)
         yield f"midi {scheme} BPE", kind.load(resolved.tokenizer, work / scheme / "tokenizer")

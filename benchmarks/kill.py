@@ -22,7 +22,7 @@ from pathlib import Path
 def folder_sha256(folder):
     """SHA-256 of all names and bytes, except the lock file."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".shortcut"):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -42,7 +42,10 @@ def plain_midi(folder):
     tokenizer = miditok.REMI(base.config)
     started = time.perf_counter()
     for path in sorted(folder.rglob("*.mid")) + sorted(folder.rglob("*.midi")):
-        tokenizer(symusic.Score(path))
+        score = symusic.Score(path)
+        for track in score.tracks:  # MidiTok without programs fails at the pedals of any track but a piano's
+            track.program, track.is_drum = 0, False
+        tokenizer(score)
     return time.perf_counter() - started
 
 

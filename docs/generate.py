@@ -2,8 +2,8 @@
 
     python docs/generate.py
 
-replaces, in README.md, docs/recipes.md and benchmarks/RESULTS.md, what is between `<!-- generated: NAME -->` and
-`<!-- end -->`. A test fails if a document is not what this makes of it.
+replaces, in README.md, docs/recipes.md, docs/accounts.md and benchmarks/RESULTS.md, what is between
+`<!-- generated: NAME -->` and `<!-- end -->`. A test fails if a document is not what this makes of it.
 """
 
 import inspect
@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import results  # noqa: E402
 import typer.main  # noqa: E402
 
+from shortcut_cli import accounts  # noqa: E402
 from shortcut_cli.cli.commands import app  # noqa: E402
 from shortcut_cli.config import schema  # noqa: E402
 
@@ -40,6 +41,13 @@ def keys(meanings):
     """A table of recipe keys and what they mean."""
     yield from ("| key | meaning |", "|---|---|")
     yield from (f"| `{key}` | {text} |" for key, text in meanings.items())
+
+
+def account(entries):
+    """A table of keys of accounts, their units and what they mean."""
+    yield from ("| key | unit | meaning |", "|---|---|---|")
+    for key, entry in entries.items():
+        yield f"| `{key}` | {entry.unit} | {entry.label.strip()}{f' ({entry.meaning})' if entry.meaning else ''} |"
 
 
 def commands():
@@ -99,6 +107,7 @@ def parts():
     return {
         "keys": keys(schema.keys()),
         "keys of codecs": keys(schema.codec_keys()),
+        **{f"account/{domain}": account(entries) for domain, entries in accounts.DOMAINS.items()},
         "commands": commands(),
         "summary": summary(),
         **{f"results/{name}": results.tables(name) for name in DATA},
@@ -108,7 +117,8 @@ def parts():
 def documents():
     """Path -> text of each document with generated parts, as it should be."""
     made = {name: "".join(f"{line}\n" for line in lines) for name, lines in parts().items()}
-    paths = (ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "benchmarks" / "RESULTS.md")
+    names = ("README.md", "docs/recipes.md", "docs/accounts.md", "benchmarks/RESULTS.md")
+    paths = [ROOT / name for name in names]
     return {path: PART.sub(lambda part: f"{part[1]}{made[part[2]]}\n", path.read_text()) for path in paths}
 
 

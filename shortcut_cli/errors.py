@@ -3,6 +3,7 @@
     ShortcutError           1    the command failed
       UsageError            2    a flag, a recipe or an input is wrong
       TooManyRejects        3    more files were rejected than --max-bad allows
+      Unfinished            3    files could not be read because of the machine; the same command tries them again
       CheckFailed           4    a check failed: a file is damaged or belongs to something else
       Unavailable           5    a dependency, weights or a device is missing
       Interrupted      75, 130   stopped by a signal; the state is saved
@@ -10,11 +11,17 @@
 `Rejected` is separate: it concerns one input file and does not stop the command.
 """
 
+import errno
+
 
 class ShortcutError(Exception):
-    """An error that the user can act on: `message` says what went wrong and where, `hint` what to do next."""
+    """An error that the user can act on: `message` says what went wrong and where, `hint` what to do next.
+
+    `title` is that of the panel that shows it.
+    """
 
     exit_code = 1
+    title = "Error"
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -34,6 +41,12 @@ class TooManyRejects(ShortcutError):
     exit_code = 3
 
 
+class Unfinished(ShortcutError):
+    """Files could not be read for a reason that may pass: killed, time, memory, an error of the disk."""
+
+    exit_code = 3
+
+
 class CheckFailed(ShortcutError):
     """A check failed: a file is damaged, incomplete, not valid, or belongs to something else."""
 
@@ -49,10 +62,32 @@ class Unavailable(ShortcutError):
 class Interrupted(ShortcutError):
     """Stopped by a signal, after the state was saved: 130 for Ctrl-C, 75 for SIGTERM."""
 
+    title = "Interrupted"
+
     def __init__(self, message: str, hint: str = "", *, exit_code: int = 75) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
 
 
 class Rejected(Exception):
-    """One input file can't be used; the text is the reason, which goes into rejects.jsonl."""
+    """One input file can't be used; the text is the reason, which goes into rejects.jsonl.
+
+    passing: the reason lies with the machine, or with this moment, so that the file is worth another try.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+
+# Errors of the system that say nothing about the file that was read.
+PASSING_ERRORS = {
+    *(errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
+    *(errno.EBUSY, errno.ENOLCK, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV, errno.ECONNRESET, errno.ECONNABORTED),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EINTR),
+}
+
+
+def unreadable(error: OSError) -> Rejected:
+    """That a file can't be read, and whether the error may pass."""
+    return Rejected(f"can't be read: {error.strerror or error}", passing=error.errno in PASSING_ERRORS)

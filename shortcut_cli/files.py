@@ -1,17 +1,24 @@
 """Files that are either complete or absent (temporary name, sync, rename), and folders with one owner at a time."""
 
 import fcntl
+import glob
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
+from typing import TextIO
 
+from shortcut_cli import cleanup
 from shortcut_cli.errors import UsageError
 
 BLOCK_BYTES = 1 << 20
 CACHE_VARIABLE = "SHORTCUT_CACHE"
+MARKER = ".shortcut"  # in a folder that is ours: which command it belongs to, and the lock of the process at work
+HOLDER_CHARACTERS = 200  # of a marker that are read; anything may have been written into it
 
 
 def cache_folder() -> Path:
@@ -37,27 +44,60 @@ def writing(path: Path, previous: Path | None = None, *, durable: bool = True) -
     previous: where to keep the file that was at `path` before. durable: wait for the disk, so that this holds through a
     power cut too; without it a power cut can leave any bytes, and whoever reads the file has to check it.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w+b") as stream:
-            yield stream
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        if previous and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+    temporary = path.with_name(f".{_short(path)}.{os.getpid()}.tmp")
+    with cleanup.due(lambda: os.unlink(temporary)):
+        try:
+            with open(temporary, "w+b") as stream:
+                yield stream
+                stream.flush()
+                if durable:
+                    os.fsync(stream.fileno())
+            with cleanup.steady():
+                if previous and path.exists():
+                    os.replace(path, previous)
+                os.replace(temporary, path)
+        except OSError as error:
+            if error.filename == str(temporary):
+                error.filename, error.filename2 = str(path), None  # the user knows nothing of the temporary file
+            raise
+        finally:
+            with suppress(OSError):  # there is none, or the folder can't be written
+                os.unlink(temporary)
     if durable:
         sync_folder(path.parent)
+
+
+def _short(path: Path) -> str:
+    """The name of a file, or as much of it that the name of its temporary file fits if its own does."""
+    return os.fsdecode(os.fsencode(path.name)[:200])
 
 
 def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
     """Write a whole file at once, as `writing` does; text is encoded as UTF-8."""
     with writing(path, durable=durable) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def unfinished(path: Path) -> bool:
+    """Whether a process was killed while it was writing a file, by the temporary file that it left."""
+    left = path.parent.glob(f".{glob.escape(_short(path))}.*.tmp")
+    processes = (found.name.split(".")[-2] for found in left)
+    return any(p.isdecimal() and (int(p) == os.getpid() or not _alive(int(p))) for p in processes)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed with all it holds when the block ends, or a signal ends the process."""
+    folder = Path(tempfile.mkdtemp(prefix="shortcut-"))
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with cleanup.due(remove):
+        try:
+            yield folder
+        finally:
+            remove()
 
 
 def sha256(path: Path) -> str:
@@ -69,9 +109,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed while writing."""
-    for path in folder.glob(".*.tmp"):
+def sweep(folder: Path, pattern: str = "") -> None:
+    """Remove the temporary files, of all names or of those that match, of processes that were killed while writing."""
+    for path in folder.glob(f".{pattern}*.tmp"):
         process = path.name.split(".")[-2]
         if process.isdecimal() and not _alive(int(process)):
             path.unlink(missing_ok=True)
@@ -87,25 +127,97 @@ def _alive(process: int) -> bool:
     return True
 
 
+def owner(folder: Path) -> str:
+    """The command that a folder belongs to, such as "shortcut train", by the marker in it; empty: none of ours."""
+    try:
+        with open(folder / MARKER, encoding="utf-8", errors="replace") as stream:
+            line = stream.readline(HOLDER_CHARACTERS)
+    except OSError:
+        return ""
+    return line.partition(",")[0].strip() if line.startswith("shortcut ") else ""
+
+
 @contextmanager
-def held(folder: Path, what: str) -> Iterator[None]:
-    """Lock a folder for this process. what: the command that holds it, for the message to others.
+def held(
+    folder: Path,
+    what: str,
+    hint: str = "wait until it ends, or choose another --out",
+    *,
+    known: Callable[[Path], bool] = lambda _: False,
+) -> Iterator[None]:
+    """Lock a folder for this process and mark it as ours, unless it has files in it and is not ours.
 
-    The lock is the kernel's (flock), so it ends with the process, however that ends.
+    what: the command that holds it, for the marker, and for the message to others; hint: for them too. known: whether
+    a folder without a marker is one of this command even so, by what else is in it.
 
-    Raises UsageError, which names the holder, if another process holds the folder.
+    The lock is the kernel's (flock) on the marker, so it ends with the process, however that ends. The marker stays,
+    unless nothing else is in the folder; then it is removed, with the folders that were made for it.
+
+    Raises UsageError if the folder has files and is not one of this command, or if another process, which is named,
+    holds it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "choose another --out")
+    theirs = owner(folder)
+    if not theirs and folder.exists() and not _is_free(folder, known):
+        raise UsageError(f"{folder} is not empty, and was not made by `{what}`", "choose another --out")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as stream:
+    stream = _locked(folder / MARKER, f"{folder} is in use", hint)
+    with stream:
+        if theirs not in ("", what) and not _is_bare(folder):
+            raise UsageError(f"{folder} belongs to `{theirs}`", "choose another --out")
+
+        def release() -> None:
+            with suppress(OSError):  # the folder was removed meanwhile
+                if _is_bare(folder):
+                    (folder / MARKER).unlink()
+                    for path in made:
+                        path.rmdir()
+                else:
+                    _sign(stream, what)
+
+        with cleanup.due(release):
+            try:
+                _sign(stream, f"{what}, process {os.getpid()}")
+                sweep(folder)
+                yield
+            finally:
+                release()
+
+
+def _is_free(folder: Path, known: Callable[[Path], bool]) -> bool:
+    """Whether a folder that is not marked as ours may be: it is known, or there is nothing in it."""
+    marker = folder / MARKER
+    if marker.is_dir() or (marker.exists() and marker.stat().st_size):
+        return False  # of someone else
+    return known(folder) or _is_bare(folder)
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether there is nothing but a marker in a folder."""
+    return all(path.name == MARKER for path in folder.iterdir())
+
+
+def _locked(path: Path, message: str, hint: str) -> TextIO:
+    """The marker, open and locked. Raises UsageError if another process has locked it."""
+    while True:
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+            stream.close()  # its holder has removed it since it was opened
         except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise UsageError(f"{folder} is in use: {holder}", "wait until it ends, or choose another --out") from None
-        stream.truncate(0)
-        stream.write(f"{what}, process {os.getpid()}")
-        stream.flush()
-        _sweep(folder)
-        yield
-        stream.truncate(0)
+            with stream:
+                holder = stream.readline(HOLDER_CHARACTERS).strip() or "another process"
+            raise UsageError(f"{message}: {holder}", hint) from None
+        except BaseException:
+            stream.close()
+            raise
+
+
+def _sign(stream: TextIO, text: str) -> None:
+    """Write a line into a marker, which is not empty meanwhile, whenever this process is killed."""
+    os.pwrite(stream.fileno(), f"{text}\n".encode(), 0)
+    os.ftruncate(stream.fileno(), len(text.encode()) + 1)

@@ -1,6 +1,43 @@
-"""Values as people read them, on the screen and on HTML pages."""
+"""Values as text: for people, on the screen and on HTML pages, and as JSON."""
 
+import json
+import math
+from collections.abc import Mapping
 from typing import Any
+
+# What a terminal obeys instead of showing: control characters but tab and newline, of both sets, and those that change
+# the direction of text or end a line.
+OBEYED = (
+    *(*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F),
+    *(*range(0x2028, 0x202F), *range(0x2066, 0x206A)),
+)
+ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in OBEYED if chr(code) not in "\t\n"}
+
+
+def shown(words: str) -> str:
+    """Text as it may reach a terminal: each character that a terminal obeys, except tab and newline, as an escape.
+
+    A file's name can hold the sequence that clears the screen; it is shown as "\\x1b[2J", with a backslash.
+    """
+    return words.translate(ESCAPES)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that every parser reads: NaN and the infinities, which JSON does not have, become null.
+
+    It is ASCII without control characters but newlines, so that it can be printed.
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def cell(value: Any) -> str:

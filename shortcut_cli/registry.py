@@ -41,19 +41,23 @@ MODEL_OPTIONS = {  # for the architectures that have their own recipe keys
     "hyper": "shortcut_cli.models.options:HyperOptions",
 }
 
+# The architecture under whose name the recipe keys of another one are; one that is not here has those of its own name.
+OPTIONS_OF = {"shortcut_local": "shortcut"}
+
 OFFICIAL_WEIGHTS = ("encodec_24khz", "encodec_48khz")  # EnCodec's published checkpoints
 
 ScoredSplit = Literal["val", "test"]
-SPLITS = ("train", *get_args(ScoredSplit))
+AnySplit = Literal["train", "val", "test"]
+SPLITS = get_args(AnySplit)
 
 Match = Literal["none", "params", "flops", "time"]  # what a comparison keeps equal between an arm and its baselines
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that proposes the name in `known` nearest to `name`, or lists them all."""
+def did_you_mean(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """A sentence that proposes the name in `known` nearest to `name`, or lists them all, or only those `listed`."""
     known = sorted(known)
     near = get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else "Known: " + ", ".join(known) + "."
+    return f"Did you mean {near[0]!r}?" if near else "Known: " + ", ".join(sorted(listed or known)) + "."
 
 
 def load(table: dict[str, str], name: str) -> Any:

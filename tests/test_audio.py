@@ -1,6 +1,7 @@
 """Sound: the codes of a single pass for any division into blocks, and files of every kind or a reason."""
 
 import gzip
+import hashlib
 import json
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from conftest import allowed
 
 from shortcut_cli.codec import encodec
 from shortcut_cli.codec.layout import MONO, STEREO
-from shortcut_cli.data.documents import Source
+from shortcut_cli.data.documents import Document, Source
 from shortcut_cli.data.sound import READ_FRAMES, SoundReader
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers import audio
@@ -127,7 +128,8 @@ def test_decoding_in_blocks_equals_one_pass(package, codec):
 
 
 def source(tmp_path, path):
-    return Source(path, path.name, "0" * 64, tmp_path / f"{path.name}.ids")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
+    return Source(path, path.name, sha256, tmp_path / f"{path.name}.ids")
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +240,8 @@ def test_bad_files_are_rejected_with_a_reason(tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan, 0], np.float32), 24_000, subtype="FLOAT")
     (tmp_path / "x.wav.gz").write_bytes(b"no gzip")
     for name, reason in (
-        ("text.wav", "can't be read by libsndfile"),
-        ("empty.wav", "can't be read by libsndfile"),
+        ("text.wav", "is not WAV: it begins with 'this is t'"),
+        ("empty.wav", r"is empty \(0 bytes\)"),
         ("none.wav", "no samples"),
         ("nan.wav", "not a finite number, at 1"),
         ("x.wav.gz", "gzip"),
@@ -413,8 +415,9 @@ def test_ids_are_the_codes_of_each_frame_offset_by_codebook(tmp_path):
     soundfile.write(tmp_path / "a.wav", sound, 24_000, subtype="FLOAT")
     expected = [1024 * book + int(codes[frame, book]) for frame in range(50) for book in range(3)]
     assert tokenizer.prompt(tmp_path / "a.wav").tolist() == expected
-    (document,) = tokenizer.scan(replace(source(tmp_path, tmp_path / "a.wav"), start=77))
-    assert (document.sha256, document.offset, document.size, document.units) == ("0" * 64, 77, 150, {"second": 0.5})
+    given = replace(source(tmp_path, tmp_path / "a.wav"), start=77)
+    (document,) = tokenizer.scan(given)
+    assert document == Document(given.sha256, 77, 150, {"second": 0.5}, {})
     assert np.fromfile(tmp_path / "a.wav.ids", "<u2").tolist() == expected
     for heard, codebooks in tokenizer.codec.heard:
         assert np.array_equal(heard, sound)
@@ -479,7 +482,7 @@ def staged(tmp_path, ids, seconds):
     """A source that has been scanned."""
     found = Source(tmp_path / "gone.wav", "gone.wav", "5" * 64, tmp_path / "gone.ids", start=1000)
     found.staged.write_bytes(np.asarray(ids, "<u2").tobytes())
-    (tmp_path / "gone.ids.json").write_text(json.dumps({"second": seconds}))
+    (tmp_path / "gone.ids.json").write_text(json.dumps({"units": {"second": seconds}, "account": {}}))
     return found
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut, write_texts
 
-from shortcut_cli import files
+from shortcut_cli import cleanup, files
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.errors import UsageError
 
@@ -122,7 +122,67 @@ def test_a_clock_that_jumps(text_run, tmp_path):
 
 
 def test_a_lock_ends_with_its_block(tmp_path):
-    with files.held(tmp_path, "a"), pytest.raises(UsageError, match="in use: a, process"), files.held(tmp_path, "b"):
+    with (
+        files.held(tmp_path, "shortcut a"),
+        pytest.raises(UsageError, match="in use: shortcut a, process"),
+        files.held(tmp_path, "shortcut b"),
+    ):
         pass
-    with files.held(tmp_path, "b"):
+    with files.held(tmp_path, "shortcut b"):
         pass
+
+
+@pytest.mark.parametrize("name", ["", "result"])
+def test_a_signal_leaves_the_marker_of_no_process(tmp_path, name):
+    folder = tmp_path / "new" / "s"
+    child = os.fork()
+    if not child:
+        with files.held(folder, "shortcut a"):
+            if name:
+                (folder / name).touch()
+            cleanup.leave()
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    if name:
+        assert (folder / ".shortcut").read_text() == "shortcut a\n"
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00broken", b"x" * 10_000, b"\x1b[2J" + bytes(50)])
+def test_a_damaged_lock_holds_nothing_up(tmp_path, content):
+    with files.held(tmp_path, "shortcut a"):
+        (tmp_path / ".shortcut").write_bytes(b"shortcut a, process 1" + content)
+        with (
+            pytest.raises(UsageError, match="is in use") as refused,
+            files.held(tmp_path, "shortcut b"),
+        ):
+            pass
+        assert len(refused.value.message) < len(str(tmp_path)) + files.HOLDER_CHARACTERS + 20
+
+
+def test_a_lock_on_the_cache_names_no_flag(tmp_path, monkeypatch):
+    from shortcut_cli.codec import weights
+
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "cache"))
+    with files.held(tmp_path / "cache", "shortcut another"), pytest.raises(UsageError) as refused:
+        weights.fetch("encodec_24khz")
+    assert "--out" not in refused.value.hint
+    assert str(tmp_path / "cache") in refused.value.hint
+
+
+def test_an_error_while_writing_names_the_file_and_not_the_temporary_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none" / "a.txt", tmp_path / "folder", tmp_path / "file" / "b", tmp_path / ("n" * 300)):
+        with pytest.raises(OSError, match=r"\[Errno") as failed:
+            files.write(path, "text")
+        assert failed.value.filename == str(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path):
+    for name in ("n" * 255, "\u3042" * 85):
+        files.write(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import statistics
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import time
 import tomllib
+import wave
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +92,7 @@ def test_help_is_quick(tmp_path):
         (["train", "--recipe", "music", "--set", "train.steps=many"], 2, "valid integer, got 'many'"),
         (["train", "--recipe", "music", "--model", "rnn"], 2, "unknown architecture 'rnn'"),
         (["train", "--recipe", "text-tiny", "--set", "data.shards=empty"], 2, "not a shards folder"),
-        (["train", "--recipe", "text-tiny", "--device", "cuda:99"], 5, "device 'cuda:99' can't be used"),
+        (["demo", "--device", "cuda:99"], 5, "device 'cuda:99' can't be used"),
         (["eval", "--ckpt", "missing.pt"], 2, "missing.pt does not exist"),
         (["sample", "--ckpt", "fake.pt"], 2, "is not a run.pt"),
         (["attention", "--ckpt", "fake.pt"], 2, "is not a run.pt"),
@@ -196,11 +199,15 @@ def test_run_skips_what_is_finished(tmp_path):
     write_texts(tmp_path / "texts")
     command = ["run", "--recipe", "text-tiny", "texts", "--json", *set_flags(*TEXT_SETTINGS, "sample.tokens=20")]
     first = json.loads(shortcut(*command, cwd=tmp_path).stdout)
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    stamps = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".shortcut"
+    }
     second = json.loads(shortcut(*command, cwd=tmp_path).stdout)
     assert (first["train"]["worked"], second["train"]["worked"]) == (True, False)
     assert first["eval"] == second["eval"]
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    after = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".shortcut"
+    }
     assert after == stamps
     # Only what is missing is made again; the samples have the same bytes as before.
     kept = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("sample-1-*.txt")}
@@ -211,8 +218,7 @@ def test_run_skips_what_is_finished(tmp_path):
     assert (third["train"]["worked"], third["eval"], third["samples"]) == (False, first["eval"], first["samples"])
     assert {path: path.read_bytes() for path in kept} == kept
     changed = {path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
-    samples = {f"{path.name}{ending}" for path in kept for ending in ("", ".json")}
-    assert changed == {"eval.json", "eval-test.npz"} | samples
+    assert changed == {"eval.json", "eval-test.npz", f"{min(kept).name}", f"{min(kept).name}.json"}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -337,6 +343,12 @@ def replaced(monkeypatch, module, name, result):
 
 
 @pytest.fixture
+def prepared(monkeypatch):
+    """The shards of every recipe count as prepared."""
+    monkeypatch.setattr(commands, "_need_shards", lambda *_: None)
+
+
+@pytest.fixture
 def ckpt(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "run.pt").write_bytes(b"PK")
@@ -375,7 +387,7 @@ SCORES = {
 }
 
 
-def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch):
+def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch, prepared):
     calls = replaced(monkeypatch, training, "train", {"run": "r"})
     base = ("train", "--recipe", "text-tiny", "--device", "cpu")
     settings = set_flags("model.name=gpt", "train.seed=5", "train.steps=9")
@@ -393,23 +405,24 @@ def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch):
         ("gpt", 7, 11, "runs/text-tiny/gpt-s7"),
     ]
     assert commands._settings(None) == []
-    assert commands._settings(["a.b=1"], c__d=0, e__f=None, g__h="", i__j=False) == [
+    flags = {"c__d": ("--d", 0), "e__f": ("-f", None), "g__h": ("--h", ""), "i__j": ("--j", "nan")}
+    assert commands._settings(["a.b=1"], **flags) == [
         "a.b=1",
-        "c.d=0",
-        "g.h=",
-        "i.j=False",
+        reading.Setting("c.d", 0, "--d 0"),
+        reading.Setting("g.h", "", "--h "),
+        reading.Setting("i.j", "nan", "--j nan"),
     ]
 
 
-def test_the_options_of_train_reach_its_stage(monkeypatch, capsys):
+def test_the_options_of_train_reach_its_stage(monkeypatch, capsys, prepared):
     calls = replaced(monkeypatch, training, "train", {"run": "r/run.pt", "step": 4})
     base = ("train", "--recipe", "text-tiny")
-    call(*base, "--out", "o", "--resume", "never", "--device", "meta", "--json")
+    call(*base, "--out", "o", "--resume", "never", "--device", "cpu:0", "--json")
     assert printed(capsys) == {"schema_version": 2, "run": "r/run.pt", "step": 4}
     call(*base, "--device", "cpu")
     assert capsys.readouterr().out == "r/run.pt\n"
     assert [(str(arguments[1]), options) for arguments, options in calls] == [
-        ("o", {"device": "meta", "resume": "never", "stop": commands.signals}),
+        ("o", {"device": "cpu:0", "resume": "never", "stop": commands.signals}),
         ("runs/text-tiny/shortcut-s1", {"device": "cpu", "resume": "auto", "stop": commands.signals}),
     ]
 
@@ -467,16 +480,16 @@ def test_prepare_shows_the_counts_of_each_split(monkeypatch, capsys):
 
 def test_the_options_of_eval_reach_its_stage(monkeypatch, capsys, ckpt):
     calls = replaced(monkeypatch, pipeline, "score", SCORES)
-    call("eval", "--ckpt", ckpt, "--shards", "s", "--split", "val", "--device", "meta", "--json")
+    call("eval", "--ckpt", ckpt, "--shards", "s", "--split", "val", "--device", "cpu:0", "--json")
     assert printed(capsys) == SCORES
     call("eval", "--ckpt", ckpt, "--device", "cpu")
-    assert calls == [((ckpt, Path("s"), "val"), {"device": "meta"}), ((ckpt, None, None), {"device": "cpu"})]
+    assert calls == [((ckpt, Path("s"), "val"), {"device": "cpu:0"}), ((ckpt, None, None), {"device": "cpu"})]
 
 
 def test_eval_shows_each_score_under_its_name(monkeypatch):
     depth = {"sources": ["layer 2", "own"], "by_head": [[0.25, 0.75], [0.5, 0.5]]}
     table = tables.scores("t", SCORES | {"depth_weights": depth})
-    rows = dict(zip(*(column._cells for column in table.columns), strict=True))
+    rows = dict(zip(*([str(cell) for cell in column._cells] for column in table.columns), strict=True))
     assert rows == {
         "split": "val, 3 documents, 30 tokens",
         "nats per token": "1.5",
@@ -500,7 +513,7 @@ def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
     monkeypatch.setattr(runs, "open_run", lambda *arguments: opened.append(arguments) or run)
     calls = replaced(monkeypatch, pipeline, "sample", [Path("a.txt"), Path("b.txt")])
     base = ("sample", "--ckpt", ckpt)
-    call(*base, "--device", "meta", "--json")
+    call(*base, "--device", "cpu:0", "--json")
     assert printed(capsys) == {"schema_version": 2, "samples": ["a.txt", "b.txt"]}
     every = ("-n", 3, "--tokens", 44, "--temperature", 0, "--top-k", 5, "--top-p", 0.5, "--min-p", 0.25, "--seed", 0)
     call(*base, "--device", "cpu", *every, "--prompt", "p.txt", "--out", "o")
@@ -514,17 +527,17 @@ def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
         *(SAMPLER | {key: value} for key, value in changed.items()),
     ]
     assert [folder for (_, folder, _), _ in calls[:3]] == [ckpt.parent / "samples", Path("o"), ckpt.parent / "samples"]
-    usual = {"prompt": None, "device": "cpu", "only": None}
+    usual = {"prompt": None, "device": "cpu", "only": None, "have": []}
     assert [options for _, options in calls[:3]] == [
-        usual | {"device": "meta"},
+        usual | {"device": "cpu:0"},
         usual | {"prompt": Path("p.txt")},
         usual,
     ]
     assert all(arguments[0] is run for arguments, _ in calls)
-    assert opened[:2] == [(ckpt, "meta"), (ckpt, "cpu")]
+    assert opened[:2] == [(ckpt, "cpu:0"), (ckpt, "cpu")]
     with pytest.raises(UsageError, match="neither --ckpt nor --like"):
         call("sample")
-    with pytest.raises(UsageError, match=r"the result of the flags is not a valid recipe\n  sample\.top_p"):
+    with pytest.raises(UsageError, match=r"--top-p 2.0 is not valid\n  sample\.top_p"):
         call(*base, "--device", "cpu", "--top-p", 2)
 
 
@@ -533,24 +546,24 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
     run = SimpleNamespace(recipe=reading.read("text-tiny"))
     monkeypatch.setattr(runs, "open_run", lambda *arguments: opened.append(arguments) or run)
     calls = replaced(monkeypatch, pipeline, "sample", [])
-    again = sampling.Like(Path("c/run.pt"), Path("c/p.txt"), ["sample.n=5", "sample.seed=9"], 4, "meta")
+    again = sampling.Like(Path("c/run.pt"), Path("c/p.txt"), ["sample.n=5", "sample.seed=9"], 4, "cpu:0", {})
     monkeypatch.setattr(sampling, "like", lambda *arguments: asked.append(arguments) or again)
     sidecar = tmp_path / "x" / "s.json"
     call("sample", "--like", sidecar)
     call("sample", "--like", sidecar, "--ckpt", ckpt, "--prompt", "p", "--out", "o", "--device", "cpu")
     assert asked == [(sidecar, None, None), (sidecar, ckpt, Path("p"))]
-    assert opened == [(Path("c/run.pt"), "meta"), (Path("c/run.pt"), "cpu")]
+    assert opened == [(Path("c/run.pt"), "cpu:0"), (Path("c/run.pt"), "cpu")]
     assert [(folder, config.model_dump()) for (_, folder, config), _ in calls] == [
         (tmp_path / "x" / "again", SAMPLER | {"n": 5, "seed": 9}),
         (Path("o"), SAMPLER | {"n": 5, "seed": 9}),
     ]
-    same = {"prompt": Path("c/p.txt"), "only": 4}
-    assert [options for _, options in calls] == [same | {"device": "meta"}, same | {"device": "cpu"}]
+    same = {"prompt": Path("c/p.txt"), "only": 4, "have": []}
+    assert [options for _, options in calls] == [same | {"device": "cpu:0"}, same | {"device": "cpu"}]
     for flags in (("-n", 3), ("--tokens", 9), ("--temperature", 0), ("--seed", 0)):
         with pytest.raises(UsageError, match="takes the sampler's settings from the sample"):
             call("sample", "--like", sidecar, *flags)
     for number in (5, -1):
-        again = sampling.Like(Path("c/run.pt"), None, ["sample.n=5"], number, "cpu")
+        again = sampling.Like(Path("c/run.pt"), None, ["sample.n=5"], number, "cpu", {})
         with pytest.raises(CheckFailed, match=f"is sample {number} of 5"):
             call("sample", "--like", sidecar)
 
@@ -561,17 +574,17 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     other = source | {"source": "layer 2", "shuffled": {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}}
     result = {"schema_version": 2, "tokens": 8, "nats_per_token": 1.5, "sources": [source, other]}
     calls = replaced(monkeypatch, pipeline, "look", result)
-    flags = ("--prompt", "p", "--shards", "s", "--split", "test", "--windows", 3, "--out", "o", "--device", "meta")
+    flags = ("--prompt", "p", "--shards", "s", "--split", "test", "--windows", 3, "--out", "o", "--device", "cpu:0")
     call("attention", "--ckpt", ckpt, *flags, "--json")
     assert printed(capsys) == result
     call("attention", "--ckpt", ckpt, "--device", "cpu")
     assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
-    assert [column.header for column in tables.attention(Path("o"), result).columns] == [
+    assert [str(column.header) for column in tables.attention(Path("o"), result).columns] == [
         *("source", "attention weight", "tokens back"),
         *("loss added if masked", "95 %", "loss added if shuffled", "95 %"),
     ]
     assert calls == [
-        ((ckpt, Path("p"), Path("s"), "test", 3, Path("o")), {"device": "meta"}),
+        ((ckpt, Path("p"), Path("s"), "test", 3, Path("o")), {"device": "cpu:0"}),
         ((ckpt, None, None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),
     ]
     assert list(tables.attention_rows(result)) == [
@@ -585,7 +598,7 @@ def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, pipeline, "run_all", result)
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
     base = ("run", "--recipe", "text-tiny", "a", "b")
-    flags = ("--out", "o", "--workers", 3, "--max-bad", "5", "--device", "meta", *set_flags("train.seed=4"))
+    flags = ("--out", "o", "--workers", 3, "--max-bad", "5", "--device", "cpu:0", *set_flags("train.seed=4"))
     call(*base, *flags, "--json")
     assert printed(capsys) == {"schema_version": 2, **result}
     call(*base, "--device", "cpu")
@@ -595,19 +608,19 @@ def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
         (1, ["a", "b"], "runs/text-tiny/shortcut-s1"),
     ]
     assert [options for _, options in calls] == [
-        {"n_workers": 3, "max_bad": "5", "device": "meta", "stop": commands.signals},
+        {"n_workers": 3, "max_bad": "5", "device": "cpu:0", "stop": commands.signals},
         {"n_workers": 61, "max_bad": "1%", "device": "cpu", "stop": commands.signals},
     ]
 
 
-def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys):
+def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     result = {"schema_version": 2, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
     calls = replaced(monkeypatch, comparison, "compare", result)
     monkeypatch.setattr(page, "headings", lambda _: ("arm", "nats"))
     monkeypatch.setattr(page, "table", lambda _: [("gpt", 1.5)])
     base = ("compare", "--recipe", "text-tiny", "--models", "gpt,moda")
     flags = ("--seeds", 2, "--match", "time", "--lrs", "5e-4,1", "--margin", 0.25, "--out", "o", "--json")
-    call(*base, *flags, "--device", "meta,cpu", "--set", "train.steps=9")
+    call(*base, *flags, "--device", "cpu:0,cpu", "--set", "train.steps=9")
     assert printed(capsys) == result
     call(*base, "--device", "cpu")
     assert capsys.readouterr().out.splitlines()[-2:] == ["first", "second"]
@@ -615,7 +628,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys):
         (9, ["gpt", "moda"], "o"),
         (150, ["gpt", "moda"], "comparisons/text-tiny"),
     ]
-    first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["meta", "cpu"]}
+    first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["cpu:0", "cpu"]}
     usual = {"seeds": 3, "match": "params", "lrs": [], "margin": 0.005, "devices": ["cpu"]}
     assert [options for _, options in calls] == [given | {"stop": commands.signals} for given in (first, usual)]
     with pytest.raises(UsageError, match="--lrs 1,x is not a list of numbers"):
@@ -658,13 +671,13 @@ def test_checking_recipes_names_each_problem_and_fails_if_there_is_one(monkeypat
 
 
 @pytest.mark.parametrize(("weights", "logs"), [(True, True), (True, False), (False, True), (False, False)])
-def test_the_options_of_prove_resume_reach_its_stage(monkeypatch, capsys, tmp_path, weights, logs):
-    result = {"schema_version": 2, "kills": 2, "equal_weights": weights, "equal_logs": logs}
+def test_the_options_of_prove_resume_reach_its_stage(monkeypatch, capsys, prepared, weights, logs):
+    result = {"schema_version": 2, "kills": 2, "equal_weights": weights, "equal_logs": logs, "conditions": "1 thread"}
     calls = replaced(monkeypatch, proof, "resume", result)
     base = ("prove", "resume", "--recipe", "text-tiny", "--json")
     for flags in (
         ("--device", "cpu"),
-        ("--kills", 9, "--seed", 8, "--out", "o", "--device", "meta", "--set", "train.steps=9"),
+        ("--kills", 9, "--seed", 8, "--out", "o", "--device", "cpu:0", "--set", "train.steps=9"),
     ):
         if weights and logs:
             call(*base, *flags)
@@ -675,9 +688,13 @@ def test_the_options_of_prove_resume_reach_its_stage(monkeypatch, capsys, tmp_pa
     assert [(config.train.steps, folder.name) for (config, folder), _ in calls] == [(150, "runs"), (9, "o")]
     assert [options for _, options in calls] == [
         {"kills": 5, "seed": 1, "device": "cpu"},
-        {"kills": 9, "seed": 8, "device": "meta"},
+        {"kills": 9, "seed": 8, "device": "cpu:0"},
     ]
     assert not calls[0][0][1].parent.exists()  # both runs were removed
+    with suppress(CheckFailed):
+        call("prove", "resume", "--recipe", "text-tiny", "--device", "cpu")
+    word = "equal" if weights and logs else "not equal"
+    assert capsys.readouterr().out.splitlines()[-1] == f"weights and logs are {word} after 2 kills (1 thread)"
 
 
 def test_the_options_of_prove_tokens_reach_its_stage(monkeypatch, capsys):
@@ -693,12 +710,17 @@ def test_the_options_of_prove_tokens_reach_its_stage(monkeypatch, capsys):
         ((Path("d"), []), {"count": 20, "seed": 1}),
         ((Path("d"), ["p", "q"]), {"count": 3, "seed": 8}),
     ]
+    for different, words in (([], "all are equal"), (["a"], "some differ")):
+        result["different"] = different
+        with suppress(CheckFailed):
+            call("prove", "tokens", "d")
+        assert capsys.readouterr().out.splitlines()[-1] == f"9 tokens of 3 files were compared; {words}"
 
 
 def test_the_options_of_codec_train_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, codec_training, "train", {"codec": "r/codec.pt"})
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
-    flags = ("--out", "o", "--workers", 3, "--resume", "never", "--device", "meta", "--set", "train.seed=4", "--json")
+    flags = ("--out", "o", "--workers", 3, "--resume", "never", "--device", "cpu:0", "--set", "train.seed=4", "--json")
     call("codec", "train", "a", "b", "--recipe", "codec-mini", *flags)
     assert printed(capsys) == {"schema_version": 2, "codec": "r/codec.pt"}
     call("codec", "train", "a", "--set", "train.seed=4", "--device", "cpu")
@@ -708,7 +730,7 @@ def test_the_options_of_codec_train_reach_its_stage(monkeypatch, capsys):
         (4, ["a"], "runs/codec-mini-s4"),
     ]
     assert [options for _, options in calls] == [
-        {"n_workers": 3, "device": "meta", "resume": "never", "stop": commands.signals},
+        {"n_workers": 3, "device": "cpu:0", "resume": "never", "stop": commands.signals},
         {"n_workers": 61, "device": "cpu", "resume": "auto", "stop": commands.signals},
     ]
 
@@ -749,7 +771,7 @@ def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     calls = replaced(monkeypatch, demo, "demo", result)
     monkeypatch.setattr(os, "cpu_count", lambda: 61)
     monkeypatch.setattr(console._out(), "_width", 200)
-    call("demo", "--out", "o", "--workers", 3, "--device", "meta", "--json")
+    call("demo", "--out", "o", "--workers", 3, "--device", "cpu:0", "--json")
     assert printed(capsys) == result
     call("demo", "--device", "cpu")
     shown = capsys.readouterr().out
@@ -758,7 +780,7 @@ def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     cells = [cell.strip() for cell in row.strip("\u2502").split("\u2502")]
     assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 bits per byte"]
     assert calls == [
-        ((Path("o"),), {"n_workers": 3, "device": "meta", "stop": commands.signals}),
+        ((Path("o"),), {"n_workers": 3, "device": "cpu:0", "stop": commands.signals}),
         ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": commands.signals}),
     ]
 
@@ -768,8 +790,8 @@ def test_auto_is_cuda_if_available_and_a_missing_device_is_an_error(monkeypatch)
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         assert device.choose("auto") == expected
     assert device.choose("cpu") == "cpu"
-    assert device.choose("meta") == "meta"
-    for name in ("cuda:99", "tpu"):
+    assert device.choose("cpu:0") == "cpu:0"
+    for name in ("cuda:99", "tpu", "meta"):
         with pytest.raises(Unavailable, match=f"device '{name}' can't be used") as refused:
             device.choose(name)
         assert refused.value.hint == "--device cpu"
@@ -817,7 +839,7 @@ def test_every_error_is_one_panel_with_its_hint_and_its_code(monkeypatch, capsys
     lines = [line.strip("\u2502 ") for line in shown.splitlines()]
     assert [line for line in lines[1:-1] if line] == [error.message, *([f"Next: {error.hint}"] if error.hint else [])]
     assert [line[0] for line in (lines[0], lines[-1])] == ["\u256d", "\u2570"]
-    assert " Error " in lines[0]
+    assert f" {'Interrupted' if isinstance(error, errors.Interrupted) else 'Error'} " in lines[0]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS])
@@ -831,7 +853,16 @@ def test_an_error_of_the_system_is_one_panel_and_code_1(monkeypatch, capsys, num
 def test_a_bug_keeps_its_traceback_and_success_is_0(monkeypatch, capsys):
     assert ended(monkeypatch, capsys, lambda: None) == (None, "")  # exit code 0
     assert ended(monkeypatch, capsys, lambda: 0) == (0, "")
-    for error in (OSError(errno.ENOENT, "none", "f"), ValueError("a bug"), errors.Rejected("escaped")):
+    for error in (
+        ValueError("a bug"),
+        errors.Rejected("escaped"),
+        OSError(errno.ENOENT, "none"),  # of no file
+        OSError(errno.ENOENT, "none", commands.__file__),  # of a file of ours
+        OSError(errno.ENOENT, "none", os.__file__),
+        OSError(errno.ENOENT, "none", typer.__file__),
+        OSError(errno.ECHILD, "no child", "f"),  # nothing that a path can cause
+        BrokenPipeError(errno.EPIPE, "of a worker process"),
+    ):
         with pytest.raises(type(error)):
             ending.guarded(raises(error))
 
@@ -851,72 +882,522 @@ def test_a_wrong_option_points_to_the_help_of_its_command(monkeypatch, capsys):
     assert (code, "Next: shortcut --help" in shown) == (2, True)
 
 
-# Signals
+PATH_ERRORS = [
+    "ENOENT",
+    "ENOTDIR",
+    "EEXIST",
+    "EISDIR",
+    "ENOTEMPTY",
+    "ENAMETOOLONG",
+    "ELOOP",
+    "ENXIO",
+    "EINVAL",
+    "EBUSY",
+]
 
 
-def left_by(signals, block):
-    """The exit code of the Interrupted that is raised by `block` within `with signals`."""
+@pytest.mark.parametrize("name", PATH_ERRORS)
+def test_an_error_of_a_path_of_the_user_is_one_panel_with_a_hint(monkeypatch, capsys, name):
+    number = getattr(errno, name)
+    for error in (
+        OSError(number, os.strerror(number), "a/[/v2]"),
+        OSError(number, os.strerror(number), b"a/[/v2]"),
+        OSError(number, os.strerror(number), "a/tmp", None, "a/[/v2]"),
+    ):
+        code, shown = ended(monkeypatch, capsys, raises(error))
+        assert code == 1
+        assert f"{os.strerror(number)}: a/[/v2]" in shown
+        assert "Next: " in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), 1, "there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "9 bytes"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 1, "there is not enough memory: CUDA out of memory."),
+        (ValueError("embedded null byte"), 2, "contains the character NUL"),
+    ],
+)
+def test_what_a_user_can_act_on_is_one_panel(monkeypatch, capsys, error, code, words):
+    found, shown = ended(monkeypatch, capsys, raises(error))
+    assert found == code
+    assert words in shown
+
+
+def test_a_working_directory_that_is_gone_is_named(monkeypatch, capsys, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, shown = ended(monkeypatch, capsys, Path.cwd)
+    assert (code, "the working directory does not exist any more" in shown) == (1, True)
+
+
+# Paths that are wrong in every way, for every flag that names one
+
+LONG = "x" * 300
+NO_FILE = ("[/v2]a[red]", "file/sub", "folder", LONG)
+NO_FOLDER = (*NO_FILE, "file")
+NO_OUT = ("file", "file/sub", LONG, "/proc/x/y")
+TRAIN = ("train", "--recipe", "text-tiny", "--set", "train.steps=1", "--set", "data.shards=RUN/shards")
+RUN = ("--ckpt", "RUN/gpt/run.pt")
+PLACES = [
+    (("prepare", "text", "@", "--recipe", "text-tiny", "--out", "o"), NO_FILE),
+    (("prepare", "text", "texts", "--recipe", "@", "--out", "o"), NO_FILE),
+    (("prepare", "text", "texts", "--recipe", "text-tiny", "--out", "@"), NO_OUT),
+    (("train", "--recipe", "@"), NO_FILE),
+    (("train", "--recipe", "text-tiny", "--set", "data.shards=@"), NO_FOLDER),
+    ((*TRAIN, "--out", "@"), NO_OUT),
+    (("eval", "--ckpt", "@"), (*NO_FILE, "file")),
+    (("eval", *RUN, "--shards", "@"), NO_FOLDER),
+    (("eval", *RUN, "--files", "@"), NO_FILE),
+    (("sample", "--ckpt", "@"), (*NO_FILE, "file")),
+    (("sample", "--like", "@"), (*NO_FILE, "file")),
+    (("sample", *RUN, "--prompt", "@"), NO_FILE),
+    (("sample", *RUN, "--tokens", "9", "--out", "@"), NO_OUT),
+    (("attention", "--ckpt", "@"), (*NO_FILE, "file")),
+    (("attention", *RUN, "--prompt", "@"), NO_FILE),
+    (("attention", *RUN, "--shards", "@"), NO_FOLDER),
+    (("attention", *RUN, "--prompt", "texts/000.txt", "--out", "@"), NO_OUT),
+    (("run", "--recipe", "@", "texts"), NO_FILE),
+    (("run", "--recipe", "text-tiny", "@"), NO_FILE),
+    (("compare", "--models", "gpt", "--recipe", "@"), NO_FILE),
+    (("compare", "--models", "gpt", *TRAIN[1:], "--out", "@"), NO_OUT),
+    (("inspect", "@"), (*NO_FILE, "file")),
+    (("recipes", "show", "@"), NO_FILE),
+    (("recipes", "copy", "@", "new.toml"), NO_FILE),
+    (("recipes", "copy", "music", "@"), ("none/such", "folder", *NO_OUT)),
+    (("prove", "resume", "--recipe", "@"), NO_FILE),
+    (("prove", "resume", *TRAIN[1:], "--out", "@"), NO_OUT),
+    (("prove", "tokens", "@"), NO_FOLDER),
+    (("prove", "tokens", "RUN/shards", "@"), NO_FILE),
+    (("codec", "train", "@"), NO_FILE),
+    (("codec", "train", "sound.wav", "--recipe", "@"), NO_FILE),
+    (("codec", "train", "sound.wav", "--out", "@"), NO_OUT),
+    (("codec", "eval", "@", "sound.wav"), (*NO_FILE, "file")),
+    (("codec", "eval", "mini", "@"), NO_FILE),
+    (("codec", "eval", "mini", "sound.wav", "--out", "@"), NO_OUT),
+    (("demo", "--out", "@"), NO_OUT),
+]
+
+
+@pytest.mark.parametrize(("arguments", "wrong"), PLACES, ids=[" ".join(arguments) for arguments, _ in PLACES])
+def test_a_wrong_path_is_one_panel_for_every_flag(text_run, tmp_path, arguments, wrong):
+    write_texts(tmp_path / "texts", 2)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("a file")
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 24_000, 0, "NONE", ""))
+        sound.writeframes(bytes(48_000))
+    for path in wrong:
+        given = [part.replace("RUN", str(text_run)).replace("@", path) for part in arguments]
+        done = shortcut(*given, cwd=tmp_path, check=None)
+        assert done.returncode in (1, 2, 3, 4), (path[:20], done)
+        assert one_panel(done)
+    assert (tmp_path / "file").read_text() == "a file"
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_every_command_and_every_flag_with_a_path_is_tried():
+    flags = {"FILE", "DIR", "PATH", "NAME|FILE", "run.pt", "SAMPLE.json", "WEIGHTS"}
+
+    def walk(group, name):
+        for part, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from walk(command, [*name, part])
+            else:
+                wanted = [each.opts[0] for each in command.params if each.metavar in flags]
+                yield [*name, part], [flag for flag in wanted if flag.startswith("-")]
+
+    tried = {(*arguments[:2], arguments[arguments.index("@") - 1]) for arguments, _ in PLACES if "@" in arguments}
+    for name, wanted in walk(typer.main.get_command(commands.app), []):
+        for flag in wanted:
+            if flag == "--recipe" or (name, flag) != (["run"], "--out"):  # run is prepare, train, eval and sample
+                assert any(list(place[: len(name)]) == name and place[-1] == flag for place in tried), (name, flag)
+
+
+# Streams that are closed or full
+
+
+def through(command, *arguments, cwd):
+    """Run the command within a command line of bash, in which "$@" stands for it: (exit code, stdout, stderr)."""
+    line = [sys.executable, "-m", "shortcut_cli", *map(str, arguments)]
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *line], cwd=cwd, capture_output=True, text=True, check=False, timeout=300
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+NOBODY = '"$@" | { exec <&-; cat /dev/zero | head -c 1 > /dev/null; sleep 3; }; exit ${PIPESTATUS[0]}'
+
+
+@pytest.mark.parametrize(
+    "arguments", [["recipes", "list"], ["recipes", "show", "music"], ["recipes", "list", "--json"]]
+)
+@pytest.mark.parametrize(
+    ("command", "reason"), [('"$@" >&-', "Bad file"), ('"$@" > /dev/full', "No space"), (NOBODY, "")]
+)
+def test_a_stdout_that_takes_nothing_is_one_panel(tmp_path, arguments, command, reason):
+    code, out, err = through(command, *arguments, cwd=tmp_path)
+    assert (code, out) == (1, "")
+    assert f"the output can't be written to stdout: {reason}" in err
+    assert err.count("\u256d") == 1
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize("command", ['"$@" >&-', '"$@" > /dev/full', NOBODY])
+def test_help_for_a_stdout_that_takes_nothing_has_no_traceback(tmp_path, command):
+    code, out, err = through(command, "train", "--help", cwd=tmp_path)
+    assert (code, out) == (1, "")
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize("command", ['"$@" 2>&-', '"$@" 2> /dev/full', '"$@" 2> >(true)', '"$@" <&- 2>&-'])
+def test_a_stderr_that_takes_nothing_does_not_stop_the_work(tmp_path, command):
+    write_texts(tmp_path / "texts")
+    arguments = [
+        "prepare",
+        "text",
+        "texts",
+        "--recipe",
+        "text-tiny",
+        "--out",
+        "s",
+        *set_flags("tokenizer.vocabulary=300"),
+    ]
+    code, out, err = through(command, *arguments, "--json", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["inputs"] == 30
+    assert through(command, "inspect", "s", "--verify", cwd=tmp_path)[0] == 0
+    assert through(command, "inspect", "nowhere", cwd=tmp_path) == (2, "", "")
+
+
+def test_no_file_of_a_command_takes_the_place_of_a_closed_stream(tmp_path):
+    write_texts(tmp_path / "texts")
+    arguments = [
+        "prepare",
+        "text",
+        "texts",
+        "--recipe",
+        "text-tiny",
+        "--out",
+        "s",
+        *set_flags("tokenizer.vocabulary=300"),
+    ]
+    assert through('"$@" <&- >&- 2>&-', *arguments, cwd=tmp_path) == (1, "", "")
+    code = "from shortcut_cli.cli import console; console.harden(); f = open('f', 'w'); f.write(str(f.fileno()))"
+    subprocess.run(["bash", "-c", '"$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert int((tmp_path / "f").read_text()) > 2
+    shortcut("inspect", "s", "--verify", cwd=tmp_path)
+
+
+# Numbers of flags
+
+CKPT = ("--ckpt", "r/run.pt")
+HUGE, DIGITS = str(2**63), "9" * 5000
+NUMBERS = [
+    (("prepare", "text", "t", "--workers"), ("0", "-1", "1025", "1000000", HUGE, "nan", "1.5")),
+    (
+        ("prepare", "text", "t", "--recipe", "text-tiny", "--max-bad"),
+        ("nan", "inf", "-1", "1e400", "nan%", "-1%", "1.5"),
+    ),
+    (("train", "--recipe", "text-tiny", "--seed"), ("-1", HUGE, DIGITS, "nan", "1.5")),
+    (("sample", *CKPT, "-n"), ("0", "-1", "1000001", HUGE, DIGITS, "nan")),
+    (("sample", *CKPT, "--tokens"), ("0", "-5", "1000000001", HUGE, "nan")),
+    (("sample", *CKPT, "--temperature"), ("nan", "inf", "-inf", "-1", "1e-42", "1e-7", "1e7", "1e400")),
+    (("sample", *CKPT, "--top-k"), ("-1", HUGE, "nan")),
+    (("sample", *CKPT, "--top-p"), ("nan", "inf", "0", "-1", "1.1", "1e-300", "1e400")),
+    (("sample", *CKPT, "--min-p"), ("nan", "inf", "-0.1", "1", "1e400")),
+    (("sample", *CKPT, "--seed"), ("-1", HUGE, DIGITS, "nan")),
+    (("attention", *CKPT, "--windows"), ("0", "-1", "nan", "1000000001", HUGE)),
+    (("compare", "--recipe", "text-tiny", "--models", "gpt", "--seeds"), ("0", "-1", "1001", HUGE, "nan")),
+    (("compare", "--recipe", "text-tiny", "--models", "gpt", "--margin"), ("nan", "inf", "-1", "-inf", "1e400")),
+    (
+        ("compare", "--recipe", "text-tiny", "--models", "gpt", "--lrs"),
+        ("nan,-1,0", "nan", "0", "-1", "1e400", "1e-3,", ""),
+    ),
+    (("compare", "--recipe", "text-tiny", "--models"), ("", ",", " , ")),
+    (("prove", "resume", "--recipe", "text-tiny", "--kills"), ("0", "-1", "1001", HUGE)),
+    (("prove", "resume", "--recipe", "text-tiny", "--seed"), ("-1", HUGE)),
+    (("prove", "tokens", "d", "--sources"), ("0", "-1", HUGE)),
+    (("prove", "tokens", "d", "--seed"), ("-1", HUGE)),
+    (("codec", "train", "a", "--workers"), ("0", "1025")),
+]
+
+
+@pytest.mark.parametrize(("arguments", "wrong"), NUMBERS, ids=[" ".join(arguments) for arguments, _ in NUMBERS])
+def test_a_flag_takes_no_number_that_is_not_finite_or_out_of_range(
+    monkeypatch, capsys, ckpt, prepared, arguments, wrong
+):
+    monkeypatch.chdir(ckpt.parent.parent)
+    write_texts(Path("t"), 2)
+    monkeypatch.setattr(runs, "open_run", lambda *_: SimpleNamespace(recipe=reading.read("text-tiny")))
+    flag = arguments[-1]
+    for value in wrong:
+        code, shown = ended(
+            monkeypatch, capsys, partial(commands.dispatch, [*arguments, f"{flag}={value}"[len(flag) + 1 :]])
+        )
+        assert code == 2, value
+        assert flag in " ".join(shown.split()), (value, shown)
+
+
+def test_lists_of_names_and_numbers_may_have_spaces(monkeypatch, prepared):
+    calls = replaced(monkeypatch, comparison, "compare", {"schema_version": 2, "contrasts": []})
+    monkeypatch.setattr(tables, "comparison", lambda _: "")
+    base = ("compare", "--recipe", "text-tiny", "--models", " gpt, moda ,", "--lrs", "1e-3, 2e-3")
+    call(*base, "--device", "cpu, cpu:0")
+    (((_, models, _), options),) = calls
+    assert (models, options["lrs"], options["devices"]) == (["gpt", "moda"], [1e-3, 2e-3], ["cpu", "cpu:0"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_has_no_number_that_json_does_not_have(monkeypatch, capsys, ckpt, value):
+    result = SCORES | {"nats_per_token": value, "interval_95": [value, 1.0], "deep": {"a": ({"b": value},)}}
+    replaced(monkeypatch, pipeline, "score", result)
+    call("eval", "--ckpt", ckpt, "--device", "cpu", "--json")
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == SCORES | {"nats_per_token": None, "interval_95": [None, 1.0], "deep": {"a": [{"b": None}]}}
+    call("eval", "--ckpt", ckpt, "--device", "cpu")
+    assert cell(value) in capsys.readouterr().out
+
+
+# Names that look like Rich's markup
+
+ODD = "a[/v2]b [red]:cat:"
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path):
+    folder = tmp_path / ODD
+    write_texts(folder / "texts")
+    tools = partial(shortcut, cwd=folder, COLUMNS="400")
+    recipe, run = f"{ODD}.toml", f"runs/{ODD}"
+    (folder / recipe).parent.mkdir()
+    assert tools("recipes", "copy", "text-tiny", recipe).stdout == f"{recipe}\n"
+    sets = set_flags(*TEXT_SETTINGS, f"data.shards={ODD}", "sample.tokens=20", "sample.n=1")
+    shown = [
+        tools("recipes", "check", recipe).stdout,
+        tools("prepare", "text", "texts", "--recipe", recipe, *sets).stdout,
+        tools("train", "--recipe", recipe, *sets, "--out", run).stdout,
+        tools("eval", "--ckpt", run).stdout,
+        tools("sample", "--ckpt", run).stdout,
+        tools("attention", "--ckpt", run).stdout,
+        tools("inspect", run).stdout,
+        tools("inspect", ODD).stdout,
+        tools("inspect", recipe).stdout,
+        tools("prove", "tokens", ODD).stdout,
+        tools("run", "--recipe", recipe, "texts", *sets, "--out", run).stdout,
+        tools("sample", "--ckpt", f"{ODD}/none", check=2).stderr,
+        tools("train", "--recipe", ODD, check=2).stderr,
+        tools("train", "--recipe", recipe, "--model", ODD, check=2).stderr,
+        tools("train", "--recipe", recipe, "--set", f"{ODD}=3", check=2).stderr,
+        tools("prepare", "text", ODD, "--recipe", recipe, "--out", f"{recipe}/{ODD}", check=1).stderr,
+        tools("eval", "--ckpt", ODD, f"--{ODD}", check=2).stderr,
+        tools("inspect", f"{ODD}/none", check=2).stderr,
+        tools("codec", "eval", "mini", ODD, check=2).stderr,
+    ]
+    assert [text for text in shown if ODD not in text] == []
+
+
+def test_events_that_look_like_markup_are_shown_as_they_are(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with console.Reporter() as report:
+        now = 200.0
+        for event in (
+            Note(text=ODD),
+            Validation(step=1, loss=1.0, best=1.0, text=ODD),
+            Progress(task=ODD, done=1, total=2, unit=ODD),
+        ):
+            report(event)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [ODD, f"step 1: validation {ODD} (best so far)", f"{ODD}: 1 of 2 {ODD}"]
+    screen = console._console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    with console.Reporter() as report:
+        report(Progress(task=ODD, done=1, total=2, unit=ODD, loss=1.0))
+        report.live.refresh()
+    assert ODD in screen.file.getvalue()
+
+
+# What is accepted, and what is proposed
+
+
+def test_a_run_folder_stands_for_its_checkpoint(text_run, tmp_path):
+    run = text_run / "shortcut"
+    for flags in (("eval",), ("sample", "-n", 1, "--tokens", 9, "--out", "s"), ("attention", "--out", "a")):
+        shortcut(*flags, "--ckpt", run, "--json", cwd=tmp_path)
+    found = json.loads(shortcut("inspect", run, "--json", "--verify", cwd=tmp_path).stdout)
+    assert found == json.loads(shortcut("inspect", run / "run.pt", "--json", cwd=tmp_path).stdout)
+    assert (found["kind"], found["verified"], found["path"]) == ("checkpoint", True, str(run / "run.pt"))
+    for flags in (("eval",), ("sample",), ("attention",)):
+        done = shortcut(*flags, "--ckpt", text_run / "shards", cwd=tmp_path, check=2)
+        assert "run.pt does not exist" in " ".join(one_panel(done).replace("\u2502", "").split())
+
+
+def test_inspect_says_what_it_verified(text_run, tmp_path):
+    assert "verified" not in shortcut("inspect", text_run / "shards", cwd=tmp_path).stdout
+    done = shortcut("inspect", text_run / "shards", "--verify", cwd=tmp_path)
+    assert "verified: every byte is as it was written" in done.stdout
+    shutil.copy(text_run / "gpt" / "run.pt", tmp_path / "run.pt")
+    with open(tmp_path / "run.pt", "r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"\xff\x00\xff")
+    for flags in ((), ("--verify",)):
+        assert "bytes have changed" in one_panel(shortcut("inspect", "run.pt", *flags, cwd=tmp_path, check=4))
+    (tmp_path / "r.toml").write_text(reading.text("music"))
+    shortcut("inspect", "r.toml", cwd=tmp_path)
+    assert "has no checksum" in one_panel(shortcut("inspect", "r.toml", "--verify", cwd=tmp_path, check=2))
+    assert "none does not exist" in one_panel(shortcut("inspect", "none", cwd=tmp_path, check=2))
+
+
+@pytest.mark.parametrize("command", [("train",), ("compare", "--models", "gpt"), ("prove", "resume")])
+def test_shards_that_are_missing_are_proposed_to_be_prepared_with_the_same_settings(tmp_path, command):
+    write_texts(tmp_path / "texts")
+    sets = set_flags("tokenizer.vocabulary=300", "train.steps=2", "data.shards=my shards")
+    done = shortcut(*command, "--recipe", "text-tiny", *sets, cwd=tmp_path, check=2)
+    panel = " ".join(one_panel(done).replace("\u2502", " ").split())
+    line = panel.partition("Next: ")[2].partition(" \u2570")[0]
+    sets = "--set tokenizer.vocabulary=300 --set 'data.shards=my shards'"
+    assert line == f"shortcut prepare text PATH... --recipe text-tiny {sets}"
+    assert not (tmp_path / "runs").exists()
+    shortcut(*shlex.split(line.replace("PATH...", "texts"))[1:], cwd=tmp_path)
+    assert (tmp_path / "my shards" / "manifest.json").is_file()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / ".shortcut").write_text("shortcut prepare")
+    done = shortcut(*command, "--recipe", "text-tiny", "--set", "data.shards=half", cwd=tmp_path, check=2)
+    assert "half is incomplete" in one_panel(done)
+
+
+@pytest.mark.parametrize("name", ["2024", "true", "nan", "inf", "1e400", "[1, 2]", "'a'", "a=b", "-x"])
+def test_a_folder_can_have_any_name(tmp_path, name):
+    write_texts(tmp_path / "texts")
+    settings = set_flags(*TEXT_SETTINGS)
+    shortcut("prepare", "text", "texts", "--recipe", "text-tiny", f"--out={name}", *settings, cwd=tmp_path)
+    assert (tmp_path / name / "manifest.json").is_file()
+    shortcut("inspect", "--", name, cwd=tmp_path)
+
+
+# Signals (processes that get some: test_signals.py)
+
+
+class Ended(BaseException):
+    """Instead of the end of the process."""
+
+
+@pytest.fixture
+def received(monkeypatch):
+    """Signals with a clock that tests set; the process does not end, but raises Ended with its exit code."""
+
+    def end(code):
+        raise Ended(code)
+
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(ending, "_end", end)
+    monkeypatch.setattr(ending, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return Signals(), clock
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_process_at_once_outside_of_a_block(received, number, code):
+    signals, _ = received
+    with pytest.raises(Ended) as ended:
+        signals.receive(number)
+    assert ended.value.args == (code,)
+    signals.receive(number)  # too late
+
+
+def leaving(signals, block, kind=errors.Interrupted):
+    """The exception with which `block` leaves `with signals`."""
 
     def run():
         with signals as asked:
             block(asked)
 
-    with pytest.raises(errors.Interrupted) as left:
+    with pytest.raises(kind) as left:
         run()
-    return left.value.exit_code
+    return left.value
 
 
-def test_a_signal_raises_at_once_outside_of_a_block():
-    for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
-        with pytest.raises(errors.Interrupted) as left:
-            Signals()._handle(number, None)
-        assert left.value.exit_code == code
-
-
-def test_within_a_block_the_first_signal_waits_to_be_asked_for_and_the_second_does_not():
-    signals = Signals()
+def test_within_a_block_a_signal_waits_to_be_asked_for(received):
+    signals, _ = received
 
     def block(asked):
         assert asked() is None
-        signals._handle(signal.SIGINT, None)
+        signals.receive(signal.SIGINT)
         assert asked() == 130
-        signals._handle(signal.SIGTERM, None)
-        pytest.fail("the second signal waited")
 
-    assert left_by(signals, block) == 75
+    assert leaving(signals, block).exit_code == 130
 
 
-def test_a_signal_that_nobody_asked_for_raises_at_the_end():
-    signals = Signals()
+@pytest.mark.parametrize("later_s", [0.0, 0.05, 0.999])
+def test_a_signal_that_is_repeated_soon_is_the_same_request(received, later_s):
+    signals, clock = received
+
+    def block(asked):
+        signals.receive(signal.SIGTERM)
+        clock.now += later_s
+        signals.receive(signal.SIGINT)
+        assert asked() == 75
+
+    assert leaving(signals, block).exit_code == 75
+    signals.receive(signal.SIGINT)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_later_signal_ends_the_process_at_once_within_a_block_and_after_it(received, inside):
+    signals, clock = received
+
+    def block(_):
+        signals.receive(signal.SIGTERM)
+        clock.now += 1.0
+        if inside:
+            signals.receive(signal.SIGINT)
+
+    left = leaving(signals, block, Ended if inside else errors.Interrupted)
+    if not inside:
+        with pytest.raises(Ended) as ended:
+            signals.receive(signal.SIGINT)
+        left = ended.value
+    assert left.args == (130,)
+
+
+def test_a_signal_that_nobody_asked_for_raises_at_the_end(received):
+    signals, _ = received
     done = []
 
     def block(_):
-        signals._handle(signal.SIGINT, None)
+        signals.receive(signal.SIGINT)
         done.append("went on")
 
-    assert left_by(signals, block) == 130
+    assert leaving(signals, block).exit_code == 130
     assert done == ["went on"]
-    with pytest.raises(errors.Interrupted) as left:
-        signals._handle(signal.SIGTERM, None)  # no longer patient
-    assert left.value.exit_code == 75
 
 
-def test_a_signal_does_not_hide_an_error_of_the_block():
-    def run(signals):
-        with signals:
-            signals._handle(signal.SIGINT, None)
-            raise KeyError("own")
+def test_a_signal_does_not_hide_an_error_of_the_block(received):
+    signals, _ = received
 
-    with pytest.raises(KeyError, match="own"):
-        run(Signals())
+    def block(_):
+        signals.receive(signal.SIGINT)
+        raise KeyError("own")
+
+    leaving(signals, block, KeyError)
 
 
-def test_both_signals_are_handled(monkeypatch):
-    handlers = {}
-    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
-    signals = Signals()
-    signals.install()
-    assert handlers == {signal.SIGINT: signals._handle, signal.SIGTERM: signals._handle}
+def test_a_signal_after_the_end_of_the_command_is_ignored(received):
+    signals, _ = received
+    signals.close()
+    signals.receive(signal.SIGTERM)
+
+
+def test_the_panel_of_a_signal_is_that_of_an_error(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    console._err.cache_clear()
+    console.panel(errors.Interrupted(*ending.INTERRUPTED))
+    assert ending._panel().decode() == capsys.readouterr().err
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(encoding="ascii"))
+    assert ending._panel().isascii()
 
 
 # What reaches the screen
@@ -947,9 +1428,9 @@ def test_a_cell_is_shown_as_people_read_it(value, text):
 
 def test_a_table_aligns_all_columns_but_the_first_to_the_right():
     table = console.table("t[x]", ("a", "b", "c"), [("[x]", 1, 0.5)])
-    assert table.title == "t\\[x]"
+    assert str(table.title) == "t[x]"
     assert [column.justify for column in table.columns] == ["left", "right", "right"]
-    assert [column._cells for column in table.columns] == [["\\[x]"], ["1"], ["0.5"]]
+    assert [[str(cell) for cell in column._cells] for column in table.columns] == [["[x]"], ["1"], ["0.5"]]
 
 
 def test_events_become_plain_lines_in_a_pipe(monkeypatch, capsys):

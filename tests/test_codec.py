@@ -1,6 +1,7 @@
 """Codecs: the codes of one pass for any division into blocks, and training that resumes bit for bit."""
 
 import copy
+import errno
 import hashlib
 import itertools
 import json
@@ -34,7 +35,7 @@ from shortcut_cli.codec.trainer import CodecTrainer
 from shortcut_cli.config import reading
 from shortcut_cli.data import workers
 from shortcut_cli.data.sound import SoundReader
-from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, Unfinished, UsageError
 from shortcut_cli.events import Note, Progress
 from shortcut_cli.stages import codec_evaluation, codec_training
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
@@ -734,6 +735,42 @@ def test_sounds_are_read_within_the_limits_of_recipe_and_command(tmp_path, monke
     assert (staged.rejected, len(staged.clips)) == (2, 2)
 
 
+@pytest.mark.parametrize("when", ["hashed", "read"])
+def test_a_sound_that_the_machine_failed_to_read_is_listed_and_tried_again(tmp_path, monkeypatch, when):
+    folder, data, made = tmp_path / "sounds", tmp_path / "data", config("data.val=0.4").data
+    folder.mkdir()
+    for number in range(3):
+        soundfile.write(folder / f"{number}.wav", np.full(4, number / 4), 24_000)
+    sha256 = files.sha256
+
+    def fails(path):
+        if path.name == "1.wav":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sha256(path)
+
+    def broken(*given, **_):
+        return [(job, Rejected("was killed", passing=True)) for job, _ in in_order(*given) if job[0].name == "1.wav"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((files, "sha256", fails) if when == "hashed" else (workers, "in_order", broken)))
+        with pytest.raises(Unfinished, match=r"^1 files could not be read because of the machine\n  1\.wav: "):
+            dataset.stage([str(folder)], data, made, n_workers=1, report=quiet)
+    (reject,) = map(json.loads, (data / "rejects.jsonl").read_text().splitlines())
+    assert (reject["path"], reject["passing"], (data / "clips.json").exists()) == ("1.wav", True, False)
+    monkeypatch.setattr(workers, "in_order", lambda *given, **_: in_order(*given))
+    staged = dataset.stage([str(folder)], data, made, n_workers=1, report=quiet)
+    assert (staged.rejected, len(staged.clips), (data / "rejects.jsonl").read_text()) == (0, 3, "")
+    before = by_content(data)
+    monkeypatch.setattr(files, "sha256", fails)
+    with pytest.raises(Unfinished):
+        dataset.stage([str(folder)], data, made, n_workers=1, report=quiet)
+    assert by_content(data) == before
+
+
+def by_content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def written(folder, **splits):
     """Write what `stage` writes: the clips of each split, int16 (samples,) each."""
     made = []
@@ -1155,7 +1192,7 @@ def test_starting_from_scratch_leaves_nothing_to_resume_from_before_the_first_st
     monkeypatch.setattr(CodecTrainer, "step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config("train.lr=0.5"), sounds, tmp_path / "run", resume="never")
-    assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} <= {"recipe.toml", ".lock"}
+    assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} <= {"recipe.toml", ".shortcut"}
     assert reading.read_codec(str(tmp_path / "run" / "recipe.toml")).train.lr == 0.5
 
 
@@ -1177,7 +1214,7 @@ def test_a_training_uses_the_processes_and_the_device_of_the_command(tmp_path, m
 
 
 def test_a_folder_takes_one_codec_training_at_a_time(sounds, tmp_path):
-    with files.held(tmp_path / "run", "another"), pytest.raises(UsageError, match="in use: another, process"):
+    with files.held(tmp_path / "run", "shortcut a"), pytest.raises(UsageError, match="in use: shortcut a, process"):
         train(config(), sounds, tmp_path / "run")
     assert not (tmp_path / "run" / "data").exists()
 
@@ -1218,6 +1255,46 @@ def test_another_recipe_or_other_files_are_refused(sounds, tmp_path):
         (tmp_path / "more" / name.name).symlink_to(name)
     with pytest.raises(UsageError, match="its files differ"):
         train(config(), tmp_path / "more", tmp_path / "run")
+
+
+def test_keys_that_do_not_determine_the_weights_may_change(sounds, tmp_path):
+    first = train(config(), sounds, tmp_path / "run")
+    assert train(config("train.log_every=3", "data.file_timeout_s=60.0"), sounds, tmp_path / "run") == first | {
+        "worked": False
+    }
+    (tmp_path / "run" / "codec.pt").unlink()
+    state = tensor_file.load(tmp_path / "run" / "resume.pt", "resume.pt")
+    for best_step in (1, 6):
+        state["state"]["best_step"] = best_step
+        tensor_file.save(tmp_path / "run" / "resume.pt", state)
+        if best_step == 1:
+            with pytest.raises(CheckFailed, match=r"codec\.pt is missing; resume\.pt does not hold its weights"):
+                train(config(), sounds, tmp_path / "run")
+    (tmp_path / "run" / "codec.pt").write_bytes(b"PK damaged")
+    train(config(), sounds, tmp_path / "run")
+    assert checkpoint.read(tmp_path / "run" / "codec.pt")["step"] == 6
+
+
+def test_paths_bind_the_clips_if_they_say_which_files_belong_together(sounds, tmp_path):
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for number, path in enumerate(sorted(sounds.iterdir())):
+        shutil.copy(path, renamed / f"{number}{path.suffix}")
+
+    def stage(folder, name, *settings):
+        return dataset.stage([str(folder)], tmp_path / name, config(*settings).data, n_workers=1, report=quiet)
+
+    assert stage(sounds, "a") == stage(renamed, "a")
+    stage(sounds, "b", "data.speaker=speaker[0-9]")
+    with pytest.raises(UsageError, match="its speaker differ"):
+        stage(renamed, "b", "data.speaker=speaker[0-9]")
+
+
+def test_clips_of_another_format_are_not_used(sounds, tmp_path, monkeypatch):
+    dataset.stage([str(sounds)], tmp_path / "a", config().data, n_workers=1, report=quiet)
+    monkeypatch.setattr(dataset, "FORMAT", dataset.FORMAT + 1)
+    with pytest.raises(UsageError, match="its format differ"):
+        dataset.stage([str(sounds)], tmp_path / "a", config().data, n_workers=1, report=quiet)
 
 
 def test_training_lowers_the_distance_and_a_run_uses_the_codec(sounds, tmp_path):
@@ -1319,7 +1396,7 @@ def test_eval_means_are_over_the_files_for_which_the_score_is_defined(tmp_path, 
     assert found["perplexity"] == pytest.approx([math.exp(-(shares * np.log(shares)).sum())] * 3)
     assert (found["files"], found["weights"], found["schema_version"]) == (3, "mine", 2)
     assert [entry["path"] for entry in found["rejects"]] == ["x.wav"]
-    assert "libsndfile" in found["rejects"][0]["reason"]
+    assert found["rejects"][0]["reason"] == "is not WAV: it begins with 'no sound '"
     assert found["seconds"] == sum(lengths.values()) / 24_000
     # One tick for encoding each file, and one for decoding it, on average over the bandwidths.
     assert (found["encode_x_realtime"], found["decode_x_realtime"]) == (found["seconds"] / 3, found["seconds"] / 3)
@@ -1338,7 +1415,7 @@ def test_eval_means_are_over_the_files_for_which_the_score_is_defined(tmp_path, 
 def test_eval_says_why_nothing_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(codec_evaluation.loading, "codec", lambda _: Steps())
     (tmp_path / "x.wav").write_text("no sound at all, but long enough for a header")
-    with pytest.raises(UsageError, match=r"none of the files can be read: x\.wav: can't be read by libsndfile"):
+    with pytest.raises(UsageError, match=r"none of the files can be read: x\.wav: is not WAV: it begins"):
         codec_evaluation.evaluate("mine", [str(tmp_path)], None, report=quiet)
 
 

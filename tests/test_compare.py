@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import hashlib
 import json
 import math
 import os
@@ -12,12 +13,13 @@ import statistics as means
 import sys
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
+from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut, write_texts
 from scipy import stats
 
 from shortcut_cli import files
@@ -27,7 +29,8 @@ from shortcut_cli.compare.arms import Arm, plan
 from shortcut_cli.compare.contrasts import contrast_arms
 from shortcut_cli.compare.runner import PlannedRun, Runner
 from shortcut_cli.config import reading, writing
-from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
+from shortcut_cli.kept import scores
 from shortcut_cli.stages import comparison
 
 
@@ -112,6 +115,12 @@ def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
     folder, command, printed = compared
     before = {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
     assert len(before) == 4
+    # Somebody evaluates one of its runs on other shards, and samples it.
+    write_texts(folder / "others", 40)
+    made = ("prepare", "text", "others", "--recipe", "text-tiny", "--out", "others-shards")
+    shortcut(*made, *set_flags(*TEXT_SETTINGS), cwd=folder)
+    shortcut("eval", "--ckpt", min(before), "--shards", "others-shards", cwd=folder)
+    shortcut("sample", "--ckpt", min(before), "-n", 1, "--tokens", 5, cwd=folder)
     again = shortcut(*command, cwd=folder)
     assert json.loads(again.stdout) == json.loads(printed)
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
@@ -166,6 +175,7 @@ def test_wrong_flags_are_one_panel(text_run, tmp_path, flags, words):
 SHAPE = ("model.layers=4", "model.width=32", "model.heads=4", "model.ffn=64", "model.context=16", "eval.stride=8")
 SCRIPTED = (*SHAPE, "model.shortcut.map_width=112", "train.batch_size=8", "train.steps=12", "train.seed=7")
 VOCABULARY = 27
+SHARDS = "c0ffee" * 10 + "beef"  # their checksum
 DEEPER, WIDER = "gpt-5x32x61", "gpt-4x40x45"
 ASKED = ("shortcut", "value_residual", "late_kv", "shortcut_local")
 BASELINES = {
@@ -237,18 +247,33 @@ def log_of(label, rate, seed):
     return lines
 
 
+# What a score has besides, and a comparison does not look at.
+REST = dict.fromkeys(("unigram_entropy", "perplexity", "accuracy", "interval_95", "bits_per_unit_interval_95"))
+REST |= {"split": "test", "interval_over": "documents", "documents": 2, "tokens": 3}
+
+
 def write_run(folder, label, rate, seed, device):
+    """The files of a run; its checkpoint is a dictionary in JSON, see `Scripted`."""
     score = {"nats_per_token": NATS[label][seed - 7], "bits_per_unit": bits_of(label, seed), "unit": "character"}
+    score |= REST
     if rate != BEST[label]:
         score["nats_per_token"] = 1.0  # the test split must not affect any choice
-    splits = {"val": {"nats_per_token": 55.0, "bits_per_unit": 77.0, "unit": "none"}, "test": score}
-    lines = log_of(label, rate, seed)
+    splits = {"val": {"nats_per_token": 55.0, "bits_per_unit": 77.0, "unit": "none", **REST}, "test": score}
+    lines, recipe = log_of(label, rate, seed), reading.read(str(folder / "run.toml"))
+    lowest = min(validation_of(label, rate, seed))
+    content = {"recipe": recipe.model_dump(), "shards": SHARDS, "scores": {"validation": lowest}}
+    (folder / "run.pt").write_text(json.dumps(content))
+    checkpoint_sha256 = files.sha256(folder / "run.pt")
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for split, score in splits.items():
+        sums = folder / f"eval-{split}.npz"
+        np.savez(sums, nats=document_nats(label, seed, split), tokens=TOKENS)
+        score["groups"] = {"file": sums.name, "sha256": files.sha256(sums)}
+        score["inputs"] = scores.made_from(checkpoint_sha256, SHARDS, split, recipe.eval, device)
+        score["score_sha256"] = scores._digest(score)
     (folder / "eval.json").write_text(json.dumps({"splits": splits}))
-    for split in ("val", "test"):
-        np.savez(folder / f"eval-{split}.npz", nats=document_nats(label, seed, split), tokens=TOKENS)
     peak_mb = 100.0 + 10 * LABELS.index(label) + {7: 1, 8: 3, 9: 2}[seed]
-    cost = {"peak_mb": peak_mb, "device": f"{device} of seed {seed}"}
+    cost = {"peak_mb": peak_mb, "device": f"{device}:{seed}", "inputs": {"checkpoint_sha256": checkpoint_sha256}}
     (folder / "cost.json").write_text(json.dumps(cost))
 
 
@@ -271,15 +296,19 @@ class Scripted:
 
     def __init__(self, monkeypatch, out, write=write_run):
         self.out, self.write, self.ran, self.notes = out, write, [], []
-        shards = SimpleNamespace(
-            tokenizer={"vocabulary": VOCABULARY},
-            manifest={"checksum": "c0ffee" * 8},
-            split=lambda name: SimpleNamespace(tokens={"train": 5000, "val": 70, "test": 100}[name]),
-        )
-        monkeypatch.setattr(comparison, "Shards", lambda _: shards)
+        self.checksum = SHARDS
+        monkeypatch.setattr(comparison, "Shards", self.shards)
+        monkeypatch.setattr(runner.checkpoint, "load", lambda path: json.loads(path.read_text()))
         monkeypatch.setattr(Runner, "_process", lambda _, *arguments: self.process(*arguments))
         monkeypatch.setattr(page, "_curves", lambda _: "<svg/>")  # slow
         self.shapes = {shape: label for label, shape in SHAPES.items()}
+
+    def shards(self, _):
+        return SimpleNamespace(
+            tokenizer={"vocabulary": VOCABULARY},
+            manifest={"checksum": self.checksum},
+            split=lambda name: SimpleNamespace(tokens={"train": 5000, "val": 70, "test": 100}[name]),
+        )
 
     def process(self, planned, folder, device):
         made = reading.read(str(planned))
@@ -358,7 +387,8 @@ def wanted_row(label):
         "cache_bytes_per_token": cache,
         "tokens_per_s": 256 / (0.5 * unit) / 2,  # median over the stretches of a run, then over the runs: seed 9
         "peak_mb": 103.0 + 10 * LABELS.index(label),
-        "device": "cpu of seed 7",
+        "device": "cpu:7",
+        "conditions": [],
         "seeds": [7, 8, 9],
         "validation": list(LOWEST[label]),
         "nats_per_token": list(NATS[label]),
@@ -449,7 +479,7 @@ def test_a_scripted_comparison_has_the_numbers_computed_by_hand(tuned):
         {
             "schema_version": 2,
             "recipe": reading.read("text-tiny", SCRIPTED).model_dump(),
-            "shards": "c0ffee" * 8,
+            "shards": SHARDS,
             "split": "test",
             "match": "params",
             "margin_nats": MARGIN,
@@ -500,13 +530,120 @@ def test_arms_and_seeds_can_be_added_and_only_the_new_runs_are_trained(scripted)
     }
 
 
-@pytest.mark.parametrize("missing", ["cost.json", "eval.json"])
-def test_a_run_that_is_trained_or_scored_but_not_both_runs_again(scripted, missing):
-    scripted("late_kv", seeds=2)
+@pytest.mark.parametrize("name", ["run.pt", "cost.json", "eval.json", "eval-test.npz"])
+@pytest.mark.parametrize("damage", ["missing", "{", "[]", "{}", "of another checkpoint"])
+def test_a_run_without_whole_results_of_its_own_runs_again(scripted, name, damage):
+    first = scripted("late_kv", seeds=2)
     scripted.ran.clear()
-    (scripted.out / "runs" / "gpt-lr0.002-s8" / missing).unlink()
-    scripted("late_kv", seeds=2)
+    path = scripted.out / "runs" / "gpt-lr0.002-s8" / name
+    if damage == "missing":
+        path.unlink()
+    elif name == "run.pt":
+        path.write_text(path.read_text() + " ")
+    elif damage.startswith("of") and name.endswith(".json"):
+        path.write_text(path.read_text().replace(files.sha256(path.parent / "run.pt"), "a" * 64))
+    else:
+        path.write_text(damage)
+    assert scripted("late_kv", seeds=2) == first
     assert scripted.ran == [("gpt", 0.002, 8)]
+
+
+def test_a_score_that_could_not_be_kept_is_an_error(scripted):
+    write = scripted.write
+
+    def without(folder, *given):
+        write(folder, *given)
+        (folder / "eval.json").unlink()
+
+    scripted.write = without
+    with pytest.raises(ShortcutError, match=r"gpt-lr0\.002-s7 has no score") as failed:
+        scripted("late_kv", seeds=1)
+    assert "output.txt" in failed.value.hint
+
+
+def test_a_run_that_another_process_trained_has_no_peak_memory(scripted):
+    write = scripted.write
+
+    def unknown(folder, label, *given):
+        write(folder, label, *given)
+        cost = json.loads((folder / "cost.json").read_text())
+        (folder / "cost.json").write_text(json.dumps(cost | {"peak_mb": None}))
+
+    scripted.write = unknown
+    result = scripted("late_kv", seeds=2)
+    assert [row["peak_mb"] for row in result["arms"]] == [None, None]
+    assert page.page(result)
+
+
+def test_other_shards_in_the_same_place_are_refused_before_any_training(scripted):
+    scripted("late_kv", seeds=1)
+    scripted.ran.clear()
+    scripted.checksum = "b" * 64
+    with pytest.raises(UsageError) as refused:
+        scripted("late_kv", seeds=2)
+    assert refused.value.message.splitlines()[1:] == ["  shards: c0ffeec0ffee -> bbbbbbbbbbbb"]
+    # The runs say it too, whatever comparison.json says, also one that this command does not use.
+    kept = scripted.out / "comparison.json"
+    kept.write_text(kept.read_text().replace(SHARDS, "b" * 64))
+    for models in (["late_kv"], ["value_residual"]):
+        with pytest.raises(UsageError, match=r"was trained on shards c0ffeec0ffee; data\.shards has bbbbbbbbbbbb"):
+            scripted(*models, seeds=2)
+    assert scripted.ran == []
+
+
+def test_a_run_of_another_recipe_in_a_runs_folder_is_refused_before_any_training(scripted):
+    scripted("late_kv", seeds=1)
+    scripted.ran.clear()
+    # [model.late_kv] is not part of what all arms have in common.
+    with pytest.raises(UsageError) as refused:
+        scripted("value_residual", "late_kv", seeds=2, settings=["model.late_kv.layer=1"])
+    assert refused.value.message.splitlines()[1:] == ["  model.late_kv.layer: 0 -> 1"]
+    assert scripted.ran == []
+    scripted("value_residual", seeds=1, settings=["model.late_kv.layer=1"])
+    assert scripted.ran == [("value_residual", 0.002, 7)]
+
+
+def test_keys_that_do_not_determine_the_weights_may_change(scripted):
+    first = scripted("late_kv", seeds=2)
+    scripted.ran.clear()
+    settings = ["sample.n=1", "train.log_every=3", "data.shards=moved", "model.name=mudd", "model.hyper.streams=2"]
+    second = scripted("late_kv", seeds=2, settings=settings)
+    assert scripted.ran == []
+    assert second == first | {"recipe": second["recipe"]}
+    # Other keys of [eval] ask for other scores.
+    scripted("late_kv", seeds=2, settings=["eval.stride=4"])
+    assert scripted.ran == [(label, 0.002, seed) for seed in (7, 8) for label in ("gpt", "late_kv")]
+
+
+def test_scores_on_other_shards_or_splits_change_no_verdict(scripted):
+    first = scripted("late_kv", seeds=2)
+    scripted.ran.clear()
+    folder = scripted.out / "runs" / "late_kv-lr0.002-s8"
+    config = reading.read("text-tiny", SCRIPTED).eval
+    for shards, split in (("b" * 64, "test"), (SHARDS, "val")):
+        inputs = scores.made_from(files.sha256(folder / "run.pt"), shards, split, config, "cpu")
+        other = {"split": split, "nats_per_token": 9.0, "bits_per_unit": 9.0, "unit": "x", "inputs": inputs}
+        scores.keep(folder, other, b"sums", own=shards == SHARDS, report=quiet)
+    assert scripted("late_kv", seeds=2) == first
+    assert scripted.ran == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100000, "\udcff"])
+def test_a_damaged_comparison_json_is_refused_with_a_hint(scripted, content):
+    scripted("late_kv", seeds=1)
+    (scripted.out / "comparison.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(CheckFailed, match=r"comparison\.json is damaged") as refused:
+        scripted("late_kv", seeds=1)
+    assert "move it away" in refused.value.hint
+
+
+def test_a_damaged_log_is_refused(scripted):
+    scripted("late_kv", seeds=1)
+    path = scripted.out / "runs" / "gpt-lr0.002-s7" / "log.jsonl"
+    for content in ("{", "3\n", None):
+        path.write_text(content) if content else path.unlink()
+        with pytest.raises(CheckFailed, match=r"gpt-lr0\.002-s7/log\.jsonl is missing or damaged"):
+            scripted("late_kv", seeds=1)
 
 
 def test_another_recipe_or_match_in_the_same_folder_is_refused(scripted):
@@ -569,7 +706,7 @@ def test_an_unknown_model_trains_nothing(scripted):
 
 
 def make_runner(out, devices=("cpu",), notes=None):
-    return Runner(out, devices, lambda note: None if notes is None else notes.append(note.text))
+    return Runner(out, devices, lambda note: None if notes is None else notes.append(note.text), SHARDS)
 
 
 def plain_arm(name, *settings):
@@ -826,7 +963,7 @@ time.sleep(60)
     assert output.read_text().split() == ["begun", "saved"]
 
 
-def test_a_run_is_trained_then_scored_then_done(monkeypatch, tmp_path):
+def test_a_run_is_trained_then_measured_then_scored(monkeypatch, tmp_path):
     from shortcut_cli.cli import worker
 
     peak, calls = [5_000_000], []
@@ -835,27 +972,35 @@ def test_a_run_is_trained_then_scored_then_done(monkeypatch, tmp_path):
     def train(resolved, folder, **options):
         assert options["stop"] is commands.signals  # so that a signal saves the state
         calls.append(("train", resolved, folder, options["device"], options["resume"]))
-        peak[0] = 123_000
+        worked = not (folder / "run.pt").exists()
+        (folder / "run.pt").write_bytes(b"weights")
+        peak[0] = 123_000 if worked else 7_000
+        return {"worked": worked}
 
     def score(*arguments, **options):
-        assert not (tmp_path / "cost.json").exists()
         calls.append(("score", *arguments, options["device"]))
         peak[0] = 999_000
         if len(calls) == 2:
             raise ShortcutError("interrupted")
 
-    monkeypatch.setattr(worker.training, "train", train)
-    monkeypatch.setattr(worker, "score", score)
-    resolved = reading.read("text-tiny", SCRIPTED)
+    monkeypatch.setattr("shortcut_cli.stages.training.train", train)
+    monkeypatch.setattr("shortcut_cli.stages.pipeline.score", score)
+    resolved = reading.read("text-tiny", [*SCRIPTED, "data.shards=where/they/are"])
     (tmp_path / "run.toml").write_text(writing.dump(resolved))
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    cost = {"peak_mb": 123.0, "device": "cuda:1", "inputs": {"checkpoint_sha256": sha256}}
     with pytest.raises(ShortcutError):
         worker.run(str(tmp_path / "run.toml"), tmp_path, "cuda:1")
-    assert not (tmp_path / "cost.json").exists()  # the run has no score yet
-    worker.run(str(tmp_path / "run.toml"), tmp_path, "cuda:1")
+    assert json.loads((tmp_path / "cost.json").read_text()) == cost
+    worker.run(str(tmp_path / "run.toml"), tmp_path, "cpu")
     trained = ("train", resolved, tmp_path, "cuda:1", "auto")
-    scored = ("score", tmp_path / "run.pt", None, None, "cuda:1")
-    assert calls == [trained, scored, trained, scored]
-    assert json.loads((tmp_path / "cost.json").read_text()) == {"peak_mb": 123.0, "device": "cuda:1"}
+    scored = ("score", tmp_path / "run.pt", Path("where/they/are"), None, resolved.eval, "cuda:1")
+    assert calls == [trained, scored, (*trained[:3], "cpu", "auto"), (*scored[:5], "cpu")]
+    assert json.loads((tmp_path / "cost.json").read_text()) == cost  # the second process trained nothing
+    for lost in ("{", "[]", "{}", json.dumps(cost | {"inputs": {"checkpoint_sha256": "a" * 64}})):
+        (tmp_path / "cost.json").write_text(lost)
+        worker.run(str(tmp_path / "run.toml"), tmp_path, "cpu")
+        assert json.loads((tmp_path / "cost.json").read_text()) == cost | {"peak_mb": None, "device": "cpu"}
 
 
 def test_a_run_whose_recipe_can_not_be_read_exits_with_the_code_of_its_error(monkeypatch, tmp_path):

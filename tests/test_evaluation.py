@@ -18,8 +18,8 @@ from test_models import reference
 from shortcut_cli import files, registry
 from shortcut_cli.config import reading
 from shortcut_cli.data.shards import FolderWriter, Shards
-from shortcut_cli.errors import UsageError
-from shortcut_cli.events import Progress
+from shortcut_cli.errors import TooManyRejects, UsageError
+from shortcut_cli.events import Note, Progress
 from shortcut_cli.inference import runs
 from shortcut_cli.stages import evaluation, pipeline
 from shortcut_cli.tokenizers.text import TextTokenizer
@@ -305,40 +305,93 @@ def test_text_has_bits_per_character_and_perplexity_per_word(tmp_path):
     assert result["word_perplexity"] == pytest.approx(math.exp(nats / 44), rel=1e-4)
 
 
+def test_files_are_scored_with_the_tokenizer_of_the_run(tmp_path):
+    """Each is a document, in the order of their names; what can't be read is listed. The run's own scores stay."""
+    run = made_run(tmp_path, "eval.resamples=9")
+    checkpoint.save(run.path, run.content)
+    texts = {"b.txt": "ab1 .", "a.txt": "bb a1.", "c.txt": "aab b"}
+    (tmp_path / "texts").mkdir()
+    for name, text in (texts | {"z.txt": "not of the alphabet"}).items():
+        (tmp_path / "texts" / name).write_text(f"\ufeff{text}" if name == "c.txt" else text)
+    told = []
+    result = pipeline.score_files(
+        run.path, [str(tmp_path / "texts")], n_workers=1, max_bad="1", device="cpu", report=told.append
+    )
+    ids = [token for name in sorted(texts) for token in [*map(ALPHABET.index, texts[name]), EOS]]
+    nats = sum(loss for loss, _, _ in plain_scores(run, ids, EOS, 3))
+    assert (result["split"], result["documents"], result["tokens"]) == ("files", 3, len(ids))
+    assert result["nats_per_token"] == pytest.approx(nats / len(ids), abs=1e-5)
+    assert result["words"] == sum(len(text.split()) for text in texts.values())
+    assert [reject["source"] for reject in result["rejects"]] == ["z.txt"]
+    assert result["account"] == {"byte_order_marks_dropped": 1}
+    assert any("z.txt: has the character 'n' at byte 0" in event.text for event in told if isinstance(event, Note))
+    kept = json.loads((tmp_path / "eval.json").read_text())
+    assert (kept["splits"], kept["others"]) == ({}, [result])
+    with pytest.raises(TooManyRejects, match="1 of 4 files") as raised:
+        pipeline.score_files(
+            run.path, [str(tmp_path / "texts")], n_workers=1, max_bad="0", device="cpu", report=told.append
+        )
+    assert "shards" not in raised.value.hint  # the shards of files are removed
+    assert "--max-bad" in raised.value.hint
+    (tmp_path / "texts" / "z.jsonl").write_text('{"text": "ab"}\n[]\n')
+    pipeline.score_files(
+        run.path, [str(tmp_path / "texts")], n_workers=1, max_bad="2", device="cpu", report=told.append
+    )
+    assert Note(text="rejected: z.jsonl, line 2: it is an array, not an object") in told
+
+
 def test_a_perplexity_beyond_the_largest_float_is_infinite():
     assert evaluation._of_text(701.0, {"word": 1.0}) == {"words": 1.0, "word_perplexity": math.inf}
     assert evaluation._of_text(699.0, {"word": 1.0})["word_perplexity"] == math.exp(699)
     assert evaluation._of_text(1.0, {"note": 3.0}) == {}
 
 
-def test_a_score_is_kept_by_its_split_beside_the_checkpoint(tmp_path):
-    """The named split, or the recipe's; the score of the other split is kept, an older one of the same is replaced."""
+def test_scores_lie_side_by_side_with_all_that_they_were_made_from(tmp_path):
+    """By split for the run's own shards; those of other shards beside them, in no one's place."""
     here, other = (tmp_path / name for name in ("shards", "other"))
     run = made_run(tmp_path, "eval.split=test", f"data.shards={here}", "eval.resamples=9")
-    checkpoint.save(run.path, run.content)
     counts = {"train": 3, "val": 12, "test": 11}
     made = {folder: made_documents(counts, seed) for seed, folder in enumerate((here, other))}
+    checksums = {}
     for folder, documents in made.items():
         made_shards(folder, run, documents)
+        checksums[folder] = json.loads((folder / "manifest.json").read_text())["checksum"]
+    checkpoint.save(run.path, run.content | {"shards": checksums[here]})
     tokens = {
         (folder, split): [len(ids) + 1 for name, ids in documents if name == split]
         for folder, documents in made.items()
         for split in ("val", "test")
     }
     assert len({sum(sizes) for sizes in tokens.values()}) == 4
-    kept = {}
+    splits, others = {}, []
     for shards, split, wanted in (
         (None, None, (here, "test")),
         (other, "val", (other, "val")),
+        (other, "test", (other, "test")),
         (None, "val", (here, "val")),
     ):
         result = pipeline.score(run.path, shards, split, device="cpu", report=quiet)
         assert (result["split"], result["tokens"]) == (wanted[1], sum(tokens[wanted]))
         assert result["checkpoint_sha256"] == files.sha256(run.path)
-        kept[wanted[1]] = result
-        assert json.loads((tmp_path / "eval.json").read_text()) == {"schema_version": 2, "splits": kept}
-        with np.load(tmp_path / f"eval-{wanted[1]}.npz") as stored:
-            groups = dict(stored)
-        assert groups["tokens"].tolist() == tokens[wanted]
-        assert groups["nats"].sum() / sum(tokens[wanted]) == pytest.approx(result["nats_per_token"])
-    assert kept.keys() == {"val", "test"}
+        assert result["inputs"] == {
+            "split": wanted[1],
+            "stride": 3,
+            "batch_size": run.recipe.eval.batch_size,
+            "resamples": 9,
+            "schema_version": 2,
+            "checkpoint_sha256": files.sha256(run.path),
+            "shards": checksums[wanted[0]],
+            "device": "cpu",
+        }
+        if wanted[0] == here:
+            splits[wanted[1]] = result
+        else:
+            others.append(result)
+        kept = json.loads((tmp_path / "eval.json").read_text())
+        assert kept == {"schema_version": 2, "splits": splits, "others": others}
+        for score in (*splits.values(), *others):
+            sizes = tokens[here if score in splits.values() else other, score["split"]]
+            with np.load(tmp_path / score["groups"]["file"]) as stored:
+                assert stored["tokens"].tolist() == sizes
+                assert stored["nats"].sum() / sum(sizes) == pytest.approx(score["nats_per_token"])
+    assert {score["groups"]["file"] for score in splits.values()} == {"eval-val.npz", "eval-test.npz"}

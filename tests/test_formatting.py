@@ -1,8 +1,13 @@
-"""Values as people read them."""
+"""Values as people read them, and as JSON."""
+
+import ast
+import json
+from pathlib import Path
 
 import pytest
 
-from shortcut_cli.formatting import cell
+import shortcut_cli
+from shortcut_cli.formatting import cell, to_json
 
 
 @pytest.mark.parametrize(
@@ -26,3 +31,38 @@ from shortcut_cli.formatting import cell
 )
 def test_a_cell_is_short_and_exact_enough(value, shown):
     assert cell(value) == shown
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (NAN, None),
+        (INF, None),
+        (-INF, None),
+        (0.1, 0.1),
+        (1e308, 1e308),
+        ([NAN, 1, (INF, True)], [None, 1, [None, True]]),
+        ({"a": {"b": [{"c": NAN}]}, "d": "NaN", "e": None}, {"a": {"b": [{"c": None}]}, "d": "NaN", "e": None}),
+        ("nan [/v2] \u00e9\ud800", "nan [/v2] \u00e9\ud800"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_has_null_for_what_json_does_not_have(value, expected, indent):
+    text = to_json(value, indent)
+    assert json.loads(text, parse_constant=pytest.fail) == expected
+    assert text == json.dumps(expected, indent=indent)
+
+
+def test_every_json_file_of_results_is_written_without_nan():
+    # What a tokenizer writes are its checked options and counts; the rest goes through to_json.
+    root = Path(shortcut_cli.__file__).parent
+    found = set()
+    for path in (path for path in root.rglob("*.py") if path.parent.name != "tokenizers"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            writes = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("write", "text")
+            if writes and "json.dumps(" in ast.unparse(node):
+                found.add(path.relative_to(root).as_posix())
+    assert found == {"stages/preparation.py"}  # a list of paths, for `prove tokens`

@@ -23,10 +23,11 @@ def tree(tmp_path):
     return tmp_path / "root"
 
 
-def test_folders_are_walked_and_other_suffixes_counted(tree):
+def test_folders_are_walked_and_files_with_other_suffixes_listed(tree):
+    (tree / "z.md").write_text("z")
     found = inputs.find([str(tree)], SUFFIXES)
     assert [relative for relative, _ in found.files] == ["a/c.TXT", "a/d/e.txt.gz", "b.txt"]
-    assert found.ignored == 1
+    assert found.ignored == ["a/notes.md", "z.md"]
     assert found.rejects == []
 
 
@@ -41,10 +42,10 @@ def test_what_is_rejected_or_ignored_below_two_roots_is_counted_once(tree):
     (tree / "gone.txt").symlink_to(tree / "nowhere")
     expected = inputs.find([str(tree)], SUFFIXES)
     assert [name for name, _ in expected.rejects] == ["a/gone.txt", "gone.txt"]
-    assert expected.ignored == 1
+    assert expected.ignored == ["a/notes.md"]
     for roots in ((tree, tree), (tree / "a", tree), (tree, tree / "a", tree / "gone.txt")):
         found = inputs.find([str(root) for root in roots], SUFFIXES)
-        assert (found.files, found.rejects, found.ignored) == (expected.files, expected.rejects, 1)
+        assert (found.files, found.rejects, len(found.ignored)) == (expected.files, expected.rejects, 1)
 
 
 def test_globs_and_files(tree):
@@ -98,7 +99,7 @@ def test_a_real_folder_is_walked_before_a_link_to_it_whatever_their_names(tmp_pa
     (tmp_path / "c" / "y.txt").write_text("y")
     found = inputs.find([str(tmp_path)], SUFFIXES)
     assert found.files == [("c/y.txt", tmp_path / "c" / "y.txt"), ("z/x.txt", tmp_path / "z" / "x.txt")]
-    assert (found.rejects, found.ignored) == ([], 0)
+    assert (found.rejects, found.ignored) == ([], [])
 
 
 def test_files_with_one_name_below_two_roots_are_both_listed_in_order(tmp_path):
@@ -134,3 +135,36 @@ def test_what_cannot_be_used_is_rejected_once_with_its_reason(tree, monkeypatch)
         ("locked", "folder can't be read: Permission denied"),
     ]
     assert [relative for relative, _ in found.files] == ["a/c.TXT", "a/d/e.txt.gz", "b.txt"]
+
+
+# What a command has written
+
+
+@pytest.mark.parametrize("argument", [".", "*", "**/*.txt", "a"])
+def test_what_a_command_has_written_is_no_input(tmp_path, monkeypatch, argument):
+    """The second of two equal commands must find what the first found, wherever the first has put its result."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/own.txt", "a/runs/x/samples/made.txt", "a/shards/documents.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert len(inputs.find([argument], (".txt",)).files) == 3
+    (tmp_path / "a" / "runs" / "x" / ".shortcut").write_text("shortcut train\n")
+    if "**" not in argument:  # which names all files itself
+        found = inputs.find([argument], (".txt",), out=tmp_path / "a" / "shards")
+        assert [path.name for _, path in found.files] == ["own.txt"]
+    (tmp_path / "a" / "shards" / ".shortcut").write_text("shortcut prepare\n")
+    found = inputs.find([argument], (".txt",), out=tmp_path / "a" / "shards")
+    assert [path.name for _, path in found.files] == ["own.txt"]
+    assert found.ignored == found.rejects == []
+
+
+def test_a_folder_that_a_command_has_written_is_searched_if_it_is_named(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "made.txt").write_text("a")
+    (tmp_path / ".shortcut").write_text("shortcut train\n")
+    (tmp_path / "other.txt").write_text("b")
+    for argument in (tmp_path / "samples", tmp_path / "*" / "*.txt"):
+        assert "made.txt" in names(argument)[-1]
+    found = inputs.find([str(tmp_path / "other.txt"), str(tmp_path)], (".txt",), out=tmp_path)
+    assert found.files == []
+    assert found.outputs

@@ -15,10 +15,11 @@ import symusic
 from conftest import allowed
 from pydantic import ValidationError
 
+from shortcut_cli import files
 from shortcut_cli.data.documents import Source
 from shortcut_cli.demo import material
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.tokenizers import midi, midi_grammar, midi_reading
+from shortcut_cli.tokenizers import midi, midi_grammar, midi_reading, midi_scores
 from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
 
 SCHEMES = [(scheme, programs) for scheme in ("REMI", "TSD", "MIDILike") for programs in (False, True)]
@@ -149,7 +150,7 @@ class TestEveryScheme:
 def test_a_token_of_another_type_is_not_taken_for_a_velocity(tmp_path):
     # MidiTok itself turns this into a velocity of -1, in a file that neither symusic nor mido can read.
     tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme="MIDILike", programs=True))
-    tokens = ["Program_0", "NoteOn_60", "Program_-1", "TimeShift_1.0.8", "Program_0", "NoteOff_60"]
+    tokens = ["Program_0", "NoteOn_60", "Program_-1", "TimeShift_1.0.12", "Program_0", "NoteOff_60"]
     units = tokenizer.decode([tokenizer.base[token] for token in tokens], tmp_path / "a.mid")
     assert units["dropped"] > 0
     symusic.Score(tmp_path / "a.mid")
@@ -213,11 +214,15 @@ def test_a_transposed_variant(tmp_path, pieces, variant):
 
 
 def test_a_stretched_variant(tmp_path, pieces):
-    tokenizer = MidiTokenizer(MidiOptions(name="midi", tempo_factors=[1.5]))
-    (plain,) = tokenizer.scan(source(tmp_path, pieces[0]))
-    (longer,) = tokenizer.scan(source(tmp_path, pieces[0], "tempo=1.5"))
-    assert longer.units["beat"] == pytest.approx(1.5 * plain.units["beat"], rel=0.02)
-    assert longer.units["note"] == plain.units["note"]
+    for tempos in (True, False):
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", tempos=tempos, tempo_factors=[1.5]))
+        folder = tmp_path / str(tempos)
+        folder.mkdir()
+        (plain,) = tokenizer.scan(source(folder, pieces[0]))
+        (longer,) = tokenizer.scan(source(folder, pieces[0], "tempo=1.5"))
+        assert longer.units["second"] == pytest.approx(1.5 * plain.units["second"], rel=0.02)
+        assert longer.units["beat"] == pytest.approx((1 if tempos else 1.5) * plain.units["beat"], rel=0.02)
+        assert longer.units["note"] == plain.units["note"]
 
 
 def test_a_transposition_out_of_range_is_refused(tmp_path, pieces):
@@ -226,7 +231,7 @@ def test_a_transposition_out_of_range_is_refused(tmp_path, pieces):
 
 
 def test_bpe_shortens_and_survives(tmp_path, pieces):
-    options = MidiOptions(name="midi", bpe=600)
+    options = MidiOptions(name="midi", bpe=1100)
     models = []
     for _ in range(2):
         tokenizer = MidiTokenizer(options)
@@ -237,14 +242,14 @@ def test_bpe_shortens_and_survives(tmp_path, pieces):
         tokenizer.fit(sources, whole)
         models.append(tokenizer.trained)
     assert models[0] == models[1]
-    assert tokenizer.vocabulary == 600
+    assert tokenizer.vocabulary == 1100
     plain = MidiTokenizer(MidiOptions(name="midi"))
     (chunk,) = tokenizer.encode(sources[0], whole, 1)
     ids = np.concatenate(list(chunk.ids)).tolist()
     assert len(ids) < 0.8 * len(plain.prompt(pieces[0]))
     assert tokenizer.decode(ids, tmp_path / "b.mid")["note"] == len(notes(pieces[0]))
     assert all(allowed(tokenizer, ids[:place])[ids[place]] for place in range(1, len(ids)))
-    random = np.random.default_rng(2).integers(0, 600, 500).tolist()
+    random = np.random.default_rng(2).integers(0, 1100, 500).tolist()
     assert tokenizer.decode(random, tmp_path / "r.mid")["dropped"] > 0
     mido.MidiFile(tmp_path / "r.mid")
     tokenizer.save(tmp_path)
@@ -255,10 +260,11 @@ TRAIN = """
 import sys
 from pathlib import Path
 from shortcut_cli.data.documents import Source
+from shortcut_cli.files import sha256
 from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
 
-tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=500))
-sources = [Source(Path(p), p, str(n), Path(f"{sys.argv[1]}.{n}.ids")) for n, p in enumerate(sys.argv[2:])]
+tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=1000))
+sources = [Source(Path(p), p, sha256(Path(p)), Path(f"{sys.argv[1]}.{n}.ids")) for n, p in enumerate(sys.argv[2:])]
 for source in sources:
     list(tokenizer.scan(source))
 tokenizer.fit(sources, lambda document: [("train", document.size)])
@@ -278,7 +284,7 @@ def test_bpe_does_not_depend_on_threads_or_order_and_prints_nothing(tmp_path, pi
 
 
 def test_bpe_is_learned_from_the_training_split_only(tmp_path, pieces):
-    tokenizers = [MidiTokenizer(MidiOptions(name="midi", bpe=500)) for _ in range(2)]
+    tokenizers = [MidiTokenizer(MidiOptions(name="midi", bpe=1000)) for _ in range(2)]
     sources = [source(tmp_path, path) for path in pieces]
     held_out = sources[-1].sha256
     for found in sources:
@@ -300,7 +306,7 @@ def test_saved_and_loaded(tmp_path):
     with pytest.raises(CheckFailed, match="another configuration"):
         MidiTokenizer.load(MidiOptions(name="midi", velocities=8), tmp_path)
     with pytest.raises(CheckFailed, match="another configuration"):
-        MidiTokenizer.load(MidiOptions(name="midi", bpe=600), tmp_path)
+        MidiTokenizer.load(MidiOptions(name="midi", bpe=1100), tmp_path)
     again = (tmp_path / "tokenizer.json").read_bytes()
     tokenizer.save(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == again
@@ -320,7 +326,7 @@ def test_a_file_that_is_not_a_midi_tokenizer_is_not_loaded(tmp_path, keep, chang
     MidiTokenizer(MidiOptions(name="midi")).save(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text()) if keep else {}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
-    for bpe in (0, 600):
+    for bpe in (0, 1100):
         with pytest.raises(CheckFailed):
             MidiTokenizer.load(MidiOptions(name="midi", bpe=bpe), tmp_path)
 
@@ -361,8 +367,11 @@ def test_no_notes_only_drums_and_years_of_silence(tmp_path):
     drums = [message.copy(channel=9) for message in (on, off)]
     with pytest.raises(Rejected, match="only drums"):
         tokenizer.prompt(file(tmp_path / "b.mid", *drums))
-    with pytest.raises(Rejected, match="claims to last"):
-        tokenizer.prompt(file(tmp_path / "c.mid", on.copy(time=2**28 - 1), off, tpq=24))
+    silence = file(tmp_path / "c.mid", on.copy(time=2**28 - 1), off, tpq=24)
+    with pytest.raises(Rejected, match=r"a rest of 11,184,811 beats, more than tokenizer\.longest_rest = 1,000"):
+        tokenizer.prompt(silence)
+    with pytest.raises(Rejected, match="claims to last 11,184,831 beats"):
+        MidiTokenizer(MidiOptions(name="midi", longest_rest=10**8)).prompt(silence)
     every = MidiTokenizer(MidiOptions(name="midi", programs=True))
     with pytest.raises(Rejected, match="only drums, which are not transposed"):
         list(every.scan(source(tmp_path, tmp_path / "b.mid", "transpose=+2")))
@@ -370,7 +379,7 @@ def test_no_notes_only_drums_and_years_of_silence(tmp_path):
 
 def test_what_is_too_large_is_refused(tmp_path, pieces, monkeypatch):
     tokenizer = MidiTokenizer(MidiOptions(name="midi"))
-    monkeypatch.setattr(midi_reading, "MAX_NOTES", 10)
+    monkeypatch.setattr(midi_scores, "MAX_NOTES", 10)
     with pytest.raises(Rejected, match="more than 10"):
         tokenizer.prompt(pieces[0])
     (tmp_path / "x.mid.gz").write_bytes(gzip.compress(b"MThd" + bytes(midi_reading.MAX_BYTES)))
@@ -403,7 +412,7 @@ def test_an_excerpt_has_every_note_at_the_token_that_completes_it(pieces, scheme
 
 
 def test_classes_are_types_and_joined_pieces_of_bpe(tmp_path, pieces):
-    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=600))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=1100))
     tokenizer.fit([source(tmp_path, path) for path in pieces], whole)
     ids = np.concatenate([tokenizer.prompt(pieces[0]), [tokenizer.eos]])
     classes = tokenizer.classes(ids)["type"]
@@ -447,7 +456,7 @@ def sounds(path):
 
 def again(tokenizer, path, variant=""):
     """What a file decodes to after it was encoded."""
-    ids, _ = tokenizer._read(path, variant)
+    ids = tokenizer._read(path, variant).ids
     out = path.with_name("again.mid")
     assert tokenizer.decode(ids.tolist(), out)["dropped"] == 0
     return out
@@ -461,10 +470,10 @@ def test_beats_and_seconds_follow_the_tempos_and_notes_are_counted(tmp_path):
     path = score_file(tmp_path / "a.mid", lead, drums, tpq=240)
     for config, count in (({}, 2), ({"tempos": False}, 2), ({"programs": True}, 5)):
         (document,) = MidiTokenizer(MidiOptions(name="midi", **config)).scan(
-            Source(path, "a.mid", "0" * 64, tmp_path / f"{config}.ids", start=123)
+            Source(path, "a.mid", files.sha256(path), tmp_path / f"{config}.ids", start=123)
         )
         assert document.units == {"note": count, "beat": 10, "second": 7}
-        assert (document.sha256, document.offset) == ("0" * 64, 123)
+        assert (document.sha256, document.offset) == (files.sha256(path), 123)
 
 
 @pytest.mark.parametrize(("scheme", "programs"), SCHEMES)
@@ -528,9 +537,11 @@ def test_a_factor_makes_a_piece_longer_and_a_variant_has_a_hash_of_its_own(tmp_p
     assert tokenizer.variants == ["transpose=+2", "transpose=-1", "tempo=1.5", "tempo=0.5"]
     for variant, factor, moved in (("tempo=1.5", 1.5, 0), ("tempo=0.5", 0.5, 0), ("transpose=-1", 1, -1)):
         (document,) = tokenizer.scan(source(tmp_path, path, variant))
-        assert document.units == {"note": 2, "beat": 4 * factor, "second": 2 * factor}
+        assert document.units == {"note": 2, "beat": 4, "second": 2 * factor}
         found = [(start, end, pitch) for _, start, end, pitch, _ in sounds(again(tokenizer, path, variant))]
-        assert found == [(factor, 2 * factor, 60 + moved), (2 * factor, 4 * factor, 62 + moved)]
+        assert found == [(1, 2, 60 + moved), (2, 4, 62 + moved)]
+        end = symusic.Score(tmp_path / "again.mid").to("second").end()
+        assert end == pytest.approx(2 * factor, rel=1e-5)
         name = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {variant}"
         assert document.sha256 == hashlib.sha256(name.encode()).hexdigest()
 
@@ -539,10 +550,10 @@ def test_a_factor_makes_a_piece_longer_and_a_variant_has_a_hash_of_its_own(tmp_p
 def test_a_piece_of_almost_no_length_can_be_stretched(tmp_path, ticks, factor, longer):
     on = mido.Message("note_on", note=60, velocity=64)
     path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=ticks))
-    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
-    ids, units = tokenizer._read(path, f"tempo={factor}")
-    assert (units["note"], units["beat"]) == (1, longer / 480)
-    assert ids.tolist() == tokenizer.prompt(path).tolist()  # the shortest note that a token can express
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", tempos=False))
+    reading = tokenizer._read(path, f"tempo={factor}")
+    assert (reading.units["note"], reading.units["beat"]) == (1, longer / 480)
+    assert reading.ids.tolist() == tokenizer.prompt(path).tolist()  # the shortest note that a token can express
 
 
 def test_tracks_are_one_piano_without_drums_or_keep_their_programs(tmp_path):
@@ -588,7 +599,7 @@ def test_velocities_come_back_as_the_nearest_step(tmp_path, steps):
 
 @pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike"])
 def test_tempos_and_time_signatures_come_back_unless_they_are_switched_off(tmp_path, scheme):
-    rate = 40 + 5 * 210 / 31  # one of MidiTok's 32 tempos from 40 to 250 bpm
+    rate = 74
     start = [
         (0, mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(rate))),
         (0, mido.MetaMessage("time_signature", numerator=3, denominator=4)),
@@ -597,19 +608,22 @@ def test_tempos_and_time_signatures_come_back_unless_they_are_switched_off(tmp_p
     for on in (True, False):
         tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, tempos=on, time_signatures=on))
         score = symusic.Score(again(tokenizer, path))
-        assert {round(tempo.qpm, 1) for tempo in score.tempos} == {round(rate, 1) if on else 120}
+        assert {round(tempo.qpm, 1) for tempo in score.tempos} == {rate if on else 120}
         assert {(one.numerator, one.denominator) for one in score.time_signatures} == {(3, 4) if on else (4, 4)}
         assert [note[1:4] for note in sounds(tmp_path / "again.mid")] == [(0, 1, 60), (3, 4, 62)]
 
 
-@pytest.mark.parametrize(("name", "largest"), [("MAX_NOTES", 2), ("MAX_BEATS", 4), ("MAX_BYTES", None)])
-def test_a_file_at_the_limit_is_read(tmp_path, monkeypatch, name, largest):
+@pytest.mark.parametrize(
+    ("module", "name", "largest"),
+    [(midi_scores, "MAX_NOTES", 2), (midi_scores, "MAX_BEATS", 4), (midi_reading, "MAX_BYTES", None)],
+)
+def test_a_file_at_the_limit_is_read(tmp_path, monkeypatch, module, name, largest):
     path = score_file(tmp_path / "a.mid", melody((0, 480, 60, 100), (480, 1920, 62, 100)))
     largest = largest or path.stat().st_size
     tokenizer = MidiTokenizer(MidiOptions(name="midi"))
-    monkeypatch.setattr(midi_reading, name, largest)
-    assert tokenizer._read(path)[1]["note"] == 2
-    monkeypatch.setattr(midi_reading, name, largest - 1)
+    monkeypatch.setattr(module, name, largest)
+    assert tokenizer._read(path).units["note"] == 2
+    monkeypatch.setattr(module, name, largest - 1)
     with pytest.raises(Rejected):
         tokenizer._read(path)
 
@@ -634,41 +648,41 @@ def follow(tokenizer, words):
 # Ids needed for a complete note, and whether EOS may follow.
 WAYS = [
     ("TSD", False, [], 3, False),
-    ("TSD", False, ["TimeShift_1.0.8"], 3, False),
+    ("TSD", False, ["TimeShift_1.0.12"], 3, False),
     ("TSD", False, ["Pitch_60"], 2, False),
     ("TSD", False, ["Pitch_60", "Velocity_63"], 1, False),
-    ("TSD", False, ["Pitch_60", "Velocity_63", "Duration_1.0.8"], 0, True),
-    ("TSD", False, ["Pitch_60", "Velocity_63", "Duration_1.0.8", "TimeShift_1.0.8"], 0, False),
+    ("TSD", False, ["Pitch_60", "Velocity_63", "Duration_1.0.12"], 0, True),
+    ("TSD", False, ["Pitch_60", "Velocity_63", "Duration_1.0.12", "TimeShift_1.0.12"], 0, False),
     # From the middle of a piece: the duration ends a note that did not begin here.
-    ("TSD", False, ["Velocity_63", "Duration_1.0.8"], 3, False),
+    ("TSD", False, ["Velocity_63", "Duration_1.0.12"], 3, False),
     ("TSD", True, [], 4, False),
     ("TSD", True, ["Program_-1"], 3, False),
-    ("TSD", True, ["Program_-1", "PitchDrum_36", "Velocity_63", "Duration_1.0.8"], 0, True),
+    ("TSD", True, ["Program_-1", "PitchDrum_36", "Velocity_63", "Duration_1.0.12"], 0, True),
     ("REMI", False, [], 5, False),
     ("REMI", False, ["Bar_None", "TimeSig_3/4", "Position_0"], 3, False),
     ("REMI", True, ["Bar_None", "TimeSig_3/4", "Position_0"], 4, False),
     ("MIDILike", False, [], 4, False),
     ("MIDILike", False, ["NoteOn_60", "Velocity_63"], 2, False),
-    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8"], 1, False),
-    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "NoteOff_60"], 0, True),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.12"], 1, False),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.12", "NoteOff_60"], 0, True),
     # Of two sounding notes, the one that began first.
-    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "NoteOn_61", "Velocity_63"], 2, False),
-    ("MIDILike", False, ["NoteOn_61", "Velocity_63", "NoteOn_60", "Velocity_63", "TimeShift_1.0.8"], 1, False),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.12", "NoteOn_61", "Velocity_63"], 2, False),
+    ("MIDILike", False, ["NoteOn_61", "Velocity_63", "NoteOn_60", "Velocity_63", "TimeShift_1.0.12"], 1, False),
     # A note-off for a note that does not sound, or that began at the same time.
-    ("MIDILike", False, ["TimeShift_1.0.8", "NoteOff_60"], 4, False),
-    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "NoteOff_61"], 1, False),
+    ("MIDILike", False, ["TimeShift_1.0.12", "NoteOff_60"], 4, False),
+    ("MIDILike", False, ["NoteOn_60", "Velocity_63", "TimeShift_1.0.12", "NoteOff_61"], 1, False),
     ("MIDILike", False, ["NoteOff_61", "NoteOn_60", "Velocity_63", "NoteOff_60"], 4, False),
     # Of two equal notes, the second counts as sounding since the first began.
     (
         *("MIDILike", False),
-        ["NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "NoteOn_60", "Velocity_63", "NoteOff_60"],
+        ["NoteOn_60", "Velocity_63", "TimeShift_1.0.12", "NoteOn_60", "Velocity_63", "NoteOff_60"],
         *(0, True),
     ),
-    ("MIDILike", True, ["Program_0", "NoteOn_60", "Velocity_63", "TimeShift_1.0.8"], 1, False),
+    ("MIDILike", True, ["Program_0", "NoteOn_60", "Velocity_63", "TimeShift_1.0.12"], 1, False),
     # A note of another instrument.
     (
         *("MIDILike", True),
-        ["Program_0", "NoteOn_60", "Velocity_63", "TimeShift_1.0.8", "Program_1", "NoteOff_60"],
+        ["Program_0", "NoteOn_60", "Velocity_63", "TimeShift_1.0.12", "Program_1", "NoteOff_60"],
         *(5, False),
     ),
 ]
@@ -697,16 +711,16 @@ def test_eos_waits_for_a_complete_note_and_the_way_to_one_is_the_shortest(scheme
 @pytest.mark.parametrize("bpe", [False, True])
 def test_ids_that_may_not_follow_are_dropped_by_the_table_of_types(tmp_path, pieces, bpe):
     for scheme, programs in SCHEMES[: 1 if bpe else None]:
-        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs, bpe=450 if bpe else 0))
+        tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme=scheme, programs=programs, bpe=950 if bpe else 0))
         if bpe:
             tokenizer.fit([source(tmp_path, path) for path in pieces[:2]], whole)
         assert any(len(words) > 1 for words in tokenizer.grammar.spelled) == bpe
         for seed in range(3):
             special = [tokenizer.base[f"{name}_None"] for name in midi_grammar.SPECIAL]
-            ids = [*special, *np.random.default_rng(seed).integers(0, tokenizer.vocabulary, 300).tolist()]
+            ids = [*special, *np.random.default_rng(seed).integers(0, tokenizer.vocabulary, 600).tolist()]
             kept = may_follow(tokenizer, ids)
             assert tokenizer.grammar.legal(ids) == kept
-            assert 20 < len(kept) < 280
+            assert 20 < len(kept) < 580
 
 
 def test_an_excerpt_draws_each_note_up_to_the_first_that_begins_after_its_end(tmp_path):
@@ -734,7 +748,7 @@ def test_blocks_of_ids_are_the_whole(tmp_path, pieces, monkeypatch):
 
 
 def test_a_bpe_learns_the_ids_of_the_training_part_of_a_document(tmp_path, pieces):
-    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=500))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=1000))
     found = source(tmp_path, pieces[0])
     ids = MidiTokenizer(MidiOptions(name="midi")).prompt(pieces[0]).tolist()
     assign = lambda d: [("val", 40), ("train", 60), ("test", d.size - 130), ("train", 30)]  # noqa: E731
@@ -753,11 +767,12 @@ def test_a_bpe_no_larger_than_the_base_vocabulary_is_refused():
 def test_every_option_that_changes_ids_changes_the_fingerprint(tmp_path):
     changes = [
         *({}, {"scheme": "TSD"}, {"scheme": "MIDILike"}, {"tempos": False}, {"time_signatures": False}),
-        *({"programs": True}, {"velocities": 31}),
+        *({"programs": True}, {"velocities": 31}, {"beat_resolution": 8}, {"longest_note": 40}, {"tempo_count": 2}),
+        *({"tempo_range": [30, 300]}, {"meters": ["4/4"]}, {"sustain": "durations"}),
     ]
     tokenizers = [MidiTokenizer(MidiOptions(name="midi", **config)) for config in changes]
     assert len({one.fingerprint for one in tokenizers}) == len(changes)
-    trained = [MidiTokenizer(MidiOptions(name="midi", bpe=500), content).fingerprint for content in ("{}", "{ }")]
+    trained = [MidiTokenizer(MidiOptions(name="midi", bpe=1000), content).fingerprint for content in ("{}", "{ }")]
     assert len({*trained, tokenizers[0].fingerprint}) == 3
     tokenizers[0].save(tmp_path)
     for one in tokenizers[1:]:
@@ -773,7 +788,7 @@ def test_the_ends_of_the_range_of_factors_are_allowed():
 
 
 def test_a_constraint_follows_the_base_tokens_of_a_bpe_id(tmp_path, pieces):
-    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=600))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=1100))
     tokenizer.fit([source(tmp_path, path) for path in pieces], whole)
     constraint, ended = tokenizer.constraint(), False
     for token in tokenizer.prompt(pieces[0]).tolist():
@@ -812,6 +827,13 @@ def test_options_that_are_left_out():
         "time_signatures": True,
         "programs": False,
         "velocities": 32,
+        "beat_resolution": 12,
+        "longest_note": 64,
+        "longest_rest": 1000,
+        "tempo_range": [10, 400],
+        "tempo_count": 391,
+        "meters": ["1-4/2", "1-12/4", "1-15/8", "1-15/16"],
+        "sustain": "tokens",
         "bpe": 0,
         "transpose": [],
         "tempo_factors": [],
@@ -819,9 +841,11 @@ def test_options_that_are_left_out():
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.3, 2.0])
-def test_every_time_is_stretched_from_the_beginning_on(tmp_path, factor):
+def test_without_tempos_every_time_is_stretched_from_the_beginning_on(tmp_path, factor):
     path = score_file(tmp_path / "a.mid", melody((0, 100, 60, 100), (100, 900, 62, 100), (1000, 2000, 64, 100)))
-    stretched = midi_reading._stretch(midi_reading.read_score(path), factor)
+    rules = MidiTokenizer(MidiOptions(name="midi", tempos=False))._rules
+    score, _ = midi_reading.read_score(path)
+    stretched = midi_scores.arrange(score, f"tempo={factor}", rules).score
     found = [note for track in stretched.tracks for note in track.notes]
     assert [note.time for note in found] == [round(time * factor) for time in (0, 100, 1000)]
     assert [note.end for note in found] == [round(time * factor) for time in (100, 900, 2000)]
@@ -830,8 +854,7 @@ def test_every_time_is_stretched_from_the_beginning_on(tmp_path, factor):
 def test_a_beat_of_one_tick_is_a_time_division(tmp_path):
     on = mido.Message("note_on", note=60, velocity=64)
     path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=3), tpq=1)
-    _, units = MidiTokenizer(MidiOptions(name="midi"))._read(path)
-    assert units == {"note": 1, "beat": 3, "second": 1.5}
+    assert MidiTokenizer(MidiOptions(name="midi"))._read(path).units == {"note": 1, "beat": 3, "second": 1.5}
 
 
 @pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike"])
@@ -851,7 +874,7 @@ def test_tokens_that_are_never_in_a_piece_have_no_class(tmp_path, pieces):
 
 
 def test_an_excerpt_of_joined_tokens_has_all_notes(tmp_path, pieces):
-    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=600))
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=1100))
     tokenizer.fit([source(tmp_path, path) for path in pieces], whole)
     ids = tokenizer.prompt(pieces[0])
     assert any(len(tokenizer.grammar.spelled[i]) > 1 for i in ids)
@@ -863,10 +886,10 @@ def test_an_excerpt_of_joined_tokens_has_all_notes(tmp_path, pieces):
     [
         ("REMI", False, {"Bar"}),
         ("REMI", True, {"Bar"}),
-        ("TSD", False, {"Tempo", "TimeSig", "TimeShift", "Pitch", "PitchDrum"}),
-        ("TSD", True, {"Tempo", "TimeSig", "TimeShift", "Program"}),
-        ("MIDILike", False, {"Tempo", "TimeSig", "TimeShift", "NoteOn", "DrumOn"}),
-        ("MIDILike", True, {"Tempo", "TimeSig", "TimeShift", "Program"}),
+        ("TSD", False, {"Tempo", "TimeSig", "TimeShift", "Pedal", "Pitch", "PitchDrum"}),
+        ("TSD", True, {"Tempo", "TimeSig", "TimeShift", "Pedal", "Program"}),
+        ("MIDILike", False, {"Tempo", "TimeSig", "TimeShift", "Pedal", "NoteOn", "DrumOn"}),
+        ("MIDILike", True, {"Tempo", "TimeSig", "TimeShift", "Pedal", "Program"}),
     ],
 )
 def test_a_sample_begins_with_what_can_begin_a_piece(scheme, programs, kinds):
@@ -891,7 +914,7 @@ def test_the_shortest_way_to_a_whole_note_ends_the_oldest_one():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
 def test_training_a_bpe_leaves_no_file_open(tmp_path, pieces):
-    tokenizer, counts = MidiTokenizer(MidiOptions(name="midi", bpe=600)), []
+    tokenizer, counts = MidiTokenizer(MidiOptions(name="midi", bpe=1100)), []
     for _ in range(3):
         tokenizer.fit([source(tmp_path, path) for path in pieces], whole)
         counts.append(len(os.listdir("/proc/self/fd")))
@@ -908,4 +931,4 @@ def test_a_file_of_another_format_is_shown_by_its_first_eight_bytes(tmp_path):
 def test_seconds_are_exact_to_the_microsecond(tmp_path):
     on = mido.Message("note_on", note=60, velocity=64)
     path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=320))
-    assert MidiTokenizer(MidiOptions(name="midi"))._read(path)[1]["second"] == 0.333333
+    assert MidiTokenizer(MidiOptions(name="midi"))._read(path).units["second"] == 0.333333

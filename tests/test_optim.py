@@ -161,3 +161,34 @@ def test_the_ema_keeps_its_decay_of_itself_and_less_in_early_steps(decay, steps,
         for name, weight in model.named_parameters():
             expected[name] = share * expected[name] + (1 - share) * weight.detach().double().numpy()
             np.testing.assert_allclose(average.weights[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    def made(width, **given):
+        model = torch.nn.Linear(width, 2)
+        found = optim.Optimizer(model, config(ema=0.9, **given))
+        model(torch.ones(1, width)).sum().backward()
+        found.step(0)
+        return found
+
+    right = made(3).state()
+    fresh = made(3)
+    fresh.load_state(right, "cpu")
+    for name, weight in right["average"].items():
+        assert torch.equal(fresh.ema.weights[name], weight)
+    group, *others = right["optimizer"]["param_groups"]
+    wrong = {
+        "another betas": right["optimizer"] | {"param_groups": [group | {"betas": "ab"}, *others]},
+        "another weight_decay": right["optimizer"] | {"param_groups": [group | {"weight_decay": 5.0}, *others]},
+        "shorter": right["optimizer"] | {"param_groups": [group]},
+        "another shape": made(4).state()["optimizer"],
+        "exp_avg has another shape": right["optimizer"]
+        | {"state": {number: kept | {"exp_avg": "x"} for number, kept in right["optimizer"]["state"].items()}},
+        "lacks a part": right["optimizer"]
+        | {"state": {number: {"step": kept["step"]} for number, kept in right["optimizer"]["state"].items()}},
+    }
+    for reason, state in wrong.items():
+        with pytest.raises(ValueError, match=reason):
+            made(3).load_state(right | {"optimizer": state}, "cpu")
+    with pytest.raises(ValueError, match="averaged weights are of another model"):
+        made(3).load_state(right | {"average": made(4).state()["average"]}, "cpu")

@@ -25,6 +25,11 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+# What a score has besides, so that it is whole.
+REST = dict.fromkeys(("nats_per_token", "unigram_entropy", "perplexity", "accuracy", "bits_per_unit", "interval_95"))
+REST |= {"bits_per_unit_interval_95": None, "unit": "byte", "interval_over": "documents", "documents": 2, "tokens": 3}
+
+
 class Stages:
     """Stages that write what the real ones write, and record that they ran."""
 
@@ -32,10 +37,17 @@ class Stages:
         self.ran = []
         self.weights = b"first"
         self.recipe = resolved
-        monkeypatch.setattr(runs, "open_run", lambda path, _: SimpleNamespace(path=path, recipe=self.recipe))
-        monkeypatch.setattr(pipeline, "Shards", lambda folder: folder)
+        self.checksums = {"the/shards": "a" * 64}  # of shards, by folder; that of the others is "b" * 64
+        monkeypatch.setattr(runs, "open_run", self.open_run)
+        monkeypatch.setattr(pipeline, "Shards", self.Shards)
         for name in ("prepare", "train", "evaluate", "sample"):
             monkeypatch.setattr(pipeline, name, getattr(self, name))
+
+    def open_run(self, path, _):
+        return SimpleNamespace(path=path, recipe=self.recipe, content={"shards": "a" * 64})
+
+    def Shards(self, folder):  # noqa: N802
+        return SimpleNamespace(folder=folder, manifest={"checksum": self.checksums.get(str(folder), "b" * 64)})
 
     def prepare(self, _, paths, shards, *, n_workers, max_bad, **_options):
         self.ran.append(("prepare", paths, str(shards), n_workers, max_bad))
@@ -47,20 +59,26 @@ class Stages:
         (folder / "run.pt").write_bytes(self.weights)
         return {"step": 4}
 
-    def evaluate(self, run, shards, name, *, device, **_options):
-        self.ran.append(("evaluate", run.path.name, str(shards), name, device))
-        return {"split": name, "of": run.path.read_bytes().decode(), "groups": {"nats": np.array([len(self.ran)])}}
+    def evaluate(self, run, shards, name, config, *, device, **_options):
+        self.ran.append(("evaluate", run.path.name, str(shards.folder), name, device))
+        self.scored = config
+        sums = {"nats": np.array([len(self.ran)])}
+        return {**REST, "split": name, "of": run.path.read_bytes().decode(), "groups": sums}
 
-    def sample(self, run, folder, config, *, prompt, device, **_options):
+    def sample(self, run, folder, config, *, prompt, device, have=(), **_options):
         self.ran.append(("sample", run.path.name, str(folder.name), config.n, prompt, device))
         paths = [folder / f"sample-{config.seed}-{number:03d}.txt" for number in range(config.n)]
-        if any(path.exists() for path in paths):
+        new = [path for path in paths if path not in have]
+        if any(path.exists() for path in new):
             raise UsageError("exists already")
         folder.mkdir(exist_ok=True)
-        for path in paths:
+        for path in new:
             path.write_text(run.path.read_bytes().decode())
-            sidecar = {"checkpoint_sha256": sha256(run.path), "sampler": config.model_dump(), "prompt": prompt}
-            path.with_suffix(".txt.json").write_text(json.dumps(sidecar))
+            number = int(path.stem[-3:])
+            sidecar = {"checkpoint": "../run.pt", "checkpoint_sha256": sha256(run.path), "number": number}
+            sidecar |= {"sampler": config.model_dump(), "prompt": prompt and str(prompt), "device": device}
+            sidecar |= {"prompt_sha256": prompt and sha256(prompt), "prompt_tokens": 5 if prompt else 0}
+            path.with_suffix(".txt.json").write_text(json.dumps(sidecar | {"sha256": sha256(path)}))
         return paths
 
     def names(self):
@@ -74,7 +92,14 @@ RESOLVED = reading.read("text-tiny", ["data.shards=the/shards", "sample.n=2", "s
 
 
 @pytest.fixture
-def stages(monkeypatch):
+def the_shards(monkeypatch, tmp_path_factory):
+    """A working directory with the shards folder of the recipe."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    Path("the/shards").mkdir(parents=True)
+
+
+@pytest.fixture
+def stages(monkeypatch, the_shards):
     return Stages(monkeypatch, RESOLVED)
 
 
@@ -182,16 +207,20 @@ def test_another_split_is_scored_beside_the_first(stages, tmp_path):
         *("sample.n=1", "sample.n=3"),
     ],
 )
-def test_samples_with_other_settings_are_neither_reused_nor_removed(stages, tmp_path, setting):
-    go(tmp_path)
+def test_samples_with_other_settings_are_neither_reused_nor_lost(stages, tmp_path, setting):
+    first = go(tmp_path)["samples"]
+    before = {path.name: path.read_bytes() for path in (tmp_path / "samples").iterdir()}
     other = reading.with_settings(RESOLVED, [setting])
-    with pytest.raises(UsageError, match="exists already"):
-        go(tmp_path, other)
+    second = go(tmp_path, other)["samples"]
     assert stages.names() == ["evaluate", "sample", "sample"]
-    assert sorted(path.name for path in (tmp_path / "samples").glob("*.txt")) == [
-        "sample-5-000.txt",
-        "sample-5-001.txt",
-    ]
+    assert second == first[: other.sample.n] + [str(tmp_path / "samples" / "sample-5-002.txt")] * (other.sample.n == 3)
+    assert go(tmp_path, other)["samples"] == second
+    assert stages.names() == []
+    folders = (tmp_path / "samples" / "earlier-1", tmp_path / "samples")
+    left = {path.name: path.read_bytes() for folder in folders for path in folder.glob("*.txt")}
+    assert {name: left[name] for name in before if name.endswith(".txt")} == {
+        name: content for name, content in before.items() if name.endswith(".txt")
+    }
 
 
 def test_samples_of_another_seed_are_put_beside_the_first(stages, tmp_path):
@@ -213,13 +242,44 @@ def test_a_checkpoint_from_elsewhere_is_scored_and_sampled_as_the_recipe_says(st
     assert stages.ran[1:] == [score, ("sample", "run.pt", "samples", 2, None, "d")]
 
 
-def test_samples_with_a_prompt_are_not_reused(stages, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"prompt": "p.txt"}, {"prompt_sha256": "c" * 64}, {"prompt_tokens": 3}, {"number": 1}, {"device": "cuda:1"}),
+        *({"sha256": "d" * 64}, {"checkpoint_sha256": "e" * 64}, {"sampler": {}}, {"sampler": None}),
+    ],
+)
+def test_a_sample_that_was_made_otherwise_is_not_taken_for_the_runs_own(stages, tmp_path, change):
     (path, *_) = go(tmp_path)["samples"]
+    stages.names()
     sidecar = Path(f"{path}.json")
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"prompt": "p.txt"}))
-    with pytest.raises(UsageError, match="exists already"):
-        go(tmp_path)
-    assert Path(path).exists()
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    go(tmp_path)
+    assert stages.names() == ["sample"]
+    moved = json.loads((tmp_path / "samples" / "earlier-1" / sidecar.name).read_text())
+    assert {key: moved[key] for key in change if key != "prompt"} == {k: v for k, v in change.items() if k != "prompt"}
+    assert moved["checkpoint"] == "../../run.pt"  # it lies a folder deeper
+    assert moved["prompt"] == ("../p.txt" if change.get("prompt") else None)
+
+
+@pytest.mark.parametrize("missing", ["prompt", "prompt_sha256", "prompt_tokens", "number", "device", "sha256"])
+def test_a_sample_whose_json_does_not_say_how_it_was_made_is_made_again(stages, tmp_path, missing):
+    (path, *_) = go(tmp_path)["samples"]
+    stages.names()
+    sidecar = Path(f"{path}.json")
+    content = json.loads(sidecar.read_text())
+    del content[missing]
+    sidecar.write_text(json.dumps(content))
+    go(tmp_path)
+    assert stages.names() == ([] if missing.startswith("prompt") and missing != "prompt_tokens" else ["sample"])
+
+
+def test_an_altered_sample_is_kept_and_made_again(stages, tmp_path):
+    (path, *_) = go(tmp_path)["samples"]
+    Path(path).write_text("altered")
+    go(tmp_path)
+    assert stages.names() == ["evaluate", "sample", "sample"]
+    assert (tmp_path / "samples" / "earlier-1" / Path(path).name).read_text() == "altered"
 
 
 def test_a_real_run_is_scored_and_sampled_again_only_if_its_checkpoint_changes(text_run, tmp_path, monkeypatch):
@@ -255,34 +315,186 @@ def test_a_real_run_is_scored_and_sampled_again_only_if_its_checkpoint_changes(t
     assert made() == second
 
 
+def test_samples_that_were_drawn_before_neither_stop_a_run_nor_are_lost(text_run, tmp_path, monkeypatch):
+    """With the real stages: one sample, and some with a prompt, then the whole run; then the first made again."""
+    config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.name=gpt"])
+    config = reading.with_settings(config, ["sample.n=2", "sample.tokens=5", "eval.resamples=10"])
+    shutil.copytree(text_run / "gpt", tmp_path / "gpt")
+    path, samples = tmp_path / "gpt" / "run.pt", tmp_path / "gpt" / "samples"
+    prompt = text_run / "texts" / "000.txt"
+
+    def draw(*settings, prompt=None, like=None):
+        return pipeline.draw(None if like else path, like, prompt, [*settings], None, device="cpu", report=quiet)
+
+    def whole():
+        return pipeline.train_score_sample(config, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER)["samples"]
+
+    (first,) = draw("sample.n=1", "sample.tokens=7")
+    text, stamp = first.read_text(), first.stat().st_mtime_ns
+    assert draw("sample.n=1", "sample.tokens=7") == [first]  # the same again is not drawn again
+    assert first.stat().st_mtime_ns == stamp
+    for other in (("sample.n=1", "sample.tokens=8"), ("sample.n=2", "sample.tokens=7")):
+        with pytest.raises(UsageError, match="exists already"):
+            draw(*other)
+    with pytest.raises(UsageError, match="exists already"):
+        draw("sample.n=1", "sample.tokens=7", prompt=prompt)
+    own = whole()
+    assert [Path(name).name for name in own] == ["sample-1-000.txt", "sample-1-001.txt"]
+    assert (samples / "earlier-1" / first.name).read_text() == text
+    monkeypatch.setattr(pipeline, "sample", None)
+    assert whole() == own
+    monkeypatch.undo()
+    (again,) = draw(like=samples / "earlier-1" / f"{first.name}.json")
+    assert again.read_text() == text
+    shutil.rmtree(samples)
+    prompted = draw("sample.n=2", "sample.tokens=5", prompt=prompt)
+    assert draw("sample.n=2", "sample.tokens=5", prompt=prompt) == prompted
+    same_bytes = tmp_path / "same.jsonl"  # which is read in another way
+    shutil.copy(prompt, same_bytes)
+    with pytest.raises(UsageError, match="line 1 is not JSON"):
+        draw("sample.n=2", "sample.tokens=5", prompt=same_bytes)
+    with pytest.raises(UsageError, match="is not a file"):
+        draw("sample.n=3", prompt=tmp_path)
+    texts = [made.read_text() for made in prompted]
+    assert whole() == own
+    assert [(samples / "earlier-1" / made.name).read_text() for made in prompted] == texts
+    assert not Path(own[0]).read_text().startswith(prompt.read_text())
+    with pytest.raises(UsageError, match="prompt nowhere does not exist"):
+        draw(prompt=Path("nowhere"))
+
+
 # A score
 
 
-def test_a_score_is_kept_by_split_with_its_groups_and_the_checkpoint(stages, tmp_path):
-    path = tmp_path / "run.pt"
-    path.write_bytes(b"first")
+def kept_scores(folder):
+    return json.loads((folder / "eval.json").read_text())
 
-    def kept():
-        with np.load(tmp_path / "eval-test.npz") as test, np.load(tmp_path / "eval-val.npz") as val:
-            groups = test["nats"].tolist(), val["nats"].tolist()
-        return json.loads((tmp_path / "eval.json").read_text()), groups
 
-    test = pipeline.score(path, None, None, device="d", report=quiet)
-    val = pipeline.score(path, Path("other"), "val", device="e", report=quiet)
-    assert stages.ran == [
-        ("evaluate", "run.pt", "the/shards", "test", "d"),
-        ("evaluate", "run.pt", "other", "val", "e"),
-    ]
-    assert test == {"split": "test", "of": "first", "checkpoint_sha256": hashlib.sha256(b"first").hexdigest()}
-    assert kept() == ({"schema_version": 2, "splits": {"test": test, "val": val}}, ([1], [2]))
-    path.write_bytes(b"other")
-    older = json.dumps({"schema_version": 1, "splits": {"test": test, "val": val}})
-    (tmp_path / "eval.json").write_text(older)
-    again = pipeline.score(path, None, "test", device="d", report=quiet)
-    assert again["checkpoint_sha256"] == hashlib.sha256(b"other").hexdigest()
-    assert kept() == ({"schema_version": 2, "splits": {"test": again, "val": val}}, ([3], [2]))
-    assert pipeline._scored(path, "test") == again
-    assert pipeline._scored(path, "val") is None
+def test_a_score_of_other_shards_stands_beside_the_runs_own(stages, tmp_path):
+    own = go(tmp_path)["eval"]
+    other = pipeline.score(tmp_path / "run.pt", Path("other"), None, device="d", report=quiet)
+    assert stages.names() == ["evaluate", "sample", "evaluate"]
+    assert kept_scores(tmp_path) == {"schema_version": 2, "splits": {"test": own}, "others": [other]}
+    assert other["groups"]["file"] != own["groups"]["file"] == "eval-test.npz"
+    for score, number in ((own, 2), (other, 4)):  # of the stage
+        with np.load(tmp_path / score["groups"]["file"]) as stored:
+            assert stored["nats"].tolist() == [number]
+        assert score["groups"]["sha256"] == sha256(tmp_path / score["groups"]["file"])
+    assert go(tmp_path)["eval"] == own
+    assert stages.names() == []
+    # The same again takes its own place only.
+    again = pipeline.score(tmp_path / "run.pt", Path("other"), None, device="d", report=quiet)
+    assert kept_scores(tmp_path) == {"schema_version": 2, "splits": {"test": own}, "others": [again]}
+
+
+def test_a_score_of_another_checkpoint_of_the_folder_is_not_the_runs_own(stages, tmp_path):
+    own = go(tmp_path)["eval"]
+    (tmp_path / "resume.pt").write_bytes(b"later")
+    other = pipeline.score(tmp_path / "resume.pt", None, None, device="d", report=quiet)
+    assert kept_scores(tmp_path) == {"schema_version": 2, "splits": {"test": own}, "others": [other]}
+    # A checkpoint without a run has its scores by split.
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "x.pt").write_bytes(b"later")
+    alone = pipeline.score(tmp_path / "alone" / "x.pt", None, None, device="d", report=quiet)
+    assert kept_scores(tmp_path / "alone") == {"schema_version": 2, "splits": {"test": alone}, "others": []}
+
+
+def test_changed_eval_keys_score_again_and_no_score_is_lost(stages, tmp_path):
+    first = go(tmp_path)["eval"]
+    other = reading.with_settings(RESOLVED, ["eval.stride=16"])
+    second = go(tmp_path, other)["eval"]
+    assert (first["inputs"]["stride"], second["inputs"]["stride"], stages.scored) == (64, 16, other.eval)
+    assert stages.names() == ["evaluate", "sample", "evaluate"]
+    (left,) = kept_scores(tmp_path)["others"]
+    assert kept_scores(tmp_path)["splits"] == {"test": second}
+    assert {key: left[key] for key in left if key != "groups"} == {key: first[key] for key in left if key != "groups"}
+    assert left["groups"]["sha256"] == first["groups"]["sha256"] == sha256(tmp_path / left["groups"]["file"])
+    assert go(tmp_path)["eval"] == left
+    assert go(tmp_path, other)["eval"] == second
+    assert stages.names() == []
+
+
+def test_the_score_of_a_checkpoint_that_was_replaced_is_not_kept(stages, tmp_path):
+    go(tmp_path)
+    stages.weights = b"other"
+    second = go(tmp_path)["eval"]
+    assert kept_scores(tmp_path) == {"schema_version": 2, "splits": {"test": second}, "others": []}
+
+
+@pytest.mark.parametrize(
+    "key", ["checkpoint_sha256", "shards", "split", "stride", "batch_size", "resamples", "device", "schema_version"]
+)
+def test_a_score_is_used_again_only_if_all_that_it_depends_on_is_the_same(stages, tmp_path, key):
+    score = go(tmp_path)["eval"]
+    assert key in score["inputs"]
+    content = kept_scores(tmp_path)
+    for change in ({key: "x"}, {}):
+        stages.names()
+        inputs = {name: value for name, value in score["inputs"].items() if name != key} | change
+        content["splits"]["test"] = score | {"inputs": inputs}
+        (tmp_path / "eval.json").write_text(json.dumps(content))
+        go(tmp_path)
+        assert stages.names() == ["evaluate"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered", "unnamed", "elsewhere"])
+def test_a_score_without_its_own_sums_by_document_is_made_again(stages, tmp_path, damage):
+    score = go(tmp_path)["eval"]
+    stages.names()
+    sums, content = tmp_path / "eval-test.npz", kept_scores(tmp_path)
+    if damage == "missing":
+        sums.unlink()
+    elif damage == "altered":
+        sums.write_bytes(sums.read_bytes() + b"x")
+    else:
+        named = {"unnamed": None, "elsewhere": score["groups"] | {"file": f"../{tmp_path.name}/eval-test.npz"}}[damage]
+        content["splits"]["test"]["groups"] = named
+        (tmp_path / "eval.json").write_text(json.dumps(content))
+    go(tmp_path)
+    assert stages.names() == ["evaluate"]
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "{", "[]", '{"splits": []}', '{"splits": {"test": 3}}', "\udcff", "[" * 100000]
+)
+def test_a_damaged_eval_json_is_moved_away_and_the_score_made_again(stages, tmp_path, damaged):
+    first, notes = go(tmp_path)["eval"], []
+    stages.names()
+    content = damaged.encode(errors="surrogateescape")
+    (tmp_path / "eval.json").write_bytes(content)
+    assert go(tmp_path, report=lambda event: notes.append(event.text))["eval"] == first
+    assert stages.names() == ["evaluate"]
+    assert (tmp_path / "eval.damaged-1.json").read_bytes() == content
+    (note,) = notes
+    assert "eval.json is damaged" in note
+    assert "eval.damaged-1.json" in note
+
+
+def test_a_score_is_not_lost_if_it_can_not_be_kept(stages, tmp_path, monkeypatch):
+    (tmp_path / "run.pt").write_bytes(b"first")
+
+    def full(*_):
+        raise OSError(30, "Read-only file system")
+
+    notes = []
+    monkeypatch.setattr(pipeline.scores.files, "write", full)
+    result = pipeline.score(tmp_path / "run.pt", None, None, device="d", report=lambda event: notes.append(event.text))
+    assert (result["of"], stages.names()) == ("first", ["evaluate"])
+    assert "groups" not in result
+    assert notes == [f"the score could not be kept in {tmp_path / 'eval.json'}: Read-only file system"]
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_shards_that_are_not_there_are_asked_for_and_other_ones_are_named(stages, tmp_path):
+    (tmp_path / "run.pt").write_bytes(b"first")
+    stages.recipe = reading.with_settings(RESOLVED, ["data.shards=not/here"])
+    with pytest.raises(UsageError, match=r"not/here, the shards folder in the recipe of .*, is not there") as refused:
+        pipeline.score(tmp_path / "run.pt", None, None, device="d", report=quiet)
+    assert refused.value.hint == "--shards DIR"
+    notes = []
+    stages.recipe, stages.checksums = RESOLVED, {}
+    pipeline.score(tmp_path / "run.pt", None, None, device="d", report=lambda event: notes.append(event.text))
+    assert notes == [f"the/shards has shards bbbbbbbbbbbb; {tmp_path / 'run.pt'} was trained on aaaaaaaaaaaa"]
 
 
 # Attention
@@ -307,11 +519,12 @@ def seen_by(monkeypatch, run, *arguments):
     return seen
 
 
+@pytest.mark.usefixtures("the_shards")
 def test_a_prompt_or_a_split_is_read_after_an_eos(monkeypatch):
     resolved = reading.with_settings(RESOLVED, ["eval.resamples=77", "eval.batch_size=9", "model.context=99"])
     tokenizer = SimpleNamespace(eos=299, prompt=lambda _: np.array([4, 5, 6, 7]))
     run = SimpleNamespace(recipe=resolved, tokenizer=lambda: tokenizer, path=Path("run.pt"))
-    run.content = {"tokenizer": {"fingerprint": "f"}}
+    run.content = {"tokenizer": {"fingerprint": "f"}, "shards": "c", "vocabulary": 300}
     ids = {"val": [1, 2, 3, 4, 5], "test": [6, 7, 8]}
     opened = []
 
@@ -325,7 +538,8 @@ def test_a_prompt_or_a_split_is_read_after_an_eos(monkeypatch):
 
     class Shards:
         split = staticmethod(Split)
-        tokenizer = {"fingerprint": "f", "end": 298}  # noqa: RUF012
+        tokenizer = {"fingerprint": "f", "end": 298, "vocabulary": 300}  # noqa: RUF012
+        manifest = {"checksum": "c"}  # noqa: RUF012
         folder = Path("s")
 
         def __init__(self, folder):
@@ -449,6 +663,8 @@ def test_a_checkpoint_is_described_by_its_own_numbers(monkeypatch, tmp_path):
     assert inspection.inspect(tmp_path / "run.pt", verify=False) == {
         "kind": "checkpoint",
         "path": str(tmp_path / "run.pt"),
+        "verified": True,
+        "conditions": [],
         "model": "gpt",
         "parameters": {"total": 7},
         "forward_flops_per_token": 33,
@@ -477,7 +693,7 @@ def test_a_codec_is_described_by_its_own_numbers(monkeypatch, tmp_path):
     (tmp_path / "codec.pt").write_bytes(b"PK")
     found = inspection.inspect(tmp_path / "codec.pt", verify=True)
     expected = {"kind": "codec", "network": "seanet", "codebooks": 9, "parameters": 10, **content}
-    assert found == expected | {"path": str(tmp_path / "codec.pt")}
+    assert found == expected | {"path": str(tmp_path / "codec.pt"), "verified": True, "conditions": []}
 
 
 def test_shards_are_checked_by_size_or_with_verify_byte_by_byte(text_run, tmp_path):
@@ -514,6 +730,7 @@ def test_recipes_and_other_files_are_told_apart(tmp_path):
     path = reading.find("text-tiny")
     found = inspection.inspect(path, verify=False)
     assert found == {"kind": "recipe", "path": str(path), **reading.read("text-tiny").model_dump()}
-    for name, text in (("a.txt", "neither a shards folder"), ("missing.pt", "does not exist")):
+    (tmp_path / "a.txt").write_text("text")
+    for name, text in (("a.txt", "neither a shards folder"), ("b.txt", "does not exist"), ("missing.pt", "not exist")):
         with pytest.raises(UsageError, match=text):
             inspection.inspect(tmp_path / name, verify=False)

@@ -1,5 +1,6 @@
 """Preparation: the same bytes however it is run, every input accounted for, and sound and MIDI up to samples."""
 
+import errno
 import gc
 import hashlib
 import json
@@ -22,17 +23,18 @@ from conftest import quiet, set_flags, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
 from shortcut_cli import files
+from shortcut_cli.codec import weights
 from shortcut_cli.config import reading
 from shortcut_cli.config.writing import differences
 from shortcut_cli.data import inputs, workers
-from shortcut_cli.data.shards import Shards, source_paths_file
+from shortcut_cli.data.shards import Shards, source_paths_file, verify
 from shortcut_cli.data.workers import in_order
 from shortcut_cli.demo import material as demo_material
-from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
+from shortcut_cli.errors import Rejected, ShortcutError, TooManyRejects, Unfinished, UsageError, unreadable
 from shortcut_cli.events import Note, Progress
 from shortcut_cli.stages import preparation
 from shortcut_cli.stages.preparation import prepare, too_many
-from shortcut_cli.tokenizers import midi
+from shortcut_cli.tokenizers import audio, midi
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.tokenizers.midi import MidiTokenizer
 from shortcut_cli.tokenizers.text import TextTokenizer
@@ -75,7 +77,7 @@ def in_this_process(monkeypatch):
 DOMAINS = [
     ("music-tiny", "midi", ()),
     ("music-tiny", "midi", ("tokenizer.transpose=[1, -1]",)),
-    ("music-tiny", "midi", ("tokenizer.bpe=600",)),
+    ("music-tiny", "midi", ("tokenizer.bpe=1100",)),
     ("text-tiny", "texts", ("tokenizer.vocabulary=300",)),
     ("audio-tiny", "wavs", ("tokenizer.codebooks=2",)),
     ("audio-tiny", "wavs", ("tokenizer.codebooks=2", "tokenizer.weights=untrained:0")),
@@ -126,7 +128,7 @@ def test_other_inputs_into_the_same_folder_are_refused(material, tmp_path):
         run("text-tiny", [material / "texts" / "000.txt"], tmp_path / "s", "tokenizer.vocabulary=300")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("keep me")
-    with pytest.raises(UsageError, match="is not a shards folder"):
+    with pytest.raises(UsageError, match="is not empty, and was not made by `shortcut prepare`"):
         run("text-tiny", [material / "texts"], tmp_path / "mine", "tokenizer.vocabulary=300")
 
 
@@ -170,9 +172,9 @@ def test_what_was_staged_for_another_recipe_is_not_used(material, tmp_path, monk
 def test_what_another_version_staged_is_read_again(material, tmp_path, monkeypatch, in_this_process):
     paths, read, reads = [material / "midi" / "more"], [], MidiTokenizer._read
 
-    def noted(self, path, variant=""):
+    def noted(self, path, *rest):
         read.append(path.name)
-        return reads(self, path, variant)
+        return reads(self, path, *rest)
 
     interrupted(monkeypatch, "music-tiny", paths, tmp_path / "s")
     monkeypatch.setattr(midi, "_versions", lambda: "miditok 99, symusic 99")
@@ -183,7 +185,7 @@ def test_what_another_version_staged_is_read_again(material, tmp_path, monkeypat
 
 def test_preparations_that_are_killed_at_random_times_end_with_the_same_bytes(material):
     script = Path(__file__).parent.parent / "benchmarks" / "kill.py"
-    command = [sys.executable, script, "midi", material / "midi", "--rounds", "1", "--set", "tokenizer.bpe=600"]
+    command = [sys.executable, script, "midi", material / "midi", "--rounds", "1", "--set", "tokenizer.bpe=1100"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "folders with different bytes: 0" in done.stdout
@@ -227,13 +229,22 @@ def test_megatron_reads_the_same_tokens(material, tmp_path):
     [(0, 10, "0", False), (1, 10, "0", True), (1, 100, "1%", False), (2, 100, "1%", True), (3, 9, "3", False)],
 )
 def test_max_bad(rejected, inputs, limit, expected):
-    assert too_many(rejected, inputs, limit) is expected
+    for counts in ([(rejected, inputs)], [(rejected, inputs), (0, 0)], [(0, 7), (rejected, inputs)]):
+        assert too_many(counts, limit) is expected
+
+
+def test_a_number_of_rejects_is_of_files_and_records_together_and_a_percentage_of_each():
+    assert too_many([(2, 100), (1, 3)], "3") is False
+    assert too_many([(2, 100), (2, 3)], "3") is True
+    assert too_many([(1, 100), (1, 100)], "1%") is False
+    assert too_many([(2, 100), (0, 10**6)], "1%") is True
+    assert too_many([(0, 10**6), (2, 100)], "1%") is True
 
 
 @pytest.mark.parametrize("limit", ["few", "-1", "1.5", "%", "nan", "inf", "nan%", "1e999"])
 def test_an_invalid_max_bad_is_a_usage_error(limit):
     with pytest.raises(UsageError):
-        too_many(0, 1, limit)
+        too_many([], limit)
 
 
 def misbehave(job):
@@ -275,16 +286,19 @@ def test_a_job_that_crashes_hangs_or_grows_fails_alone(monkeypatch):
 class Fragile(AudioTokenizer):
     """Kills its process when it reads a file named dies."""
 
-    def _reader(self, path):
+    def _reader(self, path, sha256=""):
         if path.stem == "dies":
             os.kill(os.getpid(), signal.SIGSEGV)
-        return super()._reader(path)
+        return super()._reader(path, sha256)
 
 
-def test_a_file_that_kills_its_group_is_rejected_alone(material, tmp_path, monkeypatch):
+def test_a_file_that_kills_its_group_is_rejected_alone(tmp_path, monkeypatch):
     """Six files are encoded together, and one of them crashes the process."""
     settings = ("tokenizer.weights=untrained:0", "data.split=contiguous")
-    shutil.copytree(material / "wavs", tmp_path / "wavs")
+    (tmp_path / "wavs").mkdir()
+    for seed in range(5):
+        noise = np.random.default_rng(seed).normal(0, 0.1, 4800)
+        soundfile.write(tmp_path / "wavs" / f"{seed}.wav", noise, 24_000)
     expected = run("audio-tiny", [tmp_path / "wavs"], tmp_path / "expected", *settings)
     (tmp_path / "wavs" / "dies.wav").write_bytes(b"RIFF")
     monkeypatch.setattr("shortcut_cli.registry.load", lambda *_: Fragile)
@@ -381,7 +395,11 @@ def test_a_contiguous_corpus_is_its_files_in_order_cut_twice(tmp_path):
         for split, low, high in (("train", 0, first), ("val", first, second), ("test", second, len(corpus))):
             part = content[max(0, low - place) : max(0, high - place)]
             if part:
-                record = {"source": name, "sha256": sha256, "split": split, "units": {"byte": len(part)}}
+                # A word that is cut counts where it begins.
+                begins = [n for n in range(len(content)) if content[n] > " " and (not n or content[n - 1] <= " ")]
+                words = sum(max(0, low - place) <= n < max(0, high - place) for n in begins)
+                units = {"byte": len(part), "character": len(part), "word": words}
+                record = {"source": name, "sha256": sha256, "split": split, "units": units}
                 expected.append((record | ({"duplicates": duplicates} if duplicates else {}), part))
         place += len(content)
     found = lines_of(tmp_path / "s")
@@ -391,10 +409,11 @@ def test_a_contiguous_corpus_is_its_files_in_order_cut_twice(tmp_path):
     for split in ("train", "val", "test"):
         mine = [part for record, part in expected if record["split"] == split]
         size = sum(map(len, mine))
+        words = sum(record["units"]["word"] for record, _ in expected if record["split"] == split)
         assert manifest["splits"][split] == {
             "documents": len(mine),
             "tokens": size + len(mine),
-            "units": {"byte": size},
+            "units": {"byte": size, "character": size, "word": words},
         }
     assert (manifest["split"], manifest["inputs"], manifest["duplicates"], manifest["rejected"]) == (
         *("contiguous", 6),
@@ -418,6 +437,8 @@ def test_hashes_decide_the_split_of_a_document_and_files_their_order(tmp_path):
         if content in [contents[other] for other in contents if other < name]:
             continue
         for line in content.splitlines(keepends=True):
+            if line in [one[3] for one in expected]:
+                continue
             sha256 = hashlib.sha256(line.encode()).hexdigest()
             place = int(sha256[:16], 16) / 2**64
             expected.append((name, sha256, "val" if place < 0.2 else "test" if place < 0.5 else "train", line))
@@ -433,13 +454,19 @@ def test_hashes_decide_the_split_of_a_document_and_files_their_order(tmp_path):
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(("different", "split"), [(2, "contiguous"), (3, "documents")])
 def test_three_distinct_documents_are_enough_to_fill_the_splits(tmp_path, different, split):
-    write_files(tmp_path / "in", {f"{n}.txt": f"{n % different}\n" * 9 for n in range(6)})
+    write_files(tmp_path / "in", {f"{n}.txt": f"{n % different} line\n" * 9 for n in range(6)})
     # Each line is a document, and nine of a file are equal.
-    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, "tokenizer.documents=line")
-    assert manifest["split"] == split
+    settings = (*CHARS, "tokenizer.documents=line", "data.val=0.25", "data.test=0.25")
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings, "data.duplicates=keep")
+    assert (manifest["split"], manifest["documents_duplicated"]) == (split, 0)
     counts = [one["documents"] for one in manifest["splits"].values()]
-    # Lines of two bytes, 36 bytes in total, are cut at 28 and 32; with three distinct ones, each split gets one.
-    assert counts == ([14, 2, 2] if split == "contiguous" else [9, 9, 9])
+    # 18 lines of 7 bytes are cut at 126 - 2 * 32 and 126 - 32 bytes; with three distinct ones, each split gets one.
+    assert counts == ([9, 6, 5] if split == "contiguous" else [9, 9, 9])
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "dropped", *settings)
+    assert (manifest["split"], manifest["documents_duplicated"]) == (split, 8 * different)
+    counts = [one["documents"] for one in manifest["splits"].values()]
+    # Two lines, 14 bytes, are cut at 14 - 2 * 4 and 14 - 4.
+    assert counts == ([1, 2, 1] if split == "contiguous" else [1, 1, 1])
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -497,7 +524,12 @@ def test_equal_files_are_kept_once_under_the_first_of_their_names(tmp_path):
 
 def test_a_request_differs_if_the_folder_would_differ():
     file = preparation.Input("a.txt", Path("a.txt"), "5" * 64, ("b.txt",))
-    request = lambda *settings, files=(file,): preparation._request(reading.read("text-tiny", settings), list(files))  # noqa: E731
+
+    def request(*settings, files=(file,), model=b""):
+        recipe = reading.read("text-tiny", settings)
+        tokenizer = TextTokenizer(recipe.tokenizer, model)
+        return preparation._request(recipe, tokenizer, list(files))
+
     before = request()
     assert before["inputs"]["files"] == 2
     for same in ("data.shards=elsewhere", "data.file_timeout_s=5", "data.file_memory_mb=2000", "train.steps=5"):
@@ -512,20 +544,43 @@ def test_a_request_differs_if_the_folder_would_differ():
     keys = ({"relative": "c.txt"}, {"sha256": "6" * 64}, {"duplicates": ("c.txt",)}, {"duplicates": ()})
     others += [request(files=[replace(file, **one)]) for one in keys]
     others.append(request(files=[file, file]))
+    # A file that an option names counts by its content.
+    others += [request("tokenizer.algorithm=bpe", "tokenizer.model=a.model", model=model) for model in (b"1", b"2")]
     assert all(differences(before, other) for other in others)
     assert len({json.dumps(other) for other in others}) == len(others)
 
 
+def test_finished_shards_of_other_weights_or_an_earlier_version_are_not_used_again(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(200_000) / 9), 24_000)
+    shutil.copy(Path(weights.resolve("mini")), tmp_path / "codec.pt")
+    recipe = reading.read("audio-tiny", [f"tokenizer.weights={tmp_path / 'codec.pt'}"])
+
+    def again():
+        return prepare(recipe, [str(tmp_path)], tmp_path / "out", n_workers=1, max_bad="0", report=quiet)
+
+    assert [again()["worked"], again()["worked"]] == [True, False]
+    with monkeypatch.context() as patched:
+        patched.setattr(audio, "_versions", lambda: "encodec 0")
+        with pytest.raises(UsageError, match=r"prepared from something else\n  depends_on\.library: .* -> 'encodec 0'"):
+            again()
+    content = (tmp_path / "codec.pt").read_bytes()
+    (tmp_path / "codec.pt").write_bytes(content + b" ")
+    with pytest.raises(UsageError, match=r"prepared from something else\n  depends_on\.weights_sha256: "):
+        again()
+    (tmp_path / "codec.pt").write_bytes(content)
+    assert again()["worked"] is False
+
+
 @pytest.mark.parametrize("limit", ["0%", "0"])
 def test_no_reject_is_not_too_many(limit):
-    assert too_many(0, 7, limit) is False
-    assert too_many(1, 10**6, limit) is True
+    assert too_many([(0, 7)], limit) is False
+    assert too_many([(1, 10**6)], limit) is True
 
 
 @pytest.mark.parametrize(("rejected", "expected"), [(15, False), (16, True)])
 def test_a_percentage_of_rejects_is_of_all_inputs(rejected, expected):
-    assert too_many(rejected, 600, "2.5%") is expected
-    assert too_many(rejected, 10, "15") is expected
+    assert too_many([(rejected, 600)], "2.5%") is expected
+    assert too_many([(rejected, 10)], "15") is expected
 
 
 def test_all_files_rejected_is_an_error_that_lists_ten_reasons():
@@ -705,9 +760,9 @@ def test_files_are_cut_in_order_of_their_names_however_they_are_grouped(tmp_path
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     write_files(tmp_path / "in", {"a.txt": "a"})
-    with files.held(tmp_path / "s", "another"), pytest.raises(UsageError, match="s is in use: another, process"):
+    with files.held(tmp_path / "s", "shortcut a"), pytest.raises(UsageError, match="s is in use: shortcut a, process"):
         run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
-    assert [path.name for path in (tmp_path / "s").iterdir()] == [".lock"]
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -729,3 +784,492 @@ def test_a_split_that_no_hash_falls_into_gets_a_document_from_the_largest(tmp_pa
     moved = min(train, key=hashes.get)
     expected = dict.fromkeys(train, "train") | dict.fromkeys(test, "test") | {moved: "val"}
     assert {line["source"].removesuffix(".txt"): line["split"] for line in lines_of(tmp_path / "s")} == expected
+
+
+# Records, duplicates, splits that come with a corpus
+
+
+def records(*texts):
+    """A .jsonl file; what is not a string is a line as it is."""
+    return "".join((json.dumps({"text": one}) if isinstance(one, str) else one.decode()) + "\n" for one in texts)
+
+
+def notes_of(name, paths, out, *settings, **config):
+    """What a preparation says, and its manifest."""
+    said = []
+    resolved = reading.read(name, [f"data.shards={out}", *settings])
+    report = lambda event: said.append(event.text) if isinstance(event, Note) else None  # noqa: E731
+    config = {"n_workers": 1, "max_bad": "0"} | config
+    return said, prepare(resolved, [str(path) for path in paths], out, **config, report=report)
+
+
+LINES = (*CHARS, "tokenizer.documents=line")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_bad_records_are_listed_with_their_lines_and_the_rest_is_kept(tmp_path):
+    write_files(
+        tmp_path / "in",
+        {
+            "a.jsonl": records("one", b"", b"[]", "", "two", b'{"text": "A"}', "three", b"{cut"),
+            "b.jsonl": records("four", b'{"txt": 1}', "five"),
+            "c.jsonl": records(b"null", b"5"),
+            "d.txt": "six\n",
+        },
+    )
+    with pytest.raises(TooManyRejects) as raised:
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    assert raised.value.message == "\n".join(
+        [
+            "1 of 4 files and 4 of 10 records were rejected, more than --max-bad 0",
+            "  c.jsonl: has no record that can be used; line 1 it is null, not an object",
+            "  a.jsonl, line 3: it is an array, not an object",
+            "  a.jsonl, line 6: has the character 'A' at byte 0, which is not in tokenizer.alphabet",
+        ]
+    )
+    assert "--max-bad" in raised.value.hint
+    said, manifest = notes_of("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, max_bad="5")
+    assert manifest["worked"] is False
+    listed = f"; {tmp_path / 's' / 'rejects.jsonl'} has all reasons"
+    assert said == [raised.value.message.replace(", more than --max-bad 0", listed)]
+    counts = ("inputs", "rejected", "records", "records_rejected", "documents_duplicated")
+    assert [manifest[key] for key in counts] == [4, 1, 10, 4, 0]
+    assert manifest["account"] == {"records_empty": 1}
+    rejects = lines_of(tmp_path / "s", "rejects.jsonl")
+    assert [(line["source"], line.get("line")) for line in rejects] == [
+        *(("c.jsonl", None), ("a.jsonl", 3), ("a.jsonl", 6), ("a.jsonl", 8), ("b.jsonl", 2))
+    ]
+    digest = hashlib.sha256((tmp_path / "in" / "a.jsonl").read_bytes()).hexdigest()
+    assert all(line["sha256"] == digest for line in rejects[1:4])
+    found = lines_of(tmp_path / "s")
+    assert [(line["source"], line.get("line"), line.get("account")) for line in found] == [
+        ("a.jsonl", 1, {"records_empty": 1}),
+        ("a.jsonl", 5, None),
+        ("a.jsonl", 7, None),
+        ("b.jsonl", 1, None),
+        ("b.jsonl", 3, None),
+        ("d.txt", None, None),
+    ]
+    texts = ("one", "two", "three", "four", "five", "six\n")
+    assert [stored(tmp_path / "s", line) for line in found] == [[*chars(text), 38] for text in texts]
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(("limit", "passes"), [("9%", False), ("10%", True), ("2", True), ("1", False)])
+def test_a_share_of_records_is_of_records_and_not_of_lines_of_other_files(tmp_path, limit, passes):
+    write_files(
+        tmp_path / "in",
+        {
+            "a.jsonl": records(*(f"record {n}" for n in range(17)), "", b"[]", b"[]"),
+            "b.txt": "".join(f"line {n}\n" for n in range(200)),
+        },
+    )
+    if passes:
+        assert run("text-tiny", [tmp_path / "in"], tmp_path / "s", *LINES, max_bad=limit)["records"] == 20
+    else:
+        with pytest.raises(TooManyRejects, match=r"^2 of 20 records were rejected, more than --max-bad"):
+            run("text-tiny", [tmp_path / "in"], tmp_path / "s", *LINES, max_bad=limit)
+
+
+def test_duplicates_and_bad_records_give_the_same_bytes_in_any_number_of_workers(tmp_path):
+    contents = {f"{n}.jsonl": records(*(f"text {i % (n + 3)}" for i in range(9)), b"[]", "") for n in range(6)}
+    contents |= {f"{n}.txt": "".join(f"text {i}\n" for i in range(n)) for n in range(1, 6)}
+    write_files(tmp_path / "in", contents)
+    for name, workers_ in (("a", 1), ("b", 3)):
+        run("text-tiny", [tmp_path / "in"], tmp_path / name, *LINES, workers=workers_, max_bad="100%")
+    run("text-tiny", [*(tmp_path / "in").iterdir()], tmp_path / "c", *LINES, workers=2, max_bad="100%")
+    assert folder_sha256(tmp_path / "a") == folder_sha256(tmp_path / "b") == folder_sha256(tmp_path / "c")
+    found = [line["sha256"] for line in lines_of(tmp_path / "a")]
+    assert len(set(found)) == len(found) == 8 + 5  # "text 0" to "text 7", and five of them with a newline
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("split", ["documents", "contiguous"])
+def test_equal_documents_are_kept_once_or_all_as_the_recipe_says(tmp_path, split):
+    contents = {
+        "a.jsonl": records("same", "one", "same", "same"),
+        "b.txt": "two\nsame\ntwo\n\n",
+        "c.txt": "one\nthree\n",
+        "d.txt": "two\nsame\n",
+    }
+    write_files(tmp_path / "in", contents)
+    order = [
+        *(("a.jsonl", text) for text in ("same", "one", "same", "same")),
+        *(("b.txt", text) for text in ("two\n", "same\n", "two\n\n")),
+        *(("c.txt", text) for text in ("one\n", "three\n")),
+        *(("d.txt", text) for text in ("two\n", "same\n")),
+    ]
+    once = [one for number, one in enumerate(order) if one[1] not in [text for _, text in order[:number]]]
+    for duplicates, expected in (("keep", order), ("drop", once)):
+        out = tmp_path / duplicates
+        settings = (*LINES, f"data.duplicates={duplicates}", f"data.split={split}")
+        manifest = run("text-tiny", [tmp_path / "in"], out, *settings)
+        corpus = {}
+        for line in lines_of(out):
+            corpus[line["source"]] = corpus.get(line["source"], []) + stored(out, line)[:-1]
+        wanted = {}
+        for name, text in expected:
+            wanted[name] = wanted.get(name, []) + chars(text)
+        assert corpus == wanted
+        assert manifest["documents_duplicated"] == len(order) - len(expected)
+        assert manifest["rejected"] == 0
+        listed = [(line["source"], line["reason"]) for line in lines_of(out, "rejects.jsonl")]
+        assert listed == [("d.txt", "all of its documents are duplicates of others")] * (duplicates == "drop")
+        if split == "contiguous":
+            size = sum(len(text) for _, text in expected)
+            assert manifest["splits"]["val"]["units"]["byte"] == round(size * 0.1)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_copies_with_and_without_a_byte_order_mark_are_one_document(tmp_path):
+    texts = {f"{n}.txt": f"text {n}\n" for n in range(40)}
+    write_files(tmp_path / "in", texts | {f"bom {name}": "\ufeff" + text for name, text in texts.items()})
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    assert manifest["documents_duplicated"] == 40
+    found = [line["sha256"] for line in lines_of(tmp_path / "s")]
+    assert sorted(found) == sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts.values())
+    listed = [line["source"] for line in lines_of(tmp_path / "s") + lines_of(tmp_path / "s", "rejects.jsonl")]
+    assert sorted(listed) == sorted(path.name for path in (tmp_path / "in").iterdir())
+
+
+GIVEN = ('data.splits.train=["train"]', 'data.splits.val=["dev"]', 'data.splits.test=["test"]')
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("split", ["given", "documents"])
+def test_given_splits_hold_what_they_name_and_nothing_leaks(tmp_path, split):
+    contents = {
+        "train/a.txt": "train one which is quite long\ncommon\n",
+        "train/b.txt": "train two\nval one\n",
+        "a/train/c.txt": "equal file\n",
+        "dev/a.txt": "val one\ncommon\n",
+        "test/a.txt": "test one\ncommon\n",
+        "test/z.txt": "equal file\n",
+        "other/a.txt": "other\n",
+    }
+    write_files(tmp_path / "in", contents)
+    said, manifest = notes_of("text-tiny", [tmp_path / "in"], tmp_path / "s", *LINES, *GIVEN, f"data.split={split}")
+    assert manifest["split"] == "given"
+    assert said == []
+    found = [(line["source"], line["split"], stored(tmp_path / "s", line)[:-1]) for line in lines_of(tmp_path / "s")]
+    expected = [
+        ("dev/a.txt", "val", "val one\n"),
+        ("test/a.txt", "test", "test one\n"),
+        ("test/a.txt", "test", "common\n"),
+        ("test/z.txt", "test", "equal file\n"),
+        ("train/a.txt", "train", "train one which is quite long\n"),
+        ("train/b.txt", "train", "train two\n"),
+    ]
+    assert found == [(name, split, chars(text)) for name, split, text in expected]
+    assert lines_of(tmp_path / "s")[3]["duplicates"] == ["a/train/c.txt"]
+    counts = ("inputs", "duplicates", "documents_duplicated", "rejected", "outside_splits")
+    assert [manifest[key] for key in counts] == [7, 1, 3, 0, 1]
+    assert lines_of(tmp_path / "s", "rejects.jsonl") == [
+        {"source": "other/a.txt", "sha256": None, "reason": "is in none of data.splits"}
+    ]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_table_gives_the_splits_and_another_table_is_another_preparation(tmp_path):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}\n" for n in range(4)})
+    rows = {"0.txt": "test", "1.txt": "validation", "2.txt": "train", "3.txt": "train"}
+    write = lambda: (tmp_path / "t.csv").write_text("f,split\n" + "".join(f"{k},{v}\n" for k, v in rows.items()))  # noqa: E731
+    write()
+    settings = (*CHARS, f"data.splits.table={tmp_path / 't.csv'}")
+    run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings)
+    assert {line["source"]: line["split"] for line in lines_of(tmp_path / "s")} == rows | {"1.txt": "val"}
+    assert run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings)["worked"] is False
+    rows["3.txt"] = "test"
+    write()
+    with pytest.raises(UsageError, match="was prepared from something else"):
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_given_split_that_gets_nothing_is_a_usage_error(tmp_path):
+    write_files(tmp_path / "in", {"train/a.txt": "a", "dev/b.txt": "b"})
+    with pytest.raises(UsageError, match=r"data\.splits gives no file to test"):
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, *GIVEN)
+    assert not (tmp_path / "s").exists()
+    write_files(tmp_path / "in", {"test/c.txt": "\u00e9"})  # not in the alphabet
+    with pytest.raises(UsageError, match=r"data\.splits gives no document that can be used to test"):
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, *GIVEN)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_tokenizer_learns_from_the_given_training_split_alone(tmp_path):
+    words = "".join(f"the cat number {n} sat\n" for n in range(300))
+    write_files(tmp_path / "in", {"train/a.txt": words, "dev/a.txt": "quartz " * 400, "test/a.txt": "xylem " * 400})
+    settings = ("tokenizer.vocabulary=300", *GIVEN)
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings)
+    assert manifest["tokenizer"]["training_split_bytes"] == len(words)
+    assert b"quart" not in (tmp_path / "s" / "tokenizer" / "sentencepiece.model").read_bytes()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_only_the_given_training_split_is_augmented(material, tmp_path):
+    names = sorted(path.name for path in (material / "midi" / "more").glob("*.mid"))
+    lists = {"train": names[:3], "val": names[3:4], "test": names[4:]}
+    settings = [f"data.splits.{split}={json.dumps(mine)}" for split, mine in lists.items()]
+    run("music-tiny", [material / "midi" / "more"], tmp_path / "s", "tokenizer.transpose=[2]", *settings)
+    found = [(line["source"], line.get("variant"), line["split"]) for line in lines_of(tmp_path / "s")]
+    expected = [(name, None, split) for split, mine in lists.items() for name in mine]
+    assert sorted(found, key=str) == sorted([*expected, *((n, "transpose=+2", "train") for n in names[:3])], key=str)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_is_odd_about_a_preparation_is_said_in_one_line_each(tmp_path):
+    write_files(tmp_path / "in", {"a.txt": "one", "b.txt": "two", "c.md5": "", "d/e.PDF": "", "f.pdf": "", "g": ""})
+    said, _ = notes_of("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    assert said == [
+        "ignored because of their suffix: 2 .pdf, 1 .md5, 1 without suffix (c.md5, d/e.PDF, f.pdf, ...)",
+        "fewer than three different documents: the corpus is cut into train, val and test",
+    ]
+    write_files(tmp_path / "given", {"train/a.txt": "one", "dev/b.txt": "two and more", "test/c.txt": "one two"})
+    said, _ = notes_of("text-tiny", [tmp_path / "given"], tmp_path / "t", *CHARS, *GIVEN)
+    assert said == [
+        "the val split is larger than the training split: 13 tokens, train has 4",
+        "the test split is larger than the training split: 8 tokens, train has 4",
+    ]
+    write_files(tmp_path / "tiny", {"a.txt": "one"})
+    said, _ = notes_of("text-tiny", [tmp_path / "tiny"], tmp_path / "u", *CHARS)
+    assert said[1:] == ["the val split is empty", "the test split is empty"]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_trained_tokenizer_makes_one_split_of_other_files(material, tmp_path):
+    write_files(tmp_path / "other", {f"{n}.txt": f"text {n % 3} of others\n" for n in range(5)} | {"bad.txt": ""})
+    recipe = reading.read("text-tiny", [f"data.shards={tmp_path / 's'}", "tokenizer.vocabulary=300", *GIVEN])
+    plain = reading.read("text-tiny", [f"data.shards={tmp_path / 's'}", "tokenizer.vocabulary=300"])
+    prepare(plain, [str(material / "texts")], tmp_path / "s", n_workers=1, max_bad="0", report=quiet)
+    tokenizer = TextTokenizer.load(recipe.tokenizer, tmp_path / "s" / "tokenizer")
+    config = {"n_workers": 1, "report": quiet}
+    with pytest.raises(TooManyRejects, match="1 of 6 files"):
+        preparation.tokenize(recipe, tokenizer, [str(tmp_path / "other")], tmp_path / "t", max_bad="0", **config)
+    manifest = preparation.tokenize(recipe, tokenizer, [str(tmp_path / "other")], tmp_path / "t", max_bad="1", **config)
+    opened = Shards(tmp_path / "t")
+    assert (manifest["split"], manifest["worked"], manifest["duplicates"]) == ("test", False, 2)
+    assert opened.tokenizer["fingerprint"] == Shards(tmp_path / "s").tokenizer["fingerprint"]
+    assert [opened.split(name).tokens for name in ("train", "val")] == [0, 0]
+    test = opened.split("test")
+    expected = [[*tokenizer.prompt(tmp_path / "other" / f"{n}.txt"), tokenizer.eos] for n in range(3)]
+    assert test.read(0, test.tokens).tolist() == [token for one in expected for token in one]
+    assert manifest["splits"]["test"]["units"] == {"byte": 3 * 17, "character": 3 * 17, "word": 3 * 5}
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_rerun_removes_the_shards_that_a_killed_one_left(tmp_path, monkeypatch):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n} " * 200 for n in range(12)})
+    small, large = (f"data.shard_tokens={size}" for size in (1024, 10**6))
+    replace_ = files.write
+
+    def dies(path, *arguments, **config):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        return replace_(path, *arguments, **config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, small)
+    assert (tmp_path / "s" / "train-00001.bin").exists()
+    (tmp_path / "s" / "train-notes.bin").write_text("of the user")
+    run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, large)
+    run("text-tiny", [tmp_path / "in"], tmp_path / "whole", *CHARS, large)
+    left = {path.name for path in (tmp_path / "s").iterdir()} - {path.name for path in (tmp_path / "whole").iterdir()}
+    assert left == {"train-notes.bin"}
+    (tmp_path / "s" / "train-notes.bin").unlink()
+    assert folder_sha256(tmp_path / "s") == folder_sha256(tmp_path / "whole")
+
+
+def test_the_rejects_are_listed_also_if_no_file_can_be_used(tmp_path):
+    write_files(tmp_path / "in", {"a.txt": "", "b.txt": "", "c.txt": ""})
+    (tmp_path / "in" / "c.txt").write_bytes(b"\xff")
+    with pytest.raises(TooManyRejects, match="all 2 files were rejected") as refused:
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    assert str(tmp_path / "s" / "rejects.jsonl") in refused.value.hint
+    lines = [json.loads(line) for line in (tmp_path / "s" / "rejects.jsonl").read_text().splitlines()]
+    assert {line["source"] for line in lines} == {"a.txt", "c.txt"}  # b is a duplicate of a
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [".shortcut", "rejects.jsonl"]
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}" for n in range(9)})
+    run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, max_bad="3")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_folder_with_files_of_the_user_is_left_alone(tmp_path):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}" for n in range(9)})
+    mine = {".lock": "", "tokenizer/model": "mine", "documents.jsonl": "mine", "train-00000.bin": "mine"}
+    write_files(tmp_path / "s", mine)
+    with pytest.raises(UsageError, match="is not empty, and was not made by `shortcut prepare`"):
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    found = (path for path in (tmp_path / "s").rglob("*") if path.is_file())
+    assert {path.relative_to(tmp_path / "s").as_posix(): path.read_text() for path in found} == mine
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_shards_inside_the_folder_of_the_inputs_are_no_inputs(tmp_path):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}" for n in range(9)})
+    first = run("text-tiny", [tmp_path / "in"], tmp_path / "in" / "s", *CHARS)
+    (tmp_path / "in" / "s" / "notes.txt").write_text("not an input")
+    again = run("text-tiny", [tmp_path / "in"], tmp_path / "in" / "s", *CHARS)
+    assert (first["worked"], again["worked"], again["inputs"]) == (True, False, 9)
+
+
+# Rejects that depend on the machine
+
+
+class Unlucky(MidiTokenizer):
+    """Fails on files whose names begin with "bad", as a file named TROUBLE says."""
+
+    def scan(self, source):
+        trouble = Path(os.environ["TROUBLE"]).read_text()
+        if source.path.name.startswith("bad") and trouble:
+            number = getattr(signal, trouble, None)
+            if number:
+                os.kill(os.getpid(), number)
+            if trouble == "timeout":
+                import time
+
+                time.sleep(60)
+            if trouble == "memory":
+                raise MemoryError
+            if trouble == "rejected":
+                raise Rejected("is no good")
+            raise unreadable(OSError(getattr(errno, trouble), os.strerror(getattr(errno, trouble))))
+        yield from super().scan(source)
+
+
+@pytest.fixture
+def unlucky(material, tmp_path, monkeypatch):
+    """Prepares MIDI files of which one is in trouble; returns what is said, and the manifest or the error."""
+    monkeypatch.setenv("TROUBLE", str(tmp_path / "TROUBLE"))
+    shutil.copytree(material / "midi" / "more", tmp_path / "in")
+    first = sorted((tmp_path / "in").glob("*.mid"))[0]
+    first.rename(first.with_name("bad.mid"))
+
+    def attempt(trouble, *settings, out="s", max_bad="100%"):
+        (tmp_path / "TROUBLE").write_text(trouble)
+        events = []
+        recipe = reading.read("music-tiny", [f"data.shards={tmp_path / out}", *settings])
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr("shortcut_cli.registry.load", lambda *_: Unlucky)
+                paths, config = [str(tmp_path / "in")], {"n_workers": 2, "max_bad": max_bad}
+                return events, prepare(recipe, paths, tmp_path / out, **config, report=events.append)
+        except ShortcutError as error:
+            return events, error
+
+    return attempt
+
+
+@pytest.mark.parametrize("trouble", ["SIGKILL", "SIGTERM", "SIGBUS", "timeout", "memory", "EIO", "ESTALE", "ENOSPC"])
+def test_a_file_that_the_machine_failed_is_tried_again_and_the_bytes_end_the_same(unlucky, tmp_path, trouble):
+    limits = ("data.file_timeout_s=8",)
+    _, whole = unlucky("", *limits, out="whole")
+    assert whole["unfinished"] == 0
+    _, error = unlucky(trouble, *limits)
+    assert isinstance(error, Unfinished)
+    assert error.exit_code == 3
+    assert error.message.startswith("1 files could not be read because of the machine\n  bad.mid: ")
+    (line,) = lines_of(tmp_path / "s", "rejects.jsonl")
+    assert (line["source"], line["passing"]) == ("bad.mid", True)
+    assert Shards(tmp_path / "s").manifest["unfinished"] == 1
+    assert len(list((tmp_path / "s" / ".staging").rglob("*.ids"))) == 5  # so that they need not be read again
+    assert list(verify(tmp_path / "s")) == []
+    before = folder_sha256(tmp_path / "s")
+    events, error = unlucky(trouble, *limits)
+    assert isinstance(error, Unfinished)
+    assert {event.task for event in events if isinstance(event, Progress)} == {"read", "try again"}
+    assert folder_sha256(tmp_path / "s") == before
+    _, manifest = unlucky("", *limits)
+    assert (manifest["worked"], manifest["unfinished"]) == (True, 0)
+    assert folder_sha256(tmp_path / "s") == folder_sha256(tmp_path / "whole")
+    assert unlucky("", *limits)[1]["worked"] is False
+
+
+@pytest.mark.parametrize("trouble", ["SIGSEGV", "SIGABRT", "rejected", "EACCES", "EISDIR"])
+def test_a_file_that_is_at_fault_itself_is_not_tried_again(unlucky, tmp_path, trouble):
+    assert unlucky(trouble)[1]["unfinished"] == 0
+    (line,) = lines_of(tmp_path / "s", "rejects.jsonl")
+    assert "passing" not in line
+    assert unlucky("")[1]["worked"] is False
+
+
+def test_a_file_that_turns_out_to_be_bad_finishes_the_preparation(unlucky, tmp_path):
+    unlucky("EIO")
+    assert unlucky("rejected")[1]["unfinished"] == 0
+    assert [line["reason"] for line in lines_of(tmp_path / "s", "rejects.jsonl")] == ["is no good"]
+    assert not (tmp_path / "s" / ".staging").exists()
+
+
+def test_too_many_rejects_come_first_and_name_what_may_pass(unlucky):
+    error = unlucky("SIGKILL", max_bad="0")[1]
+    assert isinstance(error, TooManyRejects)
+    assert "1 are the machine's fault" in error.hint
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_file_that_can_not_be_hashed_is_tried_again(tmp_path, monkeypatch):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}\n" for n in range(5)})
+    run("text-tiny", [tmp_path / "in"], tmp_path / "whole", *CHARS)
+    sha256 = files.sha256
+
+    def fails(path):
+        if path.name == "3.txt":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sha256(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sha256", fails)
+        for _ in range(2):
+            with pytest.raises(Unfinished, match=r"3\.txt: can't be read: Input/output error"):
+                run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, max_bad="1")
+        with pytest.raises(UsageError, match=r"prepared from something else\n  data\.val"):
+            run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, "data.val=0.2", max_bad="1")
+    assert run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)["worked"] is True
+    assert folder_sha256(tmp_path / "s") == folder_sha256(tmp_path / "whole")
+
+
+def test_a_folder_that_can_not_be_listed_may_pass(tmp_path, monkeypatch):
+    write_files(tmp_path, {"a/1.txt": "1", "b/2.txt": "2"})
+    scandir = os.scandir
+
+    def fails(path):
+        if Path(path).name == "b":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fails)
+    assert inputs.find([str(tmp_path)], (".txt",)).passing == {"b"}
+
+
+def test_an_unfinished_preparation_has_no_manifest_while_it_is_rewritten(unlucky, tmp_path, monkeypatch):
+    unlucky("EIO")
+    replace_ = os.replace
+    seen = []
+
+    def noted(source, target):
+        if ".partial" in str(source) and Path(target).parent == tmp_path / "s":
+            seen.append((tmp_path / "s" / "manifest.json").exists())
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    assert unlucky("")[1]["unfinished"] == 0
+    assert seen
+    assert not any(seen)
+
+
+def test_whoever_uses_unfinished_shards_is_told(unlucky, tmp_path):
+    from shortcut_cli.data.shards import warning
+
+    assert warning(tmp_path / "s", unlucky("")[1]) == ""
+    unlucky("EIO", out="t")
+    assert "t is unfinished: it lacks 1 files" in warning(tmp_path / "t", Shards(tmp_path / "t").manifest)
+
+
+def test_a_reject_keeps_its_kind_on_its_way_from_a_worker():
+    import pickle
+
+    for passing in (True, False):
+        again = pickle.loads(pickle.dumps(Rejected("why", passing=passing)))
+        assert (str(again), again.passing) == ("why", passing)

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
-from test_preparation import DOMAINS, material, run
+from test_preparation import CHARS, DOMAINS, material, run
 
 from shortcut_cli.config import reading
 from shortcut_cli.data.shards import Shards
-from shortcut_cli.errors import ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
 from shortcut_cli.events import Progress
 from shortcut_cli.stages import proof
-from shortcut_cli.training import checkpoint
+from shortcut_cli.training import checkpoint, conditions
 
 assert material  # the fixture
 
@@ -45,8 +45,60 @@ def test_a_contiguous_split_is_cut_again_at_the_same_places(material, tmp_path, 
     assert (result["different"], result["tokens"]) == ([], sum(s["tokens"] for s in manifest["splits"].values()))
 
 
+@pytest.mark.parametrize("split", ["documents", "contiguous"])
+@pytest.mark.parametrize("duplicates", ["drop", "keep"])
+def test_dropped_documents_and_bad_records_are_passed_over(tmp_path, split, duplicates):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("".join(f"line {n % 7}\n\n" for n in range(20)))
+    records = [{"text": f"line {n}\n\n"} for n in range(12)] + [{"text": ""}, {"no": 1}, {"text": "last"}] * 2
+    (tmp_path / "in" / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = (*CHARS, "tokenizer.documents=line", f"data.split={split}", f"data.duplicates={duplicates}")
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *settings, max_bad="2")
+    assert (manifest["documents_duplicated"] > 0) == (duplicates == "drop")
+    result = prove(tmp_path / "s", tmp_path / "in")
+    assert (result["different"], result["sources"]) == ([], 2)
+    assert result["tokens"] == sum(split["tokens"] for split in manifest["splits"].values())
+
+
+@pytest.mark.parametrize("duplicates", ["drop", "keep"])
+@pytest.mark.parametrize("split", ["documents", "contiguous"])
+def test_files_of_one_name_below_several_roots(tmp_path, duplicates, split):
+    """Each is compared with itself, whatever is the order of their hashes; equal and broken ones have no records."""
+    for root in ("one", "two", "three"):
+        (tmp_path / root).mkdir()
+        for number in range(5):
+            (tmp_path / root / f"{number}.txt").write_text(f"{root} line\n\n{number} {root}\n")
+    (tmp_path / "one" / "3.txt").write_text("three line\n\n2 three\n")  # as 2.txt of three
+    (tmp_path / "two" / "3.txt").write_bytes(b"\xff")
+    (tmp_path / "three" / "1.txt").write_text("one line\n\n1 one\n")  # as 1.txt of one
+    roots = [tmp_path / root for root in ("one", "two", "three")]
+    settings = (*CHARS, f"data.split={split}", f"data.duplicates={duplicates}", "tokenizer.documents=paragraph")
+    manifest = run("text-tiny", roots, tmp_path / "s", *settings, max_bad="1")
+    assert (manifest["duplicates"], manifest["rejected"]) == (2, 1)
+    for order in (roots, roots[::-1]):
+        result = prove(tmp_path / "s", *order)
+        assert (result["different"], result["sources"]) == ([], 15 - 2 - 1)
+        assert result["tokens"] == sum(split["tokens"] for split in manifest["splits"].values())
+    (tmp_path / "two" / "0.txt").write_text("one line\n\n4 two\n")
+    with pytest.raises(ShortcutError, match=r"the documents of .*0\.txt have changed"):
+        prove(tmp_path / "s", *roots)
+
+
+def test_a_document_that_was_not_dropped_as_a_duplicate_has_changed(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("".join(f"line {n % 7}\n" for n in range(20)))
+    run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, "tokenizer.documents=line")
+    for number, content in enumerate(("line 9\n", "line 3\n")):
+        (tmp_path / "in" / "a.txt").write_text("".join(f"line {n}\n" for n in range(7)) + content)
+        if number:
+            assert prove(tmp_path / "s")["different"] == []
+            continue
+        with pytest.raises(ShortcutError, match=r"the documents of .* have changed"):
+            prove(tmp_path / "s")
+
+
 def test_bpe_across_the_cuts_of_a_contiguous_split_can_not_be_proven(material, tmp_path):
-    run("music-tiny", [material / "midi"], tmp_path / "s", "tokenizer.bpe=400", "data.split=contiguous")
+    run("music-tiny", [material / "midi"], tmp_path / "s", "tokenizer.bpe=1000", "data.split=contiguous")
     with pytest.raises(UsageError, match="does not support a contiguous split"):
         prove(tmp_path / "s")
 
@@ -95,10 +147,10 @@ def test_the_requested_number_of_sources_is_read_again_at_all_block_scales(mater
     run(name, [material / kind], tmp_path / "s", *settings)
     read, again = [], proof._again
 
-    def spy(tokenizer, source, records, *, cut):
+    def spy(tokenizer, source, records, *, cut, dropped):
         read.append((source.relative, tokenizer.block_scale))
         assert not cut
-        return again(tokenizer, source, records, cut=cut)
+        return again(tokenizer, source, records, cut=cut, dropped=dropped)
 
     monkeypatch.setattr(proof, "_again", spy)
     chosen = []
@@ -117,10 +169,12 @@ def test_the_requested_number_of_sources_is_read_again_at_all_block_scales(mater
 def test_a_stored_document_is_found_across_shards_by_its_record():
     shards = [SimpleNamespace(ids=range(size)) for size in (5, 1, 4)]
     asked = []
-    split = SimpleNamespace(shards=shards, read=lambda *arguments: asked.append(arguments))
+    split = SimpleNamespace(shards=shards, name="val", tokens=10, read=lambda *arguments: asked.append(arguments))
     for shard, offset, tokens in ((0, 0, 5), (1, 0, 1), (2, 1, 3)):
         proof._stored(split, {"shard": shard, "offset": offset, "tokens": tokens})
     assert asked == [(0, 5), (5, 1), (7, 3)]
+    with pytest.raises(CheckFailed, match=r"a\.txt ends behind the val split"):
+        proof._stored(split, {"source": "a.txt", "shard": 2, "offset": 2, "tokens": 3})
 
 
 # Hashes of weights
@@ -218,11 +272,12 @@ def test_every_kill_is_counted_and_a_run_that_ends_too_early_is_followed_by_anot
         "killed_sha256": ["resume.pt"] * 3,
         "equal_weights": True,
         "equal_logs": True,
+        "conditions": conditions.told(conditions.now("d")),
     }
     assert [event.done for event in done if isinstance(event, Progress)] == [1, 2, 3]
     written = reading.read(str(tmp_path / "f" / "recipe.toml"))
     assert written.data.shards == str(tmp_path / "somewhere")
-    assert written.train == reading.read("text-tiny").train
+    assert written.train == reading.read("text-tiny", [f"train.threads={torch.get_num_threads()}"]).train
 
 
 def test_the_times_of_the_kills_are_random_and_set_by_the_seed(tmp_path, monkeypatch):
@@ -275,7 +330,7 @@ def test_a_run_that_fails_on_its_own_ends_the_proof_with_its_error_message(tmp_p
 
 def test_a_run_is_the_train_command_with_the_recipe_of_the_folder(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(proof.cleanup, "start", lambda command, **_: commands.append(command))
     proof._start(tmp_path, "killed-1", "cuda:1")
     expected = ["train", "--recipe", f"{tmp_path}/recipe.toml", "--out", f"{tmp_path}/killed-1", "--device", "cuda:1"]
     assert commands == [[sys.executable, "-m", "shortcut_cli", *expected]]

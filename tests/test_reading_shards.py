@@ -293,8 +293,9 @@ def test_a_file_that_is_not_a_manifest_is_refused(folder, text):
 @pytest.mark.parametrize(
     ("inside", "message"),
     [
-        (".partial", "is incomplete"),
-        (".staging", "is incomplete"),
+        (".shortcut", "is incomplete"),
+        (".partial", "is not a shards folder"),
+        (".staging", "is not a shards folder"),
         ("train-00000.bin", "is not a shards folder"),
         (None, "is not a shards folder"),
     ],
@@ -302,7 +303,10 @@ def test_a_file_that_is_not_a_manifest_is_refused(folder, text):
 def test_a_folder_without_a_manifest_is_unfinished_or_something_else(tmp_path, inside, message):
     if inside:
         (tmp_path / "f").mkdir()
-        (tmp_path / "f" / inside).mkdir()
+        if inside == ".shortcut":
+            (tmp_path / "f" / inside).write_text("shortcut prepare, process 1\n")
+        else:
+            (tmp_path / "f" / inside).mkdir()
     with pytest.raises(UsageError, match=message) as refused:
         shards.read_manifest(tmp_path / "f")
     assert "shortcut prepare" in refused.value.hint
@@ -313,7 +317,7 @@ def test_a_folder_without_a_manifest_is_unfinished_or_something_else(tmp_path, i
 
 def test_each_kind_of_damage_is_listed(folder):
     assert list(shards.verify(folder)) == []
-    (folder / ".lock").write_text("a lock")
+    (folder / ".shortcut").write_text("a lock")
     assert list(shards.verify(folder)) == []
     (folder / "val-00000.bin").unlink()
     (folder / "train-00001.bin").write_bytes(b"\6")

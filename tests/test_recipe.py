@@ -1,15 +1,18 @@
 """Recipes: strict, complete, and the same after writing and reading."""
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from shortcut_cli import registry
 from shortcut_cli.codec import weights
-from shortcut_cli.config import reading, writing
+from shortcut_cli.config import reading, schema, writing
+from shortcut_cli.config.schema import CodecRecipe, Config, codec_keys, keys
 from shortcut_cli.data import shards
 from shortcut_cli.errors import UsageError
 
@@ -81,8 +84,10 @@ def test_settings_win_over_the_recipe():
         ("model.heads=7", "is not a multiple of twice heads 7"),
         ("tokenizer.name=video", "tokenizer"),
         ("tokenizer.codebooks=8", "tokenizer.codebooks: no such key"),
-        ("eval.stride=100000", "is larger than model.context"),
-        ("train.accumulation=3", "not a multiple of accumulation 3"),
+        ("eval.stride=100000", "is larger than model.context 256: take at most 256"),
+        ("data.split=given", "split 'given' needs splits"),
+        ("train.accumulation=3", "not a multiple of accumulation 3: take accumulation 2 or 4"),
+        ("train.accumulation=99", "not a multiple of accumulation 99: take accumulation 16"),
         ("nothing", "is not SECTION.KEY=VALUE"),
         ("train.steps.more=1", "steps is a key, not a section"),
     ],
@@ -106,10 +111,19 @@ def test_an_unknown_recipe(name, hint):
     assert hint in caught.value.hint
 
 
-def test_a_file_that_is_not_toml(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff = [", "can't be read: 'utf-8' codec"),
+        ("[data]\n".encode("utf-16"), "can't be read: 'utf-8' codec"),
+        (b"a = [", "can't be read as TOML"),
+        (b"a = " + b"[" * 100_000, "can't be read as TOML"),
+    ],
+)
+def test_a_file_that_is_not_toml(tmp_path, content, message):
     path = tmp_path / "r.toml"
-    path.write_bytes(b"\xff = [")
-    with pytest.raises(UsageError, match="can't be read as TOML"):
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
         reading.read(str(path))
 
 
@@ -183,9 +197,11 @@ def test_a_missing_key_has_the_documented_default():
         "split": "documents",
         "val": 0.05,
         "test": 0.05,
+        "duplicates": "drop",
         "shard_tokens": 268_435_456,
         "file_timeout_s": 7200,
         "file_memory_mb": 4096,
+        "splits": {"train": [], "val": [], "test": [], "table": ""},
     }
     plain = {key: value for key, value in found["model"].items() if not isinstance(value, dict)}
     assert plain == SMALL["model"] | {"activation": "gelu", "tied": True, "dropout": 0.0, "rope_base": 10000.0}
@@ -207,6 +223,7 @@ def test_a_missing_key_has_the_documented_default():
         "eval_every": 250,
         "eval_windows": 64,
         "tensorboard": False,
+        "threads": 0,
     }
     assert found["train"] == schedule | {
         "accumulation": 1,
@@ -253,43 +270,43 @@ TINY = 1e-300
 RANGES = {  # the least and the greatest value that a key takes, None for no bound, and two beyond these
     "data.val": (TINY, 0.4999, 0.0, 0.5),
     "data.test": (TINY, 0.4999, 0.0, 0.5),
-    "data.shard_tokens": (1024, None, 1023, None),
-    "data.file_timeout_s": (TINY, None, 0.0, None),
-    "data.file_memory_mb": (1024, None, 1023, None),
-    "model.layers": (1, None, 0, None),
-    "model.width": (4, None, 0, None),
-    "model.heads": (1, None, 0, None),
-    "model.context": (2, None, 1, None),
-    "model.ffn": (1, None, 0, None),
+    "data.shard_tokens": (1024, 2**40, 1023, 2**40 + 1),
+    "data.file_timeout_s": (TINY, 10**9, 0.0, 10**9 + 1),
+    "data.file_memory_mb": (1024, 2**30, 1023, 2**30 + 1),
+    "model.layers": (1, 512, 0, 512 + 1),
+    "model.width": (4, 65_536, 0, 65_540),
+    "model.heads": (1, 4, 0, 65_537),
+    "model.context": (2, 2**24, 1, 2**24 + 1),
+    "model.ffn": (1, 2**20, 0, 2**20 + 1),
     "model.dropout": (0.0, 0.9999, -TINY, 1.0),
-    "model.rope_base": (1.0001, None, 1.0, None),
-    "train.steps": (1, None, 0, None),
-    "train.batch_size": (1, None, 0, None),
-    "train.lr": (TINY, None, 0.0, None),
+    "model.rope_base": (1.0001, 1e12, 1.0, 1000999999999.9999),
+    "train.steps": (1, 10**9, 0, 10**9 + 1),
+    "train.batch_size": (1, 2**20, 0, 2**20 + 1),
+    "train.lr": (TINY, 1000.0, 0.0, 1000.9999999999999),
     "train.min_lr": (0.0, 1.0, -TINY, 1.0001),
-    "train.warmup": (0, None, -1, None),
+    "train.warmup": (0, 10**9, -1, 10**9 + 1),
     "train.decay": (TINY, 1.0, 0.0, 1.0001),
-    "train.weight_decay": (0.0, None, -TINY, None),
+    "train.weight_decay": (0.0, 1000.0, -TINY, 1000.9999999999999),
     "train.beta1": (0.0, 0.9999, -TINY, 1.0),
     "train.beta2": (0.0, 0.9999, -TINY, 1.0),
-    "train.clip": (0.0, None, -TINY, None),
+    "train.clip": (0.0, 1e9, -TINY, 1000999999.9999999),
     "train.ema": (0.0, 0.9999, -TINY, 1.0),
-    "train.seed": (0, None, -1, None),
-    "train.log_every": (1, None, 0, None),
-    "train.eval_every": (1, None, 0, None),
-    "train.eval_windows": (1, None, 0, None),
-    "train.accumulation": (1, None, 0, None),
-    "train.router_lr": (TINY, None, 0.0, None),
+    "train.seed": (0, 2**63 - 1, -1, 2**63),
+    "train.log_every": (1, 10**9, 0, 10**9 + 1),
+    "train.eval_every": (1, 10**9, 0, 10**9 + 1),
+    "train.eval_windows": (1, 10**9, 0, 10**9 + 1),
+    "train.accumulation": (1, 4, 0, 2**20 + 1),
+    "train.router_lr": (TINY, 1e6, 0.0, 1000999.9999999999),
     "eval.stride": (1, 64, 0, 65),
-    "eval.batch_size": (1, None, 0, None),
-    "eval.resamples": (1, None, 0, None),
-    "sample.n": (1, None, 0, None),
-    "sample.tokens": (1, None, 0, None),
-    "sample.temperature": (0.0, None, -TINY, None),
-    "sample.top_k": (0, None, -1, None),
-    "sample.top_p": (TINY, 1.0, 0.0, 1.0001),
+    "eval.batch_size": (1, 2**20, 0, 2**20 + 1),
+    "eval.resamples": (1, 10**6, 0, 10**6 + 1),
+    "sample.n": (1, 10**6, 0, 10**6 + 1),
+    "sample.tokens": (1, 10**9, 0, 10**9 + 1),
+    "sample.temperature": (0.0, 1e6, -TINY, 1000999.9999999999),
+    "sample.top_k": (0, 10**9, -1, 10**9 + 1),
+    "sample.top_p": (1e-6, 1.0, 0.99e-6, 1.0001),
     "sample.min_p": (0.0, 0.9999, -TINY, 1.0),
-    "sample.seed": (0, None, -1, None),
+    "sample.seed": (0, 2**63 - 1, -1, 2**63),
 }
 CODEC_RANGES = {
     "data.val": (TINY, 0.4999, 0.0, 0.5),
@@ -297,25 +314,25 @@ CODEC_RANGES = {
     "data.speed": (0.0, 0.4999, -TINY, 0.5),
     "data.gain_db": (0.0, 40.0, -TINY, 40.0001),
     "data.mix": (0.0, 1.0, -TINY, 1.0001),
-    "data.file_timeout_s": (TINY, None, 0.0, None),
-    "data.file_memory_mb": (1024, None, 1023, None),
+    "data.file_timeout_s": (TINY, 10**9, 0.0, 10**9 + 1),
+    "data.file_memory_mb": (1024, 2**30, 1023, 2**30 + 1),
     "codec.codebooks": (1, 32, 0, 33),
-    "codec.dimension": (2, None, 1, None),
+    "codec.dimension": (2, 65536, 1, 65536 + 1),
     "codec.codebook_decay": (TINY, 0.9999, 0.0, 1.0),
-    "codec.frame.width": (8, None, 7, None),
-    "codec.frame.encoder_blocks": (1, None, 0, None),
-    "codec.frame.decoder_blocks": (1, None, 0, None),
-    "codec.frame.expansion": (1, None, 0, None),
-    "codec.frame.kernel": (2, None, 1, None),
-    "codec.seanet.filters": (2, None, 1, None),
-    "train.mel": (0.0, None, -TINY, None),
-    "train.wave": (0.0, None, -TINY, None),
-    "train.commitment": (0.0, None, -TINY, None),
-    "train.adversarial_from": (0, None, -1, None),
-    "train.adversarial": (0.0, None, -TINY, None),
-    "train.features": (0.0, None, -TINY, None),
-    "train.discriminator_filters": (1, None, 0, None),
-    "train.discriminator_lr": (TINY, None, 0.0, None),
+    "codec.frame.width": (8, 65536, 7, 65536 + 1),
+    "codec.frame.encoder_blocks": (1, 512, 0, 512 + 1),
+    "codec.frame.decoder_blocks": (1, 512, 0, 512 + 1),
+    "codec.frame.expansion": (1, 64, 0, 64 + 1),
+    "codec.frame.kernel": (2, 1024, 1, 1024 + 1),
+    "codec.seanet.filters": (2, 4096, 1, 4096 + 1),
+    "train.mel": (0.0, 1000.0, -TINY, 1000.9999999999999),
+    "train.wave": (0.0, 1000.0, -TINY, 1000.9999999999999),
+    "train.commitment": (0.0, 1000.0, -TINY, 1000.9999999999999),
+    "train.adversarial_from": (0, 10**9, -1, 10**9 + 1),
+    "train.adversarial": (0.0, 1000.0, -TINY, 1000.9999999999999),
+    "train.features": (0.0, 1000.0, -TINY, 1000.9999999999999),
+    "train.discriminator_filters": (1, 4096, 0, 4096 + 1),
+    "train.discriminator_lr": (TINY, 1000.0, 0.0, 1000.9999999999999),
 }
 SMALL_CODEC = {"data": {}, "codec": {}, "train": SMALL["train"]}
 CASES = [(reading.validate, SMALL, key, *bounds) for key, bounds in RANGES.items()]
@@ -337,7 +354,8 @@ def test_a_number_is_accepted_within_its_bounds_only(check, tree, key, least, gr
             assert refused.value.message.startswith("here is not a valid recipe\n")
             assert key.rpartition(".")[2] in refused.value.message
     whole = isinstance(least, int)
-    wrong = ["3", True, None, [3], {}, float("nan")] + ([3.0, 2.5] if whole else [])
+    wrong = ["3", True, None, [3], {}, float("nan"), float("inf"), -float("inf"), 10**400, -(2**63)]
+    wrong += [3.0, 2.5] if whole else []
     for value in wrong:
         with pytest.raises(UsageError) as refused:
             check(changed(tree, key, value), "here")
@@ -357,7 +375,7 @@ def test_a_switch_takes_only_true_or_false(key):
 @pytest.mark.parametrize(
     ("check", "tree", "key", "choices"),
     [
-        (reading.validate, SMALL, "data.split", ("documents", "contiguous")),
+        (reading.validate, SMALL, "data.duplicates", ("drop", "keep")),
         (reading.validate, SMALL, "model.activation", ("gelu", "swiglu")),
         (reading.validate, SMALL, "train.schedule", ("cosine", "wsd", "constant")),
         (reading.validate, SMALL, "train.precision", ("auto", "fp32", "bf16")),
@@ -413,6 +431,27 @@ def test_a_head_has_an_even_width(width, heads, right):
             reading.validate(tree, "here")
 
 
+@pytest.mark.parametrize(
+    ("width", "heads", "proposal"),
+    [
+        (100, 6, "take width 96 or 108, or heads 5 or 10"),
+        (5, 4, "take width 8"),
+        (101, 2, "take width 100 or 104"),
+        (65_535, 3, "take width 65532"),
+        (64, 33, "take width 66, or heads 32"),
+    ],
+)
+def test_the_nearest_widths_and_heads_are_proposed_and_valid(width, heads, proposal):
+    with pytest.raises(UsageError) as refused:
+        reading.validate(changed(changed(SMALL, "model.width", width), "model.heads", heads), "here")
+    assert f": {proposal}" in refused.value.message
+    found = re.search(r": take (?:width ([\d or]+))?(?:, or )?(?:heads ([\d or]+))?", refused.value.message)
+    for text, key, other, value in ((found[1], "width", "heads", heads), (found[2], "heads", "width", width)):
+        for number in re.findall(r"\d+", text or ""):
+            tree = changed(changed(SMALL, f"model.{key}", int(number)), f"model.{other}", value)
+            assert reading.validate(tree, "here")
+
+
 @pytest.mark.parametrize(("batch", "parts", "right"), [(4, 2, True), (4, 4, True), (4, 3, False), (4, 8, False)])
 def test_the_parts_of_a_batch_are_equal(batch, parts, right):
     tree = changed(changed(SMALL, "train.batch_size", batch), "train.accumulation", parts)
@@ -452,30 +491,172 @@ def test_an_empty_folder_name_is_refused_and_a_recipe_is_frozen():
         ("false", False),
         ("True", "True"),
         ("", ""),
-        (" a b ", " a b "),
         ("a=b", "a=b"),
-        ("a/b.c", "a/b.c"),
         ("1,2,3", "1,2,3"),
         ("[1, -2]", [1, -2]),
         ("[0.5, 1e3]", [0.5, 1000.0]),
         ("[a]", "[a]"),
         ('"3"', "3"),
-        ("'a b'", "a b"),
         ("3\ny = 4", "3\ny = 4"),
-        ("\n abc", "\n abc"),
     ],
 )
-def test_a_setting_is_read_as_toml_or_else_as_text(text, value):
-    tree = {"s": {"k": "old", "other": 1}}
-    reading._apply(tree, f"s.k={text}")
-    assert tree == {"s": {"k": value, "other": 1}}
-    assert type(tree["s"]["k"]) is type(value)
+@pytest.mark.parametrize("key", ["train.steps", "tokenizer.transpose", "model.tied", "no.such.key"])
+def test_the_value_of_a_key_that_holds_no_text_is_read_as_toml_or_else_as_text(key, text, value):
+    found = reading._parsed(schema.schema(), {}, f"{key}={text}")
+    assert found == reading.Setting(key, value, f"--set {key}={text}")
+    assert type(found.value) is type(value)
+
+
+AS_THEY_ARE = [
+    "2024",
+    "true",
+    "nan",
+    "inf",
+    "-1",
+    "1e400",
+    "0x10",
+    "2024-01-01",
+    "[1, 2]",
+    "{a = 1}",
+    "a b",
+    " a ",
+    "~",
+]
+AS_THEY_ARE += [
+    "",
+    "a=b",
+    "a 'b' \"c\"",
+    '"a" "b"',
+    "x = 'y'",
+    "\n abc",
+    "3\ny = 4",
+    "#",
+    "a#b",
+    "\\",
+    "\u00e9",
+    "[/v2]",
+]
+
+
+def leaves(kind, prefix=""):
+    """(key, type) of all keys of a recipe; a second walk than that of the schema, over its JSON schema."""
+    tree = kind.model_json_schema()
+
+    def walk(node, prefix):
+        if "$ref" in node:
+            node = tree["$defs"][node["$ref"].rpartition("/")[2]]
+        for choice in node.get("oneOf", []):
+            yield from walk(choice, prefix)
+        for name, inner in node.get("properties", {}).items():
+            yield from walk(inner, f"{prefix}{name}.")
+        if "properties" not in node and "oneOf" not in node:
+            yield prefix.removesuffix("."), node
+
+    return list(walk(tree, prefix))
+
+
+ALL_KEYS = {(kind, key): node for kind in (schema.schema(), CodecRecipe) for key, node in leaves(kind)}
+TEXT_KEYS = [where for where, node in ALL_KEYS.items() if node.get("type") == "string"]
+NUMBER_KEYS = [where for where, node in ALL_KEYS.items() if node.get("type") in ("integer", "number")]
+
+
+def test_the_walk_over_the_schema_finds_all_keys():
+    found = {key for kind, key in ALL_KEYS if kind is schema.schema()}
+    assert found - {"tokenizer.name"} == set(keys()) - {"tokenizer.name"}
+    assert {key for kind, key in ALL_KEYS if kind is CodecRecipe} == set(codec_keys())
+    assert len(TEXT_KEYS) > 15
+    assert len(NUMBER_KEYS) > 60
+
+
+@pytest.mark.parametrize(("kind", "key"), TEXT_KEYS)
+def test_a_key_that_holds_text_takes_every_text_as_it_is(kind, key):
+    for text in AS_THEY_ARE:
+        assert reading._parsed(kind, {}, f"{key}={text}").value == text
+    assert reading._parsed(kind, {}, f"{key} = a  b ").value == "a  b"
+    for text, value in (('"3"', "3"), ("'a b'", "a b"), (r'" \n"', " \n"), ('""', "")):
+        assert reading._parsed(kind, {}, f"{key}={text}").value == value
+
+
+def test_folders_and_alphabets_that_look_like_other_values():
+    for text in ("2024", "true", "nan", "inf", "1e400", "[1]", "my folder", "a=b"):
+        assert reading.read("text-tiny", [f"data.shards={text}"]).data.shards == text
+    for text in ("1234567890", "10", "nat", "10e+", " ab", "ab ", "a=\"b'", "\n\t"):
+        found = reading.read("text-tiny", ["tokenizer.algorithm=chars", f"tokenizer.alphabet={text}"])
+        assert found.tokenizer.alphabet == text
+    assert reading.read("text-tiny", ["train.steps = 200", "data.shards =  my folder "]).data.shards == "my folder"
+    assert reading.read("text-tiny", ["train.steps = 200"]).train.steps == 200
+    assert reading.read("music", ["model.shortcut.taps=2"]).model.shortcut.taps == "2"
+    assert reading.read("audio", ["tokenizer.weights=24"]).tokenizer.weights == "24"
+    assert reading.read_codec("codec-mini", ["data.speaker=7"]).data.speaker == "7"
+    flag = reading.Setting("data.shards", '"2024"', '--out "2024"')
+    assert reading.read("text-tiny", [flag]).data.shards == '"2024"'
+
+
+@pytest.mark.parametrize(("kind", "key"), NUMBER_KEYS)
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "-inf", "1e400", "-1e400", str(2**63), str(-(2**63)), "9" * 5000, "-1e9"]
+)
+def test_no_key_takes_a_number_that_is_not_finite_or_that_nobody_means(kind, key, text):
+    name = (
+        "codec-mini"
+        if kind is CodecRecipe
+        else next(recipe for recipe in ("music-tiny", "text-tiny", "audio-tiny") if owns(recipe, key))
+    )
+    with pytest.raises(UsageError) as refused:
+        reading.read_any(name, [f"{key}={text}"])
+    shown = f"--set {key}={text}" if len(text) < 100 else f"--set {key}={text}"[:200] + "..."
+    assert refused.value.message.startswith(f"{shown} is not valid\n  {key}: ")
+
+
+def owns(recipe, key):
+    section, name = key.split(".", 1)
+    return section != "tokenizer" or name in type(reading.read(recipe).tokenizer).model_fields
 
 
 @pytest.mark.parametrize("setting", ["", "k", "k=1", "s.=1", ".k=1", "s..k=1", "s.k", "=1"])
 def test_a_setting_without_a_section_a_key_and_a_value_is_refused(setting):
     with pytest.raises(UsageError, match=r"is not SECTION\.KEY=VALUE"):
-        reading._apply({}, setting)
+        reading.read("music", [setting])
+
+
+def test_a_setting_without_its_section_is_completed():
+    with pytest.raises(UsageError, match="--set steps=9 is not SECTION") as refused:
+        reading.read("music", ["steps=9"])
+    assert refused.value.hint == "for example --set train.steps=9"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "hint"),
+    [
+        (["train.stepz=1"], "--set train.stepz=1 is not valid\n  train.stepz: no such key", "'train.steps'?"),
+        (["training.steps=1"], "--set training.steps=1 is not valid\n  training: no such key", "'train.steps'?"),
+        (["train.steps=1", "train.lr=x"], "--set train.lr=x is not valid\n  train.lr: ", "recipes show"),
+        (["model.width=100", "model.layers=3", "model.heads=6"], "--set model.width=100, --set model.heads=6 are", ""),
+        (["eval.stride=999999", "train.steps=2"], "--set eval.stride=999999 is not valid\n  recipe: eval.stride", ""),
+        (["tokenizer.codebooks=2"], "--set tokenizer.codebooks=2 is not valid", "is a key of the tokenizer audio"),
+        (["tokenizer.name=text"], "--set tokenizer.name=text is not valid\n  tokenizer.scheme: no such key", ""),
+        (["tokenizer.name=video"], "--set tokenizer.name=video is not valid\n  tokenizer: ", ""),
+        (["train=3"], "--set train=3 is not SECTION.KEY=VALUE", ""),
+        (["train.zzzzzzzzz=3"], "--set train.zzzzzzzzz=3 is not valid", "Known: train.accumulation, train.batch_size"),
+        (["zzzz.qqqq=3"], "--set zzzz.qqqq=3 is not valid", "Known: data, eval, model, sample, tokenizer, train."),
+        ([reading.Setting("model.name", "rnn", "--model rnn")], "--model rnn is not valid\n  model: unknown", ""),
+        ([reading.Setting("train.seed", -1, "--seed -1")], "--seed -1 is not valid\n  train.seed: ", ""),
+    ],
+)
+def test_a_wrong_setting_is_blamed_and_not_the_file(settings, message, hint):
+    with pytest.raises(UsageError) as refused:
+        reading.read("music", settings)
+    assert refused.value.message.startswith(message)
+    assert hint in refused.value.hint
+
+
+def test_a_fault_of_the_file_is_not_blamed_on_a_setting(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(reading.text("music").replace("\nheads = ", "\nheads = 7 # "))
+    with pytest.raises(UsageError) as refused:
+        reading.read(str(path), ["model.layers=3"])
+    assert refused.value.message.startswith(f"{path} is not a valid recipe\n  model: width")
+    assert reading.read(str(path), ["model.heads=4"]).model.heads == 4  # a setting can mend a file
 
 
 def test_settings_apply_in_order_at_any_depth_to_a_copy():
@@ -488,9 +669,8 @@ def test_settings_apply_in_order_at_any_depth_to_a_copy():
         "train.steps: 5 -> 8",
     ]
     assert read.train.steps == 5
-    for where, expected in (((), "the result of --set is not a valid recipe"), (("x",), "x is not a valid recipe")):
-        with pytest.raises(UsageError, match=expected):
-            reading.with_settings(read, ["train.steps=0"], *where)
+    with pytest.raises(UsageError, match=r"--set train\.steps=0 is not valid"):
+        reading.with_settings(read, ["train.steps=0"])
 
 
 # Files
@@ -508,6 +688,30 @@ def test_recipes_are_found_by_name_or_by_path(tmp_path, monkeypatch):
         Path(name).unlink()
     Path("text-tiny").write_text("")  # a name means the recipe that comes with the program
     assert reading.find("text-tiny").parent.name == "recipes"
+
+
+def test_a_recipe_file_needs_no_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text(reading.text("music"))
+    Path("sub").mkdir()
+    Path("sub/other.toml").write_text(reading.text("music"))
+    assert reading.read("mine") == reading.read("./mine") == reading.read("music")
+    for name, hint in (("sub/other", "Did you mean 'sub/other.toml'?"), ("sub/none", "recipes list")):
+        with pytest.raises(UsageError, match=f"recipe file {name} does not exist") as refused:
+            reading.read(name)
+        assert hint in refused.value.hint
+    for name in ("sub", "./sub"):
+        with pytest.raises(UsageError, match=f"recipe {name} is a folder"):
+            reading.read(name)
+
+
+@pytest.mark.parametrize("name", ["music", "codec-mini"])
+def test_a_recipe_may_have_a_byte_order_mark_and_the_line_ends_of_windows(tmp_path, name):
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + reading.find(name).read_bytes().replace(b"\n", b"\r\n"))
+    assert reading.read_any(str(path)) == reading.read_any(name)
+    assert reading.header(str(path)) == reading.header(name)
+    assert reading.text(str(path)) == reading.text(name)
 
 
 def test_codec_recipes_and_model_recipes_are_told_apart():
@@ -568,3 +772,147 @@ def test_every_registered_name_is_a_class_and_other_names_are_refused():
     assert registry.MODEL_OPTIONS.keys() <= registry.MODELS.keys()
     for name in registry.MODELS:
         assert registry.load(registry.MODELS, name).__module__ == f"shortcut_cli.models.{name}"
+
+
+# Which keys bind a run
+
+# Each key of [model], [train] and [codec] is here: one that determines the weights, or one that does not.
+BINDS = {
+    "model": "name layers width heads context ffn activation tied dropout rope_base",
+    "train": "steps batch_size lr min_lr warmup schedule decay weight_decay beta1 beta2 clip ema seed eval_every "
+    "eval_windows accumulation router_lr precision compile deterministic threads",
+}
+BINDS_CODEC = {
+    "data": "segment_s speed gain_db mix",
+    "codec": "network codebooks dimension codebook_decay",
+    "train": "steps batch_size lr min_lr warmup schedule decay weight_decay beta1 beta2 clip ema seed eval_every "
+    "eval_windows mel wave commitment adversarial_from adversarial features discriminator_filters discriminator_lr "
+    "threads",
+}
+FREE = {"train.log_every", "train.tensorboard"}
+FREE_CODEC = FREE | {"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}
+OPTIONS = {"shortcut": "shortcut", "shortcut_local": "shortcut"}  # the table of [model.NAME] that an architecture reads
+OPTIONS |= {name: name for name in ("late_kv", "value_residual", "denseformer", "attnres", "hyper")}
+
+
+def binds(tree, key):
+    """Whether a change of a key changes what binds a run of a complete recipe."""
+    return schema.binding(changed(tree, key, "changed")) != schema.binding(tree)
+
+
+def listed(table):
+    return {f"{section}.{key}" for section, names in table.items() for key in names.split()}
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_every_key_of_a_recipe_binds_a_run_or_is_known_not_to(name):
+    tree = reading.validate(changed(SMALL, "model.name", name), "here").model_dump()
+    for key in schema.keys():  # noqa: SIM118 - a function
+        section, _, rest = key.partition(".")
+        if section in ("data", "tokenizer", "eval", "sample"):  # the first two through the checksum of the shards
+            wanted = False
+        elif section == "model" and "." in rest:
+            wanted = rest.partition(".")[0] == OPTIONS.get(name)
+        else:
+            assert (key in listed(BINDS)) != (key in FREE), f"{key} is in neither list of this test, or in both"
+            wanted = key in listed(BINDS)
+        if key != "model.name":
+            assert binds(tree, key) == wanted, key
+    assert binds(tree, "model.name")
+
+
+@pytest.mark.parametrize("network", ["frame", "seanet"])
+def test_every_key_of_a_codec_recipe_binds_a_run_or_is_known_not_to(network):
+    tree = reading.validate_codec(changed(SMALL_CODEC, "codec.network", network), "here").model_dump()
+    for key in schema.codec_keys():
+        if key.startswith("codec.") and key.count(".") == 2:
+            wanted = key.split(".")[1] == network
+        else:
+            assert (key in listed(BINDS_CODEC)) != (key in FREE_CODEC), f"{key} is in neither list, or in both"
+            wanted = key in listed(BINDS_CODEC)
+        assert binds(tree, key) == wanted, key
+
+
+def test_an_unknown_key_of_model_or_train_binds():
+    """As in the recipe of a run by a newer version."""
+    tree = reading.validate(SMALL, "here").model_dump()
+    assert binds(tree, "train.new")
+    assert binds(tree, "model.new")
+    assert binds(tree, "new.key")
+    assert not binds(tree, "eval.new")
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_an_architecture_reads_only_the_options_that_bind_its_runs(name):
+    """The options of [model.NAME] that a model looks at while it is built."""
+    torch = pytest.importorskip("torch")
+    config = reading.validate(changed(changed(SMALL, "model.name", name), "model.layers", 4), "here").model
+    read = set()
+
+    class Watched(type(config)):
+        def __getattribute__(self, key):
+            if key in registry.MODEL_OPTIONS:
+                read.add(key)
+            return super().__getattribute__(key)
+
+    watched = Watched.model_construct(**dict(config))
+    read.clear()
+    with torch.device("meta"):
+        model = registry.load(registry.MODELS, name)(watched, 9)
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    assert read == ({OPTIONS[name]} if name in OPTIONS else set())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_key_without_bounds_takes_no_number_that_is_not_finite(value):
+    class Loose(Config):
+        number: float = 0.0
+        several: list[float] = Field(default_factory=list)
+
+    for wrong in ({"number": value}, {"several": [1.0, value]}):
+        with pytest.raises(ValueError, match="finite number"):
+            Loose(**wrong)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**400])
+def test_a_key_without_bounds_takes_no_integer_of_more_than_63_bits(value):
+    class Loose(Config):
+        number: int = 0
+        several: list[int] = Field(default_factory=list)
+
+    for wrong in ({"number": value}, {"several": [1, value]}):
+        with pytest.raises(ValueError, match="more than 63 bits"):
+            Loose(**wrong)
+    assert Loose(number=2**63 - 1).number == 2**63 - 1
+
+
+HUGE = {
+    "brackets": "[" * 2000,
+    "closed brackets": "[" * 2000 + "]" * 2000,
+    "lists": "[" * 300 + "]" * 300,
+    "tables": "{a=" * 300 + "1" + "}" * 300,
+    "digits": "9" * 5000,
+    "hexadecimal": "0x" + "f" * 5000,
+    "65 bits": "0x1" + "0" * 16,
+}
+
+
+@pytest.mark.parametrize("value", HUGE.values(), ids=HUGE)
+@pytest.mark.parametrize("key", ["train.steps", "train.lr", "data.splits.train", "foo.bar"])
+def test_a_value_that_is_too_large_to_be_shown_is_refused_in_few_words(tmp_path, key, value):
+    with pytest.raises(UsageError) as refused:
+        reading.read("text-tiny", [f"{key}={value}"])
+    assert len(refused.value.message + refused.value.hint) < 1500
+    section, name = key.rsplit(".", 1)
+    (tmp_path / "r.toml").write_text(f"[{section}]\n{name} = {value}\n")
+    with pytest.raises(UsageError) as refused:
+        reading.read(str(tmp_path / "r.toml"))
+    assert len(refused.value.message + refused.value.hint) < 3000
+
+
+def test_keys_of_very_many_parts_are_refused(tmp_path):
+    with pytest.raises(UsageError):
+        reading.read("text-tiny", ["a." * 3000 + "b=1"])
+    (tmp_path / "r.toml").write_text("[" + "a." * 3000 + "b]\nx = 1\n")
+    with pytest.raises(UsageError, match="nested more than 32 deep"):
+        reading.read(str(tmp_path / "r.toml"))

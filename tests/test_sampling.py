@@ -11,6 +11,7 @@ import torch
 from conftest import quiet
 from test_generate import Exact, plain_row
 
+from shortcut_cli import cleanup, files
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
@@ -19,6 +20,7 @@ from shortcut_cli.inference import runs
 from shortcut_cli.stages import sampling
 from shortcut_cli.stages.sampling import like, prompt_ids, sample
 from shortcut_cli.tokenizers.base import Constraint
+from shortcut_cli.training import conditions
 
 VOCABULARY, EOS, CONTEXT = 12, 3, 8  # EOS is neither the first nor the last id
 
@@ -150,6 +152,7 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
             "sampler": {"n": 5, "tokens": 12, "temperature": 1.2, "top_k": 9, "seed": 7} | filters,
             "number": number,
             "device": "cpu:0" if prompted else "cpu",
+            "conditions": conditions.now("cpu"),
             "prompt": "../../prompts/first.marks" if prompted else None,
             "prompt_sha256": hashlib.sha256(bytes(given)).hexdigest() if prompted else None,
             "prompt_tokens": len(given),
@@ -157,6 +160,7 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
             "ended": ended,
             "forced_steps": forced,
             "units": {"mark": len(content), "half": len(content) / 2},
+            "sha256": hashlib.sha256(content).hexdigest(),
         }
     lengths = [len(ids) for ids, _ in expected]
     assert len(set(lengths)) > 1
@@ -348,7 +352,8 @@ def test_a_sample_without_prompt_is_made_again_without_one(run, prompt, tmp_path
         {"n": 7, "tokens": 33, "temperature": 0.7, "top_k": 5, "top_p": 0.875, "min_p": 0.0625, "seed": 2**40 + 1},
         {"n": 1, "tokens": 1, "temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "seed": 0},
         {"temperature": 1 / 3, "top_p": 1e-5, "min_p": 1e-17},
-        {"temperature": 1e22},
+        {"temperature": 1e6},
+        {"temperature": 1e-6, "seed": 2**63 - 1},
     ],
 )
 def test_every_setting_of_the_sampler_survives_the_json(run, made, given):
@@ -463,10 +468,67 @@ def test_a_prompt_that_cannot_be_read_is_refused_with_the_reason(run, prompt, tm
     for path, reason in (
         (prompt, "prompt .*first.marks can't be used: has a byte that is no mark"),
         (tmp_path / "none.marks", "prompt .*none.marks does not exist"),
-        (tmp_path, "does not exist"),
+        (tmp_path, "is not a file"),
     ):
         with pytest.raises(UsageError, match=reason):
             prompt_ids(Marks(), path)
         with pytest.raises(UsageError, match=reason):
             sample(run, tmp_path / "out", config(), prompt=path, device="cpu", report=quiet)
     assert not (tmp_path / "out").exists()
+
+
+# A process that is killed
+
+
+def killed_after(run, folder, monkeypatch, calls, before=lambda: None):
+    """Sample in a process that dies after sample number `calls`, before its .json is in place."""
+    child = os.fork()
+    if not child:
+        left = [calls]
+
+        def sha256(path):
+            left[0] -= path != run.path
+            if not left[0]:
+                before()
+                os._exit(9)
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+
+        monkeypatch.setattr(files, "sha256", sha256)
+        sample(run, folder, config(), prompt=None, device="cpu", report=quiet)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_sample_that_a_killed_process_left_without_its_json_is_taken_over(run, tmp_path, monkeypatch, calls):
+    sample(run, tmp_path / "whole", config(), prompt=None, device="cpu", report=quiet)
+    folder = tmp_path / "out"
+    killed_after(run, folder, monkeypatch, calls)
+    left = {path.name for path in folder.glob("[!.]*")}
+    assert left == {f"sample-7-00{n}.marks{end}" for n in range(calls) for end in ("", ".json")} - {
+        f"sample-7-00{calls - 1}.marks.json"
+    }
+    have = [folder / f"sample-7-00{number}.marks" for number in range(calls - 1)]
+    sample(run, folder, config(), prompt=None, device="cpu", report=quiet, have=have)
+    assert by_name(folder) == by_name(tmp_path / "whole")
+
+
+def test_a_signal_leaves_a_sample_with_its_json_or_neither(run, tmp_path, monkeypatch):
+    sample(run, tmp_path / "whole", config(), prompt=None, device="cpu", report=quiet)
+    folder = tmp_path / "out"
+    killed_after(run, folder, monkeypatch, 2, before=cleanup.leave)
+    assert sorted(by_name(folder)) == ["sample-7-000.marks", "sample-7-000.marks.json"]
+    sample(run, folder, config(), prompt=None, device="cpu", report=quiet, have=[folder / "sample-7-000.marks"])
+    assert by_name(folder) == by_name(tmp_path / "whole")
+
+
+def test_neither_a_sample_nor_its_json_is_left_if_one_of_them_fails(run, tmp_path, monkeypatch):
+    def full(path):
+        if path.name.endswith("1.marks"):
+            raise OSError(28, "No space left on device")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(files, "sha256", full)
+    with pytest.raises(OSError, match="No space"):
+        sample(run, tmp_path / "out", config(), prompt=None, device="cpu", report=quiet)
+    assert sorted(by_name(tmp_path / "out")) == ["sample-7-000.marks", "sample-7-000.marks.json"]

@@ -58,6 +58,41 @@ def test_documents_come_back_through_a_plain_reader(tmp_path_factory, documents,
     assert split.document_tokens().tolist() == [len(ids) + 1 for ids in documents]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=12),
+    st.integers(1, 20),
+    st.sampled_from([300, 70_000]),
+)
+def test_a_shard_has_at_most_shard_tokens_unless_a_document_has_more(
+    tmp_path_factory, documents, shard_tokens, vocabulary
+):
+    """documents: the sizes of the blocks that each comes in."""
+    folder = tmp_path_factory.mktemp("shards")
+    ids = [[np.arange(size) + number for size in sizes] for number, sizes in enumerate(documents)]
+    with shards.FolderWriter(folder, vocabulary, shard_tokens, eos=vocabulary - 1) as writer:
+        for blocks in ids:
+            writer.add("train", blocks, {"byte": 1}, {"source": "a", "sha256": "b"})
+        (writer.partial / "tokenizer" / "tokenizer.json").write_text("{}")
+        writer.finish([], {"request": {}, "tokenizer": IDENTITY | {"vocabulary": vocabulary}})
+    expected = [[]]
+    for blocks in ids:
+        document = [int(token) for block in blocks for token in block] + [vocabulary - 1]
+        if expected[-1] and sum(map(len, expected[-1])) + len(document) > shard_tokens:
+            expected.append([])
+        expected[-1].append(document)
+    stems = sorted(str(path)[:-4] for path in folder.glob("train-*.bin"))
+    assert [plain_read(stem) for stem in stems] == expected
+    assert list(shards.verify(folder)) == []
+    lines = [json.loads(line) for line in (folder / "documents.jsonl").read_text().splitlines()]
+    places = [
+        (shard, sum(map(len, shards_[:place])), len(document))
+        for shard, shards_ in enumerate(expected)
+        for place, document in enumerate(shards_)
+    ]
+    assert [(line["shard"], line["offset"], line["tokens"]) for line in lines] == places
+
+
 @pytest.mark.parametrize(("vocabulary", "code"), [(65499, 8), (65500, 4), (200_000, 4)])
 def test_the_dtype_follows_the_vocabulary(tmp_path, vocabulary, code):
     top = vocabulary - 2

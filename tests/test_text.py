@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shortcut_cli.data.documents import Source
+from shortcut_cli.data.documents import RejectedRecord, Source
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.tokenizers import text, text_reading, text_vocabulary
 from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
@@ -32,10 +32,26 @@ def whole(document):
     return [("train", document.size)]
 
 
+def source_of(path, start=0):
+    return Source(path, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), path, start=start)
+
+
 def scanned(tokenizer, path, start=0):
-    found = Source(path, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), path, start=start)
-    documents = list(tokenizer.scan(found))
+    found = source_of(path, start)
+    documents = list(tokenizer.documents(found))
     return documents, replace(found, size=sum(d.size for d in documents))
+
+
+def texts_of(path, kind, **config):
+    """The texts of a file's documents; rejected records as they are."""
+    found = text_reading.read_documents(path, kind, **config)
+    return ["".join(one.chunks) if isinstance(one, text_reading.Text) else one for one in found]
+
+
+def units_of(content):
+    """By Python's own functions: a word of the original is what split() gives, and each newline is one more."""
+    words = len(content.split()) + content.count("\n")
+    return {"byte": len(content.encode()), "character": len(content), "word": words}
 
 
 def encoded(tokenizer, found, assign=whole):
@@ -61,15 +77,17 @@ def trained(request, tmp_path_factory):
 @example("<s></s><unk><0x0A> \x00\r\n\ufeff \u2028 \U0001f600")
 @example(" " * 5000 + "x")
 @example("\n \n\n  x")
-def test_nothing_is_lost(trained, tmp_path_factory, content):
+@example("\ufeffa\ufeff")
+def test_nothing_but_a_byte_order_mark_is_lost(trained, tmp_path_factory, content):
     path = tmp_path_factory.mktemp("t") / "x.txt"
     path.write_bytes(content.encode())
     ids = trained.prompt(path)
     assert ((ids >= 0) & (ids < trained.vocabulary)).all()
     assert trained.eos not in ids
     units = trained.decode([*ids.tolist(), trained.eos, 5, 6], path)
-    assert path.read_bytes() == content.encode()
-    assert units == {"byte": len(content.encode())}
+    kept = content.removeprefix("\ufeff").encode()
+    assert path.read_bytes() == kept
+    assert units == {"byte": len(kept)}
 
 
 @settings(max_examples=100, deadline=None)
@@ -114,7 +132,7 @@ def test_a_paragraph_is_text_and_the_blank_lines_behind_it(tmp_path_factory, con
         if line.strip() and expected[-1].strip() and not expected[-1].splitlines()[-1].strip():
             expected.append("")
         expected[-1] += line
-    assert ["".join(chunks) for chunks in text_reading.read_documents(path, "paragraph")] == expected
+    assert texts_of(path, "paragraph") == expected
 
 
 @pytest.mark.parametrize("kind", ["file", "line", "paragraph"])
@@ -125,11 +143,12 @@ def test_documents_add_up_to_the_file(tmp_path, kind):
         TextOptions(name="text", algorithm="chars", alphabet="\n abcdefghijklmnopqrstuvwxyz", documents=kind)
     )
     documents, found = scanned(tokenizer, path, start=100)
-    assert len(documents) == {"file": 1, "line": 7, "paragraph": 3}[kind]
+    assert len(documents) == {"file": 1, "line": 4, "paragraph": 3}[kind]
     assert [d.offset for d in documents] == [100 + sum(d.size for d in documents[:n]) for n in range(len(documents))]
     texts = [tokenizer.pieces.decode(ids) for _, _, ids in encoded(tokenizer, found)]
     assert "".join(texts) == path.read_text()
-    assert [units for _, units, _ in encoded(tokenizer, found)] == [d.units for d in documents]
+    assert [units for _, units, _ in encoded(tokenizer, found)] == [units_of(t) for t in texts]
+    assert [d.units for d in documents] == [{"byte": len(t.encode())} for t in texts]
     assert [d.sha256 for d in documents] == [hashlib.sha256(t.encode()).hexdigest() for t in texts]
 
 
@@ -201,9 +220,12 @@ def test_a_text_too_short_for_the_vocabulary_gets_the_largest_that_it_fills(tmp_
             gzip.compress(b"hello" * 1000, mtime=0)[:-10],
             "not a whole gzip file",
         ),  # mtime: the same test id every time
-        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n', "line 2"),
-        ("a.jsonl", b"[" * 100_000, "line 1"),
+        ("a.txt", b"\xef\xbb\xbf", "is empty"),
+        ("a.jsonl", b" \n\n", "is empty"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "line 1 is not UTF-8: byte 0xff at offset 10 of the line$"),
+        ("a.jsonl", b'\n{"txt": "b"}\n{"text": 5}\n', "^has no record that can be used; line 2 has no field 'text'$"),
+        ("a.jsonl", b'{"text": ""}\n' * 3, r"^has only empty records \(3\)$"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is nested too deeply"),
     ],
 )
 def test_bad_files_are_rejected_with_a_reason(tmp_path, trained, name, content, reason):
@@ -217,8 +239,9 @@ def test_jsonl_and_gzip(tmp_path, trained):
     content = "".join(json.dumps({"text": record}) + "\n" for record in records).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
     documents, found = scanned(trained, tmp_path / "a.jsonl.gz")
-    assert [d.size for d in documents] == [7, 3]
-    assert [trained.pieces.decode(ids) for _, _, ids in encoded(trained, found)] == ["one\ntwo", "\u4e00"]
+    assert [(d.size, d.line) for d in documents] == [(7, 1), (0, 2), (3, 3)]
+    parts = encoded(trained, found, lambda d: whole(d) if d.size else [])
+    assert [trained.pieces.decode(ids) for _, _, ids in parts] == ["one\ntwo", "\u4e00"]
 
 
 def test_chars_names_the_character_that_has_no_id(tmp_path):
@@ -505,7 +528,7 @@ def test_parts_are_cut_at_the_first_character_boundary_from_each_byte_count(cont
     for first, last, size in zip(cuts, cuts[1:], sizes, strict=False):
         units = {"byte": 0}
         assert "".join(cutter.take(size, units)).encode() == content.encode()[first:last]
-        assert units == {"byte": last - first}
+        assert units["byte"] == last - first
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 1000])
@@ -548,20 +571,199 @@ def test_a_character_without_an_id_is_named_by_its_byte_in_the_file(tmp_path, ki
 
 def test_only_a_newline_ends_a_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("a\r\nb\u2028c\x0bd\x85\n\ne".encode())
-    lines = ["".join(chunks) for chunks in text_reading.read_documents(tmp_path / "a.txt", "line")]
-    assert lines == ["a\r\n", "b\u2028c\x0bd\x85\n", "\n", "e"]
+    assert texts_of(tmp_path / "a.txt", "line") == ["a\r\n", "b\u2028c\x0bd\x85\n\n", "e"]
 
 
 @pytest.mark.parametrize("kind", ["file", "line", "paragraph"])
 def test_records_are_documents_whatever_the_recipe_says_and_are_counted_from_one(tmp_path, kind):
     records = [json.dumps({"text": record, "id": 3}) for record in ("a\n\nb", "", "\u4e00" * 3000)]
     (tmp_path / "A.JSONL").write_text("\n".join([records[0], " ", *records[1:]]))
-    found = ["".join(chunks) for chunks in text_reading.read_documents(tmp_path / "A.JSONL", kind)]
-    assert found == ["a\n\nb", "\u4e00" * 3000]
-    for bad in ('{"text": "\\ud800"}', "[]", "5", "null", "{"):
-        (tmp_path / "b.jsonl").write_text("\n".join([records[0], "", bad]))
-        with pytest.raises(Rejected, match="line 3 is not a JSON object"):
-            list(text_reading.read_documents(tmp_path / "b.jsonl", kind))
+    found = list(text_reading.read_documents(tmp_path / "A.JSONL", kind))
+    assert [(one.line, "".join(one.chunks)) for one in found] == [(1, "a\n\nb"), (3, ""), (4, "\u4e00" * 3000)]
+
+
+GOOD = '{"text": "good", "data": {"body": "deep"}}'
+BAD_RECORDS = [
+    ('{"text": "\\ud800 a"}', "has a lone surrogate, U+D800, which is no character"),
+    ("[]", "it is an array, not an object"),
+    ("5", "it is a number, not an object"),
+    ("true", "it is a boolean, not an object"),
+    ('"text"', "it is a string, not an object"),
+    ("null", "it is null, not an object"),
+    ('{"txt": "b"}', "has no field 'text'"),
+    ('{"text": null}', "the field 'text' is null, not a string"),
+    ('{"text": ["b"]}', "the field 'text' is an array, not a string"),
+    ('{"text": "cut her', "is not JSON: Unterminated string starting at character 10"),
+    ("{", "is not JSON: Expecting property name enclosed in double quotes at character 2"),
+    ('{"text": "a"} x', "is not JSON: Extra data at character 15"),
+    ('{"text": "\u00e9\udcff"}', "is not UTF-8: byte 0xff at offset 12 of the line"),
+    ('{"\udcc3": 1, "text": "a"}', "is not UTF-8: byte 0xc3 at offset 2 of the line"),
+    ('{"text": "cut \udce4\udcb8', "is not UTF-8: byte 0xe4 at offset 14 of the line"),  # within a character
+    ("1" * 5000, None),
+    ("[" * 100_000, "is nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_RECORDS, ids=[ascii(bad[:20]) for bad, _ in BAD_RECORDS])
+def test_one_bad_record_costs_only_itself(tmp_path, trained, bad, reason):
+    after = GOOD.replace("good", "after")
+    lines = [GOOD, after, bad] if "cut" in bad else [GOOD, "", bad, after]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    found = list(trained.scan(source_of(tmp_path / "a.jsonl")))
+    rejected = [one for one in found if isinstance(one, RejectedRecord)]
+    assert [one.line for one in rejected] == [3]
+    assert rejected[0].reason == reason or (reason is None and rejected[0].reason.startswith("is not JSON: "))
+    documents, source = scanned(trained, tmp_path / "a.jsonl")
+    texts = [trained.pieces.decode(ids) for _, _, ids in encoded(trained, source)]
+    assert texts == [json.loads(line)["text"] for line in lines if line and line != bad]
+    assert [document.offset for document in documents] == [0, 4]
+    assert [document.line for document in documents] == [lines.index(GOOD) + 1, 2 if lines[-1] == bad else 4]
+    with pytest.raises(Rejected, match="line 3 "):
+        trained.prompt(tmp_path / "a.jsonl")
+
+
+def test_a_character_without_an_id_costs_only_its_record(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "ab"}\n{"text": "abZ"}\n{"text": "b"}\n')
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars", alphabet="ab"))
+    first, bad, last = tokenizer.scan(source_of(tmp_path / "a.jsonl"))
+    assert (first.line, last.line, last.offset) == (1, 3, 2)
+    assert bad == RejectedRecord(2, "has the character 'Z' at byte 2, which is not in tokenizer.alphabet")
+
+
+def test_the_field_of_a_record_is_named_by_a_dotted_key(tmp_path, trained):
+    (tmp_path / "a.jsonl").write_text(GOOD + '\n{"data": 5}\n{"data": {"text": "b"}}\n')
+    options = trained.options.model_copy(update={"field": "data.body"})
+    tokenizer = TextTokenizer(options, trained.model)
+    document, one, other = tokenizer.scan(source_of(tmp_path / "a.jsonl"))
+    assert document.sha256 == hashlib.sha256(b"deep").hexdigest()
+    assert one == RejectedRecord(2, "the field 'data' is a number, not an object")
+    assert other == RejectedRecord(3, "has no field 'data.body'")
+    (tmp_path / "b.jsonl").write_text(GOOD)
+    assert tokenizer.prompt(tmp_path / "b.jsonl").tolist() == trained.prompt(path_of(tmp_path, "deep")).tolist()
+    for wrong in ("", "a..b", ".a"):
+        with pytest.raises(ValidationError, match="not a dotted name"):
+            TextOptions(name="text", field=wrong)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl", "a.tokens", "a.txt.gz"])
+@pytest.mark.parametrize("block", [1, 2, 1000])
+def test_a_byte_order_mark_is_dropped_and_counted(tmp_path, trained, name, block):
+    content = "one two\n" if "jsonl" not in name else '{"text": "one two"}\n'
+    documents = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        whole_file = mark + content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(whole_file) if name.endswith("gz") else whole_file)
+        with mock.patch.object(text_reading, "BLOCK_BYTES", block):
+            documents += scanned(trained, tmp_path / name)[0]
+    plain, marked = documents
+    assert (plain.account, marked.account) == ({}, {"byte_order_marks_dropped": 1})
+    assert replace(marked, account={}) == plain
+    assert (
+        trained.prompt(tmp_path / name).tolist()
+        == trained.prompt(path_of(tmp_path, "one two\n" if "jsonl" not in name else "one two")).tolist()
+    )
+
+
+def test_only_the_first_character_of_a_file_is_a_byte_order_mark(tmp_path, trained):
+    (tmp_path / "a.txt").write_text("\ufeff\ufeffa\ufeff\nb\n")
+    tokenizer = TextTokenizer(trained.options.model_copy(update={"documents": "line"}), trained.model)
+    for block in (3, 1000):
+        with mock.patch.object(text_reading, "BLOCK_BYTES", block):
+            documents, found = scanned(tokenizer, tmp_path / "a.txt")
+            texts = [tokenizer.pieces.decode(ids) for _, _, ids in encoded(tokenizer, found)]
+        assert texts == ["\ufeffa\ufeff\n", "b\n"]
+        assert [document.account for document in documents] == [{"byte_order_marks_dropped": 1}, {}]
+
+
+def test_a_place_is_counted_from_the_beginning_of_the_file_a_byte_order_mark_included(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfab\nabZ")
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars", alphabet="ab\n", documents="line"))
+    for block in (1, 5, 1000):
+        with mock.patch.object(text_reading, "BLOCK_BYTES", block), pytest.raises(Rejected, match="'Z' at byte 8,"):
+            list(tokenizer.scan(source_of(tmp_path / "a.txt")))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("a \t\n\r"), min_size=1))
+@example("\n\na\n\n\nb\n \nc")
+@example("\r\n a\r\n\r\nb\r\n")
+@example("a\n \t")
+@example("\n\n")
+def test_blank_lines_belong_to_the_line_before_them(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("t") / "x.txt"
+    path.write_bytes(content.encode())
+    expected = [""]
+    for line in content.split("\n"):
+        if line.strip() and expected[-1].strip():
+            expected.append("")
+        expected[-1] += line + "\n"
+    expected[-1] = expected[-1][:-1]  # the split makes one newline too many
+    found = texts_of(path, "line")
+    assert found == expected
+    assert "".join(found) == content
+
+
+SPACES = [chr(code) for code in range(0x110000) if chr(code).isspace()]
+
+
+def test_the_spaces_are_all_of_unicodes():
+    assert text_reading.SPACES == SPACES
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(st.sampled_from(["a", "\u00e9", "\u4e00", "\n", " ", *SPACES]), max_size=60), st.lists(st.integers(0, 9))
+)
+@example(" ", [])
+@example("ab", [1])
+@example("\u00a0a\u3000b\x85c\n", [3, 1])
+def test_words_are_counted_over_chunks_as_over_the_whole(content, sizes):
+    for short in (0, 5, 1000):
+        counter, units, place = text_reading.UnitCounter(), {}, 0
+        with mock.patch.object(text_reading, "SHORT_CHARS", short):
+            for size in [*sizes, len(content)]:
+                chunk = content[place : place + size]
+                counter.add(chunk, chunk.encode(), units)
+                place += size
+        assert units == (units_of(content) if content else {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(st.sampled_from("ab\u00e9\u00a0 \n"), max_size=60),
+    st.lists(st.integers(0, 9), max_size=5),
+    st.integers(1, 9),
+)
+def test_a_word_that_is_cut_belongs_to_the_part_in_which_it_begins(content, sizes, chunk):
+    cutter = text_reading.Cutter(iter(content[n : n + chunk] for n in range(0, len(content), chunk)))
+    place = 0
+    for size in [*sizes, len(content.encode())]:
+        units = {"byte": 0, "character": 0, "word": 0}
+        part = "".join(cutter.take(size, units))
+        begins = [
+            n
+            for n in range(place, place + len(part))
+            if not content[n].isspace() and (not n or content[n - 1].isspace())
+        ]
+        assert units == units_of(part) | {"word": len(begins) + part.count("\n")}
+        place += len(part)
+
+
+def test_what_nfkc_changes_is_counted_by_document(tmp_path):
+    lines = ["plain\n", "\ufb01ne\n", "\u00e9\n", "e\u0301\n"]  # a ligature; composed; an accent apart
+    (tmp_path / "a.txt").write_text("".join(lines))
+    for normalization, expected in (("nfkc", [0, 1, 0, 1]), ("identity", [0, 0, 0, 0])):
+        tokenizer = TextTokenizer(TextOptions(name="text", normalization=normalization, documents="line"))
+        for block in (1, 1000):
+            with mock.patch.object(text_reading, "BLOCK_BYTES", block):
+                documents, _ = scanned(tokenizer, tmp_path / "a.txt")
+            assert [document.account.get("documents_normalized", 0) for document in documents] == expected
+    path_of(tmp_path, "an accent apart: e\u0301")
+    tokenizer = TextTokenizer(TextOptions(name="text", normalization="nfkc"))
+    for block in (1, 1000):  # in blocks of one byte, no block is changed
+        with mock.patch.object(text_reading, "BLOCK_BYTES", block):
+            ((document,), _) = scanned(tokenizer, tmp_path / "in.txt")
+        assert document.account == {"documents_normalized": 1}
 
 
 def test_the_sign_of_sentencepiece_is_its_three_bytes(trained, tmp_path):
@@ -579,17 +781,21 @@ def test_every_option_that_changes_ids_is_in_the_fingerprint_and_checked_on_load
         fingerprint(documents="line"),
     ]
     different += [fingerprint(b"", algorithm="chars", alphabet=alphabet) for alphabet in ("abc", "bca", "abcd")]
-    different.append(fingerprint(documents="paragraph"))
+    different += [fingerprint(documents="paragraph"), fingerprint(field="body")]
     for name in ("MIN_SEGMENT_CHARS", "MAX_SEGMENT_CHARS"):
         with monkeypatch.context() as patch:
             patch.setattr(text, name, 77)
             different.append(fingerprint())
     assert len(set(different)) == len(different)
     trained.save(tmp_path)
-    for change in ({"normalization": "nfkc"}, {"alphabet": "xyz"}, {"documents": "paragraph"}):
+    for change in ({"normalization": "nfkc"}, {"alphabet": "xyz"}, {"documents": "paragraph"}, {"field": "body"}):
         with pytest.raises(CheckFailed, match="another configuration"):
             TextTokenizer.load(trained.options.model_copy(update=change), tmp_path)
     same = trained.options.model_copy(update={"sample_mb": 1, "vocabulary": 999, "character_coverage": 0.5})
+    assert TextTokenizer.load(same, tmp_path).fingerprint == trained.fingerprint
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    del content["options"]["field"]  # as versions without this option wrote it
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     assert TextTokenizer.load(same, tmp_path).fingerprint == trained.fingerprint
 
 
@@ -684,6 +890,7 @@ def test_options_that_are_left_out():
         "vocabulary": 8000,
         "model": "",
         "documents": "file",
+        "field": "text",
         "normalization": "identity",
         "character_coverage": 0.9995,
         "sample_mb": 32,
@@ -749,10 +956,10 @@ def test_a_file_that_grows_by_a_document_is_noticed(tmp_path, trained, monkeypat
     _, found = scanned(tokenizer, path)
     calls = []
 
-    def read(path, kind):
+    def read(path, _kind, **_):
         calls.append(path)
         grown = [["three\n"]] if len(calls) == 1 else []  # the texts; the second call is that of the scan
-        return iter([iter(chunks) for chunks in [["one\n"], ["two\n"], *grown]])
+        return iter([text_reading.Text(iter(chunks)) for chunks in [["one\n"], ["two\n"], *grown]])
 
     monkeypatch.setattr(text, "read_documents", read)
     assert len(encoded(tokenizer, found)) == 2
@@ -785,14 +992,14 @@ def test_long_lines_come_in_parts_of_4096(tmp_path, more):
     lines = ["x" * (4096 + more) + "\n", "y" * (2 * 4096 + more) + "\n", "z" * (4096 + more)]
     (tmp_path / "a.txt").write_text("".join(lines))
     parts = [line[first : first + 4096] for line in lines for first in range(0, len(line), 4096)]
-    assert list(text_reading.read_lines(tmp_path / "a.txt")) == parts
+    assert list(text_reading.read_lines(text_reading.read_blocks(tmp_path / "a.txt"))) == parts
 
 
 def test_a_line_of_4096_characters_is_never_blank(tmp_path):
     """More of it may follow, and it is not known what."""
     for spaces, count in ((4094, 2), (4095, 1), (5000, 1)):
         (tmp_path / "a.txt").write_text("a\n" + " " * spaces + "\nb\n")
-        assert len([list(chunks) for chunks in text_reading.read_documents(tmp_path / "a.txt", "paragraph")]) == count
+        assert len(texts_of(tmp_path / "a.txt", "paragraph")) == count
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 20))
@@ -859,3 +1066,18 @@ def test_a_training_that_fails_says_what_sentencepiece_said(tmp_path, monkeypatc
         tokenizer.fit([source], whole)
     assert raised.value.message == "SentencePiece training failed: no luck"
     assert raised.value.hint == "give more text, or another tokenizer.vocabulary"
+
+
+@pytest.mark.parametrize(("letter", "most"), [("a", 1000), ("\u00e9", 250)])
+def test_a_record_that_takes_too_much_memory_costs_only_itself(tmp_path, monkeypatch, letter, most):
+    monkeypatch.setattr(text_reading, "RECORD_BYTES", 10_000)
+    monkeypatch.setattr(text_reading, "MAX_SEGMENT_CHARS", 100)
+    monkeypatch.setattr(text_reading, "LINE_PART", re.compile("[^\n]{0,99}\n|[^\n]{1,100}"))
+    extra = len('{"text": ""}\n')
+    fits, too_long = letter * (10 * most - extra), letter * (10 * most - extra + 1)
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in (fits, too_long, "last")]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    first, bad, last = text_reading.read_documents(tmp_path / "a.jsonl", "file")
+    assert ("".join(first.chunks), first.line) == (fits, 1)
+    assert (bad.line, "is longer than" in bad.reason) == (2, True)
+    assert ("".join(last.chunks), last.line) == ("last", 3)

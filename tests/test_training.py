@@ -19,7 +19,7 @@ from test_windows import plain_key, plain_start
 from torch.nn import functional as F
 
 from shortcut_cli import files, registry
-from shortcut_cli.config import reading
+from shortcut_cli.config import reading, schema
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.events import Note, Progress, Validation
 from shortcut_cli.inference import runs
@@ -215,7 +215,8 @@ def test_the_log_is_cut_at_the_saved_step(tmp_path):
 def sealed(path, model):
     """A checkpoint with a valid checksum, as an attacker could write it."""
     content = {name: kind() for name, kind in checkpoint.FIELDS.items()}
-    content |= {"format": checkpoint.FORMAT, "model": model, "tokenizer": {"fingerprint": "", "files": {}}}
+    tokenizer = {"fingerprint": "", "files": {}}
+    content |= {"format": checkpoint.FORMAT, "model": model, "vocabulary": 1, "tokenizer": tokenizer}
     checkpoint.save(path, content)
     return path
 
@@ -250,7 +251,7 @@ def test_a_checkpoint_runs_no_code_and_allocates_no_more_than_it_holds(tmp_path)
 
 def test_a_recipe_inside_a_checkpoint_asks_for_no_more_than_its_weights(text_run, tmp_path):
     content = checkpoint.load(text_run / "gpt" / "run.pt")
-    content["recipe"]["model"]["width"] = 2**20
+    content["recipe"]["model"]["width"] = 2**16
     checkpoint.save(tmp_path / "run.pt", content)
     with pytest.raises(CheckFailed, match="do not match its recipe"):
         runs.open_run(tmp_path / "run.pt", "cpu")
@@ -309,6 +310,7 @@ def test_two_damaged_states_are_refused(text_run, tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(text_run, tmp_path):
+    (tmp_path / ".shortcut").write_text("shortcut train, process 999999999\n")
     (tmp_path / ".run.pt.999999999.tmp").write_bytes(b"half")
     (tmp_path / f".eval.json.{os.getpid()}.tmp").write_bytes(b"of another command that is at work")
     go(tiny(text_run), tmp_path)
@@ -601,7 +603,14 @@ def test_a_line_of_the_log_summarises_the_steps_since_the_last_one(text_run, tmp
 
 
 def test_a_run_begins_with_nothing_done():
-    assert vars(State()) == {"step": 0, "best": math.inf, "seconds": 0.0, "pending": []}
+    assert vars(State()) == {
+        "step": 0,
+        "best": math.inf,
+        "best_step": None,
+        "seconds": 0.0,
+        "pending": [],
+        "conditions": [],
+    }
 
 
 def test_a_state_keeps_time_best_and_pending_losses(text_run, tmp_path, monkeypatch):
@@ -658,6 +667,7 @@ def test_the_first_note_counts_parameters_operations_and_epochs():
 def test_starting_from_scratch_leaves_nothing_of_the_previous_run(text_run, tmp_path):
     for name in ("log.jsonl", "run.pt", "resume.pt", "resume.prev.pt"):
         (tmp_path / name).write_text("of the run before")
+    (tmp_path / files.MARKER).write_text("shortcut train\n")
     with pytest.raises(Interrupted):
         go(tiny(text_run), tmp_path, stop_after(1), resume="never")
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
@@ -686,12 +696,61 @@ def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
     assert notes[1:] == ["resuming at step 11", "this run is already finished"]
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_the_result_of_a_finished_run_is_checked_and_made_again_from_its_state(text_run, tmp_path, damage, ema):
+    recipe, path = tiny(text_run, f"train.ema={ema}"), tmp_path / "run.pt"
+    go(recipe, tmp_path)
+    state = checkpoint.load(tmp_path / "resume.pt")
+    whole = path.read_bytes()
+    assert checkpoint.load(path)["step"] == state["state"]["best_step"]
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+
+    def spoil():
+        path.unlink() if damage == "missing" else path.write_bytes(changed)
+
+    for best_step in (8, None):  # the best weights were not those of the last step, or that is not known
+        checkpoint.save(tmp_path / "resume.pt", state | {"state": state["state"] | {"best_step": best_step}})
+        spoil()
+        with pytest.raises(CheckFailed, match=r"resume\.pt does not hold its weights") as refused:
+            go(recipe, tmp_path)
+        assert "--resume never" in refused.value.hint
+        path.write_bytes(whole)
+    last = state["step"]
+    checkpoint.save(tmp_path / "resume.pt", state | {"state": state["state"] | {"best_step": last}})
+    spoil()
+    notes = []
+    assert go(recipe, tmp_path, report=lambda event: notes.append(event.text))["worked"] is False
+    assert any("made again from resume.pt" in note for note in notes)
+    if state["state"]["best_step"] == last:
+        assert path.read_bytes() == whole
+    assert (tmp_path / "run.damaged.pt").exists() == (damage == "damaged")
+
+
+def test_files_of_the_user_are_left_alone(text_run, tmp_path):
+    """A recipe and a log of one's own, with or without the .lock of another program; no folder is made in vain."""
+    mine = {"recipe.toml": "mine", "log.jsonl": "mine", ".lock": "of another program"}
+    for name, text in mine.items():
+        (tmp_path / name).write_text(text)
+        for resume in ("auto", "never"):
+            with pytest.raises(UsageError, match="is not empty, and was not made by `shortcut train`"):
+                go(tiny(text_run), tmp_path, resume=resume)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == mine
+    with pytest.raises(UsageError, match="too few for a context"):
+        go(tiny(text_run, "model.context=100000"), tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_summary_of_a_finished_run_is_that_of_its_state(text_run, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 8000.0)
     trainer = made(text_run, tmp_path)
     trainer.state = State(step=12, best=0.25)
     trainer.began = 8000.0 - 7234.56
     trainer.save()
+    with pytest.raises(CheckFailed, match=r"run\.pt is missing; resume\.pt does not hold its weights"):
+        go(tiny(text_run), tmp_path)
+    checkpoint.save(tmp_path / "run.pt", trainer.content(trainer.model.state_dict()))
     assert go(tiny(text_run), tmp_path) == {
         "run": str(tmp_path / "run.pt"),
         "worked": False,
@@ -703,7 +762,7 @@ def test_the_summary_of_a_finished_run_is_that_of_its_state(text_run, tmp_path, 
 
 
 def test_a_folder_that_another_training_holds_is_refused(text_run, tmp_path):
-    with files.held(tmp_path, "another"), pytest.raises(UsageError, match="is in use: another"):
+    with files.held(tmp_path, "shortcut a"), pytest.raises(UsageError, match="is in use: shortcut a"):
         go(tiny(text_run), tmp_path)
 
 
@@ -732,20 +791,21 @@ class Changed(Trainer):
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("data.val=0.2", "data.val: 0.1 -> 0.2"),
-        ("tokenizer.alphabet=abc", "tokenizer.alphabet:"),
         ("model.rope_base=500.0", "model.rope_base: 10000.0 -> 500.0"),
         ("model.name=mudd", "model.name: 'gpt' -> 'mudd'"),
-        ("model.shortcut.map_width=8", "model.shortcut.map_width: 1024 -> 8"),
         ("train.seed=3", "train.seed: 1 -> 3"),
         ("train.steps=99", "train.steps: 12 -> 99"),
-        ("train.log_every=3", "train.log_every: 2 -> 3"),
-        ("eval.resamples=7", "eval.resamples: 500 -> 7"),
-        ("sample.seed=2", "sample.seed: 1 -> 2"),
+        ("train.eval_every=3", "train.eval_every: 4 -> 3"),  # it decides which weights run.pt keeps
+        ("data.val=0.2", ""),  # what it does to the weights, it does through the shards
+        ("tokenizer.alphabet=abc", ""),
+        ("model.shortcut.map_width=8", ""),  # of another architecture
+        ("train.log_every=3", ""),
+        ("eval.resamples=7", ""),
+        ("sample.seed=2", ""),
         ("data.shards=elsewhere", ""),  # the same shards may have moved
     ],
 )
-def test_a_change_of_any_key_but_the_place_of_the_shards_is_refused(text_run, tmp_path, setting, line):
+def test_a_change_of_a_key_that_determines_the_weights_is_refused(text_run, tmp_path, setting, line):
     saved = {"recipe": tiny(text_run).model_dump(), "shards": "a" * 64}
     if not line:
         loop.resume(Changed(tiny(text_run, setting), tmp_path, "a" * 64), saved)
@@ -755,6 +815,67 @@ def test_a_change_of_any_key_but_the_place_of_the_shards_is_refused(text_run, tm
     assert f"holds a different run\n  {line}" in refused.value.message
     assert refused.value.message.count("\n") == 1
     assert "--resume never" in refused.value.hint
+
+
+def other_value(tree, key):
+    """A valid value of a key that is not the one that it has; None if this test knows none."""
+    value = tree
+    for part in key.split("."):
+        value = value[part]
+    known = {"eval.split": "val", "data.split": "contiguous", "model.shortcut.taps": "all", "eval.stride": 4}
+    known |= {"model.shortcut.map": "linear", "train.tensorboard": None, "data.shards": None, "sample.top_p": 0.5}
+    if key in known or isinstance(value, (str, list, dict)):
+        return known.get(key)
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 0.3
+
+
+def binds(tree, key):
+    changed = copy.deepcopy(tree)
+    table = changed
+    *sections, name = key.split(".")
+    for section in sections:
+        table = table[section]
+    table[name] = "changed"
+    return schema.binding(changed) != schema.binding(tree)
+
+
+def test_keys_that_do_not_bind_a_run_leave_its_weights_equal(text_run, tmp_path):
+    """All of them at once: one that is wrongly free would change the bytes."""
+    resolved = tiny(text_run, "model.dropout=0.1")
+    tree = resolved.model_dump()
+    keys = [key for key in schema.keys() if not key.startswith("tokenizer.")]  # noqa: SIM118 - these determine shards
+    free = {key: value for key in keys if not binds(tree, key) and (value := other_value(tree, key)) is not None}
+    assert len(free) > 20
+    assert {"sample.temperature", "eval.stride", "train.log_every", "data.val", "model.hyper.streams"} <= free.keys()
+    go(resolved, tmp_path / "one")
+    settings = [f"{key}={str(value).lower()}" for key, value in free.items()]
+    go(reading.with_settings(resolved, settings), tmp_path / "other")
+    for name in ("run.pt", "resume.pt"):
+        assert weights_hash(tmp_path / "one", name) == weights_hash(tmp_path / "other", name)
+
+
+def test_a_run_goes_on_with_other_keys_that_do_not_determine_its_weights(text_run, tmp_path):
+    """Unfinished, it takes them over; finished, it is left alone."""
+    resolved = tiny(text_run)
+    changed = reading.with_settings(resolved, ["train.log_every=3", "sample.temperature=0.5", "eval.stride=4"])
+    go(resolved, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        go(resolved, tmp_path / "parts", stop_after(5))
+    go(changed, tmp_path / "parts")
+    assert weights_hash(tmp_path / "parts", "run.pt") == weights_hash(tmp_path / "whole", "run.pt")
+    assert reading.read(str(tmp_path / "parts" / "recipe.toml")) == changed
+    assert checkpoint.load(tmp_path / "parts" / "run.pt")["recipe"] == changed.model_dump()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    assert go(resolved, tmp_path / "parts")["worked"] is False
+    assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == before
+
+
+def test_a_run_pt_of_another_run_in_a_finished_folder_is_refused(text_run, tmp_path):
+    go(tiny(text_run), tmp_path / "a")
+    go(tiny(text_run, "train.seed=3"), tmp_path / "b")
+    (tmp_path / "a" / "run.pt").write_bytes((tmp_path / "b" / "run.pt").read_bytes())
+    with pytest.raises(UsageError, match=r"a/run\.pt holds a different run\n  train\.seed: 3 -> 1$"):
+        go(tiny(text_run), tmp_path / "a")
 
 
 def test_other_shards_are_refused(text_run, tmp_path):

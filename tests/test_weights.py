@@ -74,7 +74,7 @@ def serve(tmp_path, monkeypatch):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    return sorted(path.name for path in folder.iterdir() if path.name != ".shortcut")
 
 
 def test_weights_are_fetched_once(serve, tmp_path):
@@ -107,7 +107,7 @@ def test_a_server_that_does_not_answer_is_given_up_on(serve, monkeypatch):
 
 def test_one_process_at_a_time_fetches(serve, tmp_path):
     requests = serve("good")
-    with files.held(tmp_path / "cache", "another"), pytest.raises(UsageError, match="in use: another, process"):
+    with files.held(tmp_path / "cache", "shortcut a"), pytest.raises(UsageError, match="in use: shortcut a, process"):
         weights.fetch("encodec_24khz")
     assert requests == []
 
@@ -257,7 +257,7 @@ def test_an_untrained_codec_has_its_seed_and_layout(monkeypatch):
     loading._drawn.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["nothing", "untrained:x", "untrained_48khz:"])
+@pytest.mark.parametrize("name", ["nothing", "untrained:x", "untrained_48khz:", "untrained:" + "9" * 19])
 def test_unknown_names_are_a_usage_error(name):
     with pytest.raises(UsageError):
         weights.seed(name) or weights.resolve(name)

@@ -6,7 +6,7 @@ Heavy imports are inside the bodies, after the checks that need none of them.
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,10 @@ from shortcut_cli.cli.signals import guarded, signals
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Progress
 from shortcut_cli.training import device as devices
+
+if TYPE_CHECKING:
+    from shortcut_cli.config import reading
+    from shortcut_cli.config.schema import Recipe
 
 
 def _group(text: str) -> typer.Typer:
@@ -51,8 +55,18 @@ Domain = StrEnum("Domain", list(registry.TOKENIZERS))  # type: ignore[misc]
 OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type: ignore[misc]
 
 
+MOST_WORKERS = 1024
+MOST_RUNS = 1000  # of a comparison or a proof
+MOST_WINDOWS = 10**9  # and files to check: more than there are
+LARGEST_SEED = 2**63 - 1
+
+
 def _out(text: str) -> Any:
     return typer.Option("--out", metavar="DIR", help=text)
+
+
+def _seed(text: str) -> Any:
+    return typer.Option("--seed", min=0, max=LARGEST_SEED, help=text)
 
 
 RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.")]
@@ -62,12 +76,14 @@ Settings = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-CheckpointOption = typer.Option("--ckpt", metavar="run.pt", help="Checkpoint written by `train`.")
+CheckpointOption = typer.Option("--ckpt", metavar="run.pt", help="Checkpoint written by `train`, or its run folder.")
 Checkpoint = Annotated[Path, CheckpointOption]
 ShardsOption = Annotated[
     Path | None, typer.Option("--shards", metavar="DIR", help="Shards folder; default: the recipe's.")
 ]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes; default: one per core.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, max=MOST_WORKERS, help="Worker processes; default: one per core.")
+]
 MaxBad = Annotated[
     str, typer.Option("--max-bad", metavar="N|P%", help="Most rejected files to tolerate before exit 3.")
 ]
@@ -78,16 +94,76 @@ RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSE
 Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
 
 
-def _recognise(ckpt: Path) -> None:
-    """Raise UsageError if `ckpt` can't be a checkpoint, before anything heavy is imported."""
+def _checkpoint(ckpt: Path) -> Path:
+    """The checkpoint that --ckpt names: the file, or run.pt in a run folder.
+
+    Raises UsageError if it can't be a checkpoint, before anything heavy is imported.
+    """
     from shortcut_cli.training import tensor_file
 
-    tensor_file.recognise(ckpt, "run.pt")
+    path = ckpt / "run.pt" if ckpt.is_dir() else ckpt
+    tensor_file.recognise(path, "run.pt")
+    return path
 
 
-def _settings(given: list[str] | None, **flags: object) -> list[str]:
-    """--set settings, then flags, which win; a flag that was not given is None."""
-    return [*(given or []), *(f"{key.replace('__', '.')}={value}" for key, value in flags.items() if value is not None)]
+def _settings(given: list[str] | None, **flags: tuple[str, object]) -> "list[str | reading.Setting]":
+    """--set settings, then flags, which win: for each key, the flag and its value, None if it was not given."""
+    from shortcut_cli.config import reading
+
+    named = [
+        reading.Setting(key.replace("__", "."), value, f"{flag} {value}")
+        for key, (flag, value) in flags.items()
+        if value is not None
+    ]
+    return [*(given or []), *named]
+
+
+def _need_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> None:
+    """Raise UsageError, which names the command that makes them, if the recipe's shards are not prepared."""
+    import shlex
+
+    from shortcut_cli import files
+
+    folder = Path(resolved.data.shards)
+    if (folder / "manifest.json").is_file():
+        return
+    parts = ["shortcut", "prepare", resolved.tokenizer.name, "PATH...", "--recipe", recipe]
+    for setting in given or []:
+        if setting.strip().startswith(("data.", "tokenizer.")):
+            parts += ["--set", setting]
+    begun = files.owner(folder) == "shortcut prepare"
+    state = "is incomplete (it has no manifest.json)" if begun else "is not a shards folder (it has no manifest.json)"
+    raise UsageError(f"{folder} {state}", " ".join(map(shlex.quote, parts)))
+
+
+def _finite(flag: str, given: float, least: float, greatest: float) -> float:
+    """The value of a flag. Raises UsageError if it is out of range: NaN passes the ranges of Typer."""
+    if not least <= given <= greatest:
+        raise UsageError(f"{flag} {given} is not a number from {least:g} to {greatest:g}")
+    return given
+
+
+def _rates(lrs: str | None) -> list[float]:
+    """The learning rates of --lrs. Raises UsageError if one is not positive and finite."""
+    from shortcut_cli.config.schema import MOST_RATE
+
+    try:
+        rates = [float(rate) for rate in lrs.split(",")] if lrs is not None else []
+    except ValueError as error:
+        raise UsageError(f"--lrs {lrs} is not a list of numbers", "for example --lrs 5e-4,1e-3,2e-3") from error
+    if not all(0 < rate <= MOST_RATE for rate in rates):
+        raise UsageError(
+            f"--lrs {lrs}: a learning rate is above 0, and at most {MOST_RATE:g}", "for example --lrs 5e-4,1e-3,2e-3"
+        )
+    return rates
+
+
+def _names(flag: str, given: str) -> list[str]:
+    """The names in a list with commas, without the spaces around them. Raises UsageError if there are none."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"{flag} {given!r} names nothing")
+    return names
 
 
 def _count(workers: int | None) -> int:
@@ -112,8 +188,8 @@ def prepare(
     from shortcut_cli.config import reading
     from shortcut_cli.stages import preparation
 
-    name = recipe or registry.DEFAULT_RECIPES[domain]
-    resolved = reading.read(name, _settings(settings, data__shards=out))
+    name = registry.DEFAULT_RECIPES[domain] if recipe is None else recipe
+    resolved = reading.read(name, _settings(settings, data__shards=("--out", None if out is None else str(out))))
     if resolved.tokenizer.name != domain:
         raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
     folder = Path(resolved.data.shards)
@@ -129,7 +205,7 @@ def prepare(
 def train(
     recipe: RecipeOption,
     model: Annotated[str | None, typer.Option("--model", help="Architecture; default: the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed; default: the recipe's.")] = None,
+    seed: Annotated[int | None, _seed("Seed; default: the recipe's.")] = None,
     out: RunOut = None,
     resume: Resume = "auto",
     device: Device = "auto",
@@ -139,7 +215,9 @@ def train(
     """Train a model on shards. If it is interrupted, run it again to resume."""
     from shortcut_cli.config import reading
 
-    resolved = reading.read(recipe, _settings(settings, model__name=model, train__seed=seed))
+    flags = {"model__name": ("--model", model), "train__seed": ("--seed", seed)}
+    resolved = reading.read(recipe, _settings(settings, **flags))
+    _need_shards(recipe, resolved, settings)
     folder = out or reading.run_folder(recipe, resolved)
     from shortcut_cli.stages import training
 
@@ -155,18 +233,38 @@ def evaluate(
     ckpt: Checkpoint,
     shards: ShardsOption = None,
     split: Annotated[
-        registry.ScoredSplit | None, typer.Option("--split", help="Split to score; default: the recipe's eval.split.")
+        registry.AnySplit | None, typer.Option("--split", help="Split to score; default: the recipe's eval.split.")
     ] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--files", metavar="PATH", help="Score these files, folders or globs instead of shards."),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[PATH]", help="More paths after --files.")] = None,
+    workers: Workers = None,
+    max_bad: MaxBad = "1%",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a checkpoint on a split. The result is in nats per token, and in bits per byte, second or note."""
-    _recognise(ckpt)
+    """Score a checkpoint on a split or on files. The result is in nats per token and in bits per natural unit.
+
+    With --files, the run's own tokenizer is used. For text, bits per character and perplexity per word are added.
+    """
+    ckpt, paths = _checkpoint(ckpt), [*(files or []), *(more or [])]
+    if paths and not files:
+        raise UsageError(f"unexpected argument {paths[0]}", f"--files {paths[0]} scores a file or folder")
+    if paths and (shards or split):
+        raise UsageError("--files takes no --shards and no --split: all of the files are scored")
     from shortcut_cli.stages import pipeline
 
+    where = devices.choose(device)
     with console.Reporter() as report:
-        result = pipeline.score(ckpt, shards, split, device=devices.choose(device), report=report)
-    console.result(result, tables.scores(str(ckpt), result), as_json=as_json)
+        if paths:
+            result = pipeline.score_files(
+                ckpt, paths, n_workers=_count(workers), max_bad=max_bad, device=where, report=report
+            )
+        else:
+            result = pipeline.score(ckpt, shards, split, device=where, report=report)
+    console.result(result, tables.scores(str(ckpt), result), *tables.account(result), as_json=as_json)
 
 
 @app.command()
@@ -190,7 +288,7 @@ def sample(
     min_p: Annotated[
         float | None, typer.Option("--min-p", help="Drop tokens below this share of the largest probability; 0: none.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampler.")] = None,
+    seed: Annotated[int | None, _seed("Seed of the sampler.")] = None,
     out: Annotated[Path | None, _out("Folder of the samples; default: samples/ beside the checkpoint.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -199,12 +297,19 @@ def sample(
 
     Options that are not given default to the recipe's [sample] section.
     """
-    if ckpt is not None:
-        _recognise(ckpt)
+    ckpt = None if ckpt is None else _checkpoint(ckpt)
     from shortcut_cli.stages import pipeline
 
-    flags = {"n": n, "tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    settings = _settings(None, **{f"sample__{key}": value for key, value in (flags | {"seed": seed}).items()})
+    settings = _settings(
+        None,
+        sample__n=("-n", n),
+        sample__tokens=("--tokens", tokens),
+        sample__temperature=("--temperature", temperature),
+        sample__top_k=("--top-k", top_k),
+        sample__top_p=("--top-p", top_p),
+        sample__min_p=("--min-p", min_p),
+        sample__seed=("--seed", seed),
+    )
     with console.Reporter() as report:
         paths = pipeline.draw(ckpt, like, prompt, settings, out, device=device, report=report)
     listed = [str(path) for path in paths]
@@ -219,13 +324,15 @@ def attention(
     ] = None,
     shards: ShardsOption = None,
     split: Annotated[registry.ScoredSplit, typer.Option("--split", help="Split to analyse.")] = "val",
-    windows: Annotated[int, typer.Option("--windows", min=1, help="Most context windows to analyse.")] = 64,
+    windows: Annotated[
+        int, typer.Option("--windows", min=1, max=MOST_WINDOWS, help="Most context windows to analyse.")
+    ] = 64,
     out: Annotated[Path | None, _out("Folder of the results; default: attention/ beside the checkpoint.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show where the final layer looks and how that affects the loss."""
-    _recognise(ckpt)
+    ckpt = _checkpoint(ckpt)
     from shortcut_cli.stages import pipeline
 
     folder = out or ckpt.parent / "attention"
@@ -264,15 +371,17 @@ def run_pipeline(
             report=report,
             stop=signals,
         )
-    table = tables.scores(result["train"]["run"], result["eval"])
-    console.result(result, table, "\n".join(result["samples"]), as_json=as_json)
+    shown = [*tables.account(result["prepare"]), tables.scores(result["train"]["run"], result["eval"])]
+    console.result(result, *shown, "\n".join(result["samples"]), as_json=as_json)
 
 
 @app.command()
 def compare(
     recipe: RecipeOption,
     models: Annotated[str, typer.Option("--models", metavar="A,B,...", help="Architectures; gpt is always included.")],
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs per architecture, one per seed.")] = 3,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=MOST_RUNS, help="Runs per architecture, one per seed.")
+    ] = 3,
     match: Annotated[
         registry.Match,
         typer.Option("--match", help="Match baselines by parameters, FLOPs or training time, or not at all."),
@@ -290,22 +399,20 @@ def compare(
     from shortcut_cli.config import reading
 
     resolved = reading.read(recipe, _settings(settings))
-    try:
-        rates = [float(rate) for rate in lrs.split(",")] if lrs else []
-    except ValueError as error:
-        raise UsageError(f"--lrs {lrs} is not a list of numbers", "for example --lrs 5e-4,1e-3,2e-3") from error
+    names, rates, margin = _names("--models", models), _rates(lrs), _finite("--margin", margin, 0, 100)
+    _need_shards(recipe, resolved, settings)
     from shortcut_cli.stages import comparison
 
     with console.Reporter() as report:
         result = comparison.compare(
             resolved,
-            models.split(","),
+            names,
             out or Path("comparisons") / Path(recipe).stem,
             seeds=seeds,
             match=match,
             lrs=rates,
             margin=margin,
-            devices=[devices.choose(name) for name in device.split(",")],
+            devices=[devices.choose(name) for name in _names("--device", device)],
             report=report,
             stop=signals,
         )
@@ -315,9 +422,9 @@ def compare(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Shards folder, .pt file or .toml file.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Shards folder, run folder, .pt file or .toml file.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every byte of a shards folder with its checksums.")
+        bool, typer.Option("--verify", help="Compare every byte with the checksums: always done for .pt files.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -342,7 +449,7 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recip
     """Print a recipe."""
     from shortcut_cli.config import reading
 
-    console.text(reading.find(name).read_text(encoding="utf-8"))
+    console.text(reading.text(name))
 
 
 @recipes_app.command("copy")
@@ -354,9 +461,11 @@ def recipes_copy(
     from shortcut_cli import files
     from shortcut_cli.config import reading
 
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder", f"shortcut recipes copy {name} {file / Path(name).stem}.toml")
     if file.exists():
         raise UsageError(f"{file} exists already", "choose another file name")
-    files.write(file, reading.find(name).read_text(encoding="utf-8"))
+    files.write(file, reading.text(name))
     console.text(f"{file}\n")
 
 
@@ -378,8 +487,10 @@ def recipes_check(
 @prove_app.command("resume")
 def prove_resume(
     recipe: RecipeOption,
-    kills: Annotated[int, typer.Option("--kills", min=1, help="How often to kill the second training.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the kill times.")] = 1,
+    kills: Annotated[
+        int, typer.Option("--kills", min=1, max=MOST_RUNS, help="How often to kill the second training.")
+    ] = 5,
+    seed: Annotated[int, _seed("Seed of the kill times.")] = 1,
     out: Annotated[Path | None, _out("Keep both runs in this folder.")] = None,
     device: Device = "auto",
     settings: Settings = None,
@@ -389,18 +500,21 @@ def prove_resume(
 
     The kills come at random times. Exit 4 if weights or logs differ.
     """
-    import tempfile
-
+    from shortcut_cli import files
     from shortcut_cli.config import reading
 
     resolved = reading.read(recipe, _settings(settings))
+    _need_shards(recipe, resolved, settings)
     from shortcut_cli.stages import proof
 
-    with console.Reporter() as report, tempfile.TemporaryDirectory(prefix="shortcut-") as scratch:
-        folder = out or Path(scratch) / "runs"
+    with console.Reporter() as report, files.temporary_folder() as scratch:
+        folder = out or scratch / "runs"
         result = proof.resume(resolved, folder, kills=kills, seed=seed, device=devices.choose(device), report=report)
-    console.result(result, tables.proof("prove resume", result), as_json=as_json)
-    if not (result["equal_weights"] and result["equal_logs"]):
+    equal = result["equal_weights"] and result["equal_logs"]
+    verdict = f"weights and logs are {'equal' if equal else 'not equal'} after {result['kills']} kills"
+    verdict += f" ({result['conditions']})"
+    console.result(result, tables.proof("prove resume", result), verdict, as_json=as_json)
+    if not equal:
         raise CheckFailed("the interrupted training ended with different weights or logs")
 
 
@@ -411,8 +525,8 @@ def prove_tokens(
         list[str] | None,
         typer.Argument(metavar="PATH", help="Files it was prepared from; default: those that `prepare` noted."),
     ] = None,
-    sources: Annotated[int, typer.Option("--sources", min=1, help="How many files to check.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of files.")] = 1,
+    sources: Annotated[int, typer.Option("--sources", min=1, max=MOST_WINDOWS, help="How many files to check.")] = 20,
+    seed: Annotated[int, _seed("Seed of the choice of files.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Tokenize random files again, in blocks of a different size, and compare the ids.
@@ -423,7 +537,9 @@ def prove_tokens(
 
     with console.Reporter() as report:
         result = proof.tokens(folder, paths or [], count=sources, seed=seed, report=report)
-    console.result(result, tables.proof(f"prove tokens {folder}", result), as_json=as_json)
+    compared = f"{result['tokens']:,} tokens of {result['sources']:,} files"
+    verdict = f"{compared} were compared; {'some differ' if result['different'] else 'all are equal'}"
+    console.result(result, tables.proof(f"prove tokens {folder}", result), verdict, as_json=as_json)
     if result["different"]:
         raise CheckFailed(f"{len(result['different'])} documents were tokenized differently from {folder}")
 
@@ -487,7 +603,7 @@ def codec_eval(
 
     with console.Reporter() as report:
         result = codec_evaluation.evaluate(weights, paths, out, report=report)
-    console.result(result, tables.codec_scores(result), as_json=as_json)
+    console.result(result, tables.codec_scores(result), *tables.account(result), as_json=as_json)
 
 
 @app.command()

@@ -1,20 +1,29 @@
 """All printing: results go to stdout, progress, notes and errors to stderr.
 
-Rich is imported only where something is drawn with it, so that `--help` starts fast.
+Rich is imported only where something is drawn with it, so that `--help` starts fast. Nothing that comes from outside,
+such as a path, is ever read as Rich's markup or as the name of an emoji: it becomes a Text, or is printed as it is.
+Nor does a terminal obey it: all of it goes through `formatting.shown`.
+
+A result that can't be written is an error. Progress that nobody can see is not: the work goes on without it.
 """
 
-import json
+import errno
+import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from shortcut_cli import SCHEMA_VERSION
+from shortcut_cli import SCHEMA_VERSION, cleanup
 from shortcut_cli.errors import ShortcutError
 from shortcut_cli.events import Event, Note, Progress, Validation
-from shortcut_cli.formatting import cell
+from shortcut_cli.formatting import cell, shown, to_json
 
 if TYPE_CHECKING:
     import rich.progress
@@ -25,64 +34,151 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
+STDERR = 2  # its number, the last of the standard streams'
+SHOW_CURSOR = b"\x1b[?25h\n"  # which Rich hides below its bars
+
+
+def _console(**options: Any) -> "Console":
+    from rich.console import Console
+
+    made = Console(markup=False, emoji=False, **options)
+    made.on_broken_pipe = _again  # type: ignore[method-assign]
+    return made
+
+
+def _again() -> None:
+    """Raise the BrokenPipeError that Rich has caught; by itself it would exit."""
+    raise  # noqa: PLE0704
 
 
 @cache
 def _out() -> "Console":
-    from rich.console import Console
-
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(soft_wrap=True, width=None if known else PIPE_WIDTH)
+    return _console(soft_wrap=True, width=None if known else PIPE_WIDTH)
 
 
 @cache
 def _err() -> "Console":
-    from rich.console import Console
+    return _console(stderr=True)
 
-    return Console(stderr=True)
+
+class _Closed(io.TextIOBase):
+    """Takes the place of a stdout that was closed before the command began."""
+
+    def write(self, _: str) -> int:
+        raise _lost(os.strerror(errno.EBADF))
 
 
 def harden() -> None:
-    """Print file names that are not valid UTF-8 escaped, instead of raising."""
+    """Print file names that are not valid UTF-8 escaped, instead of raising, and do without streams that are closed.
+
+    The numbers of closed streams are taken, so that no file that the command opens gets what is written to them.
+    """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(spare, True)
+    os.close(spare)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.excepthook, warnings.showwarning = _traceback, _warning
+    sys.stdout = sys.stdout or _Closed()
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug, as Python itself does."""
+    text("".join(traceback.format_exception(kind, error, trace)), error=True)
+
+
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001 - these are the names that a library may use
+    line: str | None = None,
+) -> None:
+    """Print a warning of a library, as Python itself does."""
+    text(warnings.formatwarning(message, category, filename, lineno, line), error=True)
+
+
+def _mute(stream: TextIO) -> None:
+    """Let a stream that can't be written lead nowhere, what it still holds included."""
+    with suppress(OSError):  # it has no number
+        number = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+
+@contextmanager
+def _showing() -> Iterator[None]:
+    """Raises ShortcutError if what is printed on stdout in this block does not arrive."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        _mute(sys.stdout)
+        raise _lost(str(error.strerror)) from error
+
+
+def _lost(reason: str) -> ShortcutError:
+    return ShortcutError(f"the output can't be written to stdout: {reason}", "files that were written are complete")
+
+
+@contextmanager
+def _trying() -> Iterator[None]:
+    """What is printed on stderr in this block may get lost."""
+    try:
+        yield
+        sys.stderr.flush()
+    except OSError:
+        _mute(sys.stderr)
 
 
 def panel(error: ShortcutError) -> None:
     """Print one panel on stderr: what went wrong, and what to do next."""
-    from rich.markup import escape
     from rich.panel import Panel
+    from rich.text import Text
 
-    hint = f"\n\n[bold]Next:[/] {escape(error.hint)}" if error.hint else ""
-    _err().print(Panel(escape(error.message) + hint, title="Error", title_align="left", border_style="red"))
+    said = Text(shown(error.message))
+    if error.hint:
+        said.append("\n\n").append("Next:", "bold").append(f" {shown(error.hint)}")
+    with _trying():
+        _err().print(Panel(said, title=error.title, title_align="left", border_style="red"))
 
 
 def text(words: str, *, error: bool = False) -> None:
-    """Print text as it is, on stdout or stderr."""
-    (sys.stderr if error else sys.stdout).write(words)
+    """Print text, on stdout or stderr. Raises ShortcutError if stdout can't be written."""
+    with _trying() if error else _showing():
+        (sys.stderr if error else sys.stdout).write(shown(words))
 
 
-def result(data: Mapping[str, Any], *shown: "Table | str", as_json: bool) -> None:
-    """Print the result of a command on stdout: `data` with its schema version as one JSON document, or `shown`."""
+def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> None:
+    """Print the result of a command on stdout: `data` with its schema version as one JSON document, or `parts`.
+
+    Raises ShortcutError if stdout can't be written.
+    """
     if as_json:
-        text(json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=1) + "\n")
+        text(to_json({"schema_version": SCHEMA_VERSION, **data}, indent=1) + "\n")
         return
-    for part in shown:
-        _out().print(part, markup=not isinstance(part, str))
+    with _showing():
+        for part in parts:
+            _out().print(shown(part) if isinstance(part, str) else part)
 
 
 def table(
     title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], align: Literal["left", "right"] = "right"
 ) -> "Table":
     """A table. align: of the columns after the first, which is aligned left."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(title=escape(title), title_justify="left", title_style="bold")
+    made = Table(title=Text(shown(title), "bold"), title_justify="left")
     for number, column in enumerate(columns):
-        made.add_column(column, justify=align if number else "left", overflow="fold")
+        made.add_column(Text(shown(column)), justify=align if number else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(cell(value)) for value in row))
+        made.add_row(*(Text(shown(cell(value))) for value in row))
     return made
 
 
@@ -101,7 +197,11 @@ def _bars() -> "rich.progress.Progress":
             speed = task.finished_speed or task.speed
             return Text(f"{cell(float(speed))} {task.fields['unit']}/s" if speed else "")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+    )
     more = (Rate(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
     return Progress(*columns, *more, console=_err(), transient=True)
 
@@ -113,22 +213,29 @@ class Reporter:
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.printed = time.monotonic()
+        self.shown = ExitStack()
 
     def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.live:
-            self.live.stop()
+            with _trying():
+                self.live.stop()
+            self.shown.close()
 
     def __call__(self, event: Event) -> None:
         """Show one event of a stage."""
+        with _trying():
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         if isinstance(event, Note):
-            _err().print(event.text, markup=False, highlight=False, soft_wrap=True)
+            _err().print(shown(event.text), highlight=False, soft_wrap=True)
         elif isinstance(event, Validation):
             best = " (best so far)" if event.loss <= event.best else ""
-            shown = event.text or f"{event.loss:.4f} nats per token"
-            _err().print(f"step {event.step:,}: validation {shown}{best}", highlight=False, soft_wrap=True)
+            scored = shown(event.text) or f"{event.loss:.4f} nats per token"
+            _err().print(f"step {event.step:,}: validation {scored}{best}", highlight=False, soft_wrap=True)
         elif _err().is_terminal:
             self._bar(event)
         else:
@@ -137,11 +244,14 @@ class Reporter:
     def _bar(self, event: Progress) -> None:
         if not self.live:
             self.live = _bars()
+            self.shown.enter_context(cleanup.due(lambda: os.write(STDERR, SHOW_CURSOR)))
             self.live.start()
         if event.task not in self.tasks:
-            self.tasks[event.task] = self.live.add_task(event.task, total=event.total, unit=event.unit, loss="")
-        shown: dict[str, Any] = {} if event.loss is None else {"loss": f"loss {event.loss:.4f}"}
-        self.live.update(self.tasks[event.task], completed=event.done, total=event.total, **shown)
+            self.tasks[event.task] = self.live.add_task(
+                shown(event.task), total=event.total, unit=shown(event.unit), loss=""
+            )
+        loss: dict[str, Any] = {} if event.loss is None else {"loss": f"loss {event.loss:.4f}"}
+        self.live.update(self.tasks[event.task], completed=event.done, total=event.total, **loss)
         if event.done >= event.total:
             self.live.remove_task(self.tasks.pop(event.task))
 
@@ -156,4 +266,4 @@ class Reporter:
             rate = f", {event.tokens / event.seconds:,.0f} tokens/s, {left:,.0f} s left"
         loss = "" if event.loss is None else f", loss {event.loss:.4f}"
         line = f"{event.task}: {event.done:,} of {event.total:,} {event.unit}{loss}{rate}"
-        _err().print(line, highlight=False, soft_wrap=True)
+        _err().print(shown(line), highlight=False, soft_wrap=True)

@@ -1,36 +1,85 @@
-"""How a command ends: signals as exceptions or requests, and errors as one panel and an exit code.
+"""How a command ends: by a signal, or by an error that is shown as one panel, with an exit code.
 
-SIGINT exits with 130, SIGTERM with 75; errors.py lists the other codes.
+SIGINT exits with 130, SIGTERM and SIGHUP with 75; errors.py lists the other codes.
+
+A thread waits for signals, which are blocked everywhere else; no exception is raised in the middle of other code, which
+could catch it. A training asks after each step whether a signal came; anything else ends at once, as after SIGKILL, but
+for its temporary files and processes: what is complete is in place, and the rest is done again.
 """
 
 import errno
 import gc
+import os
 import signal
 import sys
+import sysconfig
+import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType
+from pathlib import Path
+from select import select
 from typing import Any, NoReturn
 
+from shortcut_cli import cleanup
 from shortcut_cli.cli import console
-from shortcut_cli.errors import Interrupted, ShortcutError
+from shortcut_cli.cli.console import STDERR
+from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
-SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
+REPEAT_S = 1.0  # the same request can arrive twice: at the process and at its group, or from a hasty supervisor
+WRITE_S = 0.5  # longest wait for a stderr that nobody reads
+# What the system can refuse at any time, with or without the name of a file.
+SYSTEM_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE),
+}
+# What is wrong with a path, and what to do about it. Without the name of a file, or with one of ours, these are bugs.
+PATH_ERRORS = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file is in the place of a folder; choose another path",
+    errno.EEXIST: "a file is in the place of a folder; choose another path",
+    errno.EISDIR: "a folder is in the place of a file; choose another path",
+    errno.ENOTEMPTY: "choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "the links of this path lead in a circle",
+    errno.ENXIO: "this is no regular file",
+    errno.ENODEV: "this is no regular file",
+    errno.EINVAL: "this is no regular file",
+    errno.ETXTBSY: "a program of that name is running",
+    errno.EBUSY: "another program uses it",
+}
 
 
 class Signals:
-    """Once installed, a signal raises Interrupted; within a `with` block, the first one is only noted."""
+    """Once installed, a signal ends the process; within a `with` block, the first one is only noted.
+
+    Another one ends it at once if it comes REPEAT_S or more after the first.
+    """
 
     def __init__(self) -> None:
         self.patient = False
-        self.code: int | None = None
+        self.code: int | None = None  # of the signal that was noted
+        self.noted_s = 0.0  # when, on the monotonic clock
+        self.closed = False
+        self.lock = threading.RLock()
+        self.installed = False
 
     def install(self) -> None:
-        """Handle SIGINT and SIGTERM in this process."""
-        for number in EXIT_CODES:
-            with suppress(ValueError):  # not in the main thread
-                signal.signal(number, self._handle)
+        """Handle SIGINT and SIGTERM in this process, and SIGHUP unless it is ignored, as after `nohup`."""
+        if self.installed:
+            return
+        self.installed = True
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [number for number in EXIT_CODES if number != signal.SIGHUP or not nohup]
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        # For libraries that unblock signals (multiprocessing does, for a moment).
+        for number in numbers:
+            signal.signal(number, lambda number, _: self.receive(number))
+        threading.Thread(target=self._wait, args=(numbers,), name="signals", daemon=True).start()
+
+    def _wait(self, numbers: list[signal.Signals]) -> NoReturn:
+        while True:
+            self.receive(signal.sigwait(numbers))
 
     def __enter__(self) -> Callable[[], int | None]:
         """Returns a function that gives the exit code that a signal asked for, or None."""
@@ -38,41 +87,126 @@ class Signals:
         return lambda: self.code
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Raises now if a signal came after the block last asked."""
-        self.patient = False
+        """Raises Interrupted if a signal came after the block last asked."""
+        with self.lock:
+            self.patient = False
         if self.code is not None and kind is None:
-            raise _interrupted(self.code)
+            raise Interrupted(*INTERRUPTED, exit_code=self.code)
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        code = EXIT_CODES[signal.Signals(number)]
-        if self.patient and self.code is None:
-            self.code = code
-            return
-        raise _interrupted(code)
+    def receive(self, number: int) -> None:
+        """Note a signal, or end the process because of it."""
+        now, code = time.monotonic(), EXIT_CODES[signal.Signals(number)]
+        with self.lock:
+            if self.closed or (self.code is not None and now - self.noted_s < REPEAT_S):
+                return
+            if self.patient and self.code is None:
+                self.code, self.noted_s = code, now
+                return
+            self.closed = True
+            _end(code)
+
+    def close(self) -> None:
+        """Ignore signals from here on: the command has ended. Does not return if a signal is ending the process."""
+        with self.lock:
+            self.closed = True
 
 
-def _interrupted(code: int) -> Interrupted:
-    return Interrupted("interrupted", "run the same command again to resume", exit_code=code)
+INTERRUPTED = ("interrupted", "run the same command again to resume")
+
+
+def _end(code: int) -> NoReturn:
+    """End the process with one panel and an exit code, whatever its threads are doing."""
+    try:
+        cleanup.leave()
+        shown = _panel()
+        if select([], [STDERR], [], WRITE_S)[1]:
+            os.write(STDERR, shown)
+    finally:
+        os._exit(code)
+
+
+def _panel() -> bytes:
+    """What `console.panel` prints, drawn without Rich, which may be half imported or hold a lock."""
+    try:
+        columns = os.get_terminal_size(STDERR).columns
+    except OSError:
+        columns = 80
+    said, hint = INTERRUPTED
+    width = max(len(hint) + 10, columns) - 4
+    rows = (said, "", f"Next: {hint}")
+    top = f"\u256d\u2500 {Interrupted.title} ".ljust(width + 3, "\u2500") + "\u256e"
+    lines = [top, *(f"\u2502 {row:{width}} \u2502" for row in rows), f"\u2570{chr(0x2500) * (width + 2)}\u256f"]
+    text = "\n".join(lines) + "\n"
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(dict.fromkeys(map(ord, "\u256d\u256e\u2570\u256f\u2500\u2502"), "|")).encode(encoding)
 
 
 signals = Signals()  # of this process
 
 
+def translated(error: Exception) -> ShortcutError | None:
+    """What to tell a user about an error of the system or of a path; None if it is a bug of ours."""
+    text = str(error)
+    if isinstance(error, ShortcutError):
+        return error
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    if isinstance(error, ValueError) and text.startswith("embedded null"):
+        return UsageError("a path contains the character NUL", "check the paths of the recipe")
+    # PyTorch has a class of its own for CUDA, and none for the CPU.
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text:
+        return ShortcutError(
+            "there is not enough memory" + (f": {text.splitlines()[0]}" if text else ""),
+            "a smaller model.width, model.context, train.batch_size or eval.batch_size needs less",
+        )
+    return None
+
+
+def _of_the_system(error: OSError) -> ShortcutError | None:
+    name = error.filename2 or error.filename
+    where = f": {os.fsdecode(name)}" if isinstance(name, str | bytes) else ""
+    if error.errno in SYSTEM_ERRORS:
+        return ShortcutError(f"{error.strerror}{where}", "files that were complete before are unchanged")
+    if where and error.errno in PATH_ERRORS and not _is_ours(os.fsdecode(name)):
+        return ShortcutError(f"{error.strerror}{where}", PATH_ERRORS[error.errno])
+    if not where and error.errno == errno.ENOENT and not _has_folder():
+        return ShortcutError("the working directory does not exist any more", "change to another folder")
+    return None
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a path is of this program or of Python itself: if it is missing, no user has named it."""
+    path = Path(os.path.abspath(name)) if _has_folder() else Path(name)
+    own = (str(Path(__file__).parents[1]), *(sysconfig.get_path(each) for each in ("stdlib", "purelib", "platlib")))
+    return any(path.is_relative_to(folder) for folder in own)
+
+
+def _has_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
 def guarded(command: Callable[[], Any]) -> NoReturn:
-    """Run a command, then exit: a ShortcutError is one panel and its exit code; a bug keeps its traceback."""
+    """Run a command, then exit: what a user can act on is one panel and its exit code; a bug keeps its traceback."""
     console.harden()
     signals.install()
     try:
-        sys.exit(command())
-    except ShortcutError as error:
-        console.panel(error)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in SYSTEM_ERRORS:
+        result = command()
+        signals.close()
+        sys.exit(result)
+    except Exception as error:
+        signals.close()
+        shown = translated(error)
+        if shown is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        console.panel(ShortcutError(f"{error.strerror}{where}", "files that were complete before are unchanged"))
-        sys.exit(ShortcutError.exit_code)
+        console.panel(shown)
+        sys.exit(shown.exit_code)
     finally:
         # Without this the interpreter would search torch's many objects for reference cycles on its way out.
         gc.freeze()

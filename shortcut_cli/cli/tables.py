@@ -4,13 +4,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortcut_cli import accounts
 from shortcut_cli.cli.console import pairs, table
 from shortcut_cli.compare import page
+from shortcut_cli.formatting import cell
 
 if TYPE_CHECKING:
     from shortcut_cli.cli.console import Table
 
 Result = dict[str, Any]
+COUNTS = (("inputs", "files"), ("duplicates", "duplicates"), ("rejected", "rejected"))  # of a manifest
 
 
 def shards(manifest: Result) -> "Table":
@@ -21,7 +24,16 @@ def shards(manifest: Result) -> "Table":
         amount = split["units"].get(unit, 0)
         rows.append((name, split["documents"], split["tokens"], amount, split["tokens"] / amount if amount else None))
     state = " (already prepared; nothing to do)" if manifest.get("worked") is False else ""
-    counts = f"{manifest['inputs']:,} files, {manifest['duplicates']:,} duplicates, {manifest['rejected']:,} rejected"
+    state += " (verified: every byte is as it was written)" if manifest.get("verified") else ""
+    counts = ", ".join(f"{manifest.get(key, 0):,} {name}" for key, name in COUNTS)
+    if manifest.get("unfinished"):
+        counts += f" ({manifest['unfinished']:,} to be tried again)"
+    if manifest.get("documents_duplicated"):
+        counts += f", {manifest['documents_duplicated']:,} documents duplicated"
+    if manifest.get("records_rejected"):
+        counts += f", {manifest['records_rejected']:,} of {manifest['records']:,} records rejected"
+    if manifest.get("outside_splits"):
+        counts += f", {manifest['outside_splits']:,} in none of the splits"
     if manifest.get("ignored"):
         counts += f", {manifest['ignored']:,} with other suffixes ignored"
     rate = f", {manifest['tokens_per_s']:,.0f} tokens/s" if manifest.get("tokens_per_s") else ""
@@ -29,11 +41,14 @@ def shards(manifest: Result) -> "Table":
     return table(f"{manifest['path']}: {counts}{rate}{state}", columns, rows)
 
 
-def account(manifest: Result) -> Iterator["Table"]:
-    """What the ids of a shards folder do not carry, summed over its documents; nothing if that is nothing."""
-    rows = {name.replace("_", " "): amount for name, amount in manifest.get("account", {}).items() if amount}
-    if rows:
-        yield pairs("account: what was changed on the way to ids", rows)
+def account(result: Result) -> Iterator["Table"]:
+    """What was changed on the way to ids, by the "account" of a result; nothing if that is nothing."""
+    rows = [*accounts.rows(result.get("account", {}))]
+    if not rows:
+        return
+    columns = ["what was changed on the way to ids", "amount", "per note"]
+    means = any(mean is not None for *_, mean in rows)
+    yield table("account", columns if means else columns[:2], rows if means else (row[:2] for row in rows))
 
 
 def scores(title: str, result: Result) -> "Table":
@@ -46,9 +61,13 @@ def scores(title: str, result: Result) -> "Table":
         "  unigram entropy of the split": result["unigram_entropy"],
         "perplexity": result["perplexity"],
         "accuracy": result["accuracy"],
-        f"bits per {unit}": result["bits_per_unit"],
+        f"bits per {unit}": f"the split has no {unit}s" if result["bits_per_unit"] is None else result["bits_per_unit"],
         "  95 % interval": result["bits_per_unit_interval_95"],
     }
+    if "words" in result:
+        rows |= {"bits per character": result["bits_per_character"], "perplexity per word": result["word_perplexity"]}
+    if result.get("rejects"):
+        rows["rejected files and records"] = len(result["rejects"])
     if "depth_weights" in result:
         heads = result["depth_weights"]["by_head"]
         for source, shares in zip(result["depth_weights"]["sources"], zip(*heads, strict=True), strict=True):
@@ -89,7 +108,9 @@ def description(title: str, result: Result) -> Iterator["Table"]:
 def _flat(tree: Result, prefix: str = "") -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for key, value in tree.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        tables = isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+        inner = {str(number): entry for number, entry in enumerate(value, 1)} if tables else value
+        rows |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
     return rows
 
 
@@ -145,6 +166,6 @@ def demo(result: Result) -> "Table":
     keys = ("recipe", "model", "parameters", "nats_per_token", "unigram_entropy", "accuracy")
     columns = ("recipe", "model", "parameters", "nats per token", "unigram entropy", "accuracy", "bits per unit")
     rows = (
-        (*(row[key] for key in keys), f"{row['bits_per_unit']:.4g} bits per {row['unit']}") for row in result["rows"]
+        (*(row[key] for key in keys), f"{cell(row['bits_per_unit'])} bits per {row['unit']}") for row in result["rows"]
     )
     return table("test split", columns, rows)

@@ -3,7 +3,6 @@
 `shortcut compare` starts it as `python -m shortcut_cli.cli.worker RECIPE FOLDER DEVICE`.
 """
 
-import json
 import resource
 import sys
 from pathlib import Path
@@ -11,22 +10,31 @@ from pathlib import Path
 from shortcut_cli import files
 from shortcut_cli.cli import console
 from shortcut_cli.cli.signals import guarded, signals
-from shortcut_cli.config import reading
-from shortcut_cli.stages import training
-from shortcut_cli.stages.pipeline import score
+from shortcut_cli.formatting import to_json
 
 
 def run(planned: str, folder: Path, device: str) -> None:
-    """Do what `shortcut train` and then `shortcut eval` do; then write cost.json, which marks the run as finished.
+    """Do what `shortcut train` does and write cost.json; then do what `shortcut eval` does.
 
-    The peak memory in it is that of training, in MB.
+    cost.json has the peak memory of training, in MB, or None if another process did the training.
     """
+    # After `signals.install`, since it takes seconds.
+    from shortcut_cli.compare.runner import cost_of
+    from shortcut_cli.config import reading
+    from shortcut_cli.stages import training
+    from shortcut_cli.stages.pipeline import score
+
     with console.Reporter() as report:
         resolved = reading.read(planned)
-        training.train(resolved, folder, device=device, resume="auto", report=report, stop=signals)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        score(folder / "run.pt", None, None, device=device, report=report)
-    files.write(folder / "cost.json", json.dumps({"peak_mb": peak_mb, "device": device}) + "\n")
+        trained = training.train(resolved, folder, device=device, resume="auto", report=report, stop=signals)
+        checkpoint = folder / "run.pt"
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 if trained["worked"] else None
+        inputs = {"checkpoint_sha256": files.sha256(checkpoint)}
+        if trained["worked"] or cost_of(folder, inputs) is None:
+            cost = {"peak_mb": peak_mb, "device": device, "inputs": inputs}
+            files.write(folder / "cost.json", to_json(cost) + "\n")
+        shards = Path(resolved.data.shards)
+        score(checkpoint, shards, None, resolved.eval, device=device, report=report)
 
 
 if __name__ == "__main__":

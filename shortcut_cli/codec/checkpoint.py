@@ -1,5 +1,6 @@
 """codec.pt, the result of `shortcut codec train`: weights in half precision, and the recipe of their network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from shortcut_cli.codec import encodec, vocos
 from shortcut_cli.codec.layout import CODES
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import CodecConfig, CodecRecipe
-from shortcut_cli.errors import CheckFailed
+from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.training import tensor_file
 
 FORMAT = 1
@@ -51,11 +52,20 @@ def network(config: CodecConfig, seed: int = 0) -> Network:
         return vocos.Network(config.dimension, config.frame, quantizer)
 
 
-def save(path: Path, made: CodecRecipe, weights: dict[str, Tensor], *, step: int, scores: dict[str, float]) -> None:
-    """Write a codec.pt."""
+def save(
+    path: Path,
+    made: CodecRecipe,
+    weights: dict[str, Tensor],
+    *,
+    step: int,
+    scores: dict[str, float],
+    conditions: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write a codec.pt. conditions: those of each part of its training."""
     kept = {name: tensor.half() for name, tensor in weights.items() if not name.endswith(TRAINING_ONLY)}
     content = {"format": FORMAT, "kind": KIND, "recipe": made.model_dump(), "weights": kept}
-    tensor_file.save(path, content | {"step": step, "scores": scores, "versions": tensor_file.versions()})
+    content |= {"step": step, "scores": scores, "versions": tensor_file.versions(), "conditions": [*conditions]}
+    tensor_file.save(path, content)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -66,10 +76,9 @@ def read(path: Path) -> dict[str, Any]:
     content = tensor_file.load(path, "codec.pt")
     if not isinstance(content, dict) or not content.keys() >= FIELDS.keys() or content["kind"] != KIND:
         raise CheckFailed(f"{path} is a PyTorch file, but not a codec.pt")
-    if content["format"] != FORMAT:
-        raise CheckFailed(f"{path} has format {content['format']!r}; this version reads {FORMAT}", "update shortcut")
+    tensor_file.check_format(path, content["format"], FORMAT)
     kinds = all(isinstance(content[name], kind) for name, kind in FIELDS.items())
-    if not (kinds and tensor_file.are_tensors(content["weights"], torch.float16)):
+    if not (kinds and tensor_file.are_shown(content) and tensor_file.are_tensors(content["weights"], torch.float16)):
         raise CheckFailed(f"{path} is not a codec.pt: its fields have the wrong types")
     return content
 
@@ -86,8 +95,13 @@ def load(path: Path) -> encodec.Codec | vocos.Codec:
     Raises what `read` raises, and CheckFailed if recipe and weights do not match.
     """
     content = read(path)
-    config = reading.validate_codec(content["recipe"], str(path)).codec
-    tensor_file.check_shapes(path, content["weights"], lambda: network(config), unsaved=TRAINING_ONLY)
+    try:
+        config = reading.validate_codec(content["recipe"], str(path)).codec
+    except UsageError as error:
+        raise CheckFailed(tensor_file.shortened(error.message), error.hint) from error
+    blocks = config.frame.encoder_blocks + config.frame.decoder_blocks if config.network == "frame" else 0
+    blocks += config.codebooks
+    tensor_file.check_shapes(path, content["weights"], lambda: network(config), blocks, unsaved=TRAINING_ONLY)
     found = network(config)
     found.load_state_dict({name: tensor.float() for name, tensor in content["weights"].items()}, strict=False)
     return encodec.Codec(found) if isinstance(found, Seanet) else vocos.Codec(found)

@@ -1,25 +1,28 @@
 """Training data of codecs: sound files -> 24 kHz clips in one memory-mapped file per split, and windows of them."""
 
-import json
 import math
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shortcut_cli import files
+from shortcut_cli import accounts, files
 from shortcut_cli.codec.layout import RATE_HZ
 from shortcut_cli.config.schema import CodecDataConfig
 from shortcut_cli.data import inputs, windows, workers
-from shortcut_cli.data.sound import SUFFIXES, SoundReader
-from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.events import Progress, Report
+from shortcut_cli.data.documents import add_account
+from shortcut_cli.data.sound import READER_VERSION, SUFFIXES, SoundReader
+from shortcut_cli.errors import CheckFailed, Rejected, Unfinished, UsageError, unreadable
+from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.formatting import cell, to_json
+from shortcut_cli.kept.inputs import differences, read
 
-FORMAT = 1
+FORMAT = 2
 FULL_SCALE = 32767
 Samples = npt.NDArray[np.float32]
 
@@ -56,37 +59,55 @@ class Clips:
 def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_workers: int, report: Report) -> Clips:
     """Convert sound files to train.s16, val.s16, clips.json and rejects.jsonl in `folder`, unless that is done already.
 
-    Of identical files only one is kept. Raises UsageError if there are too few files for two splits, or if `folder` was
-    made from other files or with other settings, CheckFailed if it is damaged.
+    Of identical files only one is kept. Files that are not whole are rejected. Raises UsageError if there are too few
+    files for two splits, or if `folder` was made from other files or names, with other settings, or by another version
+    of the reader, CheckFailed if it is damaged, Unfinished if a file was rejected for a reason that may pass.
     """
-    found = inputs.find(paths, SUFFIXES)
-    rejects = [{"path": path, "reason": reason} for path, reason in found.rejects]
+    found = inputs.find(paths, SUFFIXES, out=folder)
+    rejects = [_reject(path, Rejected(reason, passing=path in found.passing)) for path, reason in found.rejects]
     unique: dict[str, tuple[str, Path]] = {}
     for relative, path in found.files:
         try:
             unique.setdefault(files.sha256(path), (relative, path))
         except OSError as error:
-            rejects.append({"path": relative, "reason": f"can't be read: {error.strerror}"})
+            rejects.append(_reject(relative, unreadable(error)))
+    _check_finished(folder, rejects)
     if not unique:
+        _write_rejects(folder, rejects)
         raise UsageError(f"no readable {' '.join(SUFFIXES)} files in {' '.join(paths)}")
-    request = {"files": sorted(unique), "speaker": config.speaker, "val": config.val}
+    # Paths count if they say which files belong together.
+    paths_of = {sha256: relative for sha256, (relative, _) in unique.items()} if config.speaker else {}
+    speaker = [config.speaker, paths_of] if config.speaker else config.speaker
+    request = {
+        "format": FORMAT,
+        "files": sorted(unique),
+        "speaker": speaker,
+        "val": config.val,
+        "reader": READER_VERSION,
+    }
     made = folder / "clips.json"
     if made.exists():
         return _load(folder, request)
     folder.mkdir(parents=True, exist_ok=True)
     names = {sha256: relative for sha256, (relative, _) in unique.items()}
-    jobs = [(path, folder / f"{sha256}.s16") for sha256, (_, path) in unique.items()]
+    jobs = [(path, sha256, folder / f"{sha256}.s16") for sha256, (_, path) in unique.items()]
     lengths: dict[str, int] = {}  # samples of each file that could be read, by SHA-256
+    account: dict[str, float] = {}
     results = workers.in_order(
         _read, jobs, (), workers=n_workers, timeout_s=config.file_timeout_s, memory_mb=config.file_memory_mb
     )
-    for done, (job, result) in enumerate(results, 1):
+    for done, ((_, sha256, _), result) in enumerate(results, 1):
         if isinstance(result, Rejected):
-            rejects.append({"path": names[job[1].stem], "sha256": job[1].stem, "reason": str(result)})
+            rejects.append(_reject(names[sha256], result, sha256))
         else:
-            lengths[job[1].stem] = result
+            lengths[sha256], noticed = result
+            add_account(account, noticed)
         report(Progress(task="read", done=done, total=len(jobs), unit="files"))
-    files.write(folder / "rejects.jsonl", "".join(json.dumps(entry) + "\n" for entry in rejects))
+    if account:
+        noted = ", ".join(f"{cell(amount)} {label.strip()}" for label, amount, _ in accounts.rows(account))
+        report(Note(text=f"of the files read: {noted}"))
+    _check_finished(folder, rejects)
+    _write_rejects(folder, rejects)
     splits = divide({sha256: names[sha256] for sha256 in lengths}, config.speaker, config.val)
     clips = []
     for split in ("train", "val"):
@@ -102,28 +123,60 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
         "format": FORMAT,
         "request": request,
         "rejected": len(rejects),
+        "account": account,
         "clips": [asdict(clip) for clip in clips],
     }
-    files.write(made, json.dumps(content, indent=1) + "\n")
-    for _, target in jobs:
+    files.write(made, to_json(content, indent=1) + "\n")
+    for _, _, target in jobs:
         target.unlink(missing_ok=True)
     return _load(folder, request)
+
+
+def _reject(path: str, reason: Rejected, sha256: str = "") -> dict[str, Any]:
+    """A line of rejects.jsonl."""
+    known, passing = {"sha256": sha256} if sha256 else {}, {"passing": True} if reason.passing else {}
+    return {"path": path, **known, "reason": str(reason), **passing}
+
+
+def _write_rejects(folder: Path, rejects: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write(folder / "rejects.jsonl", "".join(to_json(entry) + "\n" for entry in rejects))
+
+
+def _check_finished(folder: Path, rejects: list[dict[str, Any]]) -> None:
+    """Raise Unfinished if a file was rejected for a reason that may pass: clips are never made without it.
+
+    rejects.jsonl is written before, unless it is that of clips that were made earlier.
+    """
+    passing = [reject for reject in rejects if reject.get("passing")]
+    if passing:
+        if not (folder / "clips.json").exists():
+            _write_rejects(folder, rejects)
+        shown = "\n".join(f"  {reject['path']}: {reject['reason']}" for reject in passing[:3])
+        raise Unfinished(
+            f"{len(passing):,} files could not be read because of the machine\n{shown}",
+            "the same command tries them again; larger data.file_timeout_s and data.file_memory_mb give them more",
+        )
 
 
 def _load(folder: Path, request: dict[str, object]) -> Clips:
     path = folder / "clips.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read(path) or {}
         clips = [Clip(**entry) for entry in content["clips"]]
         known, rejected = content["request"], content["rejected"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckFailed(f"{path} was not written by `shortcut codec train`, or is damaged: {error!r}") from error
+        _check_clips(clips)
+    except (CheckFailed, ValueError, KeyError, TypeError) as error:
+        raise CheckFailed(
+            f"{path} was not written by `shortcut codec train`, or is damaged: {error!r}",
+            f"remove {folder} to read the files again",
+        ) from error
     for split in ("train", "val"):
         size = 2 * sum(clip.samples for clip in clips if clip.split == split)
         samples = folder / f"{split}.s16"
         if not samples.is_file() or samples.stat().st_size != size:
             raise CheckFailed(f"{samples} is not {size:,} bytes long, as {path} says")
-    changed = [key for key in request if request[key] != known.get(key)]
+    changed = [line.partition(":")[0] for line in differences(known, request)]
     if changed:
         raise UsageError(
             f"{folder} was made from something else: its {', '.join(changed)} differ",
@@ -132,13 +185,24 @@ def _load(folder: Path, request: dict[str, object]) -> Clips:
     return Clips(folder, clips, rejected)
 
 
-def _read(job: tuple[Path, Path]) -> int:
-    """Write the samples of a file as 16-bit integers; returns their number."""
-    path, target = job
+def _check_clips(clips: list[Clip]) -> None:
+    """Raise ValueError if the clips of a split do not lie one behind the other."""
+    ends = {"train": 0, "val": 0}
+    for clip in clips:
+        texts = all(isinstance(text, str) for text in (clip.path, clip.sha256))
+        if not texts or clip.start != ends[clip.split] or not isinstance(clip.samples, int) or clip.samples < 0:
+            raise ValueError("its clips do not lie one behind the other")
+        ends[clip.split] += clip.samples
+
+
+def _read(job: tuple[Path, str, Path]) -> tuple[int, dict[str, float]]:
+    """Write the samples of a file as 16-bit integers; returns their number, and what the reader noticed."""
+    path, sha256, target = job
+    reader = SoundReader(path, sha256=sha256)
     with files.writing(target) as stream:
-        for samples in SoundReader(path):
+        for samples in reader:
             stream.write((samples.clip(-1, 1) * FULL_SCALE).round().astype("<i2").tobytes())
-    return target.stat().st_size // 2
+    return target.stat().st_size // 2, reader.account
 
 
 def divide(names: dict[str, str], speaker: str, val: float) -> dict[str, str]:

@@ -9,7 +9,7 @@ from shortcut_cli.codec import encodec
 from shortcut_cli.codec.losses import Balancer, adversarial_loss, discriminator_loss, feature_loss
 from shortcut_cli.config.schema import CodecTrainConfig
 from shortcut_cli.data import windows
-from shortcut_cli.training.optim import set_rate
+from shortcut_cli.training.optim import restore, set_rate
 
 
 class Discriminator:
@@ -50,5 +50,5 @@ class Discriminator:
     def load_state(self, content: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         self.network.load_state_dict(content["network"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        restore(self.optimizer, content["optimizer"])
         self.balancer.state = dict(content["balancer"])

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 
 from shortcut_cli.codec.layout import HOP, LEVELS, MONO, STEREO, Layout, regular
 from shortcut_cli.errors import CheckFailed, Rejected
+from shortcut_cli.training import tensor_file
+from shortcut_cli.training.zip_directory import Malformed
 
 BLOCK_FRAMES = 150  # larger blocks are not faster
 RECURRENT_BLOCKS = 4  # the LSTM processes several blocks at once, which is faster; convolutions gain nothing by it
@@ -64,13 +66,15 @@ def load(path: Path) -> tuple[Any, Layout]:
     Raises CheckFailed if the file is not such a checkpoint.
     """
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = tensor_file.load_unsealed(path)
+        if not tensor_file.are_tensors(weights):
+            raise Malformed("it is not a dictionary of tensors")
         # Only the 24 kHz model has weight norm.
         layout = MONO if any(name.endswith("weight_g") for name in weights) else STEREO
         model = build(layout)
         model.load_state_dict(weights)
-    except Exception as error:  # torch.load can raise anything on a foreign file
-        problem = str(error).splitlines()[0]
+    except (Malformed, RuntimeError) as error:
+        problem = str(error).splitlines()[0][: tensor_file.SHOWN]
         raise CheckFailed(f"{path} is not a checkpoint of the `encodec` package: {problem}") from error
     return model, layout
 
@@ -313,7 +317,7 @@ class Segments:
         """Samples, float32 (samples, 2) blocks -> (level, codes) per segment.
 
         level: 0 .. LEVELS - 1 dB below full scale; codes: int64 (frames, codebooks), those of the package's own pass
-        over the whole.
+        over the whole. The package repeats the end of the last segment as another one if it is where that would begin.
         """
         for samples in _overlapping(blocks, self.layout):
             x = torch.from_numpy(np.ascontiguousarray(samples.T))[None]  # (1, 2, N)
@@ -340,16 +344,15 @@ class Segments:
 
 
 def _overlapping(blocks: Iterable[np.ndarray], layout: Layout) -> Iterator[np.ndarray]:
-    """Samples (N, channels) in segments that start every `layout.advance` samples; the last ones are shorter."""
+    """Samples (N, channels) in segments that start every `layout.advance` samples; only the last can be shorter."""
     held = np.zeros((0, layout.channels), np.float32)
     for block in blocks:
         held = np.concatenate((held, block))
         while len(held) > layout.segment:
             yield held[: layout.segment]
             held = held[layout.advance :]
-    while len(held):
-        yield held[: layout.segment]
-        held = held[layout.advance :]
+    if len(held):
+        yield held
 
 
 def _sum(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from shortcut_cli.codec import checkpoint, dataset, rvq
 from shortcut_cli.codec.discriminator import Discriminator
 from shortcut_cli.codec.layout import CODEBOOK_KBPS, CODES
 from shortcut_cli.codec.losses import LogMel, si_sdr_db, wave_loss
-from shortcut_cli.config import writing
-from shortcut_cli.config.schema import CodecRecipe, CodecTrainConfig
+from shortcut_cli.config.schema import CodecRecipe, CodecTrainConfig, binding
 from shortcut_cli.data import windows
+from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Progress, Report, Validation
-from shortcut_cli.training import loop, tensor_file
+from shortcut_cli.kept.inputs import differences
+from shortcut_cli.training import conditions, loop, tensor_file
 from shortcut_cli.training.loop import PREVIOUS, STATE
 from shortcut_cli.training.optim import Optimizer, learning_rate
 from shortcut_cli.training.run_log import Log
@@ -59,8 +60,8 @@ class CodecTrainer:
         return int(books) + sum(parameter.numel() for parameter in self.network.parameters())
 
     def changes(self, content: dict[str, Any]) -> list[str]:
-        """The differences in recipe and files."""
-        lines = writing.differences(content["recipe"], self.recipe.model_dump())
+        """The differences in the files, and in the keys of the recipe that determine the weights."""
+        lines = differences(binding(content["recipe"]), binding(self.recipe.model_dump()))
         same = [*map(tuple, content["data"])] == self.data.fingerprint
         return lines if same else [*lines, "the files are different"]
 
@@ -118,6 +119,7 @@ class CodecTrainer:
 
     def save(self) -> None:
         """Write resume.pt: everything that the next step needs."""
+        self.log.sync()
         self.state.seconds = time.monotonic() - self.began
         content = {
             "recipe": self.recipe.model_dump(),
@@ -136,6 +138,7 @@ class CodecTrainer:
         if self.discriminator:
             self.discriminator.load_state(content["opponent"])
         self.state = loop.State(**content["state"])
+        self.state.conditions = conditions.parts(self.state.conditions)
 
     def validate(self) -> None:
         """Log the validation scores, and write codec.pt if their log-mel distance is the lowest so far."""
@@ -146,9 +149,25 @@ class CodecTrainer:
         shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self.report(Validation(step=self.state.step, text=shown, loss=distance, best=best))
         if distance < self.state.best:
-            self.state.best = distance
-            path, weights = self.folder / self.result, self.optimizer.weights()
-            checkpoint.save(path, self.recipe, weights, step=self.state.step, scores=scores)
+            self.state.best, self.state.best_step = distance, self.state.step
+            self._save_result(scores)
+
+    def _save_result(self, scores: dict[str, float]) -> None:
+        path, weights = self.folder / self.result, self.optimizer.weights()
+        made = self.state.conditions
+        checkpoint.save(path, self.recipe, weights, step=self.state.step, scores=scores, conditions=made)
+
+    def save_result(self) -> None:
+        """Write codec.pt, with the weights of this step."""
+        self._save_result(self.scores())
+
+    def check_result(self, path: Path) -> None:
+        """Raise CheckFailed or UsageError if codec.pt is missing, damaged, or another run's."""
+        changes = differences(binding(checkpoint.read(path)["recipe"]), binding(self.recipe.model_dump()))
+        if changes:
+            raise UsageError(
+                f"{path} is of a different run\n" + "\n".join(f"  {line}" for line in changes), "choose another --out"
+            )
 
     def write_log(self) -> None:
         """Log the steps since the last line, and report progress."""

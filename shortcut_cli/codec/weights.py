@@ -16,6 +16,7 @@ BASE_URL = "https://dl.fbaipublicfiles.com/encodec/v0"  # encodec.model.ROOT_URL
 URL_VARIABLE = "SHORTCUT_WEIGHTS_URL"
 TIMEOUT_S = 20
 ATTEMPTS = 4  # to complete a download that breaks off
+SEED_DIGITS = 18  # of 63 bits
 UNTRAINED = {"untrained:": MONO, "untrained_48khz:": STEREO}
 OnProgress = Callable[[int, int], None]  # bytes on disk, bytes in total (0: unknown)
 
@@ -69,13 +70,13 @@ def resolve(weights: str) -> Path:
 def seed(weights: str) -> tuple[int, Layout] | None:
     """The seed and the layout of "untrained:SEED" or "untrained_48khz:SEED" (weights for tests); None for other names.
 
-    Raises UsageError if the seed is not a number.
+    Raises UsageError if the seed is not a number of at most SEED_DIGITS digits.
     """
     for prefix, layout in UNTRAINED.items():
         if weights.startswith(prefix):
             text = weights.removeprefix(prefix)
-            if not text.isdecimal():
-                raise UsageError(f"tokenizer.weights {weights!r} has no seed", f"for example {prefix}0")
+            if not text.isdecimal() or len(text) > SEED_DIGITS:
+                raise UsageError(f"tokenizer.weights {weights[:50]!r} has no seed", f"for example {prefix}0")
             return int(text), layout
     return None
 
@@ -97,8 +98,8 @@ def fetch(name: str, progress: OnProgress | None = None) -> Path:
     path = cached(name)
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.held(path.parent, f"shortcut codec get {name}"):
+    wait = f"wait until it ends; it fills {path.parent}"
+    with files.held(path.parent, "shortcut codec get", wait, known=lambda _: True):
         part = path.with_name(f"{path.name}.part")
         try:
             for attempt in range(1, ATTEMPTS + 1):

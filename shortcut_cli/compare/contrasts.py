@@ -49,12 +49,13 @@ def _differences(row: Row, other: Row, key: str) -> list[float]:
 
 def _more(row: Row, other: Row) -> dict[str, Any]:
     """The differences by seed, in bits per unit, and over documents."""
-    bits = significance.contrast(_differences(row, other, "bits_per_unit"), math.inf)
+    counted = None not in (*row["bits_per_unit"], *other["bits_per_unit"])  # or the split has none of the unit
+    bits = significance.contrast(_differences(row, other, "bits_per_unit"), math.inf) if counted else None
     scores = [[np.load(path) for path in one["groups"]] for one in (row, other)]  # by document, for each seed
     ours, theirs = (np.mean([part["nats"] for part in parts], 0) for parts in scores)
     return {
         "differences": _differences(row, other, "nats_per_token"),
-        "bits_per_unit": bits.mean,
-        "bits_per_unit_interval_95": bits.interval_95,
+        "bits_per_unit": bits and bits.mean,
+        "bits_per_unit_interval_95": bits and bits.interval_95,
         "documents_interval_95": significance.over_documents(ours, theirs, scores[0][0]["tokens"]),
     }

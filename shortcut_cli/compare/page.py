@@ -37,7 +37,8 @@ def table(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     """A row per arm: COLUMNS, then the means over seeds of nats per token and bits per unit."""
     for row in result["arms"]:
         losses, bits = row["nats_per_token"], row["bits_per_unit"]
-        yield (*(row[key] for _, key in COLUMNS), sum(losses) / len(losses), sum(bits) / len(bits))
+        known = None if None in bits else sum(bits) / len(bits)
+        yield (*(row[key] for _, key in COLUMNS), sum(losses) / len(losses), known)
 
 
 def headings(result: dict[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """The runs of a comparison: each is an ordinary run folder, made in a process of its own."""
 
 import itertools
-import json
 import math
 import os
 import queue
@@ -10,18 +9,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import files
+from shortcut_cli import cleanup, files
 from shortcut_cli.compare.arms import Arm
 from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import Recipe
-from shortcut_cli.errors import Interrupted, ShortcutError
+from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
 from shortcut_cli.events import Note, Report
+from shortcut_cli.kept import scores
+from shortcut_cli.kept.inputs import differences, is_number, read
+from shortcut_cli.training import checkpoint, conditions, loop
 from shortcut_cli.training.run_log import read_log
 
 POLL_S = 0.2
@@ -44,11 +46,34 @@ class PlannedRun:
         return reading.with_settings(self.arm.recipe, [f"train.lr={self.lr!r}", f"train.seed={self.seed}"])
 
 
-class Runner:
-    """Trains and scores planned runs, one at a time on each device."""
+@dataclass(frozen=True)
+class Finished:
+    """What a run that is trained and scored left in its folder."""
 
-    def __init__(self, out: Path, devices: Sequence[str], report: Report) -> None:
-        self.out, self.report = out, report
+    validation: float  # lowest loss
+    cost: dict[str, Any]  # content of cost.json
+    score: dict[str, Any]
+    groups: Path  # the score's sums by document
+    conditions: list[dict[str, Any]]  # of each part of its training, see training.conditions
+
+
+def cost_of(folder: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
+    """The content of a run's cost.json; None if there is none, it is damaged, or it is not of `inputs`."""
+    try:
+        cost = read(folder / "cost.json")
+    except CheckFailed:
+        return None  # what it said is lost, and nothing but the peak memory depends on it
+    if cost is None or differences(cost.get("inputs"), inputs):
+        return None
+    peak = cost.get("peak_mb", "")
+    return cost if isinstance(cost.get("device"), str) and (peak is None or is_number(peak)) else None
+
+
+class Runner:
+    """Trains and scores planned runs on shards with a checksum, one at a time on each device."""
+
+    def __init__(self, out: Path, devices: Sequence[str], report: Report, shards: str) -> None:
+        self.out, self.report, self.shards = out, report, shards
         self.devices: queue.Queue[str] = queue.Queue()
         for device in devices:
             self.devices.put(device)
@@ -64,27 +89,58 @@ class Runner:
     def run(self, runs: Sequence[PlannedRun]) -> None:
         """Train and score the runs that are not done yet; equal runs only once.
 
-        Raises Interrupted after a signal, ShortcutError if a run fails.
+        Raises Interrupted after a signal, UsageError, before any training, if a folder holds a different run,
+        ShortcutError if a run fails.
         """
-        left = {planned.folder(self.out): planned for planned in runs if not self._is_done(planned)}
+        left = {planned.folder(self.out): planned for planned in runs if self._finished(planned) is None}
         with ThreadPoolExecutor(self.width) as pool:
             for done, _ in enumerate(pool.map(self._train, left.values()), 1):
                 each = statistics.mean(self.spent) / 60
                 minutes = each * (len(left) - done) / self.width
                 self.report(Note(text=f"{done} of {len(left)} runs done, about {minutes:,.0f} min left"))
 
-    def _is_done(self, planned: PlannedRun) -> bool:
-        folder = planned.folder(self.out)
-        return (folder / "cost.json").exists() and (folder / "eval.json").exists()
+    def check_shards(self) -> None:
+        """Raise UsageError if a run in the folder was trained on other shards."""
+        for path in sorted((self.out / "runs").glob("*/run.pt")):
+            found = checkpoint.load(path)["shards"]
+            if found != self.shards:
+                raise UsageError(
+                    f"{path} was trained on shards {found[:12]}; data.shards has {self.shards[:12]}",
+                    "choose another --out",
+                )
+
+    def _finished(self, planned: PlannedRun) -> Finished | None:
+        """What a run left, if it is trained and scored. Raises UsageError if its folder holds a different run."""
+        folder, recipe = planned.folder(self.out), planned.recipe()
+        path = folder / "run.pt"
+        if not path.is_file():
+            return None
+        content = checkpoint.load(path)
+        wanted = checkpoint.made_from(recipe.model_dump(), self.shards)
+        changes = differences(checkpoint.made_from(content["recipe"], content["shards"]), wanted)
+        if changes:
+            raise UsageError(
+                f"{folder} holds a different run\n" + "\n".join(f"  {line}" for line in changes), "choose another --out"
+            )
+        sha256 = files.sha256(path)
+        cost = cost_of(folder, {"checkpoint_sha256": sha256})
+        if cost is None:
+            return None
+        # Scored by the process that wrote cost.json, so on its device.
+        inputs = scores.made_from(sha256, self.shards, recipe.eval.split, recipe.eval, cost["device"])
+        score = scores.find(folder, inputs)
+        groups = scores.groups(folder, score) if score else None
+        made = conditions.parts(content.get("conditions"))
+        return Finished(content["scores"]["validation"], cost, score, groups, made) if score and groups else None
 
     def _train(self, planned: PlannedRun) -> None:
         self._check_stop()
         folder, device = planned.folder(self.out), self.devices.get()
         try:
             began = time.monotonic()
-            folder.mkdir(parents=True, exist_ok=True)
             recipe = folder / "run.toml"
-            files.write(recipe, writing.dump(planned.recipe()))
+            with files.held(folder, "shortcut train", known=loop.is_run_folder):
+                files.write(recipe, writing.dump(planned.recipe()))
             self.report(Note(text=f"{folder.name} on {device}"))
             self._process(recipe, folder, device)
             with self.lock:
@@ -105,8 +161,8 @@ class Runner:
         """
         command = [sys.executable, "-m", "shortcut_cli.cli.worker", str(recipe), str(folder), device]
         with open(self.out / "output.txt", "ab") as output:
-            # A new session, so that Ctrl-C reaches the process only through us, once. S603: the command is our own.
-            process = subprocess.Popen(  # noqa: S603
+            # A new session, so that Ctrl-C reaches the process only through us, once.
+            process = cleanup.start(
                 command, stdout=output, stderr=subprocess.PIPE, start_new_session=True, env=self.environment
             )
             terminated = False
@@ -124,12 +180,18 @@ class Runner:
             tail = errors.decode(errors="replace").strip().splitlines()[-12:]
             raise ShortcutError(f"{folder} on {device} exited with {process.returncode}\n" + "\n".join(tail))
 
-    def validation(self, planned: PlannedRun) -> float:
-        """The lowest validation loss of a run."""
-        losses: list[float] = [
-            line["validation"] for line in read_log(planned.folder(self.out)) if "validation" in line
-        ]
-        return min(losses)
+    def result(self, planned: PlannedRun) -> Finished:
+        """What a run left. Raises ShortcutError if that could not be written."""
+        found = self._finished(planned)
+        if found is None:
+            raise ShortcutError(
+                f"{planned.folder(self.out)} has no score", f"{self.out / 'output.txt'} has what its process printed"
+            )
+        if found.score["nats_per_token"] is None:
+            raise ShortcutError(
+                f"the score of {planned.folder(self.out)} is not finite", "a lower train.lr usually helps"
+            )
+        return found
 
     def step_seconds(self, arm: Arm) -> float:
         """Seconds per training step, measured in a short run.
@@ -150,9 +212,8 @@ class Runner:
         """The results of an arm's runs. "groups": paths of the scores by document, one per seed."""
         runs = [PlannedRun(arm, arm.lr, seed) for seed in seeds]
         folders = [planned.folder(self.out) for planned in runs]
-        split = arm.recipe.eval.split
-        scores = [json.loads((folder / "eval.json").read_text())["splits"][split] for folder in folders]
-        costs = [json.loads((folder / "cost.json").read_text()) for folder in folders]
+        results = [self.result(planned) for planned in runs]
+        peaks = [result.cost["peak_mb"] for result in results if result.cost["peak_mb"] is not None]
         speeds = [speed for speed in map(_speed, folders) if not math.isnan(speed)]
         return {
             "label": arm.label,
@@ -168,17 +229,34 @@ class Runner:
             "training_flops_per_token": arm.size.flops,
             "cache_bytes_per_token": arm.size.cache_bytes,
             "tokens_per_s": statistics.median(speeds) if speeds else None,
-            "peak_mb": max(cost["peak_mb"] for cost in costs),
-            "device": costs[0]["device"],
+            "peak_mb": max(peaks) if peaks else None,
+            "device": results[0].cost["device"],
+            "conditions": _distinct(part for result in results for part in result.conditions),
             "seeds": list(seeds),
-            "validation": [self.validation(planned) for planned in runs],
-            "nats_per_token": [score["nats_per_token"] for score in scores],
-            "bits_per_unit": [score["bits_per_unit"] for score in scores],
-            "unit": scores[0]["unit"],
+            "validation": [result.validation for result in results],
+            "nats_per_token": [result.score["nats_per_token"] for result in results],
+            "bits_per_unit": [result.score["bits_per_unit"] for result in results],
+            "unit": results[0].score["unit"],
             "folders": [str(folder.relative_to(self.out)) for folder in folders],
             "curve": _curve(folders),
-            "groups": [str(folder / f"eval-{split}.npz") for folder in folders],
+            "groups": [str(result.groups) for result in results],
         }
+
+
+def _distinct(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conditions that differ, without the steps from which they held."""
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        rest = {key: value for key, value in part.items() if key != conditions.FROM_STEP}
+        if rest not in found:
+            found.append(rest)
+    return found
+
+
+def differing(rows: Iterable[dict[str, Any]]) -> str:
+    """How the conditions under which rows of results were trained differ, on one line; empty if they do not."""
+    found = _distinct(part for row in rows for part in row["conditions"])
+    return "; ".join(conditions.changes(found[0], other) for other in found[1:])
 
 
 def _speed(folder: Path) -> float:
@@ -187,7 +265,8 @@ def _speed(folder: Path) -> float:
     found: list[float] = [
         (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])
         for a, b in itertools.pairwise(lines)
-        if "tokens" in a and "tokens" in b and b["seconds"] > a["seconds"]
+        if None not in (line.get(key) for line in (a, b) for key in ("tokens", "seconds"))
+        and b["seconds"] > a["seconds"]
     ]
     return statistics.median(found) if found else math.nan
 
@@ -198,8 +277,8 @@ def _curve(folders: Sequence[Path]) -> list[dict[str, float]]:
     for folder in folders:
         seconds = 0.0
         for line in read_log(folder):
-            seconds = line.get("seconds", seconds)
-            if "validation" in line:
+            seconds = seconds if line.get("seconds") is None else line["seconds"]
+            if line.get("validation") is not None:
                 by_step.setdefault(line["step"], []).append((line["validation"], seconds))
     return [
         {

@@ -1,15 +1,30 @@
 """Reading recipes: finding them by name, applying `--set KEY=VALUE`, and validating them with clear messages."""
 
+import copy
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from shortcut_cli import registry
-from shortcut_cli.config.schema import AnyRecipe, CodecRecipe, Recipe, codec_keys, keys, schema
+from shortcut_cli.config.schema import AnyRecipe, CodecRecipe, Recipe, is_text, keys, known_keys, schema
 from shortcut_cli.errors import UsageError
+
+DEEPEST = 32  # values in a recipe; its own are at most four deep
+SHOWN_CHARACTERS = 200  # of a value, in a message
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of a recipe key that a flag gives, and the flag as it was given, for messages: "--seed 3"."""
+
+    key: str
+    value: Any
+    given: str
 
 
 def folder() -> Path:
@@ -30,21 +45,41 @@ def find(name: str) -> Path:
     Raises UsageError if there is no such file.
     """
     path = Path(name)
-    if path.suffix == ".toml" or "/" in name:
-        if not path.is_file():
-            raise UsageError(
-                f"recipe file {name} does not exist", "`shortcut recipes list` shows those that come with shortcut"
-            )
+    named = path.suffix == ".toml" or "/" in name
+    if not named and name in names():
+        return folder() / f"{name}.toml"
+    if path.is_file():
         return path
-    if name not in names():
-        raise UsageError(f"unknown recipe {name!r}", registry.did_you_mean(name, names()))
-    return folder() / f"{name}.toml"
+    if path.is_dir():
+        raise UsageError(f"recipe {name} is a folder", "name the .toml file in it, or a recipe of `recipes list`")
+    if named:
+        there = path.with_name(f"{path.name}.toml")
+        raise UsageError(
+            f"recipe file {name} does not exist",
+            f"Did you mean {str(there)!r}?"
+            if there.is_file()
+            else "`shortcut recipes list` shows those that come with shortcut",
+        )
+    raise UsageError(f"unknown recipe {name!r}", registry.did_you_mean(name, names()))
 
 
-def read(name: str, settings: Iterable[str] = ()) -> Recipe:
+def text(name: str) -> str:
+    """The text of the recipe file that `find` finds, without a byte order mark; lines end with a newline alone.
+
+    Raises UsageError if there is no such file, or if it is not text.
+    """
+    path = find(name)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path} can't be read: {error}", "a recipe is a text file in UTF-8") from error
+
+
+def read(name: str, settings: Iterable[str | Setting] = ()) -> Recipe:
     """Read recipe `name` (a name or a path), then apply `settings` ("train.steps=200"), then validate.
 
-    Raises UsageError that names the file, the key, the value found and what would be valid.
+    Raises UsageError that names the file, or the settings that are at fault, the key, the value found and what would be
+    valid.
     """
     found = read_any(name, settings)
     if isinstance(found, CodecRecipe):
@@ -52,7 +87,7 @@ def read(name: str, settings: Iterable[str] = ()) -> Recipe:
     return found
 
 
-def read_codec(name: str, settings: Iterable[str] = ()) -> CodecRecipe:
+def read_codec(name: str, settings: Iterable[str | Setting] = ()) -> CodecRecipe:
     """As `read`, for a codec recipe."""
     found = read_any(name, settings)
     if not isinstance(found, CodecRecipe):
@@ -62,18 +97,19 @@ def read_codec(name: str, settings: Iterable[str] = ()) -> CodecRecipe:
     return found
 
 
-def read_any(name: str, settings: Iterable[str] = ()) -> Recipe | CodecRecipe:
+def read_any(name: str, settings: Iterable[str | Setting] = ()) -> Recipe | CodecRecipe:
     """As `read`, for a recipe of either kind: a codec recipe has a section [codec]."""
     path = find(name)
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        tree = _loaded(text(name))
+    except (ValueError, RecursionError) as error:  # ValueError: also of an integer with thousands of digits
         raise UsageError(
             f"{path} can't be read as TOML: {error}", "`shortcut recipes show music` prints a complete one"
         ) from error
-    for setting in settings:
-        _apply(tree, setting)
-    return validate_codec(tree, str(path)) if "codec" in tree else validate(tree, str(path))
+    where = str(path)
+    return (
+        _changed(CodecRecipe, tree, where, settings) if "codec" in tree else _changed(schema(), tree, where, settings)
+    )
 
 
 def run_folder(name: str, recipe: Recipe) -> Path:
@@ -94,43 +130,134 @@ def validate_codec(tree: Mapping[str, Any], where: str) -> CodecRecipe:
     return _checked(CodecRecipe, tree, where)
 
 
-def _checked(kind: type[AnyRecipe], tree: Mapping[str, Any], where: str) -> AnyRecipe:
+def _checked(
+    kind: type[AnyRecipe],
+    tree: Mapping[str, Any],
+    where: str,
+    settings: Sequence[Setting] = (),
+    bare: Mapping[str, Any] | None = None,
+) -> AnyRecipe:
+    """Check a recipe from `where`. bare: what it was before `settings` were applied, which are blamed for the rest.
+
+    Raises UsageError with one line for each problem.
+    """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise UsageError(f"{where} is not a valid recipe\n" + "\n".join(lines), _near(error, kind)) from error
+        problems: list[Any] = list(error.errors())
+    before = [] if bare is None else _problems(kind, bare)
+    blamed = [[] if _same(problem) in before else _blamed(problem, settings) for problem in problems]
+    given = dict.fromkeys(setting.given for some in blamed for setting in some)
+    verb = "is" if len(given) == 1 else "are"
+    head = f"{', '.join(given)} {verb} not valid" if all(blamed) else f"{where} is not a valid recipe"
+    lines = [head, *map(_explain, problems)]
+    raise UsageError("\n".join(lines), _near(problems, kind, tree, settings))
 
 
-def with_settings(recipe: Recipe, settings: Iterable[str], where: str = "the result of --set") -> Recipe:
-    """A validated copy of `recipe` with `settings` applied; `where` names the result in errors."""
-    tree = recipe.model_dump()
-    for setting in settings:
-        _apply(tree, setting)
-    return validate(tree, where)
-
-
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    parts = key.strip().split(".")
-    if not equals or len(parts) < 2 or not all(parts):
-        raise UsageError(f"--set {setting} is not SECTION.KEY=VALUE", "for example --set train.steps=200")
-    table = tree
-    for part in parts[:-1]:
-        inner = table.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise UsageError(f"--set {setting}: {part} is a key, not a section")
-        table = inner
-    table[parts[-1]] = _value(text)
-
-
-def _value(text: str) -> Any:
-    """The TOML value if the text is one, else the text itself, so that names and paths need no quotes."""
+def _problems(kind: type[BaseModel], tree: Mapping[str, Any]) -> list[Any]:
     try:
-        parsed = tomllib.loads(f"x = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["x"] if len(parsed) == 1 else text
+        kind.model_validate(tree)
+    except ValidationError as error:
+        return [_same(problem) for problem in error.errors()]
+    return []
+
+
+def _same(problem: Any) -> Any:
+    """What is equal for equal problems."""
+    return problem["loc"], problem["type"], problem["msg"]
+
+
+def _blamed(problem: Any, settings: Sequence[Setting]) -> list[Setting]:
+    """The settings that a problem comes from: those of its key, those that it names, or those of its section."""
+    key, words = _key(problem["loc"]), set(re.findall(r"[\w.]+", problem["msg"]))
+    near = [
+        setting
+        for setting in settings
+        if f"{setting.key}.".startswith(f"{key}.") or f"{key}.".startswith(f"{setting.key}.")
+    ]
+    named = [setting for setting in near or settings if words & {setting.key, setting.key.rpartition(".")[2]}]
+    section = [setting for setting in settings if setting.key.split(".")[0] == key.split(".")[0]]
+    return named or near or section or list(settings)
+
+
+def with_settings(recipe: Recipe, settings: Iterable[str | Setting]) -> Recipe:
+    """A validated copy of `recipe` with `settings` applied. Raises UsageError that names those that are not valid."""
+    return _changed(schema(), recipe.model_dump(), "the recipe", settings)
+
+
+def _changed(kind: type[AnyRecipe], tree: dict[str, Any], where: str, settings: Iterable[str | Setting]) -> AnyRecipe:
+    """Apply settings to a recipe from `where`, in order, and check the result."""
+    bare = copy.deepcopy(tree)
+    applied = [setting if isinstance(setting, Setting) else _parsed(kind, tree, setting) for setting in settings]
+    for setting in applied:
+        _apply(tree, setting)
+    return _checked(kind, tree, where, applied, bare)
+
+
+def _parsed(kind: type[AnyRecipe], tree: Mapping[str, Any], given: str) -> Setting:
+    """A --set argument, KEY=VALUE. With a space before the equals sign, those around the value do not belong to it.
+
+    A key that holds text takes the value as it is, without the quotes if it is a TOML string; any other, as TOML.
+    """
+    name, equals, value = given.partition("=")
+    key = name.strip()
+    if not equals or "." not in key or not all(key.split(".")):
+        known = known_keys(kind, tree)
+        near = next((one for one in known if one.partition(".")[2] == key), "train.steps")
+        example = f"for example --set {near}={_short(value) or '...'}"
+        raise UsageError(f"{_short(f'--set {given}')} is not SECTION.KEY=VALUE", example)
+    if name != name.rstrip():
+        value = value.strip(" \t")
+    found = _toml(value)
+    return Setting(key, value if is_text(kind, key) and not isinstance(found, str) else found, _short(f"--set {given}"))
+
+
+def _apply(tree: dict[str, Any], setting: Setting) -> None:
+    *sections, key = setting.key.split(".")
+    if len(sections) > DEEPEST:
+        raise UsageError(f"{setting.given}: sections are nested more than {DEEPEST} deep")
+    table = tree
+    for section in sections:
+        inner = table.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{setting.given}: {section} is a key, not a section")
+        table = inner
+    table[key] = setting.value
+
+
+def _toml(value: str) -> Any:
+    """The TOML value if the text is one, else the text itself."""
+    try:
+        parsed = _loaded(f"x = {value}")
+    except (ValueError, RecursionError):  # ValueError: also of an integer with thousands of digits
+        return value
+    return parsed["x"] if len(parsed) == 1 else value
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    """The table in a TOML text.
+
+    Raises ValueError or RecursionError if it is none, or holds what can be read but neither copied nor shown: values
+    nested more than DEEPEST deep, and integers that TOML's 64 bits don't hold, which Python reads in hexadecimal.
+    """
+    tree = tomllib.loads(text)
+    level: list[Any] = [tree]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError("an integer does not fit into 64 bits")
+            if isinstance(value, dict | list):
+                inner += value.values() if isinstance(value, dict) else value
+        level = inner
+    if level:
+        raise ValueError(f"values are nested more than {DEEPEST} deep")
+    return tree
+
+
+def _short(text: str) -> str:
+    """A text as it is shown in a message."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _key(location: tuple[int | str, ...]) -> str:
@@ -149,22 +276,28 @@ def _explain(problem: Any) -> str:
         return f"  {key}: is missing"
     text = problem["msg"].removeprefix("Value error, ")
     got = problem["input"]
-    return f"  {key}: {text}" + ("" if isinstance(got, (dict, BaseModel)) else f", got {got!r}")
+    return f"  {key}: {text}" + ("" if isinstance(got, (dict, BaseModel)) else f", got {_short(repr(got))}")
 
 
-def _near(error: ValidationError, kind: type[Recipe] | type[CodecRecipe]) -> str:
+def _near(problems: Iterable[Any], kind: type[AnyRecipe], tree: Mapping[str, Any], settings: Sequence[Setting]) -> str:
     """A hint: for the first unknown key, the nearest key that exists."""
-    for problem in error.errors():
+    for problem in problems:
         if problem["type"] == "extra_forbidden":
-            known = codec_keys() if kind is CodecRecipe else keys()
-            return registry.did_you_mean(_key(problem["loc"]), known)
+            key = _key(problem["loc"])
+            asked = next((setting.key for setting in settings if setting.key.startswith(f"{key}.")), key)
+            known = known_keys(kind, tree)
+            if kind is not CodecRecipe and asked in keys():
+                owners = [name for name in registry.TOKENIZERS if asked in keys([name])]
+                return f"{asked} is a key of the tokenizer {' or '.join(owners)}"
+            section = [one for one in known if one.startswith(f"{asked.partition('.')[0]}.")]
+            return registry.did_you_mean(asked, known, section or kind.model_fields)
     return "`shortcut recipes show music` prints a complete recipe; docs/recipes.md lists every key"
 
 
 def header(name: str) -> str:
     """The comment at the top of a recipe file, without the comment signs."""
     lines: list[str] = []
-    for line in find(name).read_text(encoding="utf-8").splitlines():
+    for line in text(name).splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())

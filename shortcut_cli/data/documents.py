@@ -26,9 +26,18 @@ class Document:
 
     sha256: str  # of its content; equal documents have equal hashes
     offset: int  # where it starts in the corpus, in the unit of `size`; includes the `start` of its source
-    size: int  # bytes for text, otherwise tokens; a contiguous split cuts by it
+    size: int  # bytes for text, otherwise tokens; a contiguous split cuts by it; 0: an empty record, which is left out
     units: dict[str, float] = field(default_factory=dict)  # natural units of the whole document
     account: dict[str, float] = field(default_factory=dict)  # what the ids do not carry, see `add_account`
+    line: int = 0  # of its source, from 1, if it is a record
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRecord:
+    """A record of a source that can't be used; the rest of the source is kept."""
+
+    line: int  # of the source, from 1
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +61,7 @@ def add_account(total: dict[str, float], account: Mapping[str, float]) -> None:
 
 
 Assign = Callable[[Document], list[tuple[str, int]]]
-"""Divides a document: (split, size) for each part in order; the sizes add up to the document's size."""
+"""Divides a document: (split, size) for each part in order; the sizes add up to the document's size.
+
+A document that is left out (a duplicate, an empty record) has no parts.
+"""

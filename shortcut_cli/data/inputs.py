@@ -2,12 +2,16 @@
 
 import glob
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from shortcut_cli.errors import UsageError
+from shortcut_cli import files
+from shortcut_cli.errors import PASSING_ERRORS, UsageError, unreadable
+
+MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -16,18 +20,23 @@ class Found:
 
     files: list[tuple[str, Path]]  # (path below its root, path), sorted by the first
     rejects: list[tuple[str, str]]  # (path below its root, reason)
-    ignored: int  # files in folders whose suffix is not of the domain
+    ignored: list[str]  # files in folders whose suffix is not of the domain, by their paths below their roots, sorted
+    outputs: list[str]  # folders that were left out since they are ours, sorted
+    passing: set[str] = field(default_factory=set)  # paths of `rejects` whose reason may pass
 
 
-def find(arguments: Iterable[str], suffixes: tuple[str, ...]) -> Found:
+def find(arguments: Iterable[str], suffixes: tuple[str, ...], *, out: Path | None = None) -> Found:
     """Find the input files behind command-line arguments: folders, files or globs.
 
     The result does not depend on the order or repetition of the arguments, on whether paths are relative or absolute,
     or on the order in which the file system lists names. Links to folders and files are followed.
 
+    What a command has written is left out: folders below the arguments that are marked as ours, and the folder `out`,
+    which is where the result goes. A folder of ours that an argument names itself is searched.
+
     Raises UsageError if an argument names nothing.
     """
-    search = _Search(suffixes)
+    search = _Search(suffixes, out)
     for argument in arguments:
         for root in _expand(argument):
             search.add(root)
@@ -40,7 +49,14 @@ def _expand(argument: str) -> list[Path]:
     matches = sorted(glob.glob(argument, recursive=True, include_hidden=False))
     if not matches:
         raise UsageError(f"{argument} does not exist", "give folders, files or globs; quote globs for `**`")
-    return [Path(match) for match in matches]
+    fixed = Path(argument[: MAGIC.search(argument).start()].rpartition("/")[0] or ".")  # type: ignore[union-attr]
+    return [path for match in matches if not _within_ours(path := Path(match), fixed)]
+
+
+def _within_ours(path: Path, above: Path) -> bool:
+    """Whether a path is, or is in, a folder of ours that is below the folder `above`."""
+    between = [folder for folder in (path, *path.parents) if folder != above and above in folder.parents]
+    return any(files.owner(folder) for folder in between)
 
 
 @dataclass(frozen=True, order=True)
@@ -56,37 +72,50 @@ class _Candidate:
 class _Search:
     """What has been found below the roots so far."""
 
-    def __init__(self, suffixes: tuple[str, ...]) -> None:
+    def __init__(self, suffixes: tuple[str, ...], out: Path | None) -> None:
         self.suffixes = suffixes
+        self.out = None if out is None else Path(os.path.realpath(out))
         self.named: dict[str, _Candidate] = {}  # by real path
-        self.ignored: set[str] = set()  # real paths
+        self.ignored: dict[str, str] = {}  # real path -> the smallest of its paths below the roots
         self.rejects: set[tuple[str, str]] = set()
+        self.outputs: set[str] = set()
+        self.passing: set[str] = set()
         self.misnamed: dict[str, Path] = {}  # folders that are named like files of the domain
 
     def add(self, root: Path) -> None:
         """Add a file, or all files below a folder."""
         for relative, path in self._walk(root):
             if path.name.lower().endswith(self.suffixes):
-                reason = _not_a_file(path)
+                reason, passing = _not_a_file(path)
+                self.passing |= {relative} if passing else set()
                 candidate = _Candidate(-relative.count("/"), relative, path, reason)
                 real = os.path.abspath(path) if reason else os.path.realpath(path)
                 self.named[real] = min(self.named.get(real, candidate), candidate)
             elif path == root:
                 self.rejects.add((path.name, f"its suffix is none of {' '.join(self.suffixes)}"))
             else:
-                self.ignored.add(os.path.realpath(path))
+                real = os.path.realpath(path)
+                self.ignored[real] = min(self.ignored.get(real, relative), relative)
 
     def result(self) -> Found:
         """Everything that was found, sorted."""
-        files = sorted((one.relative, one.path) for one in self.named.values() if not one.reason)
+        named = sorted((one.relative, one.path) for one in self.named.values() if not one.reason)
         rejects = self.rejects | {(one.relative, one.reason) for one in self.named.values() if one.reason}
         for relative, folder in self.misnamed.items():
-            if not any(folder in path.parents for _, path in files):
+            if not any(folder in path.parents for _, path in named):
                 rejects.add((relative, "is a folder, without files of this kind in it"))
-        return Found(files, sorted(rejects), len(self.ignored))
+        return Found(named, sorted(rejects), sorted(self.ignored.values()), sorted(self.outputs), self.passing)
+
+    def _is_output(self, folder: Path) -> bool:
+        """Whether a command has written a folder, or is about to."""
+        return bool(files.owner(folder)) or Path(os.path.realpath(folder)) == self.out
 
     def _walk(self, root: Path) -> Iterator[tuple[str, Path]]:
         """(path below the root, path) of every file."""
+        real = Path(os.path.realpath(root))
+        if self.out and (real == self.out or (self.out in real.parents and files.owner(self.out))):
+            self.outputs.add(str(root))
+            return
         if not root.is_dir():
             yield root.name, root
             return
@@ -95,6 +124,7 @@ class _Search:
         def refused(error: OSError) -> None:
             name = os.path.relpath(os.fsdecode(error.filename or root), root)
             self.rejects.add((name, f"folder can't be read: {error.strerror}"))
+            self.passing |= {name} if error.errno in PASSING_ERRORS else set()
 
         for folder, names, file_names in os.walk(root, followlinks=True, onerror=refused):
             status = os.stat(folder)
@@ -102,6 +132,10 @@ class _Search:
                 names.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
+            if Path(folder) != root and self._is_output(Path(folder)):
+                self.outputs.add(folder)
+                names.clear()
+                continue
             # Real folders before links to them, so that a link back to a folder does not take its place.
             names.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
             like_files = (name for name in names if name.lower().endswith(self.suffixes))
@@ -111,10 +145,11 @@ class _Search:
                 yield path.relative_to(root).as_posix(), path
 
 
-def _not_a_file(path: Path) -> str:
-    """Why a path can't be an input, or nothing."""
+def _not_a_file(path: Path) -> tuple[str, bool]:
+    """Why a path can't be an input, or nothing; and whether the reason may pass."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return f"can't be read: {error.strerror}"
-    return "" if stat.S_ISREG(mode) else "is not a regular file"
+        reason = unreadable(error)
+        return str(reason), reason.passing
+    return "" if stat.S_ISREG(mode) else "is not a regular file", False

@@ -20,29 +20,35 @@ manifest.json. A folder without a manifest is incomplete, and nothing reads it.
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from shortcut_cli import files, registry
 from shortcut_cli.data.documents import add_account
 from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.formatting import to_json
 
 FORMAT = 1
+PREPARE = "shortcut prepare"  # what marks a shards folder
 SPLITS = registry.SPLITS
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES: dict[int, npt.DTypeLike] = {8: "<u2", 4: "<i4"}
 UINT16_VOCABULARY = 65500  # Megatron's own limit for uint16 (DType.optimal_dtype)
 SEQUENCE_TOKENS = 2**30
+OWN_MANIFEST = re.compile(r'\{\s*"format": \d+,\s*"request": \{')  # its beginning
+SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.(bin|idx)")
 
 Ids = npt.NDArray[np.int64]
 
@@ -56,22 +62,41 @@ class SplitWriter:
         self.code = 8 if vocabulary < UINT16_VOCABULARY else 4
         self.shard_tokens = shard_tokens
         self.shard = -1
+        self.tokens = 0
+        self.lengths, self.documents = array("i"), array("q")
         self.hashes: dict[str, str] = {}
         self._open_next()
 
     def add(self, blocks: Iterable[npt.NDArray[Any]], eos: int) -> tuple[int, int, int]:
-        """Append a document: its blocks of ids, then EOS. Returns (shard, offset in tokens, tokens)."""
-        if self.tokens >= self.shard_tokens:
-            self._close_shard()
-            self._open_next()
-        start = self.tokens
-        for block in blocks:
+        """Append a document: its blocks of ids, then EOS. Returns (shard, offset in tokens, tokens).
+
+        A document that is larger than what is left of a shard opens the next; one larger than any shard has its own.
+        """
+        start, before = self.tokens, self.digest.copy()
+        for block in chain(blocks, [np.array([eos])]):
+            if start and self.tokens + len(block) > self.shard_tokens:
+                self._move(start, before)
+                start = 0
             self._write(block)
-        self._write(np.array([eos]))
         for first in range(start, self.tokens, SEQUENCE_TOKENS):
             self.lengths.append(min(SEQUENCE_TOKENS, self.tokens - first))
         self.documents.append(len(self.lengths))
         return self.shard, start, self.tokens - start
+
+    def _move(self, start: int, digest: "hashlib._Hash") -> None:
+        """Move the ids from `start` on into the next shard. digest: of the ids before them."""
+        full, position = self.stream, start * np.dtype(DTYPES[self.code]).itemsize
+        full.flush()
+        lengths, documents, shard, tokens = self.lengths, self.documents, self.shard, self.tokens - start
+        self._open_next()
+        with open(full.name, "rb") as moved:
+            moved.seek(position)
+            while block := moved.read(files.BLOCK_BYTES):
+                self.digest.update(block)
+                self.stream.write(block)
+        full.truncate(position)
+        self._finish(full, shard, digest, lengths, documents)
+        self.tokens = tokens
 
     def close(self) -> None:
         """Finish the last shard."""
@@ -92,12 +117,22 @@ class SplitWriter:
         self.documents = array("q", [0])
 
     def _close_shard(self) -> None:
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self.stream.close()
-        name = f"{self.split}-{self.shard:05d}"
-        self.hashes[f"{name}.bin"] = self.digest.hexdigest()
-        files.write(self.folder / f"{name}.idx", index(self.code, self.lengths, self.documents))
+        self._finish(self.stream, self.shard, self.digest, self.lengths, self.documents)
+
+    def _finish(
+        self,
+        stream: BinaryIO,
+        shard: int,
+        digest: "hashlib._Hash",
+        lengths: "array[int]",
+        documents: "array[int]",
+    ) -> None:
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        name = f"{self.split}-{shard:05d}"
+        self.hashes[f"{name}.bin"] = digest.hexdigest()
+        files.write(self.folder / f"{name}.idx", index(self.code, lengths, documents))
 
 
 def index(code: int, lengths: "array[int]", documents: "array[int]") -> bytes:
@@ -146,7 +181,7 @@ class FolderWriter:
         """
         shard, offset, tokens = self.splits[split].add(blocks, self.eos)
         place = {"split": split, "shard": shard, "offset": offset, "tokens": tokens, "units": units}
-        self.documents.write(json.dumps(record | place) + "\n")
+        self.documents.write(to_json(record | place) + "\n")
         if "variant" not in record:
             add_account(self.account, record.get("account", {}))
         count = self.counts[split]
@@ -166,21 +201,30 @@ class FolderWriter:
         self.documents.flush()
         os.fsync(self.documents.fileno())
         self.documents.close()
-        files.write(self.partial / "rejects.jsonl", "".join(json.dumps(line) + "\n" for line in rejects))
+        with files.writing(self.partial / "rejects.jsonl") as stream:
+            stream.writelines((to_json(line) + "\n").encode() for line in rejects)
         hashes = {name: digest for writer in self.splits.values() for name, digest in writer.hashes.items()}
         listed = {}
         for path in sorted(path for path in self.partial.rglob("*") if path.is_file()):
             name = path.relative_to(self.partial).as_posix()
             listed[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or files.sha256(path)}
-        shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # of an unfinished preparation
+        self._remove_previous()
         for path in self.partial.iterdir():
             os.replace(path, self.folder / path.name)
         self.partial.rmdir()
         files.sync_folder(self.folder)
         manifest = {"format": FORMAT, **fields, "splits": self.counts, "account": self.account, "files": listed}
         manifest["checksum"] = _checksum(manifest)
-        files.write(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        files.write(self.folder / "manifest.json", to_json(manifest, indent=1) + "\n")
         return manifest
+
+    def _remove_previous(self) -> None:
+        """Remove what a preparation left that was killed after it had moved its files here, before its manifest."""
+        shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)
+        for path in self.folder.iterdir():
+            if SHARD_FILE.fullmatch(path.name):
+                path.unlink()
 
 
 def _checksum(manifest: dict[str, Any]) -> str:
@@ -195,7 +239,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not path.is_file():
-        known = folder.is_dir() and any((folder / name).exists() for name in (".partial", ".staging"))
+        known = files.owner(folder) == PREPARE
         state = (
             "is incomplete (it has no manifest.json)" if known else "is not a shards folder (it has no manifest.json)"
         )
@@ -203,11 +247,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"], manifest["checksum"]
+        expected = _checksum(manifest)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise CheckFailed(f"{path} is damaged: {error!r}", "prepare the folder again") from error
     if found[0] != FORMAT:
         raise CheckFailed(f"{path} has format {found[0]!r}; this version reads {FORMAT}", "update shortcut")
-    if found[1] != _checksum(manifest):
+    if found[1] != expected:
         raise CheckFailed(f"{path} was changed after it was written", "prepare the folder again")
     try:
         _Manifest.model_validate(manifest)
@@ -217,6 +262,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckFailed(f"{path} is damaged: {where}: {first['msg']}", "prepare the folder again") from error
     assert isinstance(manifest, dict)
     return manifest
+
+
+def is_shards(folder: Path) -> bool:
+    """Whether a folder without a marker holds shards: a manifest of ours, whole or not."""
+    try:
+        with open(folder / "manifest.json", encoding="utf-8", errors="replace") as stream:
+            return OWN_MANIFEST.match(stream.read(100)) is not None
+    except OSError:
+        return False
 
 
 def _inside(name: str) -> str:
@@ -253,6 +307,17 @@ class _Tokenizer(BaseModel):
     end: Count
     unit: str
 
+    @model_validator(mode="after")
+    def _end_is_an_id(self) -> "_Tokenizer":
+        if self.end >= self.vocabulary:
+            raise ValueError("its end is not in its vocabulary")
+        return self
+
+
+class _Request(BaseModel):
+    tokenizer: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+
 
 class _Manifest(BaseModel):
     """The fields of a manifest that readers rely on; there are others."""
@@ -260,7 +325,16 @@ class _Manifest(BaseModel):
     files: dict[Annotated[str, AfterValidator(_inside)], _File]
     splits: _Splits
     tokenizer: _Tokenizer
-    request: dict[str, Any]
+    request: _Request
+    split: str = ""
+    inputs: Count = 0
+    duplicates: Count = 0
+    documents_duplicated: Count = 0
+    rejected: Count = 0
+    outside_splits: Count = 0
+    records: Count = 0
+    records_rejected: Count = 0
+    unfinished: Count = 0
     account: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
 
 
@@ -323,6 +397,8 @@ class Split:
         for stem in stems:
             for ending in (".bin", ".idx"):
                 _check_size(folder, stem + ending, manifest)
+        self.files = [folder / f"{stem}.bin" for stem in stems]
+        self.vocabulary = int(manifest["tokenizer"]["vocabulary"])
         self.shards = [read_shard(folder / stem) for stem in stems]
         self.ends = np.cumsum([len(shard.ids) for shard in self.shards], dtype=np.int64)
         self.tokens = int(self.ends[-1]) if stems else 0
@@ -331,7 +407,10 @@ class Split:
             raise CheckFailed(f"{folder}: {name} has {self.tokens} tokens, the manifest says {expected}")
 
     def read(self, start: int, length: int) -> Ids:
-        """Ids start .. start + length of the split, int64 (length,), across shards if necessary."""
+        """Ids start .. start + length of the split, int64 (length,), across shards if necessary.
+
+        Raises CheckFailed if one of them is not in the vocabulary.
+        """
         assert 0 <= start <= start + length <= self.tokens, (start, length, self.tokens)
         out = np.empty(length, np.int64)
         shard = int(np.searchsorted(self.ends, start, side="right"))
@@ -343,7 +422,20 @@ class Split:
             out[done : done + len(part)] = part
             done += len(part)
             shard += 1
+        if length and out.view(np.uint64).max() >= self.vocabulary:  # negative ones are the largest of all
+            raise self._foreign(start, out)
         return out
+
+    def _foreign(self, start: int, ids: Ids) -> CheckFailed:
+        """The error for ids, from token `start` on, of which one is not in the vocabulary."""
+        first = int((ids.view(np.uint64) >= self.vocabulary).argmax())
+        shard = int(np.searchsorted(self.ends, start + first, side="right"))
+        place = start + first - (int(self.ends[shard]) - len(self.shards[shard].ids))
+        return CheckFailed(
+            f"{self.files[shard]} is damaged: its token {place:,} is {ids[first]:,}, but there are only "
+            f"{self.vocabulary:,} different ids",
+            "prepare the folder again",
+        )
 
     def document_tokens(self) -> Ids:
         """Tokens of each document, EOS included, int64 (documents,)."""
@@ -365,6 +457,12 @@ class Shards:
     def split(self, name: str) -> Split:
         """Open one split."""
         return Split(self.folder, name, self.manifest)
+
+
+def warning(folder: Path, manifest: dict[str, Any]) -> str:
+    """A line for whoever uses an unfinished preparation; empty if it is finished."""
+    missing = manifest.get("unfinished", 0)
+    return f"{folder} is unfinished: it lacks {missing:,} files; `shortcut prepare` tries them again" if missing else ""
 
 
 def _check_size(folder: Path, name: str, manifest: dict[str, Any]) -> None:
@@ -390,5 +488,6 @@ def verify(folder: Path) -> Iterator[str]:
             yield f"{name} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
         elif files.sha256(path) != entry["sha256"]:
             yield f"{name} has changed since it was written"
-    for name in sorted(present - manifest["files"].keys() - {"manifest.json", ".lock"}):
+    staged = {name for name in present if name.startswith(".staging/") and manifest.get("unfinished")}
+    for name in sorted(present - staged - manifest["files"].keys() - {"manifest.json", files.MARKER, ".lock"}):
         yield f"{name} does not belong to the folder"

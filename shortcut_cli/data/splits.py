@@ -1,12 +1,15 @@
-"""Which document belongs to which split: by the hash of its content, or by cutting the corpus into three parts.
+"""Which document belongs to which split: by its hash, by cutting the corpus in three, or as its source is split.
 
-By content, so that equal documents never end up in different splits, and so that adding files moves no other document
-(except to fill a split that would be empty).
+By the hash of its content, so that equal documents never end up in different splits, and so that adding files moves no
+other document (except to fill a split that would be empty).
 """
 
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from shortcut_cli.data.documents import Assign, Document
+from shortcut_cli.data.documents import Assign, Document, RejectedRecord
+from shortcut_cli.data.duplicates import Dropped
 from shortcut_cli.data.shards import SPLITS
 
 ENOUGH = len(SPLITS)  # distinct documents needed to fill every split
@@ -26,18 +29,32 @@ class Tally:
     test: float
     documents: int = 0
     size: int = 0
+    records: int = 0  # of .jsonl files: documents, rejected and empty ones
+    records_rejected: int = 0
+    records_empty: int = 0
     smallest: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SPLITS})
 
-    def add(self, document: Document) -> None:
-        """Count one document."""
+    def add(self, found: Document | RejectedRecord) -> None:
+        """Count one document or record; an empty record is not a document."""
+        if isinstance(found, RejectedRecord):
+            self.records += 1
+            self.records_rejected += 1
+            return
+        self.records += bool(found.line)
+        if not found.size:
+            self.records_empty += 1
+            return
         self.documents += 1
-        self.size += document.size
-        self._note(split_of(document.sha256, self.val, self.test), {document.sha256})
+        self.size += found.size
+        self._note(split_of(found.sha256, self.val, self.test), {found.sha256})
 
     def merge(self, other: "Tally") -> None:
         """Count the documents of another tally."""
         self.documents += other.documents
         self.size += other.size
+        self.records += other.records
+        self.records_rejected += other.records_rejected
+        self.records_empty += other.records_empty
         for split, hashes in other.smallest.items():
             self._note(split, hashes)
 
@@ -89,3 +106,24 @@ def contiguous(tally: Tally) -> Assign:
         return [(split, size) for split, size in overlaps if size > 0]
 
     return assign
+
+
+def as_given(starts: Sequence[int], names: Sequence[str]) -> Assign:
+    """Whole documents, each in the split of its source: starts[i] is where source i begins, names[i] its split."""
+
+    def assign(document: Document) -> list[tuple[str, int]]:
+        return [(names[bisect_right(starts, document.offset) - 1], document.size)]
+
+    return assign
+
+
+def without(dropped: Dropped, assign: Assign) -> Assign:
+    """What `assign` does with the corpus that is left without empty records and dropped documents."""
+
+    def assign_the_rest(document: Document) -> list[tuple[str, int]]:
+        if not document.size or dropped.holds(document.offset):
+            return []
+        before = dropped.before(document.offset)
+        return assign(replace(document, offset=document.offset - before) if before else document)
+
+    return assign_the_rest

@@ -11,15 +11,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import suppress
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from shortcut_cli import cleanup
 from shortcut_cli.errors import Rejected
 
 Job = TypeVar("Job")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+# Signals that come from outside, as from the kernel if memory runs out, or from a disk that fails under a mapped file.
+KILLED = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGBUS, signal.SIGXCPU, signal.SIGXFSZ}
+STDERR = 2
 AHEAD = 8  # jobs in flight for each worker: enough to keep it busy, few enough to keep memory flat
 
 
@@ -42,8 +48,48 @@ def _start() -> None:
     # Parsers create hundreds of thousands of objects without cycles; the default threshold of 700 has the garbage
     # collector look through them far too often.
     gc.set_threshold(50_000)
-    # Ctrl-C reaches the whole process group; the parent decides what to do about it.
+    # Ctrl-C and the end of a terminal reach the whole process group; the parent decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Pebble's way to stop a worker, whose own handler would wait for native code to return.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def _start_tracker() -> None:
+    """Start the process in which multiprocessing keeps track of semaphores, and removes them if this process does not.
+
+    Its complaints about that would follow the panel of a signal, so its stderr leads nowhere. Starting it unblocks
+    signals here; workers inherit the mask, so that what is blocked can't end them before `_start`.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with cleanup.steady(), open(os.devnull, "wb") as nowhere:  # steady: the panel must not get lost
+        stderr = os.dup(STDERR)
+        os.dup2(nowhere.fileno(), STDERR)
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            os.dup2(stderr, STDERR)
+            os.close(stderr)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _Worker(SpawnProcess):
+    """A process that is known to `_abandon` as soon as there is one, so that it never waits for data in vain."""
+
+    def start(self) -> None:
+        with cleanup.steady():
+            super().start()
+
+
+class _Workers(SpawnContext):
+    Process = _Worker
+
+
+def _abandon() -> None:
+    """Kill all worker processes."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def in_order(
@@ -58,10 +104,11 @@ def in_order(
     """Run `work(*fixed, job)` for each job in worker processes and yield (job, result) in the order of the jobs.
 
     The result is a `Rejected` if the job raised one, its process died, it took more than `timeout_s` seconds, or it
-    needed more than `memory_mb` on top of what its process had. Any other exception of `work` is a bug and is raised.
+    needed more than `memory_mb` on top of what its process had. It is `passing` unless the job raised it, or the
+    process crashed by itself. Any other exception of `work` is a bug and is raised.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=workers, context=context, initializer=_start) as pool:
+    _start_tracker()
+    with cleanup.due(_abandon), ProcessPool(max_workers=workers, context=_Workers(), initializer=_start) as pool:
         waiting: deque[tuple[Job, ProcessFuture[Any]]] = deque()
         try:
             for job in jobs:
@@ -88,7 +135,8 @@ def _within(memory_mb: int, work: Callable[..., Any], *arguments: Any) -> Any:
     except (MemoryError, RuntimeError) as error:
         # PyTorch's allocator raises a RuntimeError.
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise Rejected(f"needs more than {memory_mb} MB of memory (data.file_memory_mb)") from error
+            reason = f"needs more than {memory_mb} MB of memory (data.file_memory_mb)"
+            raise Rejected(reason, passing=True) from error
         raise
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
@@ -109,9 +157,13 @@ def _result(job: Job, future: ProcessFuture[Any], timeout_s: float) -> tuple[Job
     except Rejected as reason:
         return job, reason
     except JobTimeout:
-        return job, Rejected(f"took longer than {timeout_s:g} s (data.file_timeout_s)")
+        return job, Rejected(f"took longer than {timeout_s:g} s (data.file_timeout_s)", passing=True)
     except ProcessExpired as death:
-        return job, Rejected(f"crashed the process that read it ({_cause(death.exitcode)})")
+        with cleanup.steady():  # it was not killed because this process ends
+            pass
+        killed = -death.exitcode in KILLED
+        what = "was being read when its process was killed" if killed else "crashed the process that read it"
+        return job, Rejected(f"{what} ({_cause(death.exitcode)})", passing=killed)
 
 
 def _cause(exit_code: int) -> str:

@@ -72,7 +72,9 @@ def generate(
     """
     rows = [row.tolist() for row in prompt]
     start = len(rows[0])
-    generators = [torch.Generator().manual_seed(config.seed * 1_000_003 + number) for number in range(len(rows))]
+    generators = [
+        torch.Generator().manual_seed((config.seed * 1_000_003 + number) % 2**64) for number in range(len(rows))
+    ]
     forced = [0] * len(rows)
     done = [False] * len(rows)
     window = Window(model, prompt)

@@ -22,8 +22,9 @@ def bits_per_unit(nats: float, units: float) -> float:
 def bootstrap(nats: Floats, tokens: Floats, resamples: int, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of sum(nats) / sum(tokens), from resampling groups (documents) with replacement.
 
-    nats, tokens: totals per group, (groups,). Efron and Tibshirani 1993, chapter 13.
+    nats, tokens: totals per group, (groups,); those without tokens do not count. Efron and Tibshirani 1993, chapter 13.
     """
+    nats, tokens = nats[tokens > 0], tokens[tokens > 0]
     generator = np.random.default_rng(seed)
     ratios = np.empty(resamples)
     for number in range(resamples):

@@ -8,7 +8,7 @@ from typing import Any
 from shortcut_cli import registry
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
-from shortcut_cli.errors import CheckFailed
+from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.tokenizers.base import Tokenizer
 from shortcut_cli.training import checkpoint, tensor_file
@@ -35,6 +35,11 @@ class Run:
                     raise CheckFailed(f"{self.path} holds a tokenizer file with the path {name!r}")
                 (Path(folder) / name).write_bytes(content.cpu().numpy().tobytes())
             tokenizer: Tokenizer = kind.load(self.recipe.tokenizer, Path(folder))
+        if tokenizer.vocabulary != self.content["vocabulary"]:
+            raise CheckFailed(
+                f"{self.path} is damaged: its tokenizer has {tokenizer.vocabulary} ids, its model "
+                f"{self.content['vocabulary']}"
+            )
         expected = self.content["tokenizer"]["fingerprint"]
         if tokenizer.fingerprint != expected:
             raise CheckFailed(
@@ -51,9 +56,13 @@ def open_run(path: Path, device: str) -> Run:
     Raises what `checkpoint.load` raises, and CheckFailed if recipe and weights do not match.
     """
     content = checkpoint.load(path, device)
-    resolved = reading.validate(content["recipe"], str(path))
+    try:
+        resolved = reading.validate(content["recipe"], str(path))
+    except UsageError as error:
+        raise CheckFailed(tensor_file.shortened(error.message), error.hint) from error
     kind: type[Decoder] = registry.load(registry.MODELS, resolved.model.name)
-    tensor_file.check_shapes(path, content["model"], lambda: kind(resolved.model, content["vocabulary"]))
+    layers = resolved.model.layers
+    tensor_file.check_shapes(path, content["model"], lambda: kind(resolved.model, content["vocabulary"]), layers)
     model = kind(resolved.model, content["vocabulary"])
     model.load_state_dict(content["model"])
     return Run(path, resolved, model.to(device).eval(), content)

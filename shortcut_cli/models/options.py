@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from shortcut_cli.config.schema import Config
+from shortcut_cli.config.schema import MOST_FFN, MOST_LAYERS, Config
 
 TAPS_FORM = re.compile(r"paper|all|none|every:[1-9]\d*|\d+(,\d+)*")
 
@@ -19,7 +19,7 @@ class ShortcutOptions(Config):
         '"2,4,6,8"; 0 is the embedding',
     )
     map: Literal["mlp", "linear", "identity"] = Field("mlp", description="what each tap goes through, after a norm")
-    map_width: int = Field(1024, description="neurons of the mlp map", ge=1)
+    map_width: int = Field(1024, description="neurons of the mlp map", ge=1, le=MOST_FFN)
     share_map: bool = Field(False, description="one map for all taps")
     concat: Literal["time", "feature"] = Field(
         "time", description="time: one key per tap and time, in one softmax; feature: taps side by side in one key"
@@ -50,7 +50,10 @@ class LateKVOptions(Config):
     """[model.late_kv]"""
 
     layer: int = Field(
-        0, description="layer whose state gives the last layer its keys and values; 0: the one in the middle", ge=0
+        0,
+        description="layer whose state gives the last layer its keys and values; 0: the one in the middle",
+        ge=0,
+        le=MOST_LAYERS,
     )
 
 
@@ -65,8 +68,10 @@ class ValueResidualOptions(Config):
 class DenseFormerOptions(Config):
     """[model.denseformer]"""
 
-    dilation: int = Field(1, description="a mix reads every dilation-th state, counted back from its own", ge=1)
-    period: int = Field(1, description="only every period-th layer is followed by a mix", ge=1)
+    dilation: int = Field(
+        1, description="a mix reads every dilation-th state, counted back from its own", ge=1, le=MOST_LAYERS
+    )
+    period: int = Field(1, description="only every period-th layer is followed by a mix", ge=1, le=MOST_LAYERS)
 
 
 class AttnResOptions(Config):
@@ -75,7 +80,7 @@ class AttnResOptions(Config):
     variant: Literal["full", "block", "delta"] = Field(
         "full", description="sources: full: every sublayer; block: sums of groups; delta: added to the residual sum"
     )
-    blocks: int = Field(8, description="block: groups of sublayers", ge=1)
+    blocks: int = Field(8, description="block: groups of sublayers", ge=1, le=2 * MOST_LAYERS)
 
 
 class HyperOptions(Config):

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shortcut_cli.config.schema import ModelConfig
+from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels.cpu import fork_norm, linear
 from shortcut_cli.kernels.rope import qkv_heads, rope_freqs
 
 INIT_STD = 0.02
+MOST_ANGLES = 1 << 24  # in the rope table, which takes 40 bytes for each while it is made, and 8 then
 
 
 @dataclass
@@ -187,6 +189,16 @@ class Block(nn.Module):
         return y
 
 
+def _check_table(config: ModelConfig) -> None:
+    """Raise UsageError if the rope table is too large: no weight of a checkpoint accounts for its memory."""
+    angles = config.context * (config.width // config.heads // 2)
+    if angles > MOST_ANGLES:
+        raise UsageError(
+            f"model.context {config.context:,} times half the width of a head is {angles:,}, more than {MOST_ANGLES:,}",
+            "choose a smaller model.context, or more model.heads",
+        )
+
+
 class Decoder(nn.Module):
     """Embedding, layers, norm, head. An architecture overrides what it does differently.
 
@@ -198,7 +210,9 @@ class Decoder(nn.Module):
     taps: tuple[str, ...] = ()  # what the last layer attends to besides its own input
 
     def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
+        """Raises UsageError if the rope table is too large."""
         super().__init__()
+        _check_table(config)
         self.config, self.vocabulary = config, vocabulary
         # Empty: `initialise` or a checkpoint fills it. Drawing it here would be wasted, and on the meta device it would
         # import torch's compiler, as in `rope_freqs`.

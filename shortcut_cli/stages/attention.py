@@ -5,7 +5,6 @@ source is worth is measured separately, by how much the loss rises when it is ma
 share, and when it is shuffled, that is, replaced by the same source of another window.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from shortcut_cli import SCHEMA_VERSION, files
+from shortcut_cli import SCHEMA_VERSION, cleanup, files
 from shortcut_cli.data.shards import Ids
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Progress, Report
+from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import metrics
 from shortcut_cli.inference.metrics import Floats
 from shortcut_cli.inference.runs import Run
@@ -227,11 +227,17 @@ def _write(
     from shortcut_cli.plots import attention_maps
 
     folder.mkdir(parents=True, exist_ok=True)
-    picture, use, numbers, content = (folder / name for name in NAMES)
-    with files.writing(numbers) as stream:
-        np.savez(stream, ids=ids, sources=np.array(run.model.taps), **excerpt)
-    shown = excerpt["depth_weights"].mean(0)[:, : attention_maps.MAX_TOKENS]  # (M, up to MAX_TOKENS)
-    attention_maps.draw_excerpt(shown, run.model.taps, tokenizer.excerpt(ids[: attention_maps.MAX_TOKENS]), picture)
-    attention_maps.draw_use(result, use)
-    result |= {"picture": str(picture), "use": str(use), "numbers": str(numbers)}
-    files.write(content, json.dumps(result, indent=1) + "\n")
+    with files.temporary_folder() as scratch:
+        picture, use, numbers, content = (scratch / name for name in NAMES)
+        with files.writing(numbers) as stream:
+            np.savez(stream, ids=ids, sources=np.array(run.model.taps), **excerpt)
+        shown = excerpt["depth_weights"].mean(0)[:, : attention_maps.MAX_TOKENS]  # (M, up to MAX_TOKENS)
+        attention_maps.draw_excerpt(shown, run.model.taps, tokenizer.excerpt(ids[: attention_maps.MAX_TOKENS]), picture)
+        attention_maps.draw_use(result, use)
+        result |= {name: str(folder / file) for name, file in zip(("picture", "use", "numbers"), NAMES, strict=False)}
+        files.write(content, to_json(result, indent=1) + "\n")
+        # A signal leaves all of them or none, so that the same command is not refused; waiting for the disk would make
+        # the block too long for that.
+        with cleanup.steady():
+            for made in sorted(scratch.iterdir(), key=lambda path: NAMES.index(path.name)):
+                files.write(folder / made.name, made.read_bytes(), durable=False)

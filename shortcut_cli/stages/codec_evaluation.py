@@ -15,6 +15,7 @@ from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.codec import loading, losses, rvq
 from shortcut_cli.codec.layout import CODEBOOK_KBPS, CODES, MONO, RATE_HZ
 from shortcut_cli.data import inputs
+from shortcut_cli.data.documents import add_account
 from shortcut_cli.data.sound import SUFFIXES, SoundReader
 from shortcut_cli.errors import Rejected, UsageError
 from shortcut_cli.events import Note, Progress, Report
@@ -47,13 +48,14 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     Returns the result of `shortcut codec eval --json`: for each bandwidth, and for Opus at its lowest bitrate, means
     over the files of SI-SDR (dB), log-mel distance, STOI (Taal et al. 2011) and wide-band PESQ (ITU-T P.862.2); the
     perplexity of each codebook over all files; speeds as multiples of real time. A score is None if its package is not
-    installed or if it is undefined for all files.
+    installed or if it is undefined for all files. "rejects" has the reasons of files that can't be read, "account" what
+    the reader noticed in the others.
 
     out: folder for the reconstructions; None: they are not kept.
 
     Raises UsageError if no file can be read or the codec is not 24 kHz mono.
     """
-    found = inputs.find(paths, SUFFIXES)
+    found = inputs.find(paths, SUFFIXES, out=out)
     if not found.files:
         raise UsageError(f"no {' '.join(SUFFIXES)} files in {' '.join(map(str, paths))}")
     codec = loading.codec(weights)
@@ -62,18 +64,22 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     measures = Measures()
     if measures.missing:
         report(Note(text=f"without {measures.missing}: pip install 'shortcut-cli[measure]'"))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     counts = [count for count in (1, 2, 4, 8, 16, 32) if count <= codec.codebooks]
+    if out is not None:
+        _check_free(out, [relative for relative, _ in found.files], [_label(count) for count in counts] + [OPUS])
     rows = {count: Sums({}) for count in (*counts, 0)}  # 0: Opus
-    codes, rejects = [], [{"path": name, "reason": reason} for name, reason in found.rejects]
+    codes: list[npt.NDArray[np.int64]] = []
+    account: dict[str, float] = {}
+    rejects = [{"path": name, "reason": reason} for name, reason in found.rejects]
     seconds, spent = 0.0, {"encode": 0.0, "decode": 0.0}
     for done, (relative, path) in enumerate(found.files, 1):
+        reader = SoundReader(path)
         try:
-            x = np.concatenate(list(SoundReader(path)))
+            x = np.concatenate(list(reader))
         except Rejected as error:
             rejects.append({"path": relative, "reason": str(error)})
             continue
+        add_account(account, reader.account)
         began = time.perf_counter()
         coded = np.concatenate(list(codec.encode([x], codec.codebooks)))  # (frames, Q)
         spent["encode"] += time.perf_counter() - began
@@ -84,7 +90,7 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
             y = np.concatenate(list(codec.decode([coded[:, :count]])))[: len(x)]
             spent["decode"] += (time.perf_counter() - began) / len(counts)
             rows[count].add(measures(x, y))
-            _keep(out, relative, f"{count * CODEBOOK_KBPS:g}kbps", y)
+            _keep(out, relative, _label(count), y)
         y, kbps = _opus(x)
         rows[0].add({"kbps": kbps, **measures(x, y)})
         _keep(out, relative, OPUS, y)
@@ -96,6 +102,7 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
         "weights": weights,
         "files": len(codes),
         "rejects": rejects,
+        "account": account,
         "seconds": seconds,
         "bandwidths": [{"kbps": count * CODEBOOK_KBPS, **rows[count].means()} for count in counts],
         "opus": rows[0].means(),
@@ -180,11 +187,32 @@ def _opus(x: Samples) -> tuple[Samples, float]:
     return np.pad(y[: len(x)], (0, max(0, len(x) - len(y)))), size * 8 / 1000 / (len(x) / RATE_HZ)
 
 
+def _label(count: int) -> str:
+    return f"{count * CODEBOOK_KBPS:g}kbps"
+
+
+def _name(relative: str, label: str) -> str:
+    """The file name of a reconstruction."""
+    return f"{Path(relative).with_suffix('').as_posix().replace('/', '_')}-{label}.wav"
+
+
+def _check_free(out: Path, sources: list[str], labels: list[str]) -> None:
+    """Raise UsageError if a reconstruction would take the place of a file, or of another reconstruction."""
+    taken: dict[str, str] = {}
+    for relative in sources:
+        first = taken.setdefault(_name(relative, OPUS), relative)
+        if first != relative:
+            raise UsageError(f"the reconstructions of {first} and {relative} would have the same names in {out}")
+        for label in labels:
+            if (out / _name(relative, label)).exists():
+                raise UsageError(f"{out / _name(relative, label)} exists already", "choose another --out")
+
+
 def _keep(out: Path | None, relative: str, label: str, y: Samples) -> None:
     if out is None:
         return
     import soundfile
 
-    name = f"{Path(relative).with_suffix('').as_posix().replace('/', '_')}-{label}.wav"
-    with files.writing(out / name) as stream:
+    out.mkdir(parents=True, exist_ok=True)
+    with files.writing(out / _name(relative, label)) as stream:
         soundfile.write(stream, y.clip(-1, 1), RATE_HZ, format="WAV", subtype="PCM_16")

@@ -12,7 +12,7 @@ from shortcut_cli.codec.trainer import CodecTrainer
 from shortcut_cli.config.schema import CodecRecipe
 from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.events import Report
-from shortcut_cli.training import loop, tensor_file
+from shortcut_cli.training import conditions, loop, tensor_file
 from shortcut_cli.training.loop import STATE, Stop
 
 
@@ -35,7 +35,10 @@ def train(
     ShortcutError if a loss is not finite.
     """
     keep_freed_memory()
-    with files.held(folder, "shortcut codec train"):
+    with (
+        files.held(folder, "shortcut codec train", known=loop.is_run_folder),
+        conditions.threads(resolved.train.threads),
+    ):
         content = loop.saved_state(
             folder, CodecTrainer.result, resume, report, lambda path: tensor_file.load(path, STATE)
         )

@@ -4,7 +4,6 @@ Each run has an ordinary run folder, as from `shortcut train` and `shortcut eval
 peak memory can be measured and several devices work in parallel.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,20 @@ from typing import Any
 from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.compare import page
 from shortcut_cli.compare.arms import Arm, plan
+from shortcut_cli.compare.baselines import BASELINE
 from shortcut_cli.compare.contrasts import contrast_arms
-from shortcut_cli.compare.runner import PlannedRun, Runner
-from shortcut_cli.config import writing
-from shortcut_cli.config.schema import Recipe
-from shortcut_cli.data.shards import Shards
-from shortcut_cli.errors import UsageError
-from shortcut_cli.events import Report
+from shortcut_cli.compare.runner import PlannedRun, Runner, differing
+from shortcut_cli.config import reading
+from shortcut_cli.config.schema import Recipe, binding
+from shortcut_cli.data.shards import Shards, warning
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.events import Note, Report
+from shortcut_cli.formatting import to_json
+from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.registry import Match
 from shortcut_cli.training.loop import Stop
+
+COMPARISON = "comparison.json"
 
 
 def compare(
@@ -44,10 +48,14 @@ def compare(
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
     """
-    with files.held(out, "shortcut compare"):
+    with files.held(out, "shortcut compare", known=_is_comparison):
         shards = Shards(Path(resolved.data.shards))
-        runner = Runner(out, devices, report)
-        _check_same(out, resolved, match)
+        checksum = shards.manifest["checksum"]
+        if unfinished := warning(Path(resolved.data.shards), shards.manifest):
+            report(Note(text=unfinished))
+        runner = Runner(out, devices, report, checksum)
+        _check_same(out, resolved, match, checksum)
+        runner.check_shards()
         first = resolved.train.seed
         numbers = range(first, first + seeds)
         with stop as asked:
@@ -56,12 +64,14 @@ def compare(
             _choose_rates(arms, list(lrs) or [resolved.train.lr], first, runner)
             runner.run([PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()])
         rows = {label: runner.row(arm, numbers) for label, arm in arms.items()}
+        if changed := differing(rows.values()):
+            report(Note(text=f"the runs were not all trained under the same conditions: {changed}"))
         contrasts = contrast_arms(arms, rows, margin)
         batch = resolved.train.batch_size * resolved.model.context
         result = {
             "schema_version": SCHEMA_VERSION,
             "recipe": resolved.model_dump(),
-            "shards": shards.manifest["checksum"],
+            "shards": checksum,
             "split": resolved.eval.split,
             "match": match,
             "margin_nats": margin,
@@ -70,23 +80,39 @@ def compare(
             "arms": [{key: value for key, value in row.items() if key != "groups"} for row in rows.values()],
             "contrasts": contrasts,
         }
-        files.write(out / "compare.json", json.dumps(result, indent=1) + "\n")
+        files.write(out / "compare.json", to_json(result, indent=1) + "\n")
         files.write(out / "compare.html", page.page(result))
     return result
 
 
-def _check_same(out: Path, resolved: Recipe, match: Match) -> None:
-    """Raise UsageError if a folder holds a comparison with another recipe or match; models and seeds may be added."""
-    kept = out / "comparison.json"
-    settings = {"recipe": resolved.model_dump(), "match": match}
-    if kept.exists():
-        changes = writing.differences(json.loads(kept.read_text(encoding="utf-8")), settings)
-        if changes:
-            raise UsageError(
-                f"{out} holds a different comparison\n" + "\n".join(f"  {line}" for line in changes),
-                "choose another --out",
-            )
-    files.write(kept, json.dumps(settings, indent=1) + "\n")
+def _is_comparison(folder: Path) -> bool:
+    """Whether a folder without a marker holds a comparison."""
+    try:
+        kept = read(folder / COMPARISON) or {}
+    except CheckFailed:
+        return False
+    return kept.keys() >= {"schema_version", "inputs"}
+
+
+def _check_same(out: Path, resolved: Recipe, match: Match, shards: str) -> None:
+    """Raise UsageError if a folder holds a comparison with another recipe, match or shards.
+
+    Models and seeds may be added. The keys of the recipe that count are those that determine the weights of a gpt of
+    this shape, since it is in every comparison; the options of other architectures bind their own runs. Raises
+    CheckFailed if comparison.json is damaged.
+    """
+    path = out / COMPARISON
+    kept = read(path)
+    plain = reading.with_settings(resolved, [f"model.name={BASELINE}"])
+    inputs = {"recipe": binding(plain.model_dump()), "match": match, "shards": shards}
+    changes = [] if kept is None else differences(kept.get("inputs"), inputs)
+    if changes:
+        raise UsageError(
+            f"{out} holds a different comparison\n" + "\n".join(f"  {line}" for line in changes),
+            "choose another --out",
+        )
+    if kept is None:
+        files.write(path, to_json({"schema_version": SCHEMA_VERSION, "inputs": inputs}, indent=1) + "\n")
 
 
 def _choose_rates(arms: dict[str, Arm], rates: list[float], seed: int, runner: Runner) -> None:
@@ -97,6 +123,6 @@ def _choose_rates(arms: dict[str, Arm], rates: list[float], seed: int, runner: R
         return
     runner.run([PlannedRun(arm, rate, seed) for arm in arms.values() for rate in rates])
     for arm in arms.values():
-        losses = {rate: runner.validation(PlannedRun(arm, rate, seed)) for rate in rates}
+        losses = {rate: runner.result(PlannedRun(arm, rate, seed)).validation for rate in rates}
         arm.tried = {repr(rate): loss for rate, loss in losses.items()}
         arm.lr = min(losses, key=lambda rate: losses[rate])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import SCHEMA_VERSION
+from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.config import reading
 from shortcut_cli.demo import material
 from shortcut_cli.events import Note, Report
@@ -22,7 +22,14 @@ def demo(folder: Path, *, n_workers: int, device: str, report: Report, stop: Sto
     """Prepare, train, evaluate and sample text, music and sound in `folder`; finished parts are skipped.
 
     Returns a row for each domain and model, and the paths of all samples.
+
+    Raises UsageError if the folder has something else in it.
     """
+    with files.held(folder, "shortcut demo"):
+        return _demo(folder, n_workers=n_workers, device=device, report=report, stop=stop)
+
+
+def _demo(folder: Path, *, n_workers: int, device: str, report: Report, stop: Stop) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     samples: list[str] = []
     for name, make in (("text-tiny", _text), ("music-tiny", _midi), ("audio-tiny", _audio)):

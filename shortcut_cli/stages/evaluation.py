@@ -11,8 +11,8 @@ import torch
 from shortcut_cli import SCHEMA_VERSION
 from shortcut_cli.config.schema import EvalConfig
 from shortcut_cli.data.shards import Ids, Shards, Split
-from shortcut_cli.errors import UsageError
-from shortcut_cli.events import Progress, Report
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.inference import metrics
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.models import loss
@@ -44,8 +44,10 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, 
         yield max(0, end - context), end, scored
 
 
-def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report) -> dict[str, Any]:
-    """Score a run on a split of a shards folder.
+def evaluate(
+    run: Run, shards: Shards, name: str, config: EvalConfig | None = None, *, device: str, report: Report
+) -> dict[str, Any]:
+    """Score a run on a split of a shards folder. config: default: the run's own.
 
     Returns nats per token with a 95 % interval, perplexity, accuracy, bits per natural unit, the unigram entropy of
     the split; for text, bits per character and perplexity per word; and, for models that attend to layers, their mean
@@ -55,7 +57,7 @@ def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report
     Raises UsageError if the shards were made by another tokenizer or the split is empty.
     """
     check_tokenizer(run, shards)
-    split, config = shards.split(name), run.recipe.eval
+    split, config = shards.split(name), config or run.recipe.eval
     if not split.tokens:
         raise UsageError(f"the {name} split of {shards.folder} is empty")
     ends, over = _groups(split)
@@ -66,16 +68,25 @@ def evaluate(run: Run, shards: Shards, name: str, *, device: str, report: Report
         _score(run.model, split, batch, eos, ends, totals, device)
         done += sum(end - scored for _, end, scored in batch)
         report(Progress(task="eval", done=done, total=split.tokens, unit="tokens"))
-    return _summary(run, shards, split, totals, over, config)
+    result = _summary(run, shards, split, totals, over, config)
+    if result["bits_per_unit"] is None:
+        unit = result["unit"]
+        report(Note(text=f"the {name} split of {shards.folder} has no {unit}s, so bits per {unit} are not known"))
+    return result
 
 
 def check_tokenizer(run: Run, shards: Shards) -> None:
-    """Raises UsageError if the shards were not made by the run's tokenizer."""
+    """Raises UsageError if the shards were not made by the run's tokenizer, CheckFailed if one is damaged."""
     ours, theirs = run.content["tokenizer"]["fingerprint"], shards.tokenizer["fingerprint"]
     if ours != theirs:
         raise UsageError(
             f"{run.path} was trained with tokenizer {ours[:12]}, {shards.folder} was made with {theirs[:12]}",
             "point --shards to the data that the run was trained on",
+        )
+    if run.content["vocabulary"] != shards.tokenizer["vocabulary"]:
+        raise CheckFailed(
+            f"{run.path} has a vocabulary of {run.content['vocabulary']} ids, {shards.folder} one of "
+            f"{shards.tokenizer['vocabulary']}, though their tokenizers are the same"
         )
 
 
@@ -133,17 +144,21 @@ def _of_text(nats: float, units: dict[str, float]) -> dict[str, float]:
     if units.get("character"):
         found |= {"characters": units["character"], "bits_per_character": nats / math.log(2) / units["character"]}
     if units.get("word"):
-        # The perplexity of a poor model on long words can exceed the largest float.
-        exponent = nats / units["word"]
-        found |= {"words": units["word"], "word_perplexity": math.exp(exponent) if exponent < 700 else math.inf}
+        found |= {"words": units["word"], "word_perplexity": _exp(nats / units["word"])}
     return found
+
+
+def _exp(exponent: float) -> float:
+    """e^exponent; the perplexity of a poor model on long words can exceed the largest float, and is then infinite."""
+    return math.inf if exponent >= 700 else math.exp(exponent)
 
 
 def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, config: EvalConfig) -> dict[str, Any]:
     nats, tokens = float(totals.nats.sum()), int(totals.tokens.sum())
     low, high = metrics.bootstrap(totals.nats, totals.tokens, config.resamples)
     unit = shards.tokenizer["unit"]
-    per_unit = tokens / split.units[unit]
+    amount = split.units.get(unit, 0)
+    bits = [metrics.bits_per_unit(total, amount) for total in (nats, low * tokens, high * tokens)] if amount else None
     result = {
         "schema_version": SCHEMA_VERSION,
         "model": run.recipe.model.name,
@@ -156,12 +171,12 @@ def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, 
         "nats_per_token": nats / tokens,
         "interval_95": [low, high],
         "interval_over": over,
-        "perplexity": math.exp(nats / tokens),
+        "perplexity": _exp(nats / tokens),
         "accuracy": totals.correct / tokens,
         "unit": unit,
-        "units": split.units[unit],
-        "bits_per_unit": metrics.bits_per_unit(nats, split.units[unit]),
-        "bits_per_unit_interval_95": [metrics.bits_per_unit(end * per_unit, 1) for end in (low, high)],
+        "units": amount,
+        "bits_per_unit": bits and bits[0],
+        "bits_per_unit_interval_95": bits and bits[1:],
         "unigram_entropy": metrics.entropy(totals.counts),
         **_of_text(nats, split.units),
         "groups": {"nats": totals.nats, "tokens": totals.tokens},

@@ -9,24 +9,35 @@ from typing import Any
 from shortcut_cli.config import reading
 from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.training import tensor_file
+from shortcut_cli.training import conditions, tensor_file
 
 
 def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
-    """Describe a path. verify: also compare every byte of a shards folder with its checksums.
+    """Describe a path; a run folder is its run.pt or codec.pt.
 
-    Raises UsageError if the path is none of these kinds, CheckFailed if something is missing or damaged.
+    verify: also compare every byte of a shards folder with its checksums, as is always done when a .pt file is read.
+
+    Raises UsageError if the path is none of these kinds or has nothing to verify, CheckFailed if something is missing
+    or damaged.
     """
     if path.is_dir():
-        return _shards(path, verify)
+        results = [path / name for name in ("run.pt", "codec.pt") if (path / name).is_file()]
+        return _weights(results[0]) if results else _shards(path, verify)
     if path.suffix == ".toml":
+        if verify:
+            raise UsageError(f"{path} is a recipe, which has no checksum", f"shortcut recipes check {path}")
         return {"kind": "recipe", "path": str(path)} | reading.read_any(str(path)).model_dump()
     if path.suffix == ".pt":
-        tensor_file.recognise(path, "run.pt")
-        from shortcut_cli.codec import checkpoint as codec_checkpoint
+        return _weights(path)
+    state = "is neither a shards folder nor a .pt or .toml file" if path.exists() else "does not exist"
+    raise UsageError(f"{path} {state}", "give a shards folder, a run folder, a .pt file or a .toml file")
 
-        return _codec(path) if codec_checkpoint.is_codec(path) else _checkpoint(path)
-    raise UsageError(f"{path} is neither a shards folder nor a .pt or .toml file")
+
+def _weights(path: Path) -> dict[str, Any]:
+    tensor_file.recognise(path, "run.pt")
+    from shortcut_cli.codec import checkpoint as codec_checkpoint
+
+    return _codec(path) if codec_checkpoint.is_codec(path) else _checkpoint(path)
 
 
 def _shards(folder: Path, verify: bool) -> dict[str, Any]:
@@ -49,12 +60,14 @@ def _codec(path: Path) -> dict[str, Any]:
     return {
         "kind": "codec",
         "path": str(path),
+        "verified": True,  # or it could not have been read
         "network": content["recipe"]["codec"]["network"],
         "codebooks": codec.codebooks,
         "parameters": sum(tensor.numel() for tensor in content["weights"].values()),
         "step": content["step"],
         "scores": content["scores"],
         "versions": content["versions"],
+        "conditions": conditions.parts(content.get("conditions")),
         "recipe": content["recipe"],
     }
 
@@ -67,6 +80,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     return {
         "kind": "checkpoint",
         "path": str(path),
+        "verified": True,  # or it could not have been read
         "model": run.recipe.model.name,
         "parameters": run.model.count(),
         "forward_flops_per_token": run.model.flops(context) // context,
@@ -76,6 +90,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "tokenizer": run.content["tokenizer"]["fingerprint"],
         "shards": run.content["shards"],
         "versions": run.content["versions"],
+        "conditions": conditions.parts(run.content.get("conditions")),
         "recipe": run.recipe.model_dump(),
     }
 

@@ -1,48 +1,127 @@
 """What commands do beyond a single stage: score, look, draw, and all stages in a row, skipping what is finished."""
 
+import io
 import itertools
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shortcut_cli import SCHEMA_VERSION, files
+from shortcut_cli import files
 from shortcut_cli.config import reading
-from shortcut_cli.config.schema import Recipe
-from shortcut_cli.data.shards import Shards
-from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.config.schema import EvalConfig, Recipe, SampleConfig
+from shortcut_cli.data.shards import Shards, warning
+from shortcut_cli.errors import CheckFailed, TooManyRejects, UsageError
 from shortcut_cli.events import Note, Report
+from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import runs
+from shortcut_cli.inference.runs import Run
+from shortcut_cli.kept import scores
+from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.stages import attention, sampling
 from shortcut_cli.stages.evaluation import check_tokenizer, evaluate
-from shortcut_cli.stages.preparation import prepare
+from shortcut_cli.stages.preparation import described, prepare, tokenize
 from shortcut_cli.stages.sampling import prompt_ids, sample
 from shortcut_cli.stages.training import train
+from shortcut_cli.training import conditions
 from shortcut_cli.training import device as devices
 from shortcut_cli.training.loop import Stop
 
+RUN = "run.pt"
+SHOWN = 10  # rejected files
+FILES = "files"  # in place of a split, of a score on files
 
-def score(path: Path, shards: Path | None, split: str | None, *, device: str, report: Report) -> dict[str, Any]:
-    """Evaluate a checkpoint; write the result into eval.json beside it, by split, and the groups into eval-SPLIT.npz.
 
-    shards, split: default to the recipe's.
+def score(
+    path: Path,
+    shards: Path | None,
+    split: str | None,
+    config: EvalConfig | None = None,
+    *,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint, and keep the result in eval.json beside it, see `kept.scores`, if that can be written.
+
+    shards, config: default: those of the run's recipe. split: default: that of `config`.
+
+    Raises UsageError if the shards are missing or were made by another tokenizer, or the split is empty.
     """
     run = runs.open_run(path, device)
-    name = split or run.recipe.eval.split
-    result = evaluate(run, Shards(shards or Path(run.recipe.data.shards)), name, device=device, report=report)
-    groups = result.pop("groups")
-    with files.writing(path.parent / f"eval-{name}.npz") as stream:
-        np.savez(stream, **groups)
-    result["checkpoint_sha256"] = files.sha256(path)
-    kept = path.parent / "eval.json"
-    results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "splits": {}}
-    if kept.exists():
-        results = json.loads(kept.read_text(encoding="utf-8"))
-    results["splits"][name] = result
-    results["schema_version"] = SCHEMA_VERSION  # also in an older file, whose keys are the same
-    files.write(kept, json.dumps(results, indent=1) + "\n")
+    config = config or run.recipe.eval
+    opened, name = _open_shards(run, shards, report), split or config.split
+    result = evaluate(run, opened, name, config, device=device, report=report)
+    own = opened.manifest["checksum"] == run.content["shards"]
+    _keep(run, result, opened, config, device, own=own, report=report)
     return result
+
+
+def score_files(
+    path: Path, paths: Sequence[str], *, n_workers: int, max_bad: str, device: str, report: Report
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on all of the files behind `paths`, tokenized with the run's own tokenizer.
+
+    The result is kept as `score` does, beside those of shards; its "split" is "files". "rejects" has the files that
+    can't be used, as in rejects.jsonl, and "account" what the ids do not carry, as in a manifest.
+
+    Raises UsageError if there are no such files, TooManyRejects if more were rejected than `max_bad` allows.
+    """
+    run = runs.open_run(path, device)
+    config = run.recipe.eval
+    with files.temporary_folder() as scratch:
+        folder = scratch / "shards"
+        try:
+            tokenize(run.recipe, run.tokenizer(), paths, folder, n_workers=n_workers, max_bad=max_bad, report=report)
+        except TooManyRejects as error:  # its hint names the folder, which is removed
+            _, _, more = error.hint.partition("--max-bad allows more")
+            raise TooManyRejects(error.message, f"--max-bad allows more, and --json then lists all{more}") from error
+        opened = Shards(folder)
+        rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+        result = evaluate(run, opened, "test", config, device=device, report=report)
+    for reject in rejects[:SHOWN]:
+        report(Note(text=f"rejected: {described(reject)}"))
+    if len(rejects) > SHOWN:
+        report(Note(text=f"and {len(rejects) - SHOWN:,} more; --json lists all"))
+    result |= {"split": FILES, "rejects": rejects, "account": opened.manifest["account"]}
+    _keep(run, result, opened, config, device, own=False, report=report)
+    return result
+
+
+def _keep(
+    run: Run, result: dict[str, Any], opened: Shards, config: EvalConfig, device: str, *, own: bool, report: Report
+) -> None:
+    """Keep what `evaluate` returned, without its "groups", beside the checkpoint, if that can be written."""
+    path, sums = run.path, result.pop("groups")
+    result["checkpoint_sha256"] = files.sha256(path)
+    result["inputs"] = scores.made_from(
+        result["checkpoint_sha256"], opened.manifest["checksum"], result["split"], config, device
+    )
+    own = own and (path.name == RUN or not path.with_name(RUN).exists())
+    stream = io.BytesIO()
+    np.savez(stream, **sums)
+    try:
+        scores.keep(path.parent, result, stream.getvalue(), own=own, report=report)
+    except OSError as error:
+        for name in ("groups", "score_sha256"):
+            result.pop(name, None)
+        report(Note(text=f"the score could not be kept in {path.parent / scores.NAME}: {error.strerror}"))
+
+
+def _open_shards(run: Run, given: Path | None, report: Report) -> Shards:
+    """The shards given, or those of the run's recipe. Raises UsageError if the latter are not there."""
+    folder = given or Path(run.recipe.data.shards)
+    if given is None and not folder.exists():
+        raise UsageError(f"{folder}, the shards folder in the recipe of {run.path}, is not there", "--shards DIR")
+    opened = Shards(folder)
+    if unfinished := warning(folder, opened.manifest):
+        report(Note(text=unfinished))
+    if given is None and opened.manifest["checksum"] != run.content["shards"]:
+        here, there = opened.manifest["checksum"][:12], run.content["shards"][:12]
+        report(Note(text=f"{folder} has shards {here}; {run.path} was trained on {there}"))
+    return opened
 
 
 def look(
@@ -69,7 +148,7 @@ def look(
         def read(first: int, count: int) -> np.ndarray:
             return row[first : first + count]
     else:
-        opened = Shards(shards or Path(run.recipe.data.shards))
+        opened = _open_shards(run, shards, report)
         check_tokenizer(run, opened)
         ids, eos = opened.split(split), opened.tokenizer["end"]
         tokens = ids.tokens + 1
@@ -88,7 +167,7 @@ def draw(
     ckpt: Path | None,
     like: Path | None,
     prompt: Path | None,
-    settings: list[str],
+    settings: Sequence[str | reading.Setting],
     out: Path | None,
     *,
     device: str,
@@ -100,90 +179,129 @@ def draw(
 
     Raises UsageError if neither or both `like` and settings are given, CheckFailed if `like` names no such sample.
     """
-    only = None
+    again = None
     if like is not None:
         if settings:
             raise UsageError("--like takes the sampler's settings from the sample", "leave out the other flags")
         again = sampling.like(like, ckpt, prompt)
-        ckpt, prompt, settings, only = again.checkpoint, again.prompt, again.settings, again.number
+        ckpt, prompt, settings = again.checkpoint, again.prompt, again.settings
         device, out = (again.device if device == "auto" else device), out or like.parent / "again"
     if ckpt is None:
         raise UsageError("neither --ckpt nor --like is given", "shortcut sample --ckpt runs/RECIPE/MODEL-s1/run.pt")
     where = devices.choose(device)
     run = runs.open_run(ckpt, where)
-    config = reading.with_settings(run.recipe, settings, "the result of the flags").sample
-    if only is not None and not 0 <= only < config.n:
-        raise CheckFailed(f"{like} is sample {only} of {config.n}")
-    folder = out or ckpt.parent / "samples"
-    return sample(run, folder, config, prompt=prompt, device=where, report=report, only=only)
+    config = reading.with_settings(run.recipe, settings).sample
+    if again and not 0 <= again.number < config.n:
+        raise CheckFailed(f"{like} is sample {again.number} of {config.n}")
+    folder, have = out or ckpt.parent / "samples", []
+    if again is None and (prompt is None or prompt.is_file()):
+        have = _sampled(folder, _sampler_inputs(ckpt, config, prompt, where))
+        if len(have) == config.n:
+            report(Note(text=f"{folder} already has these samples"))
+            return have
+        if out is None:
+            _make_room(folder, config, report, have, whole=False)
+    with conditions.threads(again.threads if again else 0):
+        changed = conditions.changes(again.conditions or None, conditions.now(where)) if again else ""
+        if changed:
+            report(Note(text=f"{like} was made under other conditions ({changed}): its bytes can differ"))
+        only = again.number if again else None
+        return sample(run, folder, config, prompt=prompt, device=where, report=report, only=only, have=have)
 
 
-def _scored(path: Path, split: str) -> dict[str, Any] | None:
-    """The result in eval.json, if it is of exactly this checkpoint on this split."""
-    kept = path.parent / "eval.json"
-    if not kept.exists():
-        return None
-    result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))["splits"].get(split, {})
-    return result if result.get("checkpoint_sha256") == files.sha256(path) else None
+def _sampler_inputs(path: Path, config: SampleConfig, prompt: Path | None, device: str) -> dict[str, Any]:
+    """Everything that samples depend on, as their .json files say it; of the device the kind alone counts."""
+    unprompted = {"prompt": None, "prompt_sha256": None, "prompt_tokens": 0, "prompt_suffix": ""}
+    return {
+        "checkpoint_sha256": files.sha256(path),
+        "sampler": config.model_dump(),
+        "device": scores.kind(device),
+        **({"prompt_sha256": files.sha256(prompt), "prompt_suffix": _suffix(prompt.name)} if prompt else unprompted),
+    }
 
 
-def _sampled(path: Path, folder: Path, recipe: Recipe) -> list[Path]:
-    """The samples in a folder, if they are of exactly this checkpoint and sampler and none is missing; else none."""
-    wanted = {"checkpoint_sha256": files.sha256(path), "sampler": recipe.sample.model_dump(), "prompt": None}
+def _suffix(name: str) -> str:
+    """What decides how a prompt is read, beside its bytes: ".jsonl", ".txt.gz"."""
+    path = Path(name.lower())
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _sampled(folder: Path, wanted: dict[str, Any]) -> list[Path]:
+    """The samples in a folder that were made from `wanted` and have not been altered."""
     found = []
-    for sidecar in sorted(folder.glob("*.json")):
-        content = _sidecar(sidecar)
-        made = sampling.sample_path(sidecar)
-        if {key: content.get(key) for key in wanted} == wanted and made.is_file():
-            found.append(made)
-    return found if len(found) == recipe.sample.n else []
+    for number in range(wanted["sampler"]["n"]):
+        for sidecar in folder.glob(f"{sampling.stem(wanted['sampler']['seed'], number)}.*.json"):
+            made, content = sampling.sample_path(sidecar), _sidecar(sidecar)
+            made_from = {key: content.get(key) for key in (*wanted, "number", "sha256")}
+            made_from["device"] = scores.kind(str(made_from["device"]))
+            made_from["prompt_suffix"] = _suffix(str(content.get("prompt") or ""))
+            if made.is_file() and not differences(made_from, wanted | {"number": number, "sha256": files.sha256(made)}):
+                found.append(made)
+                break
+    return found
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
     """The content of a sample's .json; empty if it is missing or damaged, so that its sample counts as missing."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        return read(path) or {}
+    except CheckFailed:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
-def _make_room(path: Path, folder: Path, recipe: Recipe, report: Report) -> None:
-    """Move away files that have the names of the new samples: those of an earlier checkpoint or an unfinished sampling.
+def _make_room(folder: Path, config: SampleConfig, report: Report, have: Sequence[Path], *, whole: bool = True) -> None:
+    """Move files that have the names of new samples into a folder earlier-1, earlier-2 ... beside the samples.
 
-    They go into a folder earlier-1, earlier-2 ... beside the samples. Samples of this checkpoint with other settings
-    stay: `sample` then refuses to overwrite them.
+    They are those of another checkpoint, or of another `shortcut sample`. The paths in their .json files are adapted,
+    so that `sample --like` works as before. What is in `have` stays, as does what a killed process left unfinished,
+    whose place is taken. whole: move samples with a .json too.
     """
-    names = [f"{sampling.stem(recipe.sample.seed, number)}.*" for number in range(recipe.sample.n)]
-    checkpoint_sha256, moved = files.sha256(path), list[Path]()
-    for made in (made for name in names for made in folder.glob(name) if made.suffix != ".json"):
-        sidecar = sampling.sidecar_path(made)
-        content = _sidecar(sidecar)
-        same_way = (content.get("sampler"), content.get("prompt")) == (recipe.sample.model_dump(), None)
-        if same_way or content.get("checkpoint_sha256") != checkpoint_sha256:
-            moved += [made, sidecar]
-    if moved:
-        earlier = next(place for n in itertools.count(1) if not (place := folder / f"earlier-{n}").exists())
-        earlier.mkdir()
-        for old in moved:
-            if old.exists():
-                old.rename(earlier / old.name)
-        report(Note(text=f"samples of another checkpoint, or of an unfinished sampling, were moved to {earlier}"))
+    stay = {*have, *map(sampling.sidecar_path, have)}
+    names = [f"{sampling.stem(config.seed, number)}.*" for number in range(config.n)]
+    found = [path for name in names for path in folder.glob(name) if path not in stay]
+    moved = [path for path in found if not _is_unfinished(path) and (whole or not _is_paired(path))]
+    if not moved:
+        return
+    earlier = next(place for n in itertools.count(1) if not (place := folder / f"earlier-{n}").exists())
+    earlier.mkdir()
+    for old in moved:
+        content = _sidecar(old) if old.suffix == ".json" else {}
+        paths = {key: content[key] for key in ("checkpoint", "prompt") if isinstance(content.get(key), str)}
+        if paths:
+            content |= {key: os.path.join("..", path) for key, path in paths.items()}
+            files.write(earlier / old.name, to_json(content, indent=1) + "\n")
+            old.unlink()
+        else:
+            old.rename(earlier / old.name)
+    report(Note(text=f"files with the names of the new samples were moved to {earlier}"))
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a sample was not finished, since its process was killed."""
+    return path.suffix != ".json" and files.unfinished(sampling.sidecar_path(path))
+
+
+def _is_paired(path: Path) -> bool:
+    """Whether a file is a sample with a .json, or a .json."""
+    return path.suffix == ".json" or sampling.sidecar_path(path).exists()
 
 
 def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop) -> dict[str, Any]:
     """Train, evaluate and sample one model, skipping finished stages; returns the result of each stage."""
     trained = train(recipe, folder, device=device, resume="auto", report=report, stop=stop)
-    path = folder / "run.pt"
-    scores = _scored(path, recipe.eval.split) or score(
-        path, Path(recipe.data.shards), recipe.eval.split, device=device, report=report
-    )
-    samples = _sampled(path, folder / "samples", recipe)
-    if not samples:
-        _make_room(path, folder / "samples", recipe, report)
+    path, shards, split = folder / RUN, Path(recipe.data.shards), recipe.eval.split
+    checksum = Shards(shards).manifest["checksum"]
+    inputs = scores.made_from(files.sha256(path), checksum, split, recipe.eval, device)
+    scored = scores.find(folder, inputs) or score(path, shards, split, recipe.eval, device=device, report=report)
+    wanted = _sampler_inputs(path, recipe.sample, None, device)
+    samples = _sampled(folder / "samples", wanted)
+    if len(samples) < recipe.sample.n:
+        _make_room(folder / "samples", recipe.sample, report, samples)
         run = runs.open_run(path, device)
-        samples = sample(run, folder / "samples", recipe.sample, prompt=None, device=device, report=report)
-    return {"train": trained, "eval": scores, "samples": [str(sample) for sample in samples]}
+        samples = sample(
+            run, folder / "samples", recipe.sample, prompt=None, device=device, report=report, have=samples
+        )
+    return {"train": trained, "eval": scored, "samples": [str(sample) for sample in samples]}
 
 
 def run_all(

@@ -10,40 +10,66 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import files, registry
+from shortcut_cli import __version__, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
-from shortcut_cli.data import inputs, splits, workers
-from shortcut_cli.data.documents import Assign, Document, Source
-from shortcut_cli.data.shards import FolderWriter, read_manifest, source_paths_file
-from shortcut_cli.errors import Rejected, TooManyRejects, UsageError
+from shortcut_cli.data import duplicates, inputs, splits, workers
+from shortcut_cli.data.documents import Assign, Document, RejectedRecord, Source
+from shortcut_cli.data.given import PREFERRED, Given, check_filled
+from shortcut_cli.data.shards import PREPARE, FolderWriter, is_shards, read_manifest, source_paths_file
+from shortcut_cli.errors import (
+    CheckFailed,
+    Rejected,
+    ShortcutError,
+    TooManyRejects,
+    Unfinished,
+    UsageError,
+    unreadable,
+)
 from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.formatting import to_json
 from shortcut_cli.tokenizers.base import Tokenizer
+
+AGAIN = (
+    "the same command tries them again; larger data.file_timeout_s and data.file_memory_mb give them more time and "
+    "memory, fewer --workers more memory each"
+)
+# What --max-bad judges: in words, and the manifest's counts of rejected ones and of all.
+JUDGED = (("files", "rejected", "inputs"), ("records", "records_rejected", "records"))
 
 
 @dataclass
 class Reject:
-    """A file, or a variant of one, that can't be used."""
+    """A file, or a variant of one, that is not used."""
 
     source: str
     sha256: str | None
     reason: str
     variant: str = ""
+    bad: bool = True  # the file is at fault, which is for --max-bad to judge; False: it was not wanted
+    passing: bool = False  # the reason may pass: the next preparation tries again
 
     def line(self) -> dict[str, Any]:
         """Its line in rejects.jsonl."""
         variant = {"variant": self.variant} if self.variant else {}
-        return {"source": self.source, "sha256": self.sha256, **variant, "reason": self.reason}
+        passing = {"passing": True} if self.passing else {}
+        return {"source": self.source, "sha256": self.sha256, **variant, "reason": self.reason, **passing}
 
 
-def too_many(rejected: int, total: int, limit: str) -> bool:
-    """Whether more of the `total` files were rejected than `limit` ("3" files, or "1%" of all) allows.
+def too_many(rejected: Sequence[tuple[int, int]], limit: str) -> bool:
+    """Whether more was rejected than `limit` allows.
+
+    rejected: for files and for records, how many of how many were rejected. limit: "3" files and records together, or
+    "1%" of the files and of the records.
 
     Raises UsageError if the limit is neither.
     """
@@ -53,8 +79,10 @@ def too_many(rejected: int, total: int, limit: str) -> bool:
     except ValueError:
         number = -1.0
     if not math.isfinite(number) or number < 0 or (not percent and number != int(number)):
-        raise UsageError(f"--max-bad {limit} is neither a number of files nor a percentage", "for example 3 or 1%")
-    return rejected > (total * number / 100 if percent else number)
+        raise UsageError(f"--max-bad {limit} is neither a number nor a percentage", "for example 3 or 1%")
+    if percent:
+        return any(bad > total * number / 100 for bad, total in rejected)
+    return sum(bad for bad, _ in rejected) > number
 
 
 def prepare(
@@ -65,34 +93,160 @@ def prepare(
     Returns the manifest, and with it "worked", whether there was anything to do, "ignored", the number of files ignored
     because of their suffix, and, if there was, "tokens_per_s".
 
-    Raises UsageError if no files are found or the folder holds something else, TooManyRejects if more files were
-    rejected than `max_bad` allows (the folder is complete all the same) or all of them.
+    Raises UsageError if no files are found, the folder holds something else or data.splits leaves a split empty,
+    TooManyRejects if more files or records were rejected than `max_bad` allows (the folder is complete all the same),
+    or all files; Unfinished if a file was rejected for a reason that may pass. The manifest counts those as
+    "unfinished", and the next preparation tries them again.
     """
-    too_many(0, 1, max_bad)
-    paths = list(paths)
     tokenizer: Tokenizer = registry.load(registry.TOKENIZERS, recipe.tokenizer.name)(recipe.tokenizer)
-    found = inputs.find(paths, tokenizer.suffixes)
+    kind = "given" if recipe.data.splits else recipe.data.split
+    manifest = _prepare(recipe, tokenizer, kind, paths, folder, n_workers=n_workers, max_bad=max_bad, report=report)
+    if rejected := _rejected(folder, manifest):
+        counts, *first = rejected
+        report(Note(text="\n".join([f"{counts} were rejected; {folder / 'rejects.jsonl'} has all reasons", *first])))
+    if manifest.get("unfinished"):
+        shown = "\n".join("  " + described(line) for line in islice(_passing(folder), 3))
+        raise Unfinished(f"{manifest['unfinished']:,} files could not be read because of the machine\n{shown}", AGAIN)
+    return manifest
+
+
+def tokenize(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    paths: Iterable[str],
+    folder: Path,
+    *,
+    n_workers: int,
+    max_bad: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Tokenize the files behind `paths` with a tokenizer that needs no `fit`, all of them into the split "test".
+
+    Writes a shards folder as `prepare` does, whose other splits are empty; nothing is augmented. Of `recipe`, the
+    sections [tokenizer], which the tokenizer was made from, and [data] without its splits are used.
+
+    Returns what `prepare` returns, and raises what it raises.
+    """
+    assert not tokenizer.needs_fit, "the tokenizer is not trained"
+    return _prepare(recipe, tokenizer, "test", paths, folder, n_workers=n_workers, max_bad=max_bad, report=report)
+
+
+def _prepare(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    kind: str,
+    paths: Iterable[str],
+    folder: Path,
+    *,
+    n_workers: int,
+    max_bad: str,
+    report: Report,
+) -> dict[str, Any]:
+    """What `prepare` and `tokenize` do. kind: data.split, or "test" for all documents in that split."""
+    too_many([], max_bad)  # raises UsageError before any work if it is neither a number nor a percentage
+    paths = list(paths)
+    found = inputs.find(paths, tokenizer.suffixes, out=folder)
+    if found.outputs:
+        report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
     if not found.files and not found.rejects:
         raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
-    _check_folder(folder)
+    if found.ignored:
+        report(Note(text=_ignored(found.ignored)))
+    assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
     began = time.monotonic()
-    with files.held(folder, "shortcut prepare"):
-        hashed, rejects = _hash(found, n_workers, report)
-        request = _request(recipe, hashed)
+    with files.held(folder, PREPARE, known=is_shards):
+        hashed, rejects = _hash(found, n_workers, report, assigned)
+        request = _request(recipe, tokenizer, hashed)
+        if kind == "test":
+            request |= {"all_in": "test", "fingerprint": tokenizer.fingerprint}
         manifest = _finished(folder, request)
-        summary: dict[str, Any] = {"worked": manifest is None, "ignored": found.ignored}
-        if manifest is None:
-            preparation = _Preparation(recipe, tokenizer, folder, rejects, n_workers=n_workers, report=report)
-            manifest = preparation.run(hashed, request)
+        summary: dict[str, Any] = {"worked": False, "ignored": len(found.ignored)}
+        if manifest is None or manifest.get("unfinished"):
+            preparation = _Preparation(
+                recipe, tokenizer, kind, folder, rejects + outside, n_workers=n_workers, report=report
+            )
+            if manifest is None or not preparation.fails_again(hashed):
+                summary["worked"], manifest = True, preparation.run(hashed, request)
+        if summary["worked"]:
             tokens = sum(split["tokens"] for split in manifest["splits"].values())
             summary["tokens_per_s"] = round(tokens / (time.monotonic() - began), 1)
         _remember_paths(manifest, paths, report)
-    if too_many(manifest["rejected"], manifest["inputs"], max_bad):
-        raise TooManyRejects(
-            f"{manifest['rejected']} of {manifest['inputs']} files were rejected, more than --max-bad {max_bad}",
-            f"the rest is complete in {folder}; {folder / 'rejects.jsonl'} has the reasons",
-        )
+    _check_rejects(folder, manifest, max_bad)
     return manifest | summary
+
+
+def _ignored(names: list[str]) -> str:
+    """Which files were ignored because of their suffix: how many of each suffix, and the first three."""
+    counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)
+    suffixes = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))
+    more = f" and {len(counts) - 5} other suffixes" if len(counts) > 5 else ""
+    return (
+        f"ignored because of their suffix: {suffixes}{more} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    )
+
+
+def _assigned(recipe: Recipe, found: inputs.Found) -> tuple[dict[Path, str], list[Reject]]:
+    """The split of each file that data.splits names, and the files that it does not, which are left out of `found`."""
+    lists = recipe.data.splits
+    given = Given({"train": lists.train, "val": lists.val, "test": lists.test}, lists.table)
+    assigned = {path: given.split_of(relative, path) for relative, path in found.files}
+    check_filled(assigned.values(), "no file")
+    outside = [
+        Reject(relative, None, "is in none of data.splits", bad=False)
+        for relative, path in found.files
+        if not assigned[path]
+    ]
+    found.files[:] = [(relative, path) for relative, path in found.files if assigned[path]]
+    return assigned, outside
+
+
+def _check_rejects(folder: Path, manifest: dict[str, Any], max_bad: str) -> None:
+    """Raises TooManyRejects, with the first three reasons, if more was rejected than `max_bad` allows."""
+    if not too_many([(manifest[bad], manifest[total]) for _, bad, total in JUDGED], max_bad):
+        return
+    counts, *first = _rejected(folder, manifest)
+    raise TooManyRejects(
+        "\n".join([f"{counts} were rejected, more than --max-bad {max_bad}", *first]),
+        f"the rest is complete in {folder}; {folder / 'rejects.jsonl'} has all reasons; --max-bad allows more"
+        + (f"; {manifest['unfinished']:,} are the machine's fault: {AGAIN}" if manifest.get("unfinished") else ""),
+    )
+
+
+def _rejected(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """How many files and records were rejected, and the first three reasons, a line each; nothing if none were.
+
+    Raises CheckFailed if rejects.jsonl is damaged.
+    """
+    counts = [f"{manifest[bad]:,} of {manifest[total]:,} {what}" for what, bad, total in JUDGED if manifest[bad]]
+    if not counts:
+        return []
+    return [" and ".join(counts), *(f"  {described(line)}" for line in islice(_reject_lines(folder), 3))]
+
+
+def _passing(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a folder's rejects.jsonl whose reasons may pass. Raises CheckFailed if it is damaged."""
+    return (line for line in _reject_lines(folder) if line.get("passing"))
+
+
+def _reject_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a folder's rejects.jsonl. Raises CheckFailed if it is damaged."""
+    path = folder / "rejects.jsonl"
+    with open(path, "rb") as stream:
+        for number, text in enumerate(stream, 1):
+            try:
+                line = json.loads(text)
+                whole = all(isinstance(line[key], str) for key in ("source", "reason"))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                whole = False
+            if not whole or not isinstance(line.get("sha256"), str | None):
+                raise CheckFailed(f"{path} is damaged: line {number:,} can't be read", "prepare the folder again")
+            yield line
+
+
+def described(reject: dict[str, Any]) -> str:
+    """A line of rejects.jsonl in words: which file or record, and why."""
+    where = f"{reject['source']}, line {reject['line']}" if "line" in reject else reject["source"]
+    return f"{where}: {reject['reason']}"
 
 
 def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) -> None:
@@ -105,15 +259,6 @@ def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) 
         report(Note(text=f"`shortcut prove tokens` will need the paths as arguments: {path}: {error.strerror}"))
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises UsageError if the folder holds anything but a finished or unfinished preparation."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "choose another --out")
-    ours = (".lock", ".partial", ".staging", "manifest.json")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
-        raise UsageError(f"{folder} is not empty and is not a shards folder", "choose another --out")
-
-
 @dataclass(frozen=True)
 class Input:
     """A file with its hash, and the other files that have the same bytes."""
@@ -122,11 +267,17 @@ class Input:
     path: Path
     sha256: str
     duplicates: tuple[str, ...] = ()
+    split: str = ""  # the one that data.splits gives it to
 
 
-def _hash(found: inputs.Found, threads: int, report: Report) -> tuple[list[Input], list[Reject]]:
-    """Hash every file; equal files are kept once, under the first of their names."""
-    rejects = [Reject(relative, None, reason) for relative, reason in found.rejects]
+def _hash(
+    found: inputs.Found, threads: int, report: Report, assigned: Mapping[Path, str] | None = None
+) -> tuple[list[Input], list[Reject]]:
+    """Hash every file; equal files are kept once, under the first of their names.
+
+    assigned: the split of each path, if they come with the corpus; then the first is sought in test, val, then train.
+    """
+    rejects = [Reject(relative, None, reason, passing=relative in found.passing) for relative, reason in found.rejects]
     by_hash: dict[str, list[tuple[str, Path]]] = {}
 
     def digest(path: Path) -> str | OSError:
@@ -139,33 +290,46 @@ def _hash(found: inputs.Found, threads: int, report: Report) -> tuple[list[Input
         results = pool.map(digest, (path for _, path in found.files))
         for done, ((relative, path), result) in enumerate(zip(found.files, results, strict=True), 1):
             if isinstance(result, OSError):
-                rejects.append(Reject(relative, None, f"can't be read: {result.strerror}"))
+                reason = unreadable(result)
+                rejects.append(Reject(relative, None, str(reason), passing=reason.passing))
             else:
                 by_hash.setdefault(result, []).append((relative, path))
             report(Progress(task="read", done=done, total=len(found.files), unit="files"))
-    kept = [Input(*same[0], sha, tuple(relative for relative, _ in same[1:])) for sha, same in by_hash.items()]
+    kept = []
+    for sha, same in by_hash.items():
+        if assigned:
+            same.sort(key=lambda one: PREFERRED.index(assigned[one[1]]))
+        (relative, path), *others = same
+        split = assigned[path] if assigned else ""
+        kept.append(Input(relative, path, sha, tuple(name for name, _ in others), split))
     return sorted(kept, key=lambda file: (file.relative, file.sha256)), rejects
 
 
-def _request(recipe: Recipe, hashed: list[Input]) -> dict[str, Any]:
+def _request(recipe: Recipe, tokenizer: Tokenizer, hashed: list[Input]) -> dict[str, Any]:
     """Everything that was asked for, to tell whether a command is the same as an earlier one."""
-    lines = [json.dumps([file.relative, file.sha256, *file.duplicates]) for file in hashed]
+    lines = [json.dumps([file.relative, file.sha256, *file.duplicates]) + file.split for file in hashed]
     data = recipe.data.model_dump(exclude={"shards", "file_timeout_s", "file_memory_mb"})
     sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     count = sum(1 + len(file.duplicates) for file in hashed)
     return {
         "data": data,
         "tokenizer": recipe.tokenizer.model_dump(),
+        "depends_on": tokenizer.depends_on,
         "inputs": {"files": count, "sha256": sha256},
     }
 
 
 def _finished(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the same preparation if it is finished, else None. Raises UsageError if it was another one."""
+    """The manifest of the same preparation, else None. Raises UsageError if it was another one.
+
+    None too if it is unfinished and the files are not the same: one that could not be read may be readable now.
+    """
     if not (folder / "manifest.json").exists():
         return None
     manifest = read_manifest(folder)
     changes = differences(manifest.get("request", {}), request)
+    if manifest.get("unfinished") and all(change.startswith("inputs.") for change in changes):
+        return None if changes else manifest
     if changes:
         raise UsageError(
             f"{folder} was prepared from something else\n" + "\n".join(f"  {line}" for line in changes),
@@ -174,21 +338,53 @@ def _finished(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def _scan_group(tokenizer: Tokenizer, val: float, test: float, group: list[Source]) -> list[splits.Tally | Rejected]:
-    """In a worker process: scan sources; the result for each is the tally of its documents, or why it can't be used."""
+@dataclass
+class Scanned:
+    """What a scan found in one source."""
+
+    tally: splits.Tally
+    keys: bytes = b""  # of its documents, see `duplicates.key`; empty if duplicates are kept
+
+
+def _scan_group(
+    tokenizer: Tokenizer, val: float, test: float, drop: bool, group: list[Source]
+) -> list[Scanned | Rejected]:
+    """In a worker process: scan sources; the result for each is what was found, or why it can't be used.
+
+    drop: whether duplicates will be dropped.
+    """
     if len(group) > 1:
         tokenizer.stage(group)
-    found: list[splits.Tally | Rejected] = []
+    found: list[Scanned | Rejected] = []
     for source in group:
-        tally = splits.Tally(val, test)
         try:
-            for document in tokenizer.scan(source):
-                tally.add(document)
+            found.append(_scan_one(tokenizer, source, splits.Tally(val, test), drop=drop))
         except Rejected as reason:
             found.append(reason)
-        else:
-            found.append(tally)
     return found
+
+
+def _scan_one(tokenizer: Tokenizer, source: Source, tally: splits.Tally, *, drop: bool) -> Scanned:
+    """Scan a source; records that can't be used are listed in a file, since there may be very many."""
+    keys = bytearray()
+    with ExitStack() as stack:
+        stream = None
+        for found in tokenizer.scan(source):
+            tally.add(found)
+            if isinstance(found, RejectedRecord):
+                stream = stream or stack.enter_context(open(_rejected_records(source), "w", encoding="utf-8"))
+                line = {"source": source.relative, "sha256": source.sha256, "line": found.line, "reason": found.reason}
+                stream.write(json.dumps(line) + "\n")
+            elif drop and found.size:
+                keys += duplicates.key(found)
+    if not tally.documents:
+        raise Rejected("is empty")
+    return Scanned(tally, bytes(keys))
+
+
+def _rejected_records(source: Source) -> Path:
+    """Where the scan lists the records of a source that can't be used: lines of rejects.jsonl."""
+    return source.staged.with_name(source.staged.name + ".rejects.jsonl")
 
 
 class _Preparation:
@@ -198,6 +394,7 @@ class _Preparation:
         self,
         recipe: Recipe,
         tokenizer: Tokenizer,
+        kind: str,
         folder: Path,
         rejects: list[Reject],
         *,
@@ -206,48 +403,136 @@ class _Preparation:
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
+        self.kind = kind
         self.folder = folder
         self.rejects = rejects
         self.n_workers = n_workers
         self.report = report
-        key = json.dumps([recipe.tokenizer.model_dump(), tokenizer.description], sort_keys=True)
+        self.dropped = duplicates.Dropped()
+        key = json.dumps([__version__, recipe.tokenizer.model_dump(), tokenizer.depends_on], sort_keys=True)
         self.staging = folder / ".staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.staging.mkdir(parents=True, exist_ok=True)
 
     def run(self, hashed: list[Input], request: dict[str, Any]) -> dict[str, Any]:
-        """Scan, split, fit and write; returns the manifest."""
-        scanned = self._scan([self._source(file) for file in hashed], "scan")
-        total = self._total(scanned)
-        sources = _with_places(scanned)
-        cut = self.recipe.data.split == "contiguous" or total.distinct < splits.ENOUGH
-        assign = splits.contiguous(total) if cut else splits.by_document(total)
+        """Scan, drop duplicates, split, fit and write; returns the manifest.
+
+        If that fails because of the files, rejects.jsonl is there even so, beside no manifest.
+        """
+        try:
+            return self._run(hashed, request)
+        except (UsageError, TooManyRejects):
+            equal = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
+            lines = self._reject_lines(equal, [])
+            files.write(self.folder / "rejects.jsonl", "".join(to_json(line) + "\n" for line in lines))
+            raise
+        except Rejected as reason:  # a file that could be scanned, and can't be read any more
+            raise ShortcutError(f"a file {reason}", "run the same command again") from reason
+        finally:
+            with suppress(OSError):  # there is something in them
+                self.staging.rmdir()
+                self.staging.parent.rmdir()
+
+    def _run(self, hashed: list[Input], request: dict[str, Any]) -> dict[str, Any]:
+        names = {file.sha256: file.split for file in hashed}
+        everything = _with_places(self._scan([self._source(file) for file in hashed], "scan"))
+        total = self._total(everything)
+        scanned = self._without_duplicates(everything, names)
+        assign = self._assign(scanned, replace(total, size=total.size - self.dropped.size), names)
+        sources = [source for source, _ in scanned]
         if self.tokenizer.needs_fit:
             self.report(Note(text="training the tokenizer on the training split"))
             note = self.tokenizer.fit(sources, assign)
             if note:
                 self.report(Note(text=note))
-        work = [(source, assign) for source in sources] + self._variants(scanned, assign, cut)
+        work = [(source, assign) for source in sources] + self._variants(scanned, assign)
         work.sort(key=lambda item: (item[0].relative, item[0].sha256, item[0].variant))
-        duplicates = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
+        equal = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
+        empty = {source.sha256: one.tally.records_empty for source, one in scanned if one.tally.records_empty}
         vocabulary, eos = self.tokenizer.vocabulary, self.tokenizer.eos
         with FolderWriter(self.folder, vocabulary, self.recipe.data.shard_tokens, eos=eos) as writer:
-            self._write(writer, work, duplicates)
-            fields = {
-                "request": request,
-                "split": "contiguous" if cut else "documents",
-                **self._manifest_fields(hashed),
-            }
-            manifest = writer.finish(self._reject_lines(duplicates), fields)
-        shutil.rmtree(self.folder / ".staging")
+            self._write(writer, work, equal, empty)
+            fields = {"request": request, "split": self.kind, **self._manifest_fields(hashed, total)}
+            bad = [source for source, one in everything if one.tally.records_rejected]
+            manifest = writer.finish(self._reject_lines(equal, bad), fields)
+        if not manifest["unfinished"]:
+            shutil.rmtree(self.folder / ".staging")
+        self._say_if_uneven(manifest)
         return manifest
+
+    def fails_again(self, hashed: list[Input]) -> bool:
+        """Whether all files that an earlier preparation could not read because of the machine still can't be read.
+
+        Then its folder is what another preparation of the same files would write, too.
+        """
+        files_by_hash, before = {file.sha256: file for file in hashed}, len(self.rejects)
+        lines = [line for line in _passing(self.folder) if line["sha256"]]  # the others were tried when hashing
+        if any(line["sha256"] not in files_by_hash for line in lines):
+            return False
+        wanted = [self._source(files_by_hash[line["sha256"]], line.get("variant", "")) for line in lines]
+        read = self._scan(wanted, "try again")
+        again = self.rejects[before:]
+        del self.rejects[before:]
+        return not read and all(reject.passing for reject in again)
+
+    def _without_duplicates(
+        self, scanned: list[tuple[Source, Scanned]], names: Mapping[str, str]
+    ) -> list[tuple[Source, Scanned]]:
+        """Find the documents to drop; returns the sources without those that hold no others.
+
+        names: the split of each source, by its hash, if the splits come with the corpus.
+        """
+        if self.recipe.data.duplicates == "keep":
+            return scanned
+        if self.kind == "given":
+            order = sorted(scanned, key=lambda one: PREFERRED.index(names[one[0].sha256]))
+        else:
+            order = scanned
+        self.dropped = duplicates.find((source.start, one.keys) for source, one in order)
+        kept = []
+        for source, one in scanned:
+            one.keys = b""
+            if self.dropped.within(source.start, source.size) < source.size:
+                kept.append((source, one))
+            else:
+                reason = "all of its documents are duplicates of others"
+                self.rejects.append(Reject(source.relative, source.sha256, reason, bad=False))
+        return kept
+
+    def _assign(self, scanned: list[tuple[Source, Scanned]], total: splits.Tally, names: Mapping[str, str]) -> Assign:
+        """How documents are divided; total: of all that are left. Sets `kind` to the kind of split that it comes to."""
+        if self.kind == "documents" and total.distinct < splits.ENOUGH:
+            self.report(Note(text="fewer than three different documents: the corpus is cut into train, val and test"))
+            self.kind = "contiguous"
+        if self.kind == "contiguous":
+            assign = splits.contiguous(total)
+        elif self.kind == "given":
+            starts = [source.start - self.dropped.before(source.start) for source, _ in scanned]
+            given = [names[source.sha256] for source, _ in scanned]
+            check_filled(given, "no document that can be used")
+            assign = splits.as_given(starts, given)
+        else:
+            assign = splits.by_document(total) if self.kind == "documents" else _all_in("test")
+        return splits.without(self.dropped, assign)
+
+    def _say_if_uneven(self, manifest: dict[str, Any]) -> None:
+        """Say if a split is empty, or larger than the training split."""
+        if self.kind == "test":
+            return
+        tokens = {name: split["tokens"] for name, split in manifest["splits"].items()}
+        for name in ("val", "test"):
+            if not tokens[name]:
+                self.report(Note(text=f"the {name} split is empty"))
+            elif tokens[name] > tokens["train"]:
+                sizes = f"{tokens[name]:,} tokens, train has {tokens['train']:,}"
+                self.report(Note(text=f"the {name} split is larger than the training split: {sizes}"))
 
     def _source(self, file: Input, variant: str = "") -> Source:
         name = f"{file.sha256}{'.' + variant if variant else ''}.ids"
         return Source(file.path, file.relative, file.sha256, self.staging / name, variant)
 
-    def _scan(self, sources: list[Source], task: str) -> list[tuple[Source, splits.Tally]]:
+    def _scan(self, sources: list[Source], task: str) -> list[tuple[Source, Scanned]]:
         """Scan in worker processes; rejected sources are recorded and left out."""
-        found: dict[Source, splits.Tally | Rejected] = {}
+        found: dict[Source, Scanned | Rejected] = {}
         groups = self.tokenizer.group(sources, self.n_workers)
         while groups:
             broken: list[Source] = []
@@ -258,11 +543,12 @@ class _Preparation:
                 found |= zip(group, [results] if isinstance(results, Rejected) else results, strict=True)
                 self.report(Progress(task=task, done=len(found), total=len(sources), unit="files"))
             groups = [[source] for source in broken]
-        kept: list[tuple[Source, splits.Tally]] = []
+        kept: list[tuple[Source, Scanned]] = []
         for source in sources:
             result = found[source]
             if isinstance(result, Rejected):
-                self.rejects.append(Reject(source.relative, source.sha256, str(result), source.variant))
+                reason, passing = str(result), result.passing
+                self.rejects.append(Reject(source.relative, source.sha256, reason, source.variant, passing=passing))
             else:
                 kept.append((source, result))
         return kept
@@ -272,57 +558,70 @@ class _Preparation:
         return workers.in_order(
             _scan_group,
             groups,
-            (self.tokenizer, data.val, data.test),
+            (self.tokenizer, data.val, data.test, data.duplicates == "drop"),
             workers=max(1, min(self.n_workers, len(groups))),
             timeout_s=data.file_timeout_s,
             memory_mb=data.file_memory_mb,
         )
 
-    def _total(self, scanned: list[tuple[Source, splits.Tally]]) -> splits.Tally:
+    @property
+    def _rejects_path(self) -> Path | None:
+        """Where a user finds the reasons; None if the folder is a temporary one."""
+        return None if self.kind == "test" else self.folder / "rejects.jsonl"
+
+    def _total(self, scanned: list[tuple[Source, Scanned]]) -> splits.Tally:
         """The tally of all documents. Raises TooManyRejects if there are none."""
         total = splits.Tally(self.recipe.data.val, self.recipe.data.test)
-        for _, tally in scanned:
-            total.merge(tally)
+        for _, one in scanned:
+            total.merge(one.tally)
         if not total.documents:
-            raise _all_rejected(self.rejects)
+            raise _all_rejected([reject for reject in self.rejects if reject.bad], self._rejects_path)
         return total
 
-    def _variants(
-        self, scanned: list[tuple[Source, splits.Tally]], assign: Assign, cut: bool
-    ) -> list[tuple[Source, Assign]]:
+    def _variants(self, scanned: list[tuple[Source, Scanned]], assign: Assign) -> list[tuple[Source, Assign]]:
         """The augmented forms of the training documents, scanned, all of them for the training split."""
         names = self.tokenizer.variants
         if not names:
             return []
-        if cut:
+        if self.kind == "contiguous":
             raise UsageError("augmentation needs at least three different files and data.split = 'documents'")
-        train = [source for source, tally in scanned if _is_train(source, tally, assign)]
+        train = [source for source, one in scanned if _is_train(source, one.tally, assign)]
         wanted = [
             self._source(Input(source.relative, source.path, source.sha256), name) for source in train for name in names
         ]
         kept = self._scan(wanted, "augment")
-        return [(replace(source, size=tally.size), _all_train) for source, tally in kept]
+        return [(replace(source, size=one.tally.size), _all_in("train")) for source, one in kept]
 
-    def _write(self, writer: FolderWriter, work: list[tuple[Source, Assign]], duplicates: dict[str, list[str]]) -> None:
+    def _write(
+        self,
+        writer: FolderWriter,
+        work: list[tuple[Source, Assign]],
+        equal: dict[str, list[str]],
+        empty: dict[str, int],
+    ) -> None:
+        """Write all ids. equal, empty: by the hash of a source, its equal files and how many empty records it has."""
         for done, (source, assign) in enumerate(work, 1):
-            same = {"duplicates": duplicates[source.sha256]} if source.sha256 in duplicates else {}
+            same = {"duplicates": equal[source.sha256]} if source.sha256 in equal else {}
             variant = {"variant": source.variant} if source.variant else {}
             before = None
+            # What belongs to no document is in the account of the first that is written.
+            left = {"records_empty": empty[source.sha256]} if source.sha256 in empty else {}
             for chunk in self.tokenizer.encode(source, assign, self.n_workers):
+                document = chunk.document
                 # A document that is cut has several lines; its account is in the first.
-                first = chunk.document is not before
-                account = {"account": chunk.document.account} if first and chunk.document.account else {}
-                before = chunk.document
-                record = {"source": source.relative, "sha256": chunk.document.sha256, **variant, **same, **account}
+                found = left | document.account if document is not before else {}
+                before, left = document, {}
+                record = {"source": source.relative, "sha256": document.sha256, **variant, **same}
+                more: dict[str, Any] = {"line": document.line, "account": found}
+                record |= {name: value for name, value in more.items() if value}
                 writer.add(chunk.split, chunk.ids, chunk.units, record)
             self.report(Progress(task="write", done=done, total=len(work), unit="files"))
         self.tokenizer.save(writer.partial / "tokenizer")
 
-    def _manifest_fields(self, hashed: list[Input]) -> dict[str, Any]:
-        """What the manifest says about the tokenizer and the files."""
-        rejected = [reject for reject in self.rejects if not reject.variant]
-        duplicates = sum(len(file.duplicates) for file in hashed)
-        unread = sum(reject.sha256 is None for reject in rejected)
+    def _manifest_fields(self, hashed: list[Input], total: splits.Tally) -> dict[str, Any]:
+        """What the manifest says about the tokenizer, the files and their documents."""
+        equal = sum(len(file.duplicates) for file in hashed)
+        unread = sum(reject.sha256 is None for reject in self.rejects)
         return {
             "tokenizer": {
                 "name": self.recipe.tokenizer.name,
@@ -333,41 +632,57 @@ class _Preparation:
                 "unit": self.tokenizer.unit,
                 **self.tokenizer.description,
             },
-            "inputs": len(hashed) + duplicates + unread,
-            "duplicates": duplicates,
-            "rejected": len(rejected),
-            "variants_rejected": len(self.rejects) - len(rejected),
+            "inputs": len(hashed) + equal + unread,
+            "duplicates": equal,
+            "documents_duplicated": self.dropped.documents,
+            "rejected": sum(reject.bad and not reject.variant for reject in self.rejects),
+            "unfinished": sum(reject.passing for reject in self.rejects),
+            "outside_splits": sum(reject.sha256 is None and not reject.bad for reject in self.rejects),
+            "variants_rejected": sum(bool(reject.variant) for reject in self.rejects),
+            "records": total.records,
+            "records_rejected": total.records_rejected,
         }
 
-    def _reject_lines(self, duplicates: dict[str, list[str]]) -> list[dict[str, Any]]:
-        lines = [reject.line() for reject in self.rejects]
+    def _reject_lines(self, equal: dict[str, list[str]], bad: list[Source]) -> Iterator[dict[str, Any]]:
+        """The lines of rejects.jsonl: files, records (of the sources `bad`), variants, files that were not wanted."""
+        yield from self._file_lines(equal, lambda reject: reject.bad and not reject.variant)
+        for source in bad:
+            with open(_rejected_records(source), encoding="utf-8") as stream:
+                yield from map(json.loads, stream)
+        yield from self._file_lines(equal, lambda reject: bool(reject.variant))
+        yield from self._file_lines(equal, lambda reject: not reject.bad)
+
+    def _file_lines(self, equal: dict[str, list[str]], wanted: Callable[[Reject], bool]) -> list[dict[str, Any]]:
+        lines = [reject.line() for reject in self.rejects if wanted(reject)]
         for line in lines:
-            if "variant" not in line and line["sha256"] in duplicates:
-                line["duplicates"] = duplicates[line["sha256"]]
+            if "variant" not in line and line["sha256"] in equal:
+                line["duplicates"] = equal[line["sha256"]]
         return sorted(lines, key=json.dumps)
 
 
-def _with_places(scanned: list[tuple[Source, splits.Tally]]) -> list[Source]:
+def _with_places(scanned: list[tuple[Source, Scanned]]) -> list[tuple[Source, Scanned]]:
     """The sources with their sizes and their places in the corpus."""
-    sources, start = [], 0
-    for source, tally in scanned:
-        sources.append(replace(source, size=tally.size, start=start))
-        start += tally.size
-    return sources
+    placed, start = [], 0
+    for source, one in scanned:
+        placed.append((replace(source, size=one.tally.size, start=start), one))
+        start += one.tally.size
+    return placed
 
 
 def _is_train(source: Source, tally: splits.Tally, assign: Assign) -> bool:
     # Only tokenizers whose sources are one document each have variants.
     assert tally.documents == 1, (source.relative, tally.documents)
     (digest,) = (sha for hashes in tally.smallest.values() for sha in hashes)
-    return assign(Document(digest, 0, tally.size)) == [("train", tally.size)]
+    return assign(Document(digest, source.start, tally.size)) == [("train", tally.size)]
 
 
-def _all_train(document: Document) -> list[tuple[str, int]]:
-    return [("train", document.size)]
+def _all_in(split: str) -> Assign:
+    """Every document, whole, in one split."""
+    return lambda document: [(split, document.size)]
 
 
-def _all_rejected(rejects: list[Reject]) -> TooManyRejects:
+def _all_rejected(rejects: list[Reject], path: Path | None = None) -> TooManyRejects:
     shown = [f"  {reject.source}: {reject.reason}" for reject in rejects[:10]]
     more = [f"  and {len(rejects) - 10} more"] if len(rejects) > 10 else []
-    return TooManyRejects(f"all {len(rejects)} files were rejected\n" + "\n".join(shown + more))
+    hint = f"{path} has all reasons" if path else ""
+    return TooManyRejects(f"all {len(rejects)} files were rejected\n" + "\n".join(shown + more), hint)

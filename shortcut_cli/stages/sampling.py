@@ -1,20 +1,25 @@
 """Sample: run.pt -> files of its domain that open in other programs, each with a .json that says how it was made."""
 
-import json
+import glob
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from shortcut_cli import SCHEMA_VERSION, files
-from shortcut_cli.config.schema import SampleConfig
+from shortcut_cli import SCHEMA_VERSION, cleanup, files
+from shortcut_cli.config.schema import MOST_THREADS, SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.events import Progress, Report
+from shortcut_cli.formatting import to_json
 from shortcut_cli.inference.generate import generate
 from shortcut_cli.inference.runs import Run
+from shortcut_cli.kept.inputs import read
 from shortcut_cli.tokenizers.base import Tokenizer
+from shortcut_cli.training import conditions
 
 
 def stem(seed: int, number: int) -> str:
@@ -41,12 +46,16 @@ def sample(
     device: str,
     report: Report,
     only: int | None = None,
+    have: Collection[Path] = (),
 ) -> list[Path]:
     """Write `config.n` samples, each with a .json beside it; returns the paths of the samples.
 
+    The .json is written last, and has a temporary name before its sample is there: so a sample without it that a killed
+    process left is known, and takes nobody's place.
+
     prompt: a file of the domain that every sample continues; it becomes part of each sample. only: the number of the
     one sample to write; all are drawn even so, since the last bits of what a model computes for a row can depend on the
-    other rows.
+    other rows. have: samples that are there, made from the same, and are not written again.
 
     Raises UsageError if a file would be overwritten, the prompt can't be read, or `config.tokens` is too small.
     """
@@ -56,7 +65,7 @@ def sample(
         start += prompt_ids(tokenizer, prompt).tolist()
     names = [folder / f"{stem(config.seed, number)}{tokenizer.extension}" for number in range(config.n)]
     wanted = names if only is None else [names[only]]
-    taken = [path for path in wanted if path.exists()]
+    taken = [p for p in wanted if p not in have and p.exists() and not files.unfinished(sidecar_path(p))]
     if taken:
         raise UsageError(f"{taken[0]} exists already", "choose another --seed or --out")
     constraints = [tokenizer.constraint() for _ in names]
@@ -80,11 +89,10 @@ def sample(
     )
     checkpoint_hash = files.sha256(run.path)
     for number, (path, ids) in enumerate(zip(names, made.ids, strict=True)):
-        if path not in wanted:
+        if path not in wanted or path in have:
             continue
         whole = start[1:] + ids
-        units = tokenizer.decode(whole, path)
-        sidecar = {
+        sidecar: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "checkpoint": os.path.relpath(run.path, folder),
             "checkpoint_sha256": checkpoint_hash,
@@ -92,16 +100,29 @@ def sample(
             "sampler": config.model_dump(),
             "number": number,
             "device": device,
+            "conditions": conditions.now(device),
             "prompt": os.path.relpath(prompt, folder) if prompt else None,
             "prompt_sha256": files.sha256(prompt) if prompt else None,
             "prompt_tokens": len(start) - 1,
             "tokens": len(ids),
             "ended": bool(ids) and ids[-1] == tokenizer.eos,
             "forced_steps": made.forced[number],
-            "units": units,
         }
-        files.write(sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
+        _write(tokenizer, whole, path, sidecar)
     return wanted
+
+
+def _write(tokenizer: Tokenizer, ids: list[int], path: Path, sidecar: dict[str, Any]) -> None:
+    """Write a sample, then its .json, or neither. sidecar: its content, but for the units and the hash."""
+    with cleanup.due(lambda: path.unlink(missing_ok=True)), files.writing(sidecar_path(path)) as stream:
+        try:
+            units = tokenizer.decode(ids, path)
+            stream.write((to_json(sidecar | {"units": units, "sha256": files.sha256(path)}, indent=1) + "\n").encode())
+            stream.flush()
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    files.sweep(path.parent, f"{glob.escape(path.name)}.")
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,13 @@ class Like:
     settings: list[str]  # of the sampler, as `reading.with_settings` takes them
     number: int
     device: str
+    conditions: dict[str, Any]  # empty if an earlier version made the sample
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that made the sample; 0 if it is not known."""
+        count = self.conditions.get("threads")
+        return count if isinstance(count, int) and 0 < count <= MOST_THREADS else 0
 
 
 def like(sidecar: Path, checkpoint: Path | None, prompt: Path | None) -> Like:
@@ -121,16 +149,24 @@ def like(sidecar: Path, checkpoint: Path | None, prompt: Path | None) -> Like:
     Raises UsageError if the .json or a file that it names is missing, CheckFailed if it is damaged or such a file has
     changed.
     """
+    if sidecar.is_dir():
+        raise UsageError(f"{sidecar} can't be read: it is a folder")
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        content = read(sidecar)
+    except CheckFailed as error:
+        raise CheckFailed(f"{sidecar} is not the .json of a sample: {error.message}") from error
+    if content is None:
+        raise UsageError(f"{sidecar} can't be read: there is no such file")
+    try:
         hashes = content["checkpoint_sha256"], content["prompt_sha256"]
-        named = sidecar.parent / content["checkpoint"], content["prompt"] and sidecar.parent / content["prompt"]
+        given = content["prompt"]
+        named = sidecar.parent / content["checkpoint"], None if given is None else sidecar.parent / given
         settings = [f"sample.{key}={value}" for key, value in content["sampler"].items()]
         number, device = int(content["number"]), str(content["device"])
-        found = Like(checkpoint or named[0], prompt or named[1], settings, number, device)
-    except OSError as error:
-        raise UsageError(f"{sidecar} can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        made = content.get("conditions")
+        made = made if isinstance(made, dict) else {}
+        found = Like(checkpoint or named[0], prompt or named[1], settings, number, device, made)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckFailed(f"{sidecar} is not the .json of a sample: {error!r}") from error
     for path, expected, flag in ((found.checkpoint, hashes[0], "--ckpt"), (found.prompt, hashes[1], "--prompt")):
         if path is None:
@@ -145,7 +181,7 @@ def like(sidecar: Path, checkpoint: Path | None, prompt: Path | None) -> Like:
 def prompt_ids(tokenizer: Tokenizer, prompt: Path) -> np.ndarray:
     """The ids of a prompt file. Raises UsageError with the reason if it can't be read."""
     if not prompt.is_file():
-        raise UsageError(f"prompt {prompt} does not exist")
+        raise UsageError(f"prompt {prompt} {'is not a file' if prompt.exists() else 'does not exist'}")
     try:
         ids: np.ndarray = tokenizer.prompt(prompt)
     except Rejected as reason:

@@ -1,7 +1,8 @@
 """Train: shards -> run.pt, resumable bit for bit at any step.
 
 A step depends only on the weights, the optimizer's state and its own number: the windows follow from the seed and the
-step, the learning rate from the step, and dropout is seeded at each step. So resume.pt holds no random state.
+step, the learning rate from the step, and dropout is seeded at each step. So resume.pt holds no random state. It holds
+the conditions of the training (`training.conditions`): under others, the last bits of a step can differ.
 """
 
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 
 from shortcut_cli import files
 from shortcut_cli.config.schema import Recipe
+from shortcut_cli.data.shards import warning
 from shortcut_cli.data.workers import keep_freed_memory
-from shortcut_cli.events import Report
-from shortcut_cli.training import checkpoint, loop
+from shortcut_cli.events import Note, Report
+from shortcut_cli.training import checkpoint, conditions, loop
 from shortcut_cli.training.loop import Stop
 from shortcut_cli.training.trainer import Trainer
 
@@ -29,9 +31,14 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
     keep_freed_memory()
     if resolved.train.deterministic:
         torch.use_deterministic_algorithms(True)
-    with files.held(folder, "shortcut train"):
+    with (
+        files.held(folder, "shortcut train", known=loop.is_run_folder),
+        conditions.threads(resolved.train.threads),
+    ):
         content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
         trainer = Trainer(resolved, folder, device, report)
+        if unfinished := warning(Path(resolved.data.shards), trainer.shards.manifest):
+            report(Note(text=unfinished))
         worked = loop.start(trainer, content)
         with stop as asked:
             loop.run(trainer, asked)

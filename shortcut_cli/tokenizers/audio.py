@@ -1,7 +1,8 @@
 """Audio: a codec's codes, frame by frame; the natural unit is the second.
 
 Code c of codebook q is the id q * 1024 + c; a frame is the ids of its codebooks in order, and EOS is the last id.
-Whatever libsndfile can read is converted to 24 kHz mono, in blocks. EnCodec's 48 kHz stereo model encodes segments of
+Whatever libsndfile can read is converted to 24 kHz mono, in blocks (`data/sound.py`, which also says when a file is
+damaged). EnCodec's 48 kHz stereo model encodes segments of
 one second, each normalized in loudness: the loudness, in dB below full scale, precedes the codes of its segment as one
 of 64 additional ids.
 """
@@ -25,7 +26,7 @@ from shortcut_cli.codec import weights
 from shortcut_cli.codec.layout import CODES, HOP, LEVELS, Layout
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, Source
-from shortcut_cli.data.sound import SUFFIXES, SoundReader
+from shortcut_cli.data.sound import READER_VERSION, SUFFIXES, Damaged, SoundReader
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer
 
@@ -48,6 +49,11 @@ class AudioOptions(Config):
         "or of a checkpoint of the encodec package, or untrained:SEED (for tests)",
     )
     codebooks: int = Field(1, description="of 1,024 codes, 0.75 kbit/s each; 1 is the coarse stream", ge=1, le=32)
+    damaged: Damaged = Field(
+        "reject",
+        description="files that are truncated, or can't be decoded to their end: reject; keep: take what is there and "
+        "account for what is missing",
+    )
 
 
 class AudioTokenizer(Tokenizer):
@@ -122,8 +128,11 @@ class AudioTokenizer(Tokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights' bytes (or seed), the number of codebooks, and the resampler's version."""
-        parts = [FORMAT, self._weights_sha256, self.options.codebooks, _versions()]
+        """Hash of the weights' bytes (or seed), the number of codebooks, and the versions of reader and resampler.
+
+        What to do with damaged files decides which files have ids, not what they are.
+        """
+        parts = [FORMAT, self._weights_sha256, self.options.codebooks, _versions(), READER_VERSION]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @cached_property
@@ -136,8 +145,18 @@ class AudioTokenizer(Tokenizer):
 
     @property
     def description(self) -> dict[str, str | int | float]:
-        """Library versions and the hash of the weights."""
-        return {"library": _versions(), "weights_sha256": self._weights_sha256}
+        """Library versions, the reader's version, and the hash of the weights."""
+        return {"library": _versions(), "reader": READER_VERSION, "weights_sha256": self._weights_sha256}
+
+    @property
+    def depends_on(self) -> dict[str, str | int]:
+        """Formats, library versions, and the weights."""
+        return {
+            "format": FORMAT,
+            "library": _versions(),
+            "reader": READER_VERSION,
+            "weights_sha256": self._weights_sha256,
+        }
 
     def group(self, sources: Sequence[Source], n_workers: int) -> list[list[Source]]:
         """Large files first, each on its own; then small ones by size, in groups that get smaller towards the end."""
@@ -154,27 +173,28 @@ class AudioTokenizer(Tokenizer):
         return groups
 
     def scan(self, source: Source) -> Iterator[Document]:
-        """One document, its ids staged. Raises Rejected if it can't be read, or a sample is not finite."""
+        """One document, its ids staged. Raises Rejected for what `SoundReader` does."""
         if not _is_staged(source):
-            sound = self._reader(source.path)
+            reader = self._reader(source.path, source.sha256)
             with files.writing(source.staged) as stream:
-                for ids in self._ids(sound):
+                for ids in self._ids(reader):
                     stream.write(ids.astype("<u2").tobytes())
-                files.write(_sidecar(source), json.dumps({"second": sound.seconds}))
-        units = json.loads(_sidecar(source).read_text())
-        yield Document(source.sha256, source.start, source.staged.stat().st_size // 2, units)
+                files.write(_sidecar(source), _sidecar_content(reader))
+        content = json.loads(_sidecar(source).read_text())
+        size = source.staged.stat().st_size // 2
+        yield Document(source.sha256, source.start, size, content["units"], content["account"])
 
     def stage(self, sources: Sequence[Source]) -> None:
         """Stage small files, which EnCodec encodes together; a file that can't be read is left to its scan."""
         wanted = [source for source in sources if not _is_staged(source) and self._is_small(source.path)]
-        sounds = [self._reader(source.path) for source in wanted]
+        readers = [self._reader(source.path, source.sha256) for source in wanted]
         found: list[list[bytes]] = [[] for _ in wanted]
-        for number, codes in self.codec.encode_many(sounds, self.options.codebooks) if wanted else ():
+        for number, codes in self.codec.encode_many(readers, self.options.codebooks) if wanted else ():
             if isinstance(codes, np.ndarray):
                 found[number].append((codes + self._first).astype("<u2").tobytes())
                 continue
             if codes is None:
-                files.write(_sidecar(wanted[number]), json.dumps({"second": sounds[number].seconds}))
+                files.write(_sidecar(wanted[number]), _sidecar_content(readers[number]))
                 files.write(wanted[number].staged, b"".join(found[number]))
             found[number] = []
 
@@ -184,27 +204,35 @@ class AudioTokenizer(Tokenizer):
 
         return isinstance(self.codec, encodec.Codec) and _bytes(path) <= SMALL_BYTES
 
-    def _reader(self, path: Path) -> SoundReader:
-        return SoundReader(path, self.block_scale, rate_hz=self.layout.rate_hz, channels=self.layout.channels)
+    def _reader(self, path: Path, sha256: str = "") -> SoundReader:
+        """sha256: of the file that is meant; empty: any."""
+        return SoundReader(
+            path,
+            self.block_scale,
+            rate_hz=self.layout.rate_hz,
+            channels=self.layout.channels,
+            sha256=sha256,
+            damaged=self.options.damaged,
+        )
 
     @property
     def _first(self) -> np.ndarray:
         """The first id of each codebook (Q,)."""
         return np.arange(self.options.codebooks) * CODES
 
-    def _ids(self, sound: SoundReader) -> Iterator[np.ndarray]:
+    def _ids(self, reader: SoundReader) -> Iterator[np.ndarray]:
         books = self.options.codebooks
-        if self._is_small(sound.path):
-            for _, codes in self.codec.encode_many([sound], books):
+        if self._is_small(reader.path):
+            for _, codes in self.codec.encode_many([reader], books):
                 if isinstance(codes, Rejected):
                     raise codes
                 if codes is not None:
                     yield (codes + self._first).reshape(-1)  # (frames Q,)
         elif not self.layout.segment:
-            for codes in self.codec.encode(sound, books):
+            for codes in self.codec.encode(reader, books):
                 yield (codes + self._first).reshape(-1)  # (frames Q,)
         else:
-            for level, codes in self.codec.encode(sound, books):
+            for level, codes in self.codec.encode(reader, books):
                 yield np.concatenate(([books * CODES + level], (codes + self._first).reshape(-1)))  # (1 + frames Q,)
 
     def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Chunk]:
@@ -224,7 +252,7 @@ class AudioTokenizer(Tokenizer):
             first = end
 
     def prompt(self, path: Path) -> np.ndarray:
-        """The ids of one file."""
+        """The ids of one file. Raises Rejected for what `SoundReader` does."""
         return np.concatenate(list(self._ids(self._reader(path))))
 
     def _frames(self, ids: int) -> int:
@@ -338,7 +366,7 @@ class AudioTokenizer(Tokenizer):
         assert isinstance(options, AudioOptions), options
         try:
             sha256 = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckFailed(f"{folder} does not hold an audio tokenizer: {error!r}") from error
         own = folder / "weights.th"
         loaded = cls(options, own.read_bytes() if own.is_file() else b"")
@@ -348,8 +376,12 @@ class AudioTokenizer(Tokenizer):
 
 
 def _sidecar(source: Source) -> Path:
-    """The file beside a staged file with its length in seconds."""
+    """The file beside a staged file with its units and its account."""
     return source.staged.with_name(source.staged.name + ".json")
+
+
+def _sidecar_content(reader: SoundReader) -> str:
+    return json.dumps({"units": {"second": reader.seconds}, "account": reader.account})
 
 
 def _is_staged(source: Source) -> bool:

@@ -2,9 +2,9 @@
 
 Preparation calls a tokenizer in three steps:
 
-1. `scan`, in worker processes: reads a source file once and yields its documents, or raises `Rejected`. If reading is
-   the expensive part (audio, midi), it also writes the ids to the staged file; `stage` may do so for a `group` of
-   sources at once;
+1. `scan`, in worker processes: reads a source file once and yields its documents and the records that can't be used,
+   or raises `Rejected`. If reading is the expensive part (audio, midi), it also writes the ids to the staged file;
+   `stage` may do so for a `group` of sources at once;
 2. `fit`, once, on the documents of the training split only, if there is something to learn;
 3. `encode`: the ids of each document, in blocks, in order.
 
@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from shortcut_cli.config.schema import Config
-from shortcut_cli.data.documents import Assign, Chunk, Document, Source
+from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,23 @@ class Tokenizer(ABC):
         """What the manifest records about this tokenizer: library versions, how it was trained."""
         return {}
 
+    @property
     @abstractmethod
-    def scan(self, source: Source) -> Iterator[Document]:
+    def depends_on(self) -> dict[str, str | int]:
+        """What the ids depend on besides the options and the files: formats, versions, hashes of files in options."""
+
+    @abstractmethod
+    def scan(self, source: Source) -> Iterator[Document | RejectedRecord]:
         """Read a source to its end and yield its documents in order; write `source.staged` if `encode` needs it.
+
+        A record that can't be used is yielded as a RejectedRecord, an empty one as a document of size 0.
 
         Raises Rejected with the reason if the file can't be used.
         """
+
+    def documents(self, source: Source) -> Iterator[Document]:
+        """The documents of a scan, without the records that can't be used."""
+        return (found for found in self.scan(source) if isinstance(found, Document))
 
     def group(self, sources: Sequence[Source], n_workers: int) -> list[list[Source]]:
         """Divide a scan among `n_workers` processes; each group is passed to `stage` before its sources are scanned."""

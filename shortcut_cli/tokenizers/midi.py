@@ -1,7 +1,8 @@
 """MIDI: MidiTok's REMI, TSD or MIDI-Like tokens in one stream, with BPE on top if wanted; the unit is the note.
 
 All 128 pitches have tokens, so that no note is dropped. Without program tokens, all melodic tracks are merged into one
-piano and drum tracks are left out; a file with only drums is rejected.
+piano and drum tracks are left out; a file with only drums is rejected. What the ids of a file do not carry, or carry
+only to the nearest step, is in the account of its document.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +24,17 @@ from pydantic import Field, field_validator
 
 from shortcut_cli import files
 from shortcut_cli.config.schema import Config
-from shortcut_cli.data.documents import Assign, Chunk, Document, Source
-from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.data.documents import Assign, Chunk, Document, Source, add_account
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, before_eos
+from shortcut_cli.tokenizers.midi_account import compare
 from shortcut_cli.tokenizers.midi_grammar import CLOSING_TYPES, SPECIAL, Grammar, NoteConstraint
-from shortcut_cli.tokenizers.midi_reading import arrange, natural_units, read_score
+from shortcut_cli.tokenizers.midi_meters import known_meters
+from shortcut_cli.tokenizers.midi_reading import read_score
+from shortcut_cli.tokenizers.midi_scores import Rules, arrange, natural_units, place_pedals, sounding_end, swap_ends
+from shortcut_cli.tokenizers.midi_writing import dump
 
-FORMAT = 1
+FORMAT = 2
 BLOCK_IDS = 1 << 20
 IDENTITY = ("tokenization", "config")  # the keys of MidiTok's JSON that determine the ids below BPE
 
@@ -42,7 +48,22 @@ class MidiOptions(Config):
     time_signatures: bool = Field(True, description="tokens for time signatures; without them everything is in 4/4")
     programs: bool = Field(False, description="tokens for instruments; without them one piano plays all but the drums")
     velocities: int = Field(32, description="steps of loudness", ge=1, le=127)
-    bpe: int = Field(0, description="vocabulary of a BPE on top, trained on the training split; 0: none", ge=0)
+    beat_resolution: int = Field(12, description="positions per beat to which onsets are rounded", ge=1, le=96)
+    longest_note: int = Field(64, description="beats; longer notes are cut", ge=1, le=1024)
+    longest_rest: int = Field(1000, description="beats; a file in which nothing sounds for longer is rejected", ge=1)
+    tempo_range: list[int] = Field([10, 400], description="slowest and fastest tempo that has a token, in bpm")
+    tempo_count: int = Field(391, description="number of tempos, evenly spread over the range", ge=2, le=2048)
+    meters: list[str] = Field(
+        ["1-4/2", "1-12/4", "1-15/8", "1-15/16"],
+        description="time signatures that have tokens: 6/8, or 1-12/4 for twelve of them; 4/4 must be among them",
+    )
+    sustain: Literal["tokens", "durations", "drop"] = Field(
+        "tokens",
+        description="the sustain pedal: tokens for it, notes that last as long as it holds them, or neither",
+    )
+    bpe: int = Field(
+        0, description="vocabulary of a BPE on top, trained on the training split; 0: none", ge=0, le=10**6
+    )
     transpose: list[int] = Field([], description="semitones; each adds a transposed copy of every training piece")
     tempo_factors: list[float] = Field([], description="factors; each adds a stretched copy of every training piece")
 
@@ -52,6 +73,20 @@ class MidiOptions(Config):
         if 0 in semitones or len(set(semitones)) < len(semitones):
             raise ValueError("semitones must differ from each other and from 0, which is the piece itself")
         return semitones
+
+    @field_validator("tempo_range")
+    @classmethod
+    def _check_tempo_range(cls, ends: list[int]) -> list[int]:
+        if len(ends) != 2 or not 4 <= ends[0] < ends[1] <= 500:
+            raise ValueError("the range must be two tempos between 4 and 500, the slower one first")
+        return ends
+
+    @field_validator("meters")
+    @classmethod
+    def _check_meters(cls, meters: list[str]) -> list[str]:
+        if 4 not in known_meters(meters).get(4, []):
+            raise ValueError("4/4 must be among them: music without a time signature is in 4/4")
+        return meters
 
     @field_validator("tempo_factors")
     @classmethod
@@ -64,12 +99,21 @@ class MidiOptions(Config):
         return factors
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a file is as base ids."""
+
+    ids: np.ndarray  # int64 (T,)
+    units: dict[str, float]  # natural units
+    account: dict[str, float]  # what the ids do not carry; what did not happen is left out
+
+
 class MidiTokenizer(Tokenizer):
     """MIDI files <-> ids."""
 
     Options = MidiOptions
     unit: ClassVar[str] = "note"
-    suffixes: ClassVar[tuple[str, ...]] = (".mid", ".midi", ".kar", ".mid.gz", ".midi.gz", ".kar.gz")
+    suffixes: ClassVar[tuple[str, ...]] = (".mid", ".midi", ".kar", ".rmi", ".mid.gz", ".midi.gz", ".kar.gz", ".rmi.gz")
     extension: ClassVar[str] = ".mid"
 
     def __init__(self, options: MidiOptions, trained: str = "") -> None:
@@ -116,7 +160,8 @@ class MidiTokenizer(Tokenizer):
         """Hash of MidiTok's configuration, the versions of MidiTok and symusic, and the BPE."""
         assert not self.needs_fit, "fit comes before fingerprint"
         config = self.base.config.to_dict(serialize=True)
-        parts = [FORMAT, self.options.scheme, _versions(), config, self.trained]
+        ours = {key: getattr(self.options, key) for key in ("sustain", "longest_note", "longest_rest")}
+        parts = [FORMAT, self.options.scheme, _versions(), config, ours, self.trained]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -124,29 +169,58 @@ class MidiTokenizer(Tokenizer):
         """Library versions."""
         return {"library": _versions()}
 
+    @property
+    def depends_on(self) -> dict[str, str | int]:
+        """The format, and library versions."""
+        return {"format": FORMAT, "library": _versions()}
+
     def scan(self, source: Source) -> Iterator[Document]:
         """One document, its base ids staged. Raises Rejected if the file is not MIDI or has no notes."""
-        units = _staged_units(source)
-        if units is None:
-            ids, units = self._read(source.path, source.variant)
-            content = ids.astype("<u2").tobytes()
-            files.write(_sidecar(source), json.dumps([units, _checksum(content)]), durable=False)
+        found = _staged_facts(source)
+        if found is None:
+            reading = self._read(source.path, source.variant, source.sha256)
+            content = reading.ids.astype("<u2").tobytes()
+            found = {"units": reading.units, "account": reading.account}
+            files.write(_sidecar(source), json.dumps([found, _checksum(content, found)]), durable=False)
             files.write(source.staged, content, durable=False)
         sha256 = source.sha256
         if source.variant:
             sha256 = hashlib.sha256(f"{source.sha256} {source.variant}".encode()).hexdigest()
-        yield Document(sha256, source.start, source.staged.stat().st_size // 2, units)
+        yield Document(sha256, source.start, source.staged.stat().st_size // 2, found["units"], found["account"])
 
-    def _read(self, path: Path, variant: str = "") -> tuple[np.ndarray, dict[str, float]]:
-        """Base ids, int64 (T,), and natural units of a file."""
-        score = arrange(read_score(path), variant, programs=self.options.programs)
+    def _read(self, path: Path, variant: str = "", sha256: str = "") -> Reading:
+        score, repairs = read_score(path, sha256)
+        arranged = arrange(score, variant, self._rules)
         with warnings.catch_warnings():
             # MidiTok warns of a time signature that its vocabulary lacks, and keeps the one before.
             warnings.simplefilter("ignore")
-            sequences = self.base.encode(score, encode_ids=False)
+            prepared = self.base.preprocess_score(arranged.score)
+            place_pedals(prepared, arranged, self.options.beat_resolution)
+            try:
+                sequences = self.base.encode(prepared, encode_ids=False, no_preprocess_score=True)
+            except KeyError as error:
+                raise Rejected(f"can't be tokenized: MidiTok has no token {error}") from error
         sequence = sequences[0] if isinstance(sequences, list) else sequences
         ids = np.array(sequence.ids, np.int64)
-        return ids, natural_units(score, int(self.base_grammar.is_note[ids].sum()))
+        units = natural_units(arranged.score, int(self.base_grammar.is_note[ids].sum()), arranged.end)
+        decoded = swap_ends(prepared) if self.base_grammar.by_off else prepared
+        account = compare(arranged, decoded, self.base.tempos if self.options.tempos else np.zeros(0))
+        add_account(account, repairs)
+        return Reading(ids, units, {name: _rounded(amount) for name, amount in sorted(account.items()) if amount})
+
+    @cached_property
+    def _rules(self) -> Rules:
+        options = self.options
+        return Rules(
+            programs=options.programs,
+            tempos=options.tempos,
+            sustain=options.sustain,
+            longest_rest=options.longest_rest,
+            longest_note=options.longest_note,
+            cut=self.base_grammar.by_off,
+            resolution=options.beat_resolution,
+            meters=self.base.time_signatures if options.time_signatures else [],
+        )
 
     def fit(self, sources: Sequence[Source], assign: Assign) -> None:
         """Train BPE on the base ids of the training split. Raises UsageError if `bpe` is too small."""
@@ -160,7 +234,8 @@ class MidiTokenizer(Tokenizer):
         with _silent():
             # The merges do not depend on the number of threads or the order of files: ties are broken by id.
             full.train(self.options.bpe, "BPE", iterator=_Corpus(full, parts))
-        self.trained = json.dumps(full.to_dict(), sort_keys=True)
+        content = json.loads(json.dumps(full.to_dict()))  # keys that are numbers are sorted as the texts they become
+        self.trained = json.dumps(content, sort_keys=True)
 
     def _training_parts(self, source: Source, assign: Assign) -> Iterator[tuple[Path, int, int]]:
         """(staged file, first id, number of ids) of each part of a source that the training split gets."""
@@ -201,7 +276,7 @@ class MidiTokenizer(Tokenizer):
 
     def prompt(self, path: Path) -> np.ndarray:
         """The ids of one file."""
-        ids, _ = self._read(path)
+        ids = self._read(path).ids
         return self._compress(ids.tolist()) if self.trained else ids
 
     def classes(self, ids: np.ndarray) -> dict[str, Classes]:
@@ -240,8 +315,10 @@ class MidiTokenizer(Tokenizer):
         no program can read. Ids that were encoded from a file or sampled under the constraint lose nothing.
         """
         score, dropped = self._score(ids)
-        files.write(path, score.dumps_midi())
-        return natural_units(score, score.note_num()) | {"dropped": dropped}
+        content, lost = dump(score)
+        files.write(path, content)
+        notes = score.note_num() - int(lost["notes_left_out"])
+        return natural_units(score, notes, sounding_end(score)) | {"dropped": dropped} | lost
 
     def _score(self, ids: Sequence[int] | np.ndarray) -> tuple[Any, int]:
         """The score that the ids before the first EOS encode, and how many of them were left out."""
@@ -278,7 +355,7 @@ class MidiTokenizer(Tokenizer):
         try:
             content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
             identity = {key: content[key] for key in IDENTITY}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: {error!r}") from error
         trained = "_model" in content
         loaded = cls(options, json.dumps(content, sort_keys=True) if trained else "")
@@ -308,14 +385,38 @@ def _base(options_json: str) -> Any:
         drums_pitch_range=(0, 127),
         num_velocities=options.velocities,
         special_tokens=list(SPECIAL),
+        beat_res=_steps(options.beat_resolution, options.longest_note),
         use_tempos=options.tempos,
+        tempo_range=tuple(options.tempo_range),
+        num_tempos=options.tempo_count,
         use_time_signatures=options.time_signatures,
+        time_signature_range=known_meters(options.meters) if options.time_signatures else {4: [4]},
+        use_sustain_pedals=options.sustain == "tokens",
         use_programs=options.programs,
         use_pitchdrum_tokens=options.programs,
         one_token_stream_for_programs=options.programs,
         encode_ids_split="no",
     )
-    return getattr(library, options.scheme)(config)
+    return _complete(getattr(library, options.scheme)(config))
+
+
+def _steps(resolution: int, longest: int) -> dict[tuple[int, int], int]:
+    """Range of beats -> steps per beat: the full resolution for up to 4 beats, then up to 4, up to 2, and 1.
+
+    MidiTok needs divisors of the resolution.
+    """
+    ends = [*(end for end in (4, 12, 32) if end < longest), longest]
+    most = [resolution, *(max(n for n in range(1, few + 1) if resolution % n == 0) for few in (4, 2, 1))]
+    return {(first, last): steps for first, last, steps in zip([0, *ends], ends, most, strict=False)}
+
+
+def _complete(tokenizer: Any) -> Any:
+    """Add to MidiTok's table of types what it writes itself where pedals of several programs are in one stream."""
+    graph = tokenizer.tokens_types_graph
+    if "Pedal" in graph and "Program" in graph:
+        graph["Pedal"].add("PedalOff")
+        graph["Velocity" if "NoteOff" in graph else "Duration"] |= {"Pedal", "PedalOff"}
+    return tokenizer
 
 
 @lru_cache(maxsize=8)
@@ -325,22 +426,27 @@ def _base_grammar(options_json: str) -> Grammar:
 
 
 def _sidecar(source: Source) -> Path:
-    """The file beside a staged file with its natural units and a checksum of its bytes."""
+    """The file beside a staged file with its natural units, its account, and a checksum of all of it."""
     return source.staged.with_name(source.staged.name + ".json")
 
 
-def _checksum(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _checksum(content: bytes, found: dict[str, dict[str, float]]) -> str:
+    return hashlib.blake2b(content + json.dumps(found).encode(), digest_size=16).hexdigest()
 
 
-def _staged_units(source: Source) -> dict[str, float] | None:
-    """The units of a staged file; None if there is none, or if not all of it reached the disk."""
+def _staged_facts(source: Source) -> dict[str, dict[str, float]] | None:
+    """Units and account of a staged file; None if there is none, or if not all of it reached the disk."""
     try:
-        units: dict[str, float]
-        units, expected = json.loads(_sidecar(source).read_bytes())
-        return units if _checksum(source.staged.read_bytes()) == expected else None
+        found: dict[str, dict[str, float]]
+        found, expected = json.loads(_sidecar(source).read_bytes())
+        return found if _checksum(source.staged.read_bytes(), found) == expected else None
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _rounded(amount: float) -> float:
+    """A number as it is best written in JSON: counts without a decimal point."""
+    return int(amount) if float(amount).is_integer() else round(float(amount), 6)
 
 
 class _Corpus:
@@ -382,6 +488,6 @@ def _from_json(scheme: str, content: str) -> Any:
         path = Path(folder) / "tokenizer.json"
         path.write_text(content, encoding="utf-8")
         try:
-            return getattr(_miditok(), scheme)(params=path)
+            return _complete(getattr(_miditok(), scheme)(params=path))
         except Exception as error:  # the reader of the BPE raises Exception itself
             raise CheckFailed(f"MidiTok can't read its own tokenizer file: {error!r}") from error

@@ -12,8 +12,9 @@ from shortcut_cli.tokenizers.base import Constraint
 SPECIAL = ("PAD", "BOS", "EOS")
 NOTE_TYPES = ("Pitch", "NoteOn", "PitchDrum", "DrumOn")
 CLOSING_TYPES = ("Duration", "NoteOff", "DrumOff")  # end a note
+ENDING_TYPES = (*CLOSING_TYPES, "PedalOff")  # may end a piece
 TIME_TYPES = ("TimeShift", "Rest")
-OPENING_TYPES = ("Bar", "TimeSig", "Tempo", "TimeShift", "Program", *NOTE_TYPES)  # may begin a piece
+OPENING_TYPES = ("Bar", "TimeSig", "Tempo", "TimeShift", "Program", "Pedal", *NOTE_TYPES)  # may begin a piece
 
 
 class Grammar:
@@ -89,7 +90,7 @@ class NoteConstraint(Constraint):
         self.begun = self.complete = False  # whether any note has begun, and whether any is complete
         self.sounding: dict[tuple[int, str], int] = {}  # (program, pitch) -> value of `time` when it began
         self.time = 0  # time tokens so far
-        self.closed = False  # the last base token ended a note
+        self.closed = False  # the last base token ended a note or released a pedal
         self.token = -1  # the last id
 
     @property
@@ -113,7 +114,7 @@ class NoteConstraint(Constraint):
             kind, _, value = word.partition("_")
             self._advance(kind, value)
         self.kind = self.grammar.spelled[token][-1].partition("_")[0]
-        self.closed = self.kind in CLOSING_TYPES
+        self.closed = self.kind in ENDING_TYPES
         self.token = token
 
     def _advance(self, kind: str, value: str) -> None:

@@ -1,8 +1,8 @@
 """Text: SentencePiece pieces, or one id per character of a fixed alphabet; the natural unit is the byte.
 
-Nothing is lost: with `normalization = "identity"`, decode(encode(x)) == x for any valid UTF-8. Characters without a
-piece become their bytes, a newline is a piece of its own, and U+2581, which SentencePiece reserves for itself, is
-encoded explicitly as its three bytes.
+Nothing is lost: with `normalization = "identity"`, decode(encode(x)) == x for any valid UTF-8, but for a byte order
+mark at the start of a file, which is dropped. Characters without a piece become their bytes, a newline is a piece of
+its own, and U+2581, which SentencePiece reserves for itself, is encoded explicitly as its three bytes.
 
 A document is encoded segment by segment, so that memory stays flat and ids do not depend on how a file is read;
 segments of many small documents are passed to SentencePiece together.
@@ -10,6 +10,7 @@ segments of many small documents are passed to SentencePiece together.
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,20 +25,22 @@ from pydantic import Field, model_validator
 
 from shortcut_cli import files
 from shortcut_cli.config.schema import Config
-from shortcut_cli.data.documents import Assign, Chunk, Document, Source
+from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, before_eos
 from shortcut_cli.tokenizers.text_reading import (
     MAX_SEGMENT_CHARS,
     MIN_SEGMENT_CHARS,
     Cutter,
+    Text,
+    is_jsonl,
     read_documents,
     segments,
 )
 from shortcut_cli.tokenizers.text_vocabulary import Characters, Pieces, VocabularyTooLarge, train
 
 FORMAT = 1
-IDENTITY = {"algorithm", "alphabet", "documents", "normalization"}  # options that a saved tokenizer must match
+IDENTITY = {"algorithm", "alphabet", "documents", "field", "normalization"}  # that a saved tokenizer must match
 BATCH_CHARS = 1 << 21  # passed to SentencePiece at once
 CHARACTER_CLASSES = ("letter", "digit", "space", "punctuation", "byte or control", "end")
 
@@ -49,20 +52,27 @@ class TextOptions(Config):
     algorithm: Literal["unigram", "bpe", "char", "chars"] = Field(
         "unigram", description="of SentencePiece; or chars: one id per character of `alphabet`, no training (text8)"
     )
-    vocabulary: int = Field(8000, description="maximum pieces, including those for single bytes; not for chars", ge=260)
+    vocabulary: int = Field(
+        8000, description="maximum pieces, including those for single bytes; not for chars", ge=260, le=10**6
+    )
     model: str = Field("", description="an existing SentencePiece .model, instead of training one")
     documents: Literal["file", "line", "paragraph"] = Field(
-        "file", description="what a document is; paragraphs end with blank lines; each record of a .jsonl is one"
+        "file",
+        description="what a document is; blank lines belong to the line or paragraph before them; each record of a "
+        ".jsonl is one",
     )
+    field: str = Field("text", description="field of a .jsonl record that holds the text; dotted: data.body")
     normalization: Literal["identity", "nfkc"] = Field("identity", description="identity loses nothing")
     character_coverage: float = Field(
         0.9995, description="share of the training characters that get pieces", gt=0, le=1
     )
-    sample_mb: int = Field(32, description="maximum text that SentencePiece is trained on, in MB", ge=1)
+    sample_mb: int = Field(32, description="maximum text that SentencePiece is trained on, in MB", ge=1, le=10**6)
     alphabet: str = Field(" abcdefghijklmnopqrstuvwxyz", description="the characters of chars", min_length=1)
 
     @model_validator(mode="after")
     def _check_chars(self) -> "TextOptions":
+        if not all(self.field.split(".")):
+            raise ValueError(f"field {self.field!r} is not a dotted name")
         if len(set(self.alphabet)) < len(self.alphabet):
             raise ValueError(f"alphabet {self.alphabet!r} contains a character twice")
         if self.algorithm == "chars" and self.model:
@@ -85,7 +95,9 @@ class TextTokenizer(Tokenizer):
 
     Options = TextOptions
     unit: ClassVar[str] = "byte"
-    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", ".jsonl", ".txt.gz", ".md.gz", ".jsonl.gz")
+    suffixes: ClassVar[tuple[str, ...]] = tuple(
+        f"{name}{packed}" for packed in ("", ".gz") for name in (".txt", ".md", ".jsonl", ".tokens")
+    )
     extension: ClassVar[str] = ".txt"
 
     def __init__(self, options: TextOptions, model: bytes = b"", trained_on: dict[str, int] | None = None) -> None:
@@ -134,39 +146,81 @@ class TextTokenizer(Tokenizer):
             "format": FORMAT,
             "model": self.options.alphabet if chars else hashlib.sha256(self.model).hexdigest(),
             "segments": [MIN_SEGMENT_CHARS, MAX_SEGMENT_CHARS],
-            "documents": self.options.documents,
+            # Lines had no blank lines behind them once; the other kinds are what they always were.
+            "documents": "line with blank lines" if self.options.documents == "line" else self.options.documents,
         }
+        if self.options.field != "text":
+            parts["field"] = self.options.field
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def description(self) -> dict[str, str | int | float]:
         """Library version, how much text it was trained on, and whether it is lossless."""
-        if self.options.algorithm == "chars":
-            return {"library": "none", "lossless": True}
         lossless = {} if self.needs_fit else {"lossless": self.pieces.lossless}
-        return {"library": f"sentencepiece {version('sentencepiece')}", **self.trained_on, **lossless}
+        return {"library": self._library, **self.trained_on, **lossless}
 
-    def scan(self, source: Source) -> Iterator[Document]:
-        """Documents with the hash and size of their text. Raises Rejected if it is empty or not valid UTF-8."""
-        offset = 0
-        for chunks in read_documents(source.path, self.options.documents):
-            digest, size = hashlib.sha256(), 0
-            for chunk in self._checked(chunks, offset):
-                content = chunk.encode()
-                digest.update(content)
-                size += len(content)
-            yield Document(digest.hexdigest(), source.start + offset, size, {"byte": size})
-            offset += size
+    @property
+    def _library(self) -> str:
+        return "none" if self.options.algorithm == "chars" else f"sentencepiece {version('sentencepiece')}"
+
+    @property
+    def depends_on(self) -> dict[str, str | int]:
+        """The format, the library's version, and the model that the options name."""
+        found: dict[str, str | int] = {"format": FORMAT, "library": self._library}
+        return found | ({"model": hashlib.sha256(self.model).hexdigest()} if self.options.model else {})
+
+    def scan(self, source: Source) -> Iterator[Document | RejectedRecord]:
+        """Documents with the hash and size of their text, and records of a .jsonl that can't be used.
+
+        An empty record is a document of size 0. Raises Rejected if the file has no text or is not valid UTF-8.
+        """
+        for found in self._scanned(source):
+            yield found if isinstance(found, RejectedRecord) else found[0]
+
+    def _scanned(self, source: Source) -> Iterator[tuple[Document, Text] | RejectedRecord]:
+        """What `scan` yields, each document with its text, whose chunks are exhausted unless it is a record."""
+        offset = empty = 0
+        first: RejectedRecord | None = None
+        account: dict[str, float] = {}
+        for text in self._read(source.path, account):
+            if isinstance(text, RejectedRecord):
+                first = first or text
+                yield text
+                continue
+            document = self._document(text, source.start + offset, {} if offset else account)
+            yield document, text
+            offset += document.size
+            empty += not document.size
+        if first and not offset:
+            raise Rejected(f"has no record that can be used; line {first.line} {first.reason}")
         if not offset:
-            raise Rejected("is empty")
+            raise Rejected(f"has only empty records ({empty})" if empty and is_jsonl(source.path) else "is empty")
 
-    def _checked(self, chunks: Iterable[str], offset: int) -> Iterator[str]:
-        """The chunks, which begin `offset` bytes into their file. Raises Rejected at a character without an id."""
-        for chunk in chunks:
-            if self.characters:
-                self.characters.check(chunk, offset)
-                offset += len(chunk.encode())
-            yield chunk
+    def _read(self, path: Path, account: dict[str, float] | None = None) -> Iterator[Text | RejectedRecord]:
+        check = self.characters.check if self.characters else None
+        kind, field = self.options.documents, self.options.field
+        return read_documents(path, kind, field=field, check=check, account=account)
+
+    def _document(self, text: Text, offset: int, found: dict[str, float]) -> Document:
+        """The document of a text. found: what was left out before it."""
+        digest, size = hashlib.sha256(), 0
+        account: dict[str, float] = {}
+        for chunk in self._observed(text.chunks, account):
+            content = chunk.encode()
+            digest.update(content)
+            size += len(content)
+        return Document(digest.hexdigest(), offset, size, {"byte": size}, account | found, text.line)
+
+    def _observed(self, chunks: Iterable[str], account: dict[str, float]) -> Iterator[str]:
+        """The chunks, or the segments as they are encoded if the model changes characters, which is then noted."""
+        options = self.options
+        if options.normalization == "identity" or options.algorithm == "chars" or options.model:
+            yield from chunks
+            return
+        for segment in segments(chunks):
+            if not unicodedata.is_normalized("NFKC", segment):
+                account["documents_normalized"] = 1
+            yield segment
 
     def fit(self, sources: Sequence[Source], assign: Assign) -> str | None:
         """Train SentencePiece on at most `sample_mb` of lines, spread evenly over the training split.
@@ -217,7 +271,14 @@ class TextTokenizer(Tokenizer):
         if files.sha256(source.path) != source.sha256:
             raise changed
         size = 0
-        for part, run in groupby(self._encoded(source, assign, threads), itemgetter(0)):
+
+        def noted(document: Document) -> list[tuple[str, int]]:
+            nonlocal size
+            parts = assign(document)
+            size += 0 if parts else document.size
+            return parts
+
+        for part, run in groupby(self._encoded(source, noted, threads), itemgetter(0)):
             yield Chunk(part.document, part.split, part.units, (ids for _, ids in run))
             size += int(part.units["byte"])
         if size != source.size:
@@ -233,19 +294,31 @@ class TextTokenizer(Tokenizer):
                 yield part, np.concatenate([block for _, block in run])
 
     def _parts(self, source: Source, assign: Assign) -> Iterator[Part]:
-        texts = read_documents(source.path, self.options.documents)
-        # Not strict: `encode` notices a file that grows meanwhile by its size.
-        for document, chunks in zip(self.scan(source), texts, strict=False):
-            cutter = Cutter(chunks)
+        pairs = (found for found in self._scanned(source) if not isinstance(found, RejectedRecord))
+        if not is_jsonl(source.path):  # the hash comes first, then the text is read again
+            texts = (text for text in self._read(source.path) if isinstance(text, Text))
+            # Not strict: `encode` notices a file that grows meanwhile by its size.
+            pairs = ((document, text) for (document, _), text in zip(pairs, texts, strict=False))
+        for document, text in pairs:
+            cutter = Cutter(iter(text.chunks))
             for split, size in assign(document):
-                units: dict[str, float] = {"byte": 0}
+                units: dict[str, float] = {"byte": 0, "character": 0, "word": 0}
                 yield Part(document, split, units, cutter.take(size, units))
 
     def prompt(self, path: Path) -> np.ndarray:
-        """The ids of one file, taken as a single document."""
-        chunks = (chunk for document in read_documents(path, "file") for chunk in document)
-        ids = self.pieces.encode(list(segments(self._checked(chunks, 0))), 1)
+        """The ids of one file, taken as a single document; the records of a .jsonl are joined.
+
+        Raises Rejected if the file, or one of its records, can't be used.
+        """
+        ids = self.pieces.encode(list(segments(self._prompt_chunks(path))), 1)
         return np.concatenate([np.zeros(0, np.int64), *ids])
+
+    def _prompt_chunks(self, path: Path) -> Iterator[str]:
+        check = self.characters.check if self.characters else None
+        for text in read_documents(path, "file", field=self.options.field, check=check):
+            if isinstance(text, RejectedRecord):
+                raise Rejected(f"line {text.line} {text.reason}")
+            yield from text.chunks
 
     def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
         """Write the text; byte pieces that do not form valid UTF-8 become U+FFFD."""
@@ -294,9 +367,9 @@ class TextTokenizer(Tokenizer):
         assert isinstance(options, TextOptions), options
         try:
             content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            trained_on, identity = content["trained_on"], content["options"]
+            trained_on, identity = content["trained_on"], {"field": "text"} | content["options"]
             model = b"" if options.algorithm == "chars" else (folder / "sentencepiece.model").read_bytes()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckFailed(f"{folder} does not hold a text tokenizer: {error!r}") from error
         if identity != options.model_dump(include=IDENTITY):
             raise CheckFailed(f"{folder} holds a text tokenizer of another configuration than the recipe's")

@@ -1,15 +1,17 @@
 """run.pt and resume.pt: one file holds everything that evaluation and sampling need.
 
-Both are a dictionary of tensors, numbers and strings, read with `weights_only=True`; no code is pickled into them.
+Both are a dictionary of tensors, numbers and strings, which `tensor_file` reads; no code is pickled into them.
 resume.pt has the fields of a run.pt at the last step, plus the optimizer's state.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from shortcut_cli.config.schema import binding
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.training import tensor_file
 
@@ -25,6 +27,11 @@ FIELDS = {
     "scores": dict,
     "versions": dict,
 }
+
+
+def made_from(recipe: Mapping[str, Any], shards: str) -> dict[str, Any]:
+    """Everything that determines the weights of a run: part of its recipe, and the checksum of its shards."""
+    return binding(recipe) | {"shards": shards}
 
 
 def pack_folder(folder: Path) -> dict[str, torch.Tensor]:
@@ -51,15 +58,16 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
     content = tensor_file.load(path, "run.pt", device)
     if not isinstance(content, dict) or not content.keys() >= FIELDS.keys():
         raise CheckFailed(f"{path} is a PyTorch file, but not a run.pt")
-    if content["format"] != FORMAT:
-        raise CheckFailed(f"{path} has format {content['format']!r}; this version reads {FORMAT}", "update shortcut")
+    tensor_file.check_format(path, content["format"], FORMAT)
     packed = content["tokenizer"] if isinstance(content["tokenizer"], dict) else {}
     kinds = all(isinstance(content[name], kind) for name, kind in FIELDS.items())
     if not (
         kinds
+        and content["vocabulary"] > 0
         and isinstance(packed.get("fingerprint"), str)
         and tensor_file.are_tensors(packed.get("files"), torch.uint8)
         and tensor_file.are_tensors(content["model"])
+        and tensor_file.are_shown(content)
     ):
         raise CheckFailed(f"{path} is not a run.pt: its fields have the wrong types")
     return content

@@ -10,7 +10,7 @@ def choose(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).tolist()  # of tensors on "meta", which have no values, this raises too
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise Unavailable(f"device {name!r} can't be used: {str(error).splitlines()[0]}", "--device cpu") from error
     return name

@@ -13,6 +13,8 @@ from shortcut_cli.config import writing
 from shortcut_cli.config.schema import CodecRecipe, Recipe, ScheduleConfig
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
 from shortcut_cli.events import Note, Report
+from shortcut_cli.kept.inputs import is_number
+from shortcut_cli.training import conditions, tensor_file
 from shortcut_cli.training.run_log import Log
 
 Stop = AbstractContextManager[Callable[[], int | None]]
@@ -27,8 +29,11 @@ class State:
 
     step: int = 0  # optimizer steps done
     best: float = math.inf  # lowest validation loss so far
+    best_step: int | None = None  # at which it was reached; None: not known
     seconds: float = 0.0  # of training, summed over all parts of a resumed run
     pending: list[Any] = field(default_factory=list)  # what `step` returned since the last line of the log
+    # Those of each part of the run, with its first step: a new part begins where a resumed run has other conditions.
+    conditions: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainable(Protocol):
@@ -37,6 +42,7 @@ class Trainable(Protocol):
     result: str  # name of the file with the best weights
     state: State
     folder: Path
+    device: str
     log: Log
     report: Report
     began: float  # time.monotonic() at which an uninterrupted training would have begun
@@ -67,6 +73,12 @@ class Trainable(Protocol):
     def save(self) -> None:
         """Write resume.pt."""
 
+    def check_result(self, path: Path) -> None:
+        """Raise UsageError or CheckFailed if the file with the best weights is missing, damaged or of another run."""
+
+    def save_result(self) -> None:
+        """Write the file with the best weights: those of this step."""
+
     def load_state(self, content: dict[str, Any]) -> None:
         """Restore weights, optimizers and `state` from the content of a resume.pt."""
 
@@ -80,6 +92,12 @@ def check_finite(number: int, values: Mapping[str, float], folder: Path) -> None
             f"the last good state is kept in {folder}",
             "a lower train.lr, a longer train.warmup or train.clip = 1.0 usually helps",
         )
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder without a marker holds a run: a checkpoint that ends with our seal."""
+    kept = (folder / name for name in (STATE, PREVIOUS, "run.pt", "codec.pt"))
+    return any(path.is_file() and tensor_file.is_sealed(path) for path in kept)
 
 
 def saved_state(folder: Path, result: str, resume: str, report: Report, load: Callable[[Path], Any]) -> Any | None:
@@ -98,11 +116,14 @@ def saved_state(folder: Path, result: str, resume: str, report: Report, load: Ca
             return load(path)
         except (CheckFailed, UsageError) as error:
             if number == len(kept):
-                raise CheckFailed(error.message, "--resume never starts from scratch and overwrites the run") from error
+                raise CheckFailed(
+                    error.message, "`train --resume never` starts from scratch and overwrites the run"
+                ) from error
             report(Note(text=f"{error.message}; continuing from the state before it, {kept[number].name}"))
     if (folder / result).exists():
         raise UsageError(
-            f"{folder} has a {result} but no {STATE} to continue from", "choose another --out, or --resume never"
+            f"{folder} has a {result} but no {STATE} to continue from",
+            "choose another --out, or `train --resume never`",
         )
     return None
 
@@ -110,19 +131,62 @@ def saved_state(folder: Path, result: str, resume: str, report: Report, load: Ca
 def start(trainer: Trainable, content: dict[str, Any] | None) -> bool:
     """Prepare the run folder for a run from scratch (`content` None), or restore the state in `content`.
 
-    Returns whether there are steps left to take. Raises what `resume` raises.
+    Returns whether there are steps left to take. Raises what `resume` raises, and CheckFailed if a finished run lacks
+    its result.
     """
     if content is None:
         for name in ("log.jsonl", trainer.result, STATE, PREVIOUS):
             (trainer.folder / name).unlink(missing_ok=True)
         files.write(trainer.folder / "recipe.toml", writing.dump(trainer.recipe))
         trainer.report(Note(text=trainer.describe()))
+        _note_conditions(trainer)
         return True
     resume(trainer, content)
     unfinished = trainer.state.step < trainer.config.steps
+    if trainer.state.best < math.inf:
+        _check_result(trainer)
+    if unfinished:  # with the recipe of this command, which may differ in keys that don't determine the weights
+        files.write(trainer.folder / "recipe.toml", writing.dump(trainer.recipe))
     state = f"resuming at step {trainer.state.step}" if unfinished else "this run is already finished"
     trainer.report(Note(text=state))
+    if unfinished:
+        _note_conditions(trainer)
     return unfinished
+
+
+def _check_result(trainer: Trainable) -> None:
+    """Check the file with the best weights; if it is missing or damaged, make it again if those are this state's.
+
+    Raises CheckFailed if they are not, UsageError if it is the file of another run.
+    """
+    path, state = trainer.folder / trainer.result, trainer.state
+    try:
+        trainer.check_result(path)
+        return
+    except CheckFailed as error:
+        problem = error.message
+    except UsageError:
+        if path.exists():
+            raise
+        problem = f"{path} is missing"
+    if state.best_step != state.step:
+        there = "" if state.best_step is None else f", which were those of step {state.best_step}"
+        raise CheckFailed(f"{problem}; {STATE} does not hold its weights{there}", "--resume never trains again")
+    if path.exists():
+        path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+    trainer.save_result()
+    trainer.report(Note(text=f"{problem}; it was made again from {STATE}"))
+
+
+def _note_conditions(trainer: Trainable) -> None:
+    """Add the present conditions to the state if they are new; say how they differ from those before."""
+    here, state = conditions.now(trainer.device), trainer.state
+    changed = conditions.changes(state.conditions[-1], here) if state.conditions else ""
+    if changed:
+        text = f"the run goes on under other conditions ({changed}): its weights can differ in their last bits"
+        trainer.report(Note(text=f"{text} from those of a run that was never interrupted"))
+    if changed or not state.conditions:
+        state.conditions.append({conditions.FROM_STEP: state.step, **here})
 
 
 def resume(trainer: Trainable, content: dict[str, Any]) -> None:
@@ -131,18 +195,35 @@ def resume(trainer: Trainable, content: dict[str, Any]) -> None:
     Raises UsageError if it is the state of a different run, CheckFailed if it can't be restored.
     """
     try:
-        changes = trainer.changes(content)
-        if not changes:
-            trainer.load_state(content)
+        check_same(trainer, content, trainer.folder)
+        trainer.load_state(content)
+        _check_types(trainer.state)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckFailed(f"{trainer.folder / STATE} is not a state of this run: {error}") from error
+    if trainer.state.step < trainer.config.steps:
+        damaged = trainer.log.cut(trainer.state.step)
+        if damaged:
+            trainer.report(Note(text=f"log.jsonl had lines that can't be read; as it was, it is kept as {damaged}"))
+
+
+def _check_types(state: State) -> None:
+    """Raise TypeError if a restored state has other types than it was saved with, so that steps can't be taken."""
+    numbers = [state.best, state.seconds]
+    for entry in state.pending:
+        numbers += entry.values() if isinstance(entry, dict) else [entry]
+    whole = isinstance(state.pending, list) and isinstance(state.step, int) and state.step >= 0
+    if not whole or not all(map(is_number, numbers)):
+        raise TypeError("its step, times or losses are no numbers")
+
+
+def check_same(trainer: Trainable, content: dict[str, Any], where: Path) -> None:
+    """Raise UsageError if a resume.pt or a result, read from `where`, is of a different run."""
+    changes = trainer.changes(content)
     if changes:
         raise UsageError(
-            f"{trainer.folder} holds a different run\n" + "\n".join(f"  {line}" for line in changes),
-            "choose another --out, or --resume never to start from scratch and overwrite it",
+            f"{where} holds a different run\n" + "\n".join(f"  {line}" for line in changes),
+            "choose another --out, or `train --resume never` to start from scratch and overwrite it",
         )
-    if trainer.state.step < trainer.config.steps:
-        trainer.log.cut(trainer.state.step)
 
 
 def run(trainer: Trainable, asked: Callable[[], int | None]) -> None:

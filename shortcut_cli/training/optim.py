@@ -52,6 +52,24 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
     return config.lr
 
 
+def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load what `state_dict` of an equal Adam or AdamW returned.
+
+    Raises ValueError if it is of another one. (PyTorch would take any settings, and states of any shape.)
+    """
+    for own, kept in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
+        different = sorted(name for name in own.keys() & kept.keys() - {"lr"} if own[name] != kept[name])
+        if different:
+            raise ValueError(f"the optimizer has another {different[0]}")
+    optimizer.load_state_dict(dict(saved))
+    for parameter, state in optimizer.state.items():
+        if state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError("the optimizer lacks a part of its state")
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size(())):
+                raise ValueError(f"the optimizer's {name} has another shape than its parameter")
+
+
 class EMA:
     """An exponential moving average of a model's weights, fp32, by name."""
 
@@ -103,7 +121,11 @@ class Optimizer:
         return {"optimizer": self.adamw.state_dict(), "average": self.ema.weights if self.ema else None}
 
     def load_state(self, content: Mapping[str, Any], device: str) -> None:
-        """Restore what `state` returned, the EMA on `device`."""
-        self.adamw.load_state_dict(content["optimizer"])
+        """Restore what `state` returned, the EMA on `device`. Raises ValueError if it is of another model."""
+        restore(self.adamw, content["optimizer"])
         if self.ema:
-            self.ema.weights = {name: weight.to(device) for name, weight in content["average"].items()}
+            found = {name: weight.to(device) for name, weight in content["average"].items()}
+            own = self.ema.weights
+            if {name: weight.shape for name, weight in found.items()} != {name: w.shape for name, w in own.items()}:
+                raise ValueError("the averaged weights are of another model")
+            self.ema.weights = found

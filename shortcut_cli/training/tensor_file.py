@@ -1,22 +1,28 @@
 """Files of tensors, numbers and strings that can be read without running code, with a checksum of all their bytes.
 
-Each holds a dictionary that PyTorch writes, and reads with `weights_only=True`; its SHA-256 is the comment of the zip
-file. PyTorch is imported inside the functions: a wrong path is reported without the seconds that this import takes.
+`torch.save` writes them, so `torch.load` opens them; the SHA-256 of the file is the comment of its zip directory. The
+checksum is no signature: who has changed a file can compute it again. So files are read here by `zip_directory` and
+`pickle_program`, never by an unpickler, and their tensors are mapped from the file, not copied. PyTorch is imported
+inside the functions: a wrong path is reported without the seconds that this import takes.
 """
 
 import hashlib
+import math
+import mmap
 import os
-import pickle
-import pickletools
 import platform
-import zipfile
-from collections.abc import Callable
+import sys
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from shortcut_cli import __version__, files
 from shortcut_cli.config import writing
 from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.training import pickle_program, zip_directory
+from shortcut_cli.training.pickle_program import Described, Storage
+from shortcut_cli.training.zip_directory import Malformed
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +34,12 @@ WRITERS = {
 }
 SEAL = b"shortcut sha256 "  # then the checksum in hexadecimal: the end of every file
 SEAL_BYTES = len(SEAL) + 64
-# What the pickle may import, besides the storage class of each dtype.
-PICKLED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
-UNREADABLE = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError),
-    *(AssertionError, UnicodeDecodeError, OverflowError, MemoryError),
-)
+SHOWN = 200  # characters of a value that is shown
+LONGEST_LINE = 1000  # characters of a line of a message, which may hold a path
+MOST_LINES = 5  # of a message
+MOST_SHOWN = 100  # scores and versions
+MOST_RECIPE_VALUES = 1000
+MOST_BLOCKS = 512  # of a network in a file
 
 
 def versions() -> dict[str, str]:
@@ -78,52 +84,48 @@ class _Stream:
         self.stream.flush()
 
 
+def _plain(value: Any) -> Any:
+    """The value with all tensors contiguous and without gradients: `load` reads no others.
+
+    Equal strings are one object, also those that PyTorch itself uses. It writes an object once and then refers to it,
+    so the bytes would depend on which strings are the same object: others in a run that was resumed than in one that
+    was not.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().contiguous()
+    if isinstance(value, dict):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return sys.intern(str(value)) if isinstance(value, str) else value
+
+
 def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
     import torch
 
     checked = _Stream(stream)
     try:
-        torch.save(content, checked)  # type: ignore[arg-type]
+        torch.save(_plain(content), checked)  # type: ignore[arg-type]
     except RuntimeError as error:
         if checked.error:
             raise checked.error from error
         raise
 
 
-def _check_seal(path: Path) -> None:
+def _check_seal(path: Path, stream: IO[bytes], size: int) -> None:
     """Raise CheckFailed if any byte of the file differs from what was written."""
-    with open(path, "rb") as stream:
-        left = max(0, path.stat().st_size - SEAL_BYTES)
-        digest = hashlib.sha256()
-        while left:
-            block = stream.read(min(files.BLOCK_BYTES, left))
-            digest.update(block)
-            left -= len(block)
-        seal = stream.read()
+    left = max(0, size - SEAL_BYTES)
+    digest = hashlib.sha256()
+    while left and (block := stream.read(min(files.BLOCK_BYTES, left))):
+        digest.update(block)
+        left -= len(block)
+    seal = stream.read(SEAL_BYTES)
     if seal[: len(SEAL)] != SEAL:
         raise CheckFailed(f"{path} can't be read: it is truncated, or was not written by `shortcut`")
     if seal != SEAL + digest.hexdigest().encode():
         raise CheckFailed(f"{path} can't be read: its bytes have changed since it was written")
-
-
-def _check_harmless(path: Path) -> None:
-    """Raise CheckFailed if reading could run code or allocate more memory than the file has bytes.
-
-    PyTorch's restricted unpickler allows more than a checkpoint needs, for example a `bytearray` of any length.
-    """
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-                    raise CheckFailed(f"{path} can't be read: {entry.filename} is not stored as PyTorch stores it")
-            (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            for operation, argument, _ in pickletools.genops(archive.read(program)):
-                allowed = argument in PICKLED or str(argument).endswith("Storage")
-                if operation.name in ("STACK_GLOBAL", "INST", "OBJ") or (operation.name == "GLOBAL" and not allowed):
-                    raise CheckFailed(f"{path} can't be read: it asks for {argument or operation.name}")
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
-        raise CheckFailed(f"{path} can't be read: {error}") from error
 
 
 def is_sealed(path: Path) -> bool:
@@ -146,34 +148,121 @@ def recognise(path: Path, name: str) -> None:
 
 
 def load(path: Path, name: str, device: str = "cpu") -> Any:
-    """Read what `save` wrote, verifying its checksum and running no code from it.
+    """Read what `save` wrote: verify its checksum, and map its tensors from the file, or move them to another device.
 
-    Raises what `recognise` raises, and CheckFailed if the file is damaged.
+    No code of the file is run, and until all of it is checked, memory grows only with the size of its data.pkl. An
+    OrderedDict is read as a dictionary. Changing a tensor does not change the file.
+
+    Raises what `recognise` raises, and CheckFailed if the file is damaged or not as `save` writes it.
     """
     recognise(path, name)
-    _check_seal(path)
-    _check_harmless(path)
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        _check_seal(path, stream, size)
+        try:
+            return _read(stream, size, SEAL_BYTES, device)
+        except Malformed as error:
+            raise CheckFailed(f"{path} can't be read: {error}") from error
+
+
+def load_unsealed(path: Path) -> Any:
+    """As `load`, for a file of `torch.save` that has no checksum of the whole; the CRC-32 of each record is verified.
+
+    Raises Malformed if the file is damaged, or holds anything but tensors, numbers, strings and containers.
+    """
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if not size:
+            raise Malformed("it is empty")
+        return _read(stream, size, 0, "cpu")
+
+
+def _read(stream: IO[bytes], size: int, comment: int, device: str) -> Any:
+    content = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
+    view = memoryview(content)
+    records = zip_directory.records(view, comment)
+    if not comment:
+        for name, record in records.items():
+            if zlib.crc32(record.of(view)) != record.crc:
+                raise Malformed(f"the bytes of {name} have changed since it was written")
+    order = records.get("byteorder")  # which PyTorch writes since 2.1
+    if order and order.of(view) != sys.byteorder.encode():
+        found = bytes(order.of(view)[:6]).decode(errors="replace")
+        raise Malformed(f"its byte order is {found!r}, that of this machine is {sys.byteorder!r}")
+    stored = {name.removeprefix("data/"): record for name, record in records.items() if name.startswith("data/")}
+    sizes = {key: record.size for key, record in stored.items()}
+    value = pickle_program.read(records["data.pkl"].of(view), sizes)
+    return _filled(value, content, stored, device)
+
+
+def _filled(value: Any, content: mmap.mmap, stored: Mapping[str, zip_directory.Record], device: str) -> Any:
+    """The value that a program describes, its tensors mapped from the file. Raises Malformed."""
+    storages: dict[Storage, torch.Tensor] = {}
+
+    def filled(item: Any) -> Any:
+        if isinstance(item, Described):
+            storage = item.storage
+            if storage not in storages:
+                storages[storage] = _mapped(content, stored[storage.key].start, storage).to(device)
+            part = storages[storage][item.first : item.first + math.prod(item.shape)]
+            return part.view(item.shape)
+        if isinstance(item, dict):
+            return {name: filled(part) for name, part in item.items()}
+        return type(item)(map(filled, item)) if isinstance(item, list | tuple) else item
+
+    return filled(value)
+
+
+def _mapped(content: mmap.mmap, start: int, storage: Storage) -> "torch.Tensor":
+    """The elements of a storage, as a tensor of one axis. Raises Malformed if they can't be mapped."""
     import torch
 
-    try:
-        # Memory-mapped storages can't grow, so a tensor that claims more than the file holds is an error.
-        return torch.load(path, map_location=device, weights_only=True, mmap=True)
-    except UNREADABLE as error:
-        raise CheckFailed(f"{path} can't be read: {(str(error) or repr(error)).splitlines()[0]}") from error
+    dtype = getattr(torch, storage.dtype)
+    if not storage.elements:
+        return torch.empty(0, dtype=dtype)
+    if start % storage.element_bytes:
+        raise Malformed(f"data/{storage.key} is not aligned as PyTorch aligns it")
+    found = torch.frombuffer(content, dtype=dtype, count=storage.elements, offset=start)
+    if dtype == torch.bool and found.view(torch.uint8).max() > 1:
+        raise Malformed(f"data/{storage.key} has truth values that are neither 0 nor 1")
+    return found
+
+
+def shortened(text: str) -> str:
+    """The first lines of a text about the content of a file, cut to a length that a screen can show."""
+    return "\n".join(line[:LONGEST_LINE] for line in text.splitlines()[:MOST_LINES])
+
+
+def values(found: Any) -> int:
+    """How many values a tree of dictionaries and lists has, these themselves included."""
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
+    return 1 + sum(map(values, parts))
+
+
+def check_format(path: Path, found: Any, expected: int) -> None:
+    """Raise CheckFailed if the field `format` of a file is not the one that this version reads."""
+    if type(found) is not int or found != expected:
+        raise CheckFailed(f"{path} has format {repr(found)[:SHOWN]}; this version reads {expected}", "update shortcut")
+
+
+def are_shown(content: Mapping[str, Any]) -> bool:
+    """Whether recipe, scores and versions of a file are short enough, and of the types, to be shown."""
+    scores, versions = content["scores"], content["versions"]
+    return (
+        values(content["recipe"]) <= MOST_RECIPE_VALUES
+        and values([scores, versions]) <= MOST_SHOWN
+        and all(isinstance(name, str) and isinstance(score, int | float) for name, score in scores.items())
+        and all(isinstance(part, str) for item in versions.items() for part in item)
+        and max((len(part) for part in (*scores, *versions, *versions.values())), default=0) <= SHOWN
+    )
 
 
 def are_tensors(found: Any, dtype: "torch.dtype | None" = None) -> bool:
-    """Whether `found` is a dictionary of named tensors, all of `dtype` if one is given.
-
-    Tensors must be contiguous: one that is not can claim more elements than the file holds.
-    """
+    """Whether `found` is a dictionary of named tensors, all of `dtype` if one is given."""
     import torch
 
     return isinstance(found, dict) and all(
-        isinstance(name, str)
-        and isinstance(tensor, torch.Tensor)
-        and tensor.is_contiguous()
-        and dtype in (None, tensor.dtype)
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and dtype in (None, tensor.dtype)
         for name, tensor in found.items()
     )
 
@@ -182,20 +271,28 @@ def check_shapes(
     path: Path,
     weights: dict[str, "torch.Tensor"],
     build: "Callable[[], torch.nn.Module]",
+    blocks: int,
     unsaved: tuple[str, ...] = (),
 ) -> None:
     """Raise CheckFailed if the weights read from `path` differ in name or shape from those of the network they are for.
 
     build: makes that network; called on the meta device, so that a recipe can't ask for more memory than its weights
-    take. unsaved: name endings of weights that the file need not have.
+    take. blocks: how many blocks it has at least, each with weights of its own; on any device they cost time and
+    memory. unsaved: name endings of weights that the file need not have.
     """
     import torch
+
+    if blocks > min(len(weights), MOST_BLOCKS):
+        raise CheckFailed(f"{path}: its recipe asks for {blocks:,} blocks, but it has {len(weights):,} weights")
 
     def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(unsaved)}
 
-    with torch.device("meta"):
-        expected = build().state_dict()
+    try:
+        with torch.device("meta"):
+            expected = build().state_dict()
+    except (UsageError, RuntimeError, ValueError, OverflowError, TypeError) as error:
+        raise CheckFailed(f"{path}: its recipe describes no network: {shortened(str(error))}") from error
     changes = writing.differences(shapes(expected), shapes(weights))
     if changes:
-        raise CheckFailed(f"{path}: the weights do not match its recipe\n" + "\n".join(changes[:5]))
+        raise CheckFailed(f"{path}: the weights do not match its recipe\n" + shortened("\n".join(changes)))

@@ -18,9 +18,10 @@ from shortcut_cli.data import windows
 from shortcut_cli.data.shards import Shards, Split
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Progress, Report, Validation
+from shortcut_cli.kept.inputs import differences
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.models.transformer import Decoder
-from shortcut_cli.training import checkpoint, loop, tensor_file
+from shortcut_cli.training import checkpoint, conditions, loop, tensor_file
 from shortcut_cli.training.loop import PREVIOUS, STATE
 from shortcut_cli.training.optim import Optimizer, learning_rate
 from shortcut_cli.training.run_log import Log
@@ -63,11 +64,9 @@ class Trainer:
         )
 
     def changes(self, content: dict[str, Any]) -> list[str]:
-        """The differences in recipe and shards; the same shards may have moved."""
-        lines = writing.differences(content["recipe"], self.recipe.model_dump())
-        lines = [line for line in lines if not line.startswith("data.shards:")]
-        old, new = content["shards"], self.shards.manifest["checksum"]
-        return lines if old == new else [*lines, f"shards: {old[:12]} -> {new[:12]}"]
+        """The differences in the shards, and in the keys of the recipe that determine the weights."""
+        wanted = checkpoint.made_from(self.recipe.model_dump(), self.shards.manifest["checksum"])
+        return differences(checkpoint.made_from(content["recipe"], content["shards"]), wanted)
 
     def step(self, number: int) -> float:
         """Take one optimizer step; returns the loss in nats per token."""
@@ -127,12 +126,15 @@ class Trainer:
             "step": self.state.step,
             "scores": {"validation": self.state.best},
             "versions": tensor_file.versions(),
+            "conditions": self.state.conditions,
         }
 
     def save(self) -> None:
         """Write resume.pt: everything that the next step needs."""
+        self.log.sync()
         self.state.seconds = time.monotonic() - self.began
         state = {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best}
+        state["best_step"] = self.state.best_step
         content = self.content(self.model.state_dict()) | self.optimizer.state() | {"state": state}
         checkpoint.save(self.folder / STATE, content, previous=self.folder / PREVIOUS)
 
@@ -140,7 +142,8 @@ class Trainer:
         """Restore what `save` wrote."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state(content, self.device)
-        self.state = loop.State(step=content["step"], **content["state"])
+        made = conditions.parts(content.get("conditions"))
+        self.state = loop.State(step=content["step"], conditions=made, **content["state"])
 
     def validate(self) -> None:
         """Log the validation loss, and write run.pt if it is the lowest so far."""
@@ -148,8 +151,16 @@ class Trainer:
         self.log.write(step=self.state.step, validation=loss)
         self.report(Validation(step=self.state.step, loss=loss, best=min(loss, self.state.best)))
         if loss < self.state.best:
-            self.state.best = loss
-            checkpoint.save(self.folder / self.result, self.content(self.optimizer.weights()))
+            self.state.best, self.state.best_step = loss, self.state.step
+            self.save_result()
+
+    def save_result(self) -> None:
+        """Write run.pt, with the weights of this step."""
+        checkpoint.save(self.folder / self.result, self.content(self.optimizer.weights()))
+
+    def check_result(self, path: Path) -> None:
+        """Raise CheckFailed or UsageError if run.pt is missing, damaged, or another run's."""
+        loop.check_same(self, checkpoint.load(path), path)
 
     def write_log(self) -> None:
         """Log the steps since the last line, and report progress."""
@@ -195,7 +206,7 @@ def validation_starts(split: Split, context: int, count: int) -> list[int]:
 
 
 def _check_tokenizer(resolved: Recipe, shards: Shards) -> None:
-    made = shards.manifest["request"]["tokenizer"]
+    made = shards.manifest["request"].get("tokenizer", {})
     changes = writing.differences(made, resolved.tokenizer.model_dump())
     if changes:
         raise UsageError(

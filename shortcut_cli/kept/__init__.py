@@ -1,0 +1,1 @@
+"""Results that are kept to be used again, and what decides whether they may be."""

@@ -1,0 +1,212 @@
+"""Processes that get signals: the right exit code, one panel, nothing left behind; and what `cleanup` does for that."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from shortcut_cli import cleanup, files
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
+PANEL = ["interrupted", "", "Next: run the same command again to resume"]
+# A command that says when it has begun; `body` is what it does, in a process with signals installed.
+COMMAND = """import sys, time, os, signal, threading, subprocess
+from shortcut_cli.cli.signals import guarded, signals
+def command():
+    print("begun", flush=True)
+{body}
+{head}
+if __name__ == "__main__":
+    guarded(command)
+"""
+
+
+def begun(tmp_path, body, head="", **options):
+    (tmp_path / "command.py").write_text(COMMAND.format(body=body, head=head))
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "command.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+        **options,
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def ends(process, code, within_s=10.0):
+    """Wait for the end of a process: its code, one panel, and nobody left in its session."""
+    out, err = process.communicate(timeout=within_s)
+    assert process.returncode == code, err
+    rows = err.splitlines()
+    assert [row.strip("\u2502 ") for row in rows[1:-1]] == PANEL, err
+    assert rows[0].startswith("\u256d\u2500 Interrupted ")
+    assert not alive(process.pid), "orphans"
+    return out
+
+
+def alive(session):
+    """The processes of a session that are not dead."""
+    listed = subprocess.run(
+        ["ps", "-e", "-o", "sess=,stat=,args="], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    found = [line.split(None, 2) for line in listed]
+    return [line for line in found if line[0] == str(session) and not line[1].startswith("Z")]
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    time.sleep(60)",
+        "    while True:\n        try: time.sleep(60)\n        except BaseException: pass",
+        "    threading.Event().wait()",
+        "    import ctypes; ctypes.CDLL(None).sleep(60)",  # native code that no Python handler can end
+        "    from concurrent.futures import ThreadPoolExecutor as Pool\n"
+        "    with Pool(2) as pool: list(pool.map(time.sleep, [60, 60]))",
+        "    class A:\n        def __del__(self): time.sleep(60)\n    A()",
+    ],
+    ids=["sleep", "swallows", "waits", "native", "threads", "finalizer"],
+)
+def test_a_signal_ends_whatever_goes_on_within_a_second(tmp_path, number, body):
+    process = begun(tmp_path, body)
+    time.sleep(0.1)
+    began = time.monotonic()
+    process.send_signal(number)
+    ends(process, CODES[number])
+    assert time.monotonic() - began < 1.0
+
+
+def test_the_same_signal_twice_is_one_panel(tmp_path):
+    for number, code in CODES.items():
+        process = begun(tmp_path, "    time.sleep(60)")
+        for _ in range(2):
+            process.send_signal(number)
+            time.sleep(0.05)
+        ends(process, code)
+
+
+def test_two_signals_during_a_training_save_once_and_a_later_one_ends_at_once(tmp_path):
+    body = (
+        "    with signals as asked:\n        print('within', flush=True)\n        while not asked(): time.sleep(0.01)\n"
+        "        time.sleep({0})\n        print('saved', flush=True)"
+    )
+    for pause, wait, out in ((0.3, 0.05, "saved\n"), (20, 1.1, "")):
+        process = begun(tmp_path, body.format(pause))
+        assert process.stdout.readline() == "within\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        assert ends(process, 130) == out
+
+
+def test_workers_and_temporary_files_are_gone(tmp_path):
+    head = "def work(job):\n    time.sleep(60)"
+    body = """    from pathlib import Path
+    from shortcut_cli import cleanup, files
+    from shortcut_cli.data import workers
+    with files.temporary_folder() as folder, files.writing(Path("result")) as stream:
+        (folder / "a").write_text("a")
+        Path("folder").write_text(str(folder))
+        cleanup.start([sys.executable, "-c", "import time; time.sleep(60)"])
+        list(workers.in_order(work, range(4), (), workers=2, timeout_s=60, memory_mb=4000))"""
+    for group in (False, True):
+        process = begun(tmp_path, body, head, env=os.environ | {"TMPDIR": str(tmp_path)})
+        deadline = time.monotonic() + 20
+        while len(alive(process.pid)) < 5 and time.monotonic() < deadline:  # us, the tracker, a child, two workers
+            time.sleep(0.1)
+        time.sleep(0.2)
+        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+        ends(process, 130)
+        assert not Path((tmp_path / "folder").read_text()).exists()
+        assert {path.name for path in tmp_path.iterdir()} == {"command.py", "folder"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_commands_are_imported(tmp_path, number):
+    # Signals are blocked by the first import, and the thread that waits for them stands before the heavy ones.
+    code = (
+        "import os, shortcut_cli.__main__\n"
+        f"os.kill(os.getpid(), {int(number)})\n"  # nobody handles it yet
+        "shortcut_cli.__main__.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, check=False)
+    assert done.returncode == CODES[number]
+    assert [row.strip("\u2502 ") for row in done.stderr.splitlines()[1:-1]] == PANEL
+    assert done.stdout == ""
+
+
+def test_nohup_is_respected(tmp_path):
+    process = begun(
+        tmp_path,
+        "    signal.sigtimedwait([], 0.5); print('done')",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (0, "done\n", "")
+
+
+def test_a_stderr_that_nobody_reads_holds_nothing_up(tmp_path):
+    body = (
+        "    os.set_blocking(2, False)\n    try:\n        while True: os.write(2, bytes(9))\n    except OSError: pass\n"
+    )
+    process = begun(tmp_path, body + "    os.set_blocking(2, True); print('full', flush=True); time.sleep(60)")
+    assert process.stdout.readline() == "full\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    process.communicate()
+
+
+def test_after_leaving_no_file_appears(tmp_path, monkeypatch):
+    """In a thread that goes on: the main thread of a command, while the process is being ended by another."""
+    monkeypatch.setattr(cleanup, "_steady", threading.RLock())
+    cleanup.leave()
+    writer = threading.Thread(target=files.write, args=(tmp_path / "late", "text"), daemon=True)
+    writer.start()
+    writer.join(0.2)
+    assert not (tmp_path / "late").exists()
+    cleanup._steady.release()
+    writer.join(5)
+    assert (tmp_path / "late").read_text() == "text"
+
+
+def test_leaving_undoes_the_newest_first_and_survives_what_fails():
+    done = []
+
+    def fails():
+        done.append("fails")
+        raise OSError
+
+    with cleanup.due(lambda: done.append("a")), cleanup.due(fails), cleanup.due(lambda: done.append("c")):
+        with cleanup.due(lambda: done.append("over")):
+            pass
+        cleanup.leave()
+    cleanup._steady.release()
+    assert done == ["c", "fails", "a"]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs to see the semaphores")
+def test_semaphores_that_are_left_are_removed_without_a_word(tmp_path):
+    body = """    import multiprocessing
+    from shortcut_cli.data import workers
+    for _ in workers.in_order(str, range(1), (), workers=1, timeout_s=60, memory_mb=4000): pass
+    lock = multiprocessing.get_context("spawn").RLock()
+    print(lock._semlock.name, flush=True)
+    time.sleep(60)"""
+    process = begun(tmp_path, body)
+    name = process.stdout.readline().strip()
+    process.send_signal(signal.SIGTERM)
+    process.wait(5)
+    deadline = time.monotonic() + 10
+    while Path(f"/dev/shm/sem.{name[1:]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/dev/shm/sem.{name[1:]}").exists()
+    ends(process, 75)
