@@ -167,12 +167,13 @@ class Rounds:
         case = f"round {number}: {name}, {chosen.name}{' twice' * twice}{' to the group' * group} at {moment:.2f} s"
         process = start(arguments, folder / "w", environment)
         time.sleep(moment)
-        send = os.killpg if group else os.kill
+        send, sent = os.killpg if group else os.kill, False
         for count in range(1 + twice):
             if count:
                 time.sleep(0.05)
             if process.poll() is None:
                 send(process.pid, chosen)
+                sent = True
         took = time.monotonic()
         try:
             _, err = process.communicate(timeout=60)
@@ -180,7 +181,7 @@ class Rounds:
             os.killpg(process.pid, signal.SIGKILL)
             _, err = process.communicate()
         took = time.monotonic() - took
-        problems = self.judge(name, process.returncode, chosen, err, took, moment)
+        problems = self.judge(name, process.returncode, chosen, err, took, moment, sent)
         if left := alive(tag):
             time.sleep(0.5)
             problems += [f"left: {line[:150]}" for line in alive(tag) or []]
@@ -201,14 +202,15 @@ class Rounds:
         if not self.options.keep:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def judge(self, name, code, chosen, err, took, moment):
+    def judge(self, name, code, chosen, err, took, moment, sent):
         """What is wrong with the end of a process."""
         if moment < self.options.boot and code in (-chosen, 1) and "shortcut_cli" not in err:
             self.counts["all"]["before anything of ours ran"] += 1
             return []
         if code == 0:
-            self.counts["all"]["had ended"] += 1
-            return []
+            # In the last moments of a command, whose work is done, a signal changes nothing.
+            self.counts["all"]["was leaving when the signal came" if sent else "had ended before the signal"] += 1
+            return [f"the signal was lost: exit code 0 after {took:.1f} s"] if sent and took > 1.0 else []
         self.counts["all"]["ended by the signal"] += 1
         problems = [] if code == CODES[chosen] else [f"exit code {code} instead of {CODES[chosen]}: {err[-300:]}"]
         if err.count("\u256d") != 1 or "Traceback" in err or "Warning" in err:
