@@ -48,6 +48,9 @@ def ends(process, code, within_s=10.0):
     rows = err.splitlines()
     assert [row.strip("\u2502 ") for row in rows[1:-1]] == PANEL, err
     assert rows[0].startswith("\u256d\u2500 Interrupted ")
+    patience = time.monotonic() + 5  # for those that are about to exit
+    while alive(process.pid) and time.monotonic() < patience:
+        time.sleep(0.05)
     assert not alive(process.pid), "orphans"
     return out
 
