@@ -33,6 +33,7 @@ from shortcut_cli.codec.discriminator import Discriminator
 from shortcut_cli.codec.layout import MONO, STEREO, Layout, regular
 from shortcut_cli.codec.trainer import CodecTrainer
 from shortcut_cli.config import reading
+from shortcut_cli.config.schema import CodecDataConfig
 from shortcut_cli.data import workers
 from shortcut_cli.data.sound import SoundReader
 from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, Unfinished, UsageError
@@ -1625,3 +1626,26 @@ def test_the_official_weights_give_the_codes_that_others_published(monkeypatch):
         differing[shift] = np.flatnonzero((found != moved).any(1)).tolist()
     best = min(differing.values(), key=len)
     assert len(best) < 0.1 * len(found), f"frames that differ, by shift: {differing}"
+
+
+def test_what_killed_workers_left_is_removed_and_a_passing_fault_makes_no_clips(tmp_path, monkeypatch):
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", np.sin(np.arange(9000) / (9 + number)), 24_000)
+    config, options = CodecDataConfig(), {"n_workers": 1, "report": quiet}
+    in_order = dataset.workers.in_order
+
+    def kills(work, jobs, *arguments, **config):
+        for number, (job, result) in enumerate(in_order(work, jobs, *arguments, **config)):
+            if not number:
+                (job[2].parent / f".{job[2].name}.1.tmp").write_bytes(b"half")
+            yield job, Rejected("was killed", passing=True) if not number else result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset.workers, "in_order", kills)
+        with pytest.raises(Unfinished, match="was killed"):
+            dataset.stage([str(tmp_path)], tmp_path / "data", config, **options)
+    assert not (tmp_path / "data" / "clips.json").exists()
+    assert '"passing": true' in (tmp_path / "data" / "rejects.jsonl").read_text()
+    assert len(dataset.stage([str(tmp_path)], tmp_path / "data", config, **options).clips) == 3
+    names = {"train.s16", "val.s16", "clips.json", "rejects.jsonl"}
+    assert {path.name for path in (tmp_path / "data").iterdir()} == names

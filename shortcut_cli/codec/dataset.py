@@ -86,11 +86,13 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
         "reader": READER_VERSION,
     }
     made = folder / "clips.json"
+    parts = folder / ".staging"  # with what workers leave there that are killed
     if made.exists():
+        shutil.rmtree(parts, ignore_errors=True)
         return _load(folder, request)
-    folder.mkdir(parents=True, exist_ok=True)
+    parts.mkdir(parents=True, exist_ok=True)
     names = {sha256: relative for sha256, (relative, _) in unique.items()}
-    jobs = [(path, sha256, folder / f"{sha256}.s16") for sha256, (_, path) in unique.items()]
+    jobs = [(path, sha256, parts / f"{sha256}.s16") for sha256, (_, path) in unique.items()]
     lengths: dict[str, int] = {}  # samples of each file that could be read, by SHA-256
     account: dict[str, float] = {}
     results = workers.in_order(
@@ -115,7 +117,7 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
         with files.writing(folder / f"{split}.s16") as stream:
             for sha256 in sorted(lengths, key=lambda sha256: names[sha256]):
                 if splits[sha256] == split:
-                    with open(folder / f"{sha256}.s16", "rb") as part:
+                    with open(parts / f"{sha256}.s16", "rb") as part:
                         shutil.copyfileobj(part, stream)
                     clips.append(Clip(names[sha256], sha256, split, start, lengths[sha256]))
                     start += lengths[sha256]
@@ -127,8 +129,7 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
         "clips": [asdict(clip) for clip in clips],
     }
     files.write(made, to_json(content, indent=1) + "\n")
-    for _, _, target in jobs:
-        target.unlink(missing_ok=True)
+    shutil.rmtree(parts)
     return _load(folder, request)
 
 
