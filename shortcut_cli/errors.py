@@ -12,6 +12,7 @@
 """
 
 import errno
+from collections.abc import Iterable
 
 
 class ShortcutError(Exception):
@@ -42,9 +43,20 @@ class TooManyRejects(ShortcutError):
 
 
 class Unfinished(ShortcutError):
-    """Files could not be read for a reason that may pass: killed, time, memory, an error of the disk."""
+    """Files could not be read for a reason that may pass: killed, time, memory, an error of the disk.
+
+    files: how many; first: some of them with their reasons, a line each.
+    """
 
     exit_code = 3
+    again = (
+        "the same command tries them again; larger data.file_timeout_s and data.file_memory_mb give them more time and "
+        "memory, fewer --workers more memory each"
+    )
+
+    def __init__(self, files: int, first: Iterable[str]) -> None:
+        shown = "".join(f"\n  {line}" for line in first)
+        super().__init__(f"{files:,} files could not be read because of the machine{shown}", self.again)
 
 
 class CheckFailed(ShortcutError):

@@ -7,10 +7,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from io import BufferedRandom
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from shortcut_cli import cleanup
 from shortcut_cli.errors import UsageError
@@ -98,6 +98,26 @@ def temporary_folder() -> Iterator[Path]:
             yield folder
         finally:
             remove()
+
+
+@contextmanager
+def diverted(number: int, target: BinaryIO | None = None) -> Iterator[None]:
+    """What anyone in this process, C libraries too, writes to a standard stream goes to a file, or nowhere.
+
+    number: 1 for stdout, 2 for stderr; if that stream is closed, nothing happens.
+    """
+    try:
+        kept = os.dup(number)
+    except OSError:
+        yield
+        return
+    with nullcontext(target) if target else open(os.devnull, "wb") as taken:
+        os.dup2(taken.fileno(), number)
+    try:
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
 
 
 def sha256(path: Path) -> str:

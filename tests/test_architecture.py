@@ -30,7 +30,7 @@ ROOMS = {
     "training": "errors events formatting files registry config kept data models",
     "codec": "errors accounts events formatting files registry config kept data training",
     "tokenizers": "errors files config data codec",
-    "inference": "errors registry config models training tokenizers",
+    "inference": "errors files registry config models training tokenizers",
     "plots": "files tokenizers inference",
     "compare": "cleanup errors events formatting files registry config kept models training",
     "demo": "",

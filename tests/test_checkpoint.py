@@ -712,3 +712,19 @@ def test_the_cache_is_where_the_variables_say(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert files.cache_folder() == Path(expected)
+
+
+def test_what_is_written_to_a_standard_stream_can_be_diverted(tmp_path, capfd):
+    """Also by others than Python; afterwards the stream is as before. A stream that is closed stays closed."""
+    with open(tmp_path / "taken", "w+b") as target, files.diverted(2, target):
+        os.write(2, b"to the file")
+    with files.diverted(1):
+        os.system("echo nowhere")
+    os.write(1, b"out")
+    os.write(2, b"err")
+    assert (tmp_path / "taken").read_bytes() == b"to the file"
+    assert capfd.readouterr() == ("out", "err")
+    number = os.open(os.devnull, os.O_RDONLY)
+    os.close(number)
+    with files.diverted(number), pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(number, b"closed")

@@ -109,7 +109,7 @@ def test_two_signals_during_a_training_save_once_and_a_later_one_ends_at_once(tm
 
 
 def test_workers_and_temporary_files_are_gone(tmp_path):
-    head = "def work(job):\n    time.sleep(60)"
+    head = "def work(job):\n    import tempfile\n    tempfile.mkdtemp(prefix='of-a-worker-')\n    time.sleep(60)"
     body = """    from pathlib import Path
     from shortcut_cli import cleanup, files
     from shortcut_cli.data import workers
@@ -121,9 +121,9 @@ def test_workers_and_temporary_files_are_gone(tmp_path):
     for group in (False, True):
         process = begun(tmp_path, body, head, env=os.environ | {"TMPDIR": str(tmp_path)})
         deadline = time.monotonic() + 20
-        while len(alive(process.pid)) < 5 and time.monotonic() < deadline:  # us, the tracker, a child, two workers
+        while len(list(tmp_path.rglob("of-a-worker-*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        time.sleep(0.2)
+        assert len(alive(process.pid)) == 5  # us, the tracker, a child, two workers
         (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
         ends(process, 130)
         assert not Path((tmp_path / "folder").read_text()).exists()

@@ -153,11 +153,7 @@ def _check_finished(folder: Path, rejects: list[dict[str, Any]]) -> None:
     if passing:
         if not (folder / "clips.json").exists():
             _write_rejects(folder, rejects)
-        shown = "\n".join(f"  {reject['path']}: {reject['reason']}" for reject in passing[:3])
-        raise Unfinished(
-            f"{len(passing):,} files could not be read because of the machine\n{shown}",
-            "the same command tries them again; larger data.file_timeout_s and data.file_memory_mb give them more",
-        )
+        raise Unfinished(len(passing), (f"{reject['path']}: {reject['reason']}" for reject in passing[:3]))
 
 
 def _load(folder: Path, request: dict[str, object]) -> Clips:

@@ -58,7 +58,8 @@ def _matches(pattern: Path, path: Path) -> bool:
 
 def check_filled(names: Iterable[str], what: str) -> None:
     """Raises UsageError if a split gets nothing. names: the splits that got something."""
-    empty = [split for split in SPLITS if split not in set(names)]
+    filled = set(names)
+    empty = [split for split in SPLITS if split not in filled]
     if empty:
         raise UsageError(
             f"data.splits gives {what} to {' and '.join(empty)}",

@@ -24,7 +24,7 @@ import re
 import shutil
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -457,6 +457,22 @@ class Shards:
     def split(self, name: str) -> Split:
         """Open one split."""
         return Split(self.folder, name, self.manifest)
+
+
+def read_lines(path: Path, is_whole: Callable[[Any], bool]) -> Iterator[dict[str, Any]]:
+    """The lines of documents.jsonl or rejects.jsonl.
+
+    Raises CheckFailed, with its number, at a line that is not JSON or not `is_whole`.
+    """
+    with open(path, "rb") as stream:
+        for number, text in enumerate(stream, 1):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            if not isinstance(line, dict) or not is_whole(line):
+                raise CheckFailed(f"{path} is damaged: line {number:,} can't be read", "prepare the folder again")
+            yield line
 
 
 def warning(folder: Path, manifest: dict[str, Any]) -> str:

@@ -13,13 +13,12 @@ or bytes (`sound_wav`, `sound_flac`, `sound_ogg`, `sound_mpeg`). One policy hold
 """
 
 import errno
-import os
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -261,22 +260,9 @@ class _Decoding:
                 sys.stderr.write(shown(line.decode(errors="replace")))
 
 
-@contextmanager
-def _stderr_to(target: BinaryIO | None) -> Iterator[None]:
+def _stderr_to(target: BinaryIO | None) -> AbstractContextManager[None]:
     """What C libraries write to stderr goes to a file; None: to stderr."""
-    try:
-        before = os.dup(2) if target is not None else None
-    except OSError:  # stderr is closed
-        before = None
-    if target is None or before is None:
-        yield
-        return
-    os.dup2(target.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
+    return nullcontext() if target is None else files.diverted(2, target)
 
 
 def streams(stream: BinaryIO, path: Path) -> list[Stream]:
@@ -342,8 +328,8 @@ def _unpacked(path: Path) -> Iterator[Path]:
     if path.suffix.lower() != ".gz":
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
-        copy = Path(folder) / path.stem
+    with files.temporary_folder() as folder:
+        copy = folder / path.stem
         with unpacked(path) as packed, open(copy, "wb") as stream:
             while block := packed.read(files.BLOCK_BYTES):
                 room = shutil.disk_usage(folder)

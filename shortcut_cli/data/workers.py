@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as JobTimeout
@@ -18,14 +19,13 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from shortcut_cli import cleanup
+from shortcut_cli import cleanup, files
 from shortcut_cli.errors import Rejected
 
 Job = TypeVar("Job")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # Signals that come from outside, as from the kernel if memory runs out, or from a disk that fails under a mapped file.
 KILLED = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGBUS, signal.SIGXCPU, signal.SIGXFSZ}
-STDERR = 2
 AHEAD = 8  # jobs in flight for each worker: enough to keep it busy, few enough to keep memory flat
 
 
@@ -42,7 +42,9 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def _start() -> None:
+def _start(scratch: str) -> None:
+    # Temporary files of a worker are in a folder of the parent, which removes it, however the worker ends.
+    tempfile.tempdir = scratch
     # One thread each: the parallelism is in the processes. Must be set before the worker imports torch.
     os.environ["OMP_NUM_THREADS"] = "1"
     # Parsers create hundreds of thousands of objects without cycles; the default threshold of 700 has the garbage
@@ -63,14 +65,10 @@ def _start_tracker() -> None:
     signals here; workers inherit the mask, so that what is blocked can't end them before `_start`.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with cleanup.steady(), open(os.devnull, "wb") as nowhere:  # steady: the panel must not get lost
-        stderr = os.dup(STDERR)
-        os.dup2(nowhere.fileno(), STDERR)
+    with cleanup.steady(), files.diverted(2):  # steady: the panel must not get lost
         try:
             resource_tracker.ensure_running()
         finally:
-            os.dup2(stderr, STDERR)
-            os.close(stderr)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -108,7 +106,11 @@ def in_order(
     process crashed by itself. Any other exception of `work` is a bug and is raised.
     """
     _start_tracker()
-    with cleanup.due(_abandon), ProcessPool(max_workers=workers, context=_Workers(), initializer=_start) as pool:
+    with (
+        files.temporary_folder() as scratch,
+        cleanup.due(_abandon),
+        ProcessPool(max_workers=workers, context=_Workers(), initializer=_start, initargs=(str(scratch),)) as pool,
+    ):
         waiting: deque[tuple[Job, ProcessFuture[Any]]] = deque()
         try:
             for job in jobs:

@@ -1,11 +1,10 @@
 """Opening a checkpoint: its model in eval mode, and its tokenizer."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import registry
+from shortcut_cli import files, registry
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.errors import CheckFailed, UsageError
@@ -29,12 +28,12 @@ class Run:
         Raises CheckFailed if one of them has an unsafe name, or if the tokenizer has another fingerprint.
         """
         kind = registry.load(registry.TOKENIZERS, self.recipe.tokenizer.name)
-        with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
+        with files.temporary_folder() as folder:
             for name, content in self.content["tokenizer"]["files"].items():
                 if Path(name).name != name or name in ("", "..") or "\0" in name:
                     raise CheckFailed(f"{self.path} holds a tokenizer file with the path {name!r}")
-                (Path(folder) / name).write_bytes(content.cpu().numpy().tobytes())
-            tokenizer: Tokenizer = kind.load(self.recipe.tokenizer, Path(folder))
+                (folder / name).write_bytes(content.cpu().numpy().tobytes())
+            tokenizer: Tokenizer = kind.load(self.recipe.tokenizer, folder)
         if tokenizer.vocabulary != self.content["vocabulary"]:
             raise CheckFailed(
                 f"{self.path} is damaged: its tokenizer has {tokenizer.vocabulary} ids, its model "

@@ -14,7 +14,7 @@ from shortcut_cli import files
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import EvalConfig, Recipe, SampleConfig
 from shortcut_cli.data.shards import Shards, warning
-from shortcut_cli.errors import CheckFailed, TooManyRejects, UsageError
+from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Note, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import runs
@@ -73,11 +73,7 @@ def score_files(
     config = run.recipe.eval
     with files.temporary_folder() as scratch:
         folder = scratch / "shards"
-        try:
-            tokenize(run.recipe, run.tokenizer(), paths, folder, n_workers=n_workers, max_bad=max_bad, report=report)
-        except TooManyRejects as error:  # its hint names the folder, which is removed
-            _, _, more = error.hint.partition("--max-bad allows more")
-            raise TooManyRejects(error.message, f"--max-bad allows more, and --json then lists all{more}") from error
+        tokenize(run.recipe, run.tokenizer(), paths, folder, n_workers=n_workers, max_bad=max_bad, report=report)
         opened = Shards(folder)
         rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
         result = evaluate(run, opened, "test", config, device=device, report=report)
@@ -145,7 +141,7 @@ def look(
         row = np.concatenate(([tokenizer.eos], prompt_ids(tokenizer, prompt)))
         tokens = len(row)
 
-        def read(first: int, count: int) -> np.ndarray:
+        def ids_at(first: int, count: int) -> np.ndarray:
             return row[first : first + count]
     else:
         opened = _open_shards(run, shards, report)
@@ -153,11 +149,11 @@ def look(
         ids, eos = opened.split(split), opened.tokenizer["end"]
         tokens = ids.tokens + 1
 
-        def read(first: int, count: int) -> np.ndarray:
+        def ids_at(first: int, count: int) -> np.ndarray:
             return ids.read(first - 1, count) if first else np.concatenate(([eos], ids.read(0, count - 1)))
 
     config = run.recipe.eval
-    found = attention.cut(read, tokens, run.recipe.model.context, windows)
+    found = attention.cut(ids_at, tokens, run.recipe.model.context, windows)
     return attention.analyse(
         run, found, out, resamples=config.resamples, batch=config.batch_size, device=device, report=report
     )

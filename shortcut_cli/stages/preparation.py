@@ -25,9 +25,8 @@ from shortcut_cli.config.writing import differences
 from shortcut_cli.data import duplicates, inputs, splits, workers
 from shortcut_cli.data.documents import Assign, Document, RejectedRecord, Source
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
-from shortcut_cli.data.shards import PREPARE, FolderWriter, is_shards, read_manifest, source_paths_file
+from shortcut_cli.data.shards import PREPARE, FolderWriter, is_shards, read_lines, read_manifest, source_paths_file
 from shortcut_cli.errors import (
-    CheckFailed,
     Rejected,
     ShortcutError,
     TooManyRejects,
@@ -39,10 +38,6 @@ from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.tokenizers.base import Tokenizer
 
-AGAIN = (
-    "the same command tries them again; larger data.file_timeout_s and data.file_memory_mb give them more time and "
-    "memory, fewer --workers more memory each"
-)
 # What --max-bad judges: in words, and the manifest's counts of rejected ones and of all.
 JUDGED = (("files", "rejected", "inputs"), ("records", "records_rejected", "records"))
 
@@ -105,8 +100,7 @@ def prepare(
         counts, *first = rejected
         report(Note(text="\n".join([f"{counts} were rejected; {folder / 'rejects.jsonl'} has all reasons", *first])))
     if manifest.get("unfinished"):
-        shown = "\n".join("  " + described(line) for line in islice(_passing(folder), 3))
-        raise Unfinished(f"{manifest['unfinished']:,} files could not be read because of the machine\n{shown}", AGAIN)
+        raise Unfinished(manifest["unfinished"], map(described, islice(_passing(folder), 3)))
     return manifest
 
 
@@ -171,7 +165,7 @@ def _prepare(
             tokens = sum(split["tokens"] for split in manifest["splits"].values())
             summary["tokens_per_s"] = round(tokens / (time.monotonic() - began), 1)
         _remember_paths(manifest, paths, report)
-    _check_rejects(folder, manifest, max_bad)
+    _check_rejects(folder, manifest, max_bad, kept=kind != "test")
     return manifest | summary
 
 
@@ -200,15 +194,23 @@ def _assigned(recipe: Recipe, found: inputs.Found) -> tuple[dict[Path, str], lis
     return assigned, outside
 
 
-def _check_rejects(folder: Path, manifest: dict[str, Any], max_bad: str) -> None:
-    """Raises TooManyRejects, with the first three reasons, if more was rejected than `max_bad` allows."""
+def _check_rejects(folder: Path, manifest: dict[str, Any], max_bad: str, *, kept: bool) -> None:
+    """Raises TooManyRejects, with the first three reasons, if more was rejected than `max_bad` allows.
+
+    kept: whether the user finds the folder afterwards.
+    """
     if not too_many([(manifest[bad], manifest[total]) for _, bad, total in JUDGED], max_bad):
         return
     counts, *first = _rejected(folder, manifest)
+    where = f"the rest is complete in {folder}; {folder / 'rejects.jsonl'} has all reasons; " if kept else ""
+    passing = (
+        f"; {manifest['unfinished']:,} are the machine's fault: {Unfinished.again}"
+        if manifest.get("unfinished")
+        else ""
+    )
     raise TooManyRejects(
         "\n".join([f"{counts} were rejected, more than --max-bad {max_bad}", *first]),
-        f"the rest is complete in {folder}; {folder / 'rejects.jsonl'} has all reasons; --max-bad allows more"
-        + (f"; {manifest['unfinished']:,} are the machine's fault: {AGAIN}" if manifest.get("unfinished") else ""),
+        f"{where}--max-bad allows more{passing}",
     )
 
 
@@ -220,27 +222,23 @@ def _rejected(folder: Path, manifest: dict[str, Any]) -> list[str]:
     counts = [f"{manifest[bad]:,} of {manifest[total]:,} {what}" for what, bad, total in JUDGED if manifest[bad]]
     if not counts:
         return []
-    return [" and ".join(counts), *(f"  {described(line)}" for line in islice(_reject_lines(folder), 3))]
+    return [" and ".join(counts), *(f"  {described(line)}" for line in islice(_listed(folder), 3))]
 
 
 def _passing(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of a folder's rejects.jsonl whose reasons may pass. Raises CheckFailed if it is damaged."""
-    return (line for line in _reject_lines(folder) if line.get("passing"))
+    return (line for line in _listed(folder) if line.get("passing"))
 
 
-def _reject_lines(folder: Path) -> Iterator[dict[str, Any]]:
+def _listed(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of a folder's rejects.jsonl. Raises CheckFailed if it is damaged."""
-    path = folder / "rejects.jsonl"
-    with open(path, "rb") as stream:
-        for number, text in enumerate(stream, 1):
-            try:
-                line = json.loads(text)
-                whole = all(isinstance(line[key], str) for key in ("source", "reason"))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                whole = False
-            if not whole or not isinstance(line.get("sha256"), str | None):
-                raise CheckFailed(f"{path} is damaged: line {number:,} can't be read", "prepare the folder again")
-            yield line
+    return read_lines(folder / "rejects.jsonl", _is_reject)
+
+
+def _is_reject(line: dict[str, Any]) -> bool:
+    """Whether a line has what is used of it."""
+    known = isinstance(line.get("sha256"), str | None)
+    return known and all(isinstance(line.get(key), str) for key in ("source", "reason"))
 
 
 def described(reject: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.data import inputs
 from shortcut_cli.data.documents import Document, Source
-from shortcut_cli.data.shards import SPLITS, Shards, Split, source_paths_file
+from shortcut_cli.data.shards import SPLITS, Shards, Split, read_lines, source_paths_file
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.kept.inputs import is_number
@@ -237,24 +237,14 @@ def _is_next(tokenizer: Tokenizer, source: Source, unread: deque[dict[str, Any]]
 
 
 def _documents(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of documents.jsonl. Raises CheckFailed, with its number, if one of them is damaged."""
-    path = folder / "documents.jsonl"
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if not _is_record(record):
-                raise CheckFailed(f"{path} is damaged: line {number:,} can't be read", "prepare the folder again")
-            yield record
+    """The lines of documents.jsonl. Raises CheckFailed if one of them is damaged."""
+    return read_lines(folder / "documents.jsonl", _is_record)
 
 
-def _is_record(record: Any) -> bool:
-    """Whether a value from JSON is what `FolderWriter.add` writes."""
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether a line is what `FolderWriter.add` writes."""
     return (
-        isinstance(record, dict)
-        and all(isinstance(record.get(key), str) for key in ("source", "sha256", "split"))
+        all(isinstance(record.get(key), str) for key in ("source", "sha256", "split"))
         and all(type(record.get(key)) is int and record[key] >= 0 for key in ("shard", "offset", "tokens"))
         and isinstance(record.get("variant", ""), str)
         and isinstance(record.get("units"), dict)

@@ -10,7 +10,6 @@ of 64 additional ids.
 import hashlib
 import itertools
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -106,8 +105,8 @@ class AudioTokenizer(Tokenizer):
         if not self.state:
             yield None
             return
-        with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
-            path = Path(folder) / "weights.th"
+        with files.temporary_folder() as folder:
+            path = folder / "weights.th"
             path.write_bytes(self.state)
             yield path
 

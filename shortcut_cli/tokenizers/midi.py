@@ -7,12 +7,9 @@ only to the nearest step, is in the account of its document.
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -231,7 +228,7 @@ class MidiTokenizer(Tokenizer):
             )
         full = _from_json(self.options.scheme, json.dumps(self.base.to_dict()))
         parts = [part for source in sources for part in self._training_parts(source, assign)]
-        with _silent():
+        with files.diverted(1):  # the native trainer prints empty lines to stdout, which MidiTok has no option against
             # The merges do not depend on the number of threads or the order of files: ties are broken by id.
             full.train(self.options.bpe, "BPE", iterator=_Corpus(full, parts))
         content = json.loads(json.dumps(full.to_dict()))  # keys that are numbers are sorted as the texts they become
@@ -465,27 +462,14 @@ class _Corpus:
             yield [self.tokenizer._ids_to_bytes(ids.tolist(), as_one_str=True)]
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep stdout clean: the native trainer prints empty lines to it, and MidiTok has no option against that."""
-    kept = os.dup(1)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
 def _versions() -> str:
     return f"miditok {version('miditok')}, symusic {version('symusic')}"
 
 
 def _from_json(scheme: str, content: str) -> Any:
     """MidiTok's tokenizer from its own JSON, which it can only read from a file."""
-    with tempfile.TemporaryDirectory(prefix="shortcut-") as folder:
-        path = Path(folder) / "tokenizer.json"
+    with files.temporary_folder() as folder:
+        path = folder / "tokenizer.json"
         path.write_text(content, encoding="utf-8")
         try:
             return _complete(getattr(_miditok(), scheme)(params=path))
