@@ -324,19 +324,29 @@ def test_a_checkpoint_is_read_back_as_it_was_written(tmp_path):
         ("versions", {"torch": 2}),
         ("versions", {"torch": "2" * 1000}),
         ("versions", {"torch": {"torch": "2"}}),
-        ("recipe", {"data": [1] * 2000}),
+        ("recipe", {"model": {"name": "gpt"}, "data": {"shards": [1] * 2000}}),
+        ("recipe", {}),
+        ("recipe", {"model": {"name": ["gpt"]}}),
+        ("recipe", {"model": "gpt"}),
+        ("recipe", {"model": {"name": "gpt"}, "train": 3}),
+        ("recipe", {"model": {"name": "gpt"}, "train": {3: 3}}),
+        ("recipe", {"model": {"name": "gpt"}, 3: {}}),
+        ("recipe", {"model": {"name": "gpt"}, "train": {"lr": torch.ones(2)}}),
+        ("recipe", {"model": {"name": "gpt"}, "train": {"lr": [torch.ones(2)]}}),
+        ("recipe", {"model": {"name": "gpt"}, "codec": {"network": "frame"}}),
+        ("scores", {}),
     ],
 )
 def test_a_field_of_the_wrong_type_is_refused(tmp_path, field, wrong):
     right = {
         "format": 1,
-        "recipe": {},
+        "recipe": {"model": {"name": "gpt"}},
         "model": {"a": torch.ones(1)},
         "vocabulary": 8,
         "tokenizer": {"fingerprint": "f", "files": {"a": torch.ones(1, dtype=torch.uint8)}},
         "shards": "",
         "step": 1,
-        "scores": {},
+        "scores": {"validation": 1.5},
         "versions": {},
     }
     checkpoint.save(tmp_path / "run.pt", right)

@@ -287,6 +287,15 @@ def test_a_network_is_built_as_its_recipe_says():
     assert seanet.decode(torch.zeros(2, 8, 3)).shape == (2, 960)
 
 
+def test_the_deepest_codec_that_a_recipe_may_ask_for_is_read_back(tmp_path):
+    deepest = ("encoder_blocks=512", "decoder_blocks=512", "width=8", "expansion=1")
+    made = config(*(f"codec.frame.{text}" for text in deepest), "codec.codebooks=1", "codec.dimension=2")
+    weights = checkpoint.network(made.codec).state_dict()
+    checkpoint.save(tmp_path / "codec.pt", made, weights, step=1, scores={})
+    read = checkpoint.load(tmp_path / "codec.pt").network.state_dict()
+    assert read.keys() == weights.keys()
+
+
 def test_a_codec_file_holds_half_precision_and_gives_back_what_was_saved(tmp_path):
     made = config("codec.codebooks=2")
     network = checkpoint.network(made.codec, 5)

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import struct
 from functools import cache
@@ -226,6 +227,9 @@ def test_nist_sphere_files_are_read_and_their_size_checked(tmp_path):
     packed = data.replace(b"-s3 pcm\n", b"-s26 pcm,embedded-shorten-v2.00\n")
     assert "compressed with Shorten" in reason(tmp_path, "wav", packed)
     assert "cut off" in reason(tmp_path, "wav", data[:40])
+    for digits in (19, 400, 5000):
+        endless = re.sub(rb"sample_count -i \d+", b"sample_count -i " + b"9" * digits, data)
+        assert "not true" in reason(tmp_path, "wav", endless)
 
 
 def test_bw64_is_rf64_under_another_name(tmp_path):
@@ -417,6 +421,10 @@ def test_aiff_is_read_and_its_size_checked(tmp_path):
     data = content("AIFF")
     assert reading_of(tmp_path, "wav", data)[1].seconds == 3.0
     assert reason(tmp_path, "wav", data[:-48_000]) == "is truncated: it promises 3.000 s, 2.000 s are there"
+    place = data.index(b"COMM") + 16  # of the exponent of the sampling rate, 16 bits, then its mantissa, 64 bits
+    for exponent in (0x401F, 0x7FFF, 0xFFFF):
+        changed = data[:place] + exponent.to_bytes(2, "big") + data[place + 2 :]
+        assert "sampling rate of more than 32 bits" in reason(tmp_path, "wav", changed)
 
 
 @settings(max_examples=60, deadline=None)
@@ -535,7 +543,7 @@ def test_what_others_write_to_stderr_meanwhile_is_passed_on(tmp_path, capfd, mon
     original = soundfile.SoundFile.read
 
     def chatty(self, *arguments, **options):
-        sound.os.write(2, b"a bystander\n")
+        os.write(2, b"a bystander\n")
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", chatty)

@@ -583,7 +583,7 @@ RECIPES = {
     "many lists": ({"model.layers": [[]] * 1500}, "fields have the wrong types"),
     "many keys": ({"model": {str(number): 1 for number in range(3000)}}, "fields have the wrong types"),
     "a long key": ({"model." + "k" * 10**5: 1}, "is not a valid recipe"),
-    "tensors": ({"model.layers": torch.ones(3)}, "layers"),
+    "tensors": ({"model.layers": torch.ones(3)}, "fields have the wrong types"),
     "scores": ({"scores": {"a": nested(25)}}, "fields have the wrong types"),
     "versions": ({"versions": {"a": nested(25)}}, "fields have the wrong types"),
     "format": ({"format": torch.ones(3)}, "has format tensor"),

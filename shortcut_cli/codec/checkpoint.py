@@ -78,7 +78,12 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckFailed(f"{path} is a PyTorch file, but not a codec.pt")
     tensor_file.check_format(path, content["format"], FORMAT)
     kinds = all(isinstance(content[name], kind) for name, kind in FIELDS.items())
-    if not (kinds and tensor_file.are_shown(content) and tensor_file.are_tensors(content["weights"], torch.float16)):
+    if not (
+        kinds
+        and tensor_file.are_shown(content)
+        and tensor_file.is_recipe(content["recipe"], "codec", "network")
+        and tensor_file.are_tensors(content["weights"], torch.float16)
+    ):
         raise CheckFailed(f"{path} is not a codec.pt: its fields have the wrong types")
     return content
 

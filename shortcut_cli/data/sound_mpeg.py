@@ -130,7 +130,8 @@ class _Walk:
             while self._run_of_frames():
                 pass
         for run in self.runs:
-            run.close() if not run.exact() else None
+            if not run.exact():
+                run.close()
 
     def _search(self) -> int:
         """The next position of two frames of one kind in a row; -1 if there is none. Passes over tags."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from shortcut_cli.data import sound_mpeg
-from shortcut_cli.data.sound_stream import TOLERANCE_S, Blocks, Part, Stream, tag_bytes
+from shortcut_cli.data.sound_stream import BLOCK_BYTES, TOLERANCE_S, Blocks, Part, Stream, tag_bytes
 from shortcut_cli.errors import Rejected
 
 RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
@@ -147,7 +147,7 @@ def _unexplained(file: Blocks, start: int) -> int:
     if start >= file.size or file.at(start, 4) in RIFFS:
         return 0
     place = start
-    while block := file.at(place, 1 << 20):
+    while block := file.at(place, BLOCK_BYTES):
         if any(block):
             return file.size - start
         place += len(block)
@@ -162,6 +162,8 @@ def aiff(file: Blocks, start: int) -> list[Stream]:
     head, data = file.at(named[b"COMM"].start, 22), named[b"SSND"]
     channels, frames, bits = (int.from_bytes(head[a:b]) for a, b in ((0, 2), (2, 6), (6, 8)))
     exponent, mantissa = int.from_bytes(head[8:10]), int.from_bytes(head[10:18])
+    if exponent > 16383 + 31:
+        raise Rejected("is an AIFF file with a sampling rate of more than 32 bits")
     rate_hz = mantissa * 2.0 ** (exponent - 16383 - 63)
     if not rate_hz:
         raise Rejected("is an AIFF file with a sampling rate of 0 Hz")
@@ -179,12 +181,12 @@ def sphere(file: Blocks) -> list[Stream]:
     """The stream in a NIST SPHERE file, which speech corpora such as TIMIT name .wav."""
     size = file.at(8, 8).strip()
     text = file.at(0, int(size)) if size.isdigit() else b""
-    fields = dict(re.findall(rb"^(\w+) -i (\d+)\s*$", text, re.MULTILINE))
+    fields = dict(re.findall(rb"^(\w+) -i (\d{1,18})\s*$", text, re.MULTILINE))
     if b"shorten" in text:
         raise Rejected("is a NIST SPHERE file compressed with Shorten, which libsndfile can't read")
     names = (b"sample_rate", b"sample_count", b"channel_count", b"sample_n_bytes")
-    rate_hz, frames, channels, width = (int(fields.get(name, 0)) for name in names)
-    if not (rate_hz and channels and width):
+    rate_hz, frames, channels, width = (int(fields.get(name, -1)) for name in names)
+    if frames < 0 or min(rate_hz, channels, width) <= 0:
         raise Rejected("is a NIST SPHERE file whose header is cut off or not true")
     present = max(0, file.size - len(text)) // (channels * width)
     return [Stream((), frames / rate_hz, min(frames, present) / rate_hz, form="NIST SPHERE")]

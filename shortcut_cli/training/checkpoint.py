@@ -68,6 +68,8 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
         and tensor_file.are_tensors(packed.get("files"), torch.uint8)
         and tensor_file.are_tensors(content["model"])
         and tensor_file.are_shown(content)
+        and tensor_file.is_recipe(content["recipe"], "model", "name")
+        and "validation" in content["scores"]
     ):
         raise CheckFailed(f"{path} is not a run.pt: its fields have the wrong types")
     return content

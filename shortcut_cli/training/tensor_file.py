@@ -39,7 +39,6 @@ LONGEST_LINE = 1000  # characters of a line of a message, which may hold a path
 MOST_LINES = 5  # of a message
 MOST_SHOWN = 100  # scores and versions
 MOST_RECIPE_VALUES = 1000
-MOST_BLOCKS = 512  # of a network in a file
 
 
 def versions() -> dict[str, str]:
@@ -257,6 +256,24 @@ def are_shown(content: Mapping[str, Any]) -> bool:
     )
 
 
+def is_recipe(tree: Mapping[Any, Any], section: str, key: str) -> bool:
+    """Whether a tree has the form of a recipe: sections with plain values, `key` of `section` naming the network.
+
+    That is what `schema.binding` needs. Which other keys there are, `reading.validate` checks.
+    """
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(name, str) and is_plain(item) for name, item in value.items())
+        if isinstance(value, list):
+            return all(map(is_plain, value))
+        return value is None or isinstance(value, str | int | float)
+
+    whole = is_plain(tree) and all(isinstance(table, dict) for table in tree.values())
+    codec = section == "codec"
+    return whole and codec == ("codec" in tree) and isinstance(tree.get(section, {}).get(key), str)
+
+
 def are_tensors(found: Any, dtype: "torch.dtype | None" = None) -> bool:
     """Whether `found` is a dictionary of named tensors, all of `dtype` if one is given."""
     import torch
@@ -277,12 +294,12 @@ def check_shapes(
     """Raise CheckFailed if the weights read from `path` differ in name or shape from those of the network they are for.
 
     build: makes that network; called on the meta device, so that a recipe can't ask for more memory than its weights
-    take. blocks: how many blocks it has at least, each with weights of its own; on any device they cost time and
-    memory. unsaved: name endings of weights that the file need not have.
+    take. blocks: how many blocks it has at least, each with weights of its own: they cost time and memory even on that
+    device, and config/schema.py bounds their number. unsaved: name endings of weights that the file need not have.
     """
     import torch
 
-    if blocks > min(len(weights), MOST_BLOCKS):
+    if blocks > len(weights):
         raise CheckFailed(f"{path}: its recipe asks for {blocks:,} blocks, but it has {len(weights):,} weights")
 
     def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
