@@ -217,6 +217,7 @@ def sealed(path, model):
     content = {name: kind() for name, kind in checkpoint.FIELDS.items()}
     tokenizer = {"fingerprint": "", "files": {}}
     content |= {"format": checkpoint.FORMAT, "model": model, "vocabulary": 1, "tokenizer": tokenizer}
+    content |= {"recipe": {"model": {"name": "gpt"}}, "scores": {"validation": 1.0}}
     checkpoint.save(path, content)
     return path
 
