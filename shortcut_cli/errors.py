@@ -97,6 +97,7 @@ PASSING_ERRORS = {
     *(errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
     *(errno.EBUSY, errno.ENOLCK, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV, errno.ECONNRESET, errno.ECONNABORTED),
     *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EINTR),
+    *(errno.ENOENT, errno.ENOTDIR),  # it was there when it was found
 }
 
 

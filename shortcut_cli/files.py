@@ -1,12 +1,15 @@
 """Files that are either complete or absent (temporary name, sync, rename), and folders with one owner at a time."""
 
+import errno
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from io import BufferedRandom
 from pathlib import Path
@@ -17,6 +20,10 @@ from shortcut_cli.errors import UsageError
 
 BLOCK_BYTES = 1 << 20
 CACHE_VARIABLE = "SHORTCUT_CACHE"
+FULL = {errno.EFBIG, errno.ENOSPC, errno.EDQUOT}
+MOST_LISTED = 64_000_000  # bytes of a list of files that are made together
+GROWING = {"log.jsonl", "output.txt"}  # files in folders that are ours that are written in place
+WORKING = {".partial", ".staging"}  # folders in those, for what is not finished
 MARKER = ".shortcut"  # in a folder that is ours: which command it belongs to, and the lock of the process at work
 HOLDER_CHARACTERS = 200  # of a marker that are read; anything may have been written into it
 
@@ -26,6 +33,36 @@ def cache_folder() -> Path:
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortcut"
+
+
+def check_out(folder: Path) -> None:
+    """Raise UsageError if a folder can't be made, since a link that leads nowhere is in its place, or above it."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise UsageError(f"{path} is a link that leads nowhere", "remove the link, or choose another --out")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing, unless a signal is ending this process.
+
+    Its end removes the marker of a folder in which there is nothing else, so nothing may appear there after that.
+
+    Raises UsageError as `check_out` does.
+    """
+    check_out(folder)
+    with cleanup.steady():
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """If the disk, a quota or a limit is full in this block, the OSError names the file that is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            error.filename = str(path)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,9 +82,11 @@ def writing(path: Path, previous: Path | None = None, *, durable: bool = True) -
     power cut too; without it a power cut can leave any bytes, and whoever reads the file has to check it.
     """
     temporary = path.with_name(f".{_short(path)}.{os.getpid()}.tmp")
-    with cleanup.due(lambda: os.unlink(temporary)):
+    with cleanup.due(lambda: os.unlink(temporary)), naming(path):
         try:
-            with open(temporary, "w+b") as stream:
+            with cleanup.steady():
+                stream = open(temporary, "w+b")  # noqa: SIM115 - `leave` may come once it is there
+            with stream:
                 yield stream
                 stream.flush()
                 if durable:
@@ -80,9 +119,60 @@ def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
 
 def unfinished(path: Path) -> bool:
     """Whether a process was killed while it was writing a file, by the temporary file that it left."""
-    left = path.parent.glob(f".{glob.escape(_short(path))}.*.tmp")
-    processes = (found.name.split(".")[-2] for found in left)
-    return any(p.isdecimal() and (int(p) == os.getpid() or not _alive(int(p))) for p in processes)
+    return bool(_left(path))
+
+
+def _left(path: Path) -> list[Path]:
+    """The temporary files of a file that were left by processes that were killed while writing it."""
+    found = [(each, each.name.split(".")[-2]) for each in path.parent.glob(f".{glob.escape(_short(path))}.*.tmp")]
+    return [each for each, p in found if p.isdecimal() and (int(p) == os.getpid() or not _alive(int(p)))]
+
+
+def check_free(folder: Path, unit: str, names: Iterable[str]) -> None:
+    """Raise UsageError if `together` would, which then leaves everything as it is.
+
+    What a process has left that was killed is known by the list that it left too.
+    """
+    check_out(folder)
+    ours: set[str] = set()
+    for path in _left(folder / unit):
+        with suppress(OSError, ValueError, RecursionError):  # it had not made any
+            ours |= {str(name) for name in json.loads(content(path, MOST_LISTED))}
+    for name in names:
+        if os.path.lexists(folder / name) and name not in ours:
+            raise UsageError(f"{folder / name} exists already", "choose another --out")
+
+
+@contextmanager
+def together(folder: Path, unit: str, names: Sequence[str]) -> Iterator[None]:
+    """Files that are made in this block, all or none of them; a temporary file lists them meanwhile.
+
+    Raises UsageError if one of them is there already, and was not left by a process that was killed in this block.
+    """
+    check_free(folder, unit, names)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    listed = folder / f".{unit}.{os.getpid()}.tmp"
+
+    def undo() -> None:
+        for name in (*names, listed.name):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # there is something else in it
+            for path in missing:
+                path.rmdir()
+
+    with cleanup.due(undo):
+        try:
+            make_folder(folder)
+            write(listed, json.dumps(list(names)), durable=False)
+            yield
+            listed.unlink()
+            everything = {unit, *names}
+            for path in folder.glob(".*.tmp"):
+                if path.name[1:].rsplit(".", 2)[0] in everything:
+                    _sweep_one(path)
+        except BaseException:
+            undo()
+            raise
 
 
 @contextmanager
@@ -129,12 +219,34 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError if it can't be, or is none: a pipe would be waited for."""
+    stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return stream
+
+
+def content(path: Path, most: int) -> bytes:
+    """The bytes of a regular file. Raises OSError as `regular` does, ValueError if there are more than `most`."""
+    with regular(path) as stream:
+        found = stream.read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"it has over {most:,} bytes")
+    return found
+
+
 def sweep(folder: Path, pattern: str = "") -> None:
     """Remove the temporary files, of all names or of those that match, of processes that were killed while writing."""
     for path in folder.glob(f".{pattern}*.tmp"):
-        process = path.name.split(".")[-2]
-        if process.isdecimal() and not _alive(int(process)):
-            path.unlink(missing_ok=True)
+        _sweep_one(path)
+
+
+def _sweep_one(path: Path) -> None:
+    process = path.name.split(".")[-2]
+    if process.isdecimal() and not _alive(int(process)):
+        path.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
@@ -149,8 +261,11 @@ def _alive(process: int) -> bool:
 
 def owner(folder: Path) -> str:
     """The command that a folder belongs to, such as "shortcut train", by the marker in it; empty: none of ours."""
+    path = folder / MARKER
     try:
-        with open(folder / MARKER, encoding="utf-8", errors="replace") as stream:
+        if not path.is_file():  # a pipe would be waited for
+            return ""
+        with open(path, encoding="utf-8", errors="replace") as stream:
             line = stream.readline(HOLDER_CHARACTERS)
     except OSError:
         return ""
@@ -176,13 +291,15 @@ def held(
     Raises UsageError if the folder has files and is not one of this command, or if another process, which is named,
     holds it.
     """
+    check_out(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "choose another --out")
-    theirs = owner(folder)
+    theirs = "" if (folder / MARKER).is_symlink() else owner(folder)
     if not theirs and folder.exists() and not _is_free(folder, known):
         raise UsageError(f"{folder} is not empty, and was not made by `{what}`", "choose another --out")
+    _check_places(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stream = _locked(folder / MARKER, f"{folder} is in use", hint)
     with stream:
         if theirs not in ("", what) and not _is_bare(folder):
@@ -206,11 +323,19 @@ def held(
                 release()
 
 
+def _check_places(folder: Path) -> None:
+    """Raise UsageError if what we write in place is a link, which may lead to files of the user, or a pipe."""
+    for names, what, is_kind in ((GROWING, "file", stat.S_ISREG), (WORKING, "folder", stat.S_ISDIR)):
+        for path in (folder / name for name in names):
+            if os.path.lexists(path) and not is_kind(path.lstat().st_mode):
+                raise UsageError(f"{path} is no {what} of shortcut, but a link, or something else", "move it away")
+
+
 def _is_free(folder: Path, known: Callable[[Path], bool]) -> bool:
     """Whether a folder that is not marked as ours may be: it is known, or there is nothing in it."""
     marker = folder / MARKER
-    if marker.is_dir() or (marker.exists() and marker.stat().st_size):
-        return False  # of someone else
+    if marker.is_symlink() or (marker.exists() and (not marker.is_file() or marker.stat().st_size)):
+        return False  # of someone else; what a link leads to is not ours to write
     return known(folder) or _is_bare(folder)
 
 
@@ -222,7 +347,9 @@ def _is_bare(folder: Path) -> bool:
 def _locked(path: Path, message: str, hint: str) -> TextIO:
     """The marker, open and locked. Raises UsageError if another process has locked it."""
     while True:
-        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", errors="replace")
+        stream = os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8", errors="replace"
+        )
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):

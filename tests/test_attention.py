@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from copy import deepcopy
 
 import numpy as np
@@ -462,6 +463,19 @@ class TestRefusals:
         (tmp_path / "out" / name).write_text("mine")
         self.refused(run, tmp_path, f"{name} exists already")
         assert (tmp_path / "out" / name).read_text() == "mine"
+
+    def test_what_a_killed_process_left_is_made_again(self, tmp_path):
+        run, windows = made_run(tmp_path), np.array([[1, 2, 3], [3, 4, 5]])
+        options = {"resamples": 9, "batch": 2, "device": "cpu", "report": quiet}
+        attention.analyse(run, windows, tmp_path / "out", **options)
+        whole = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert sorted(whole) == sorted(attention.NAMES)
+        (tmp_path / "out" / "attention.json").unlink()
+        (tmp_path / "out" / f".attention.{os.getpid()}.tmp").write_text(json.dumps(attention.NAMES))
+        attention.analyse(run, windows, tmp_path / "out", **options)
+        again = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert again.keys() == whole.keys()
+        assert again["attention.json"] == whole["attention.json"]
 
     def test_windows_without_a_target_are_refused(self, tmp_path):
         self.refused(made_run(tmp_path), tmp_path, "no tokens to look at", tokens=1)

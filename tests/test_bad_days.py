@@ -1,6 +1,7 @@
 """Full disks, folders in use, vanishing inputs: a clear message, the right exit code, and no damage to old files."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut, write_texts
 
 from shortcut_cli import cleanup, files
 from shortcut_cli.data.shards import Shards
-from shortcut_cli.errors import UsageError
+from shortcut_cli.errors import Unfinished, UsageError
 
 CHARS = ("--recipe", "text-tiny", *set_flags(*TEXT_SETTINGS))
 
@@ -79,10 +80,11 @@ def test_an_input_that_vanishes_between_hashing_and_reading(tmp_path, monkeypatc
 
     monkeypatch.setattr(preparation, "_hash", then_removes)
     options = {"n_workers": 1, "max_bad": "1", "report": quiet}
-    manifest = preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)
-    assert (manifest["inputs"], manifest["rejected"]) == (5, 1)
+    with pytest.raises(Unfinished, match=re.escape("003.txt: can't be read: No such file or directory")):
+        preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)
+    made = Shards(tmp_path / "s").manifest
+    assert (made["inputs"], made["rejected"]) == (5, 1)
     assert "003.txt" in (tmp_path / "s" / "rejects.jsonl").read_text()
-    Shards(tmp_path / "s")
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read and write everywhere")

@@ -1,10 +1,15 @@
 """Checkpoints and files on disk: read without running code, refused for every single fault, complete or absent."""
 
 import collections
+import errno
 import hashlib
 import io
 import os
 import re
+import signal
+import subprocess
+import sys
+import threading
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,7 +237,7 @@ def test_what_ends_with_a_checksum_is_recognised(tmp_path):
 def test_a_foreign_file_is_a_usage_error_that_names_the_command_that_writes_one(tmp_path, name, writer):
     (tmp_path / "text.pt").write_bytes(b"PX")
     (tmp_path / "folder.pt").mkdir()
-    for path, text in (("text", f"is not a {name}"), ("folder", "does not exist"), ("missing", "does not exist")):
+    for path, text in (("text", f"is not a {name}"), ("folder", "is no regular file"), ("missing", "does not exist")):
         with pytest.raises(UsageError, match=text) as refused:
             tensor_file.load(tmp_path / f"{path}.pt", name)
         assert "shortcut " in refused.value.hint
@@ -678,6 +683,112 @@ def test_a_folder_is_ours_by_its_marker_alone(tmp_path):
     with files.held(tmp_path / "mine", "shortcut a"):
         pass
     assert (tmp_path / "mine" / ".shortcut").read_text() == "shortcut a\n"
+
+
+@pytest.mark.parametrize("content", ["", "shortcut a\n"])
+def test_a_marker_that_is_a_link_is_not_written_through(tmp_path, content):
+    (tmp_path / "mine").write_text(content)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".shortcut").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="was not made by `shortcut a`"), files.held(tmp_path / "out", "shortcut a"):
+        pass
+    assert (tmp_path / "out" / ".shortcut").is_symlink()
+    assert (tmp_path / "mine").read_text() == content
+
+
+def test_a_marker_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".shortcut")
+    done = []
+    thread = threading.Thread(target=lambda: done.append(files.owner(tmp_path)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert done == [""]
+    with pytest.raises(UsageError, match="was not made by `shortcut a`"), files.held(tmp_path, "shortcut a"):
+        pass
+
+
+@pytest.mark.parametrize("name", [".partial", ".staging", "log.jsonl", "output.txt"])
+@pytest.mark.parametrize("what", ["link", "link to nothing", "pipe"])
+def test_what_is_written_in_place_is_no_link_and_no_pipe(tmp_path, name, what):
+    folder, target = tmp_path / "out", tmp_path / ("mine" if what == "link" else "nothing")
+    folder.mkdir()
+    (folder / ".shortcut").write_text("shortcut a\n")
+    (tmp_path / "mine").mkdir()
+    (folder / name).symlink_to(target) if "link" in what else os.mkfifo(folder / name)
+    with pytest.raises(UsageError, match=f"out/{name} is no f") as refused, files.held(folder, "shortcut a"):
+        pass
+    assert refused.value.hint == "move it away"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["mine", "out", ".shortcut", name])
+    assert (folder / ".shortcut").read_text() == "shortcut a\n"
+
+
+@pytest.mark.parametrize("below", ["", "b", "b/c"])
+def test_a_link_that_leads_nowhere_is_no_folder(tmp_path, below):
+    (tmp_path / "a").symlink_to(tmp_path / "gone")
+    folder = tmp_path / "a" / below
+    with pytest.raises(UsageError, match="/a is a link that leads nowhere"), files.held(folder, "shortcut a"):
+        pass
+    with pytest.raises(UsageError, match="/a is a link that leads nowhere"), files.together(folder, "u", ["x"]):
+        pass
+    with pytest.raises(UsageError, match="/a is a link that leads nowhere"):
+        files.make_folder(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_file_that_does_not_fit_is_named(tmp_path, number):
+    with pytest.raises(OSError, match=os.strerror(number)) as raised, files.writing(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    assert raised.value.filename == str(tmp_path / "a")
+    with pytest.raises(OSError, match="Input") as raised, files.writing(tmp_path / "a"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # perhaps of a file that is read
+    assert raised.value.filename is None
+
+
+def left_by_a_killed_process(folder, made, after=0):
+    """Make files together in another process, which is killed after it has made some of them."""
+    program = """
+import os, sys
+from pathlib import Path
+from shortcut_cli import files
+folder, made, after = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+with files.together(folder, "unit", ["a", "b", "c"]):
+    for name in "abc"[:made]:
+        files.write(folder / name, "half")
+    if not after:
+        os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(folder), str(made), str(after)], check=False)
+    assert done.returncode == (0 if after else -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("made", range(4))
+def test_what_a_killed_process_left_of_files_that_belong_together_is_made_again(tmp_path, made):
+    left_by_a_killed_process(tmp_path / "out", made)
+    assert len([*(tmp_path / "out").glob("?")]) == made
+    left_by_a_killed_process(tmp_path / "out", made)
+    files.write(tmp_path / "out" / "d", "mine")
+    with pytest.raises(UsageError, match="d exists already"):
+        files.check_free(tmp_path / "out", "unit", ["a", "b", "c", "d"])
+    with files.together(tmp_path / "out", "unit", ["a", "b", "c"]):
+        for name in "abc":
+            files.write(tmp_path / "out" / name, "whole")
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == dict.fromkeys("abc", "whole") | {
+        "d": "mine"
+    }
+    with pytest.raises(UsageError, match="a exists already"), files.together(tmp_path / "out", "unit", ["a"]):
+        pass
+    left_by_a_killed_process(tmp_path / "other", 3, after=1)
+    with pytest.raises(UsageError, match="b exists already"):
+        files.check_free(tmp_path / "other", "unit", ["b"])
+
+
+def test_files_that_belong_together_are_gone_if_one_of_them_fails(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "mine", tmp_path / "new" / "folder"):
+        with pytest.raises(KeyError), files.together(folder, "unit", ["a", "b"]):
+            {}[files.write(folder / "a", "half")]
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
 @pytest.mark.parametrize("left", [b"", b"shortcut b, process 1\n"])

@@ -1426,6 +1426,21 @@ def test_a_cell_is_shown_as_people_read_it(value, text):
     assert cell(value) == text
 
 
+def test_a_table_is_drawn_in_a_moment_whatever_is_in_it(capsys):
+    values = {"lines": "\n" * 10**6, "long": "x" * 10**6, "short": "y"} | {f"row {n}": n for n in range(10**5)}
+    began = time.process_time()
+    console.result({}, console.pairs("t", values), as_json=False)
+    assert time.process_time() - began < 10
+    found = capsys.readouterr().out
+    assert found.count("x") == 1000
+    assert "x ..." in found
+    assert "y" in found
+    assert "row 1996" in found
+    assert "row 1997" not in found
+    assert "and 98,003 more rows" in found
+    assert found.count("\n") < 2100
+
+
 def test_a_table_aligns_all_columns_but_the_first_to_the_right():
     table = console.table("t[x]", ("a", "b", "c"), [("[x]", 1, 0.5)])
     assert str(table.title) == "t[x]"

@@ -677,6 +677,19 @@ def in_order(task, jobs, _, **__):
             yield job, reason
 
 
+def test_files_that_are_too_few_leave_no_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "in_order", in_order)
+    folder = tmp_path / "data"
+    soundfile.write(tmp_path / "one.wav", np.linspace(-0.5, 0.5, 2400), 24_000)
+    with pytest.raises(UsageError, match="1 groups"):
+        dataset.stage([str(tmp_path / "one.wav")], folder, CodecDataConfig(), n_workers=1, report=quiet)
+    assert [path.name for path in folder.iterdir()] == ["rejects.jsonl"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match="no readable"):
+        dataset.stage([str(tmp_path / "none")], tmp_path / "b", CodecDataConfig(), n_workers=1, report=quiet)
+    assert not (tmp_path / "b").exists()
+
+
 def test_sound_is_staged_in_16_bits_one_file_after_the_other_and_identical_files_once(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "in_order", in_order)
     folder = tmp_path / "sounds"
@@ -1387,6 +1400,9 @@ def test_eval_means_are_over_the_files_for_which_the_score_is_defined(tmp_path, 
     monkeypatch.setattr(codec_evaluation.time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(codec_evaluation, "_opus", lambda x: (np.full_like(x, 2), len(x) / 1000))
     notes = []
+    (tmp_path / "out").mkdir()  # with what a killed process has left there
+    (tmp_path / "out" / "a-opus.wav").write_text("half")
+    (tmp_path / "out" / f".codec-eval.{os.getpid()}.tmp").write_text('["a-opus.wav"]')
     found = codec_evaluation.evaluate("mine", [str(folder)], tmp_path / "out", report=notes.append)
     # Sounds of 0, 0.01 and 0.02 come back as 0.01 or 0.02 for the codebooks plus 0, 0.001 or 0.002 for the codes.
     assert found["bandwidths"] == [
@@ -1417,6 +1433,8 @@ def test_eval_means_are_over_the_files_for_which_the_score_is_defined(tmp_path, 
     )
     assert kept["sub_c-1.5kbps.wav"] == pytest.approx(np.full(6400, 0.022), abs=1 / 32768)
     assert kept["b-opus.wav"].tolist() == [32767 / 32768] * 12_001
+    with pytest.raises(UsageError, match=r"a-0\.75kbps\.wav exists already"):
+        codec_evaluation.evaluate("mine", [str(folder)], tmp_path / "out", report=notes.append)
     table = list(tables.codec_rows(found))
     assert [row[:2] for row in table] == [("mine", 0.75), ("mine", 1.5), ("opus", pytest.approx(opus["kbps"]))]
     assert table[2][2:] == pytest.approx((2001, 2, None, opus["pesq"]))

@@ -170,6 +170,7 @@ def test_wrong_flags_are_one_panel(text_run, tmp_path, flags, words):
     shards = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}")
     done = shortcut("compare", "--recipe", "text-tiny", *flags, "--out", "c", *shards, cwd=tmp_path, check=2)
     assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 SHAPE = ("model.layers=4", "model.width=32", "model.heads=4", "model.ffn=64", "model.context=16", "eval.stride=8")

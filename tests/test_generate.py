@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models import CONTEXT, VOCABULARY, ids, make
 
+from shortcut_cli.errors import CheckFailed
 from shortcut_cli.inference.generate import draw, generate, probabilities
 from shortcut_cli.tokenizers.base import Constraint
 
@@ -459,6 +460,17 @@ def test_draws_come_as_often_as_their_probability():
 
 
 # Rows and seeds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_a_failed_check(value, temperature):
+    model = lively("gpt", {})
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.fill_(value)
+    with pytest.raises(CheckFailed, match="logits are not finite"):
+        generate(model, ids(2, 4), 30, config=sampler(temperature=temperature), eos=-1)
 
 
 def test_equal_seeds_give_equal_ids_and_rows_differ():

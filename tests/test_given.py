@@ -1,5 +1,7 @@
 """Splits that come with a corpus: patterns over paths, and tables."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,19 @@ def test_a_split_without_files_is_named():
     check_filled(["val", "test", "train", "train"], "no file")
     with pytest.raises(UsageError, match=r"data\.splits gives no file to val and test"):
         check_filled(["train", ""], "no file")
+
+
+@pytest.mark.parametrize("middle", ["**", "x", "*"])
+def test_any_number_of_stars_is_matched_soon(middle):
+    pattern = "/".join(["**", middle] * 40)
+    path = Path("/".join(["x"] * 200))
+    began = time.process_time()
+    matched = [Given({"train": [f"{pattern}/{end}"]}).split_of(str(path), path) for end in ("x", "y")]
+    assert matched == ["train", ""]
+    assert time.process_time() - began < 2
+
+
+def test_a_table_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "table.csv")
+    with pytest.raises(UsageError, match="can't be read: Not a regular file"):
+        Given({}, str(tmp_path / "table.csv"))

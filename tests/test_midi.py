@@ -331,6 +331,74 @@ def test_a_file_that_is_not_a_midi_tokenizer_is_not_loaded(tmp_path, keep, chang
             MidiTokenizer.load(MidiOptions(name="midi", bpe=bpe), tmp_path)
 
 
+def bpe_with(**changes):
+    """A change of MidiTok's JSON that changes the BPE in it."""
+
+    def change(content):
+        whole = json.loads(content["_model"])
+        whole["model"] |= changes
+        return content | {"_model": json.dumps(whole)}
+
+    return change
+
+
+def without_last_piece(content):
+    vocabulary = json.loads(content["_model"])["model"]["vocab"]
+    del vocabulary[max(vocabulary, key=vocabulary.get)]
+    return bpe_with(vocab=vocabulary)(content)
+
+
+HOSTILE_BPES = {
+    "an attribute of MidiTok": lambda content: content | {"decode": 5},
+    "other base tokens": lambda content: content | {"_vocab_base": content["_vocab_base"] | {"x": 1}},
+    "other bytes": lambda content: content | {"_vocab_base_byte_to_token": {"a": "x"}},
+    "a prefix that is longer than a piece": bpe_with(continuing_subword_prefix="#" * 100),
+    "an empty prefix": bpe_with(continuing_subword_prefix=""),
+    "no pieces": bpe_with(vocab={}, merges=[]),
+    "other bytes than the base tokens'": bpe_with(vocab={chr(33 + i): 934 - i for i in range(935)}, merges=[]),
+    "a merge of pieces that are none": bpe_with(merges=[["a", "b" * 40]]),
+    "a merge of one": bpe_with(merges=[["a"]]),
+    "a merge without its piece": without_last_piece,
+    "a number that is a text": bpe_with(vocab={"a": "b"}),
+    "another kind": bpe_with(type="WordPiece"),
+    "chance": bpe_with(dropout=0.5),
+    "a normalizer": lambda content: (
+        content | {"_model": content["_model"].replace('"normalizer":null', '"normalizer":1')}
+    ),
+    "nested deeply": lambda content: content | {"_model": '{"model":' + "[" * 100_000},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, pieces):
+    folder = tmp_path_factory.mktemp("bpe")
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", bpe=1100))
+    sources = [source(folder, path) for path in pieces]
+    for found in sources:
+        list(tokenizer.scan(found))
+    tokenizer.fit(sources, whole)
+    tokenizer.save(folder)
+    return tokenizer.options, json.loads((folder / "tokenizer.json").read_text())
+
+
+@pytest.mark.parametrize("name", HOSTILE_BPES)
+def test_a_bpe_that_miditok_does_not_train_reaches_neither_it_nor_its_native_reader(tmp_path, trained, name, capfd):
+    options, content = trained
+    (tmp_path / "tokenizer.json").write_text(json.dumps(HOSTILE_BPES[name](content)))
+    with pytest.raises(CheckFailed, match="its BPE is not one that MidiTok trains"):
+        MidiTokenizer.load(options, tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("merges_as_text", [False, True])
+def test_a_bpe_that_miditok_trains_is_loaded(tmp_path, trained, merges_as_text):
+    options, content = trained
+    merges = json.loads(content["_model"])["model"]["merges"]
+    changed = bpe_with(merges=[" ".join(pair) for pair in merges])(content) if merges_as_text else content
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    assert MidiTokenizer.load(options, tmp_path).vocabulary == 1100
+
+
 def test_fingerprints_follow_what_changes_ids():
     base = MidiTokenizer(MidiOptions(name="midi")).fingerprint
     assert MidiTokenizer(MidiOptions(name="midi", transpose=[1], tempo_factors=[0.9])).fingerprint == base

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import os
 from collections import Counter, defaultdict
 
 import mido
 import numpy as np
 import pytest
 
+from shortcut_cli import files
 from shortcut_cli.errors import Rejected
 from shortcut_cli.tokenizers import midi_bytes, midi_reading, midi_repair
 
@@ -457,6 +459,17 @@ def test_a_file_that_changed_after_it_was_hashed_is_refused(tmp_path):
     assert listed(read(tmp_path, content, sha256=digest)[0]) == [(0, 96, 60)]
     with pytest.raises(Rejected, match=r"^changed while it was being prepared$"):
         read(tmp_path, smf(track(D, EOT)), sha256=digest)
+
+
+def test_a_file_that_has_grown_beyond_all_limits_is_not_rejected_for_good(tmp_path):
+    path = tmp_path / "a.mid"
+    path.write_bytes(smf(track(C, EOT)))
+    digest = files.sha256(path)
+    os.truncate(path, midi_reading.MAX_BYTES + 1)
+    for sha256, reason, passing in ((digest, "changed while", True), (files.sha256(path), "is larger than", False)):
+        with pytest.raises(Rejected, match=reason) as raised:
+            midi_reading.read_score(path, sha256)
+        assert raised.value.passing is passing
 
 
 @pytest.mark.parametrize("seed", range(4))

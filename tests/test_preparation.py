@@ -26,7 +26,7 @@ from shortcut_cli import files
 from shortcut_cli.codec import weights
 from shortcut_cli.config import reading
 from shortcut_cli.config.writing import differences
-from shortcut_cli.data import inputs, workers
+from shortcut_cli.data import inputs, shards, workers
 from shortcut_cli.data.shards import Shards, source_paths_file, verify
 from shortcut_cli.data.workers import in_order
 from shortcut_cli.demo import material as demo_material
@@ -245,6 +245,10 @@ def test_a_number_of_rejects_is_of_files_and_records_together_and_a_percentage_o
 def test_an_invalid_max_bad_is_a_usage_error(limit):
     with pytest.raises(UsageError):
         too_many([], limit)
+
+
+def killed_at_once(_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def misbehave(job):
@@ -518,7 +522,7 @@ def test_equal_files_are_kept_once_under_the_first_of_their_names(tmp_path):
     ]
     assert [reject.line() for reject in rejects] == [
         {"source": "pipe.txt", "sha256": None, "reason": "is not a regular file"},
-        {"source": "gone.txt", "sha256": None, "reason": "can't be read: No such file or directory"},
+        {"source": "gone.txt", "sha256": None, "reason": "can't be read: No such file or directory", "passing": True},
     ]
 
 
@@ -1061,15 +1065,16 @@ def test_a_trained_tokenizer_makes_one_split_of_other_files(material, tmp_path):
 def test_a_rerun_removes_the_shards_that_a_killed_one_left(tmp_path, monkeypatch):
     write_files(tmp_path / "in", {f"{n}.txt": f"text {n} " * 200 for n in range(12)})
     small, large = (f"data.shard_tokens={size}" for size in (1024, 10**6))
-    replace_ = files.write
+    replace_ = os.replace
 
-    def dies(path, *arguments, **config):
-        if path.name == "manifest.json":
+    def dies(old, new):
+        if Path(new) == tmp_path / "s" / "manifest.json":
             raise KeyboardInterrupt
-        return replace_(path, *arguments, **config)
+        replace_(old, new)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write", dies)
+        patch.setattr(os, "replace", dies)
+        patch.setattr(shards, "discard", lambda _: None)  # nor does a killed process clean up
         with pytest.raises(KeyboardInterrupt):
             run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, small)
     assert (tmp_path / "s" / "train-00001.bin").exists()
@@ -1200,6 +1205,65 @@ def test_a_file_that_turns_out_to_be_bad_finishes_the_preparation(unlucky, tmp_p
     assert unlucky("rejected")[1]["unfinished"] == 0
     assert [line["reason"] for line in lines_of(tmp_path / "s", "rejects.jsonl")] == ["is no good"]
     assert not (tmp_path / "s" / ".staging").exists()
+
+
+@pytest.mark.parametrize("trouble", ["ENOENT", "ENOTDIR"])
+def test_a_file_that_is_gone_when_it_is_read_is_tried_again(unlucky, tmp_path, trouble):
+    assert isinstance(unlucky(trouble)[1], Unfinished)
+    assert lines_of(tmp_path / "s", "rejects.jsonl")[0]["passing"] is True
+    assert unlucky("")[1]["unfinished"] == 0
+    assert lines_of(tmp_path / "s", "rejects.jsonl") == []
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("now", ["gone", "leads nowhere"])
+def test_a_file_that_could_not_be_hashed_and_is_gone_finishes_the_preparation(tmp_path, now):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}\n" for n in range(5)})
+    link = tmp_path / "in" / "link.txt"
+    link.symlink_to("/proc/self/mem")  # Input/output error
+    for _ in range(2):
+        with pytest.raises(Unfinished, match=r"link\.txt: can't be read: Input/output error"):
+            run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, max_bad="1")
+    link.unlink()
+    if now == "leads nowhere":
+        link.symlink_to(tmp_path / "nowhere")
+    manifest = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, max_bad="1")
+    assert (manifest["worked"], manifest["unfinished"]) == (True, 0)
+    assert [line.get("passing") for line in lines_of(tmp_path / "s", "rejects.jsonl")] == [None] * manifest["rejected"]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_preparation_that_fails_leaves_no_partial_shards(tmp_path, monkeypatch):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}\n" for n in range(5)})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shortcut_cli.data.shards.FolderWriter.finish", full)
+    with pytest.raises(OSError, match="No space left"):
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_marked_folder_without_a_manifest_keeps_files_of_the_user(tmp_path):
+    write_files(tmp_path / "in", {f"{n}.txt": f"text {n}\n" for n in range(5)})
+    mine = {".shortcut": "shortcut prepare\n"}
+    mine |= dict.fromkeys(("train-00007.bin", "tokenizer/mine.model", "documents.jsonl", "rejects.jsonl"), "mine")
+    write_files(tmp_path / "s", mine)
+    with pytest.raises(UsageError, match=r"documents\.jsonl, rejects\.jsonl, tokenizer/mine\.model, train-00007\.bin"):
+        run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS)
+    found = {str(path.relative_to(tmp_path / "s")): path for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in found.items()} == mine
+
+
+def test_workers_that_are_killed_before_they_have_a_job_end_the_command(monkeypatch):
+    """As the kernel does, if memory runs out while they import what they need."""
+    monkeypatch.setattr(workers, "_start", killed_at_once)
+    jobs = in_order(misbehave, ["good"] * 40, (), workers=1, timeout_s=20, memory_mb=4096)
+    with pytest.raises(ShortcutError, match="ended before they had any") as raised:
+        list(jobs)
+    assert raised.value.hint == "run the same command again, perhaps with fewer --workers"
 
 
 def test_too_many_rejects_come_first_and_name_what_may_pass(unlucky):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,8 +72,9 @@ def config(**given):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """A run with a model and a tokenizer that are small and exact."""
+    monkeypatch.setattr(sampling, "batch_rows", lambda _: 256)
     path = tmp_path / "runs" / "run.pt"
     path.parent.mkdir()
     path.write_bytes(b"weights")
@@ -171,7 +173,7 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
     ]
     # A constraint gets the ids of the prompt, then those of its sample without EOS.
     pushed = [given + ids[: len(ids) - (ids[-1] == EOS)] for ids, _ in expected]
-    assert [constraint.pushed for constraint in run.marks.constraints] == pushed
+    assert [constraint.pushed for constraint in run.marks.constraints] == [given, *pushed]  # the first is asked alone
 
 
 def test_rows_are_sampled_on_the_device_of_the_run(run, tmp_path, monkeypatch):
@@ -199,6 +201,38 @@ def test_one_sample_alone_has_the_same_bytes_as_among_all(run, prompt, tmp_path,
 
 def one_json(path):
     return path.with_name(path.name + ".json").read_bytes()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_samples_that_are_drawn_in_batches_are_the_same(run, prompt, tmp_path, monkeypatch, rows):
+    whole = sample(run, tmp_path / "whole", config(), prompt=prompt, device="cpu", report=quiet)
+    monkeypatch.setattr(sampling, "batch_rows", lambda _: rows)
+    drawn, generate = [], sampling.generate
+
+    def counted(model, start, *rest, **options):
+        drawn.append((options["first"], len(start)))
+        return generate(model, start, *rest, **options)
+
+    monkeypatch.setattr(sampling, "generate", counted)
+    parts = sample(run, tmp_path / "parts", config(), prompt=prompt, device="cpu", report=quiet)
+    assert drawn == [(first, min(rows, 5 - first)) for first in range(0, 5, rows)]
+    for one, other in zip(whole, parts, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert sampling.sidecar_path(one).read_bytes() == sampling.sidecar_path(other).read_bytes()
+    drawn.clear()
+    sample(run, tmp_path / "one", config(), prompt=prompt, device="cpu", report=quiet, only=3)
+    assert drawn == [(3 // rows * rows, min(rows, 5 - 3 // rows * rows))]  # the others of its batch, and no more
+    assert (tmp_path / "one" / whole[3].name).read_bytes() == whole[3].read_bytes()
+
+
+@pytest.mark.parametrize(("context", "expected"), [(8, 256), (10_000, 18), (10**9, 1)])
+def test_only_as_many_samples_are_drawn_at_once_as_have_room(context, expected):
+    model = SimpleNamespace(
+        config=SimpleNamespace(context=context),
+        head=SimpleNamespace(weight=torch.zeros(1000, 2)),
+        cache_bytes_per_token=lambda: 400,
+    )
+    assert sampling.batch_rows(model) == expected
 
 
 def test_samples_of_another_seed_have_other_names_and_differ(run, tmp_path):
@@ -230,6 +264,18 @@ def test_no_sample_is_overwritten(run, tmp_path, there):
         sample(run, folder, config(), prompt=None, device="cpu", report=quiet)
     assert "--seed" in raised.value.hint
     assert "--out" in raised.value.hint
+    assert by_name(folder) == before
+    assert not run.model.calls
+
+
+@pytest.mark.parametrize("content", ["mine", "{}", '{"number": 0}', "[]"])
+def test_no_json_of_someone_else_is_overwritten(run, tmp_path, content):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "sample-7-003.marks.json").write_text(content)
+    before = by_name(folder)
+    with pytest.raises(UsageError, match=r"sample-7-003\.marks\.json exists already"):
+        sample(run, folder, config(), prompt=None, device="cpu", report=quiet)
     assert by_name(folder) == before
     assert not run.model.calls
 
@@ -532,3 +578,11 @@ def test_neither_a_sample_nor_its_json_is_left_if_one_of_them_fails(run, tmp_pat
     with pytest.raises(OSError, match="No space"):
         sample(run, tmp_path / "out", config(), prompt=None, device="cpu", report=quiet)
     assert sorted(by_name(tmp_path / "out")) == ["sample-7-000.marks", "sample-7-000.marks.json"]
+
+
+@pytest.mark.parametrize("told", [True, False, 0, -1, 10**9, 1.5, "2", None, [2]])
+def test_a_number_of_threads_that_is_none_is_not_known(told):
+    found = sampling.Like(Path("run.pt"), None, [], 0, "cpu", {"threads": told})
+    assert found.threads == 0
+    with conditions.threads(found.threads):
+        pass

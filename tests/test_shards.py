@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,59 @@ def test_a_folder_without_manifest_is_not_read(tmp_path):
         shards.Shards(tmp_path)
 
 
+def killed_at(monkeypatch, step):
+    """Leave everything as it is at the `step`-th rename, as SIGKILL does."""
+    left, replace = [None] * step, os.replace
+
+    def counted(*paths):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", counted)
+    monkeypatch.setattr(shards, "discard", lambda _: None)
+
+
+@pytest.mark.parametrize("step", range(25))
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_what_a_killed_process_had_moved_is_known_as_ours(tmp_path, monkeypatch, step, unfinished):
+    documents = [("train", [1, 2]), ("val", [3]), ("train", [4, 5, 6])]
+    make(tmp_path / "whole", documents, shard_tokens=3)
+    (tmp_path / "s").mkdir()
+    if unfinished:  # with files that will not be there afterwards
+        make(tmp_path / "s", [*documents, ("train", [7, 8]), ("train", [9, 9])], shard_tokens=3)
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        killed_at(patched, step)
+        make(tmp_path / "s", documents, shard_tokens=3)
+    shards.check_free(tmp_path / "s")
+    make(tmp_path / "s", documents, shard_tokens=3)
+    assert list(shards.verify(tmp_path / "s")) == ["notes.txt does not belong to the folder"]
+    for path in (tmp_path / "whole").rglob("*"):
+        assert (
+            path.is_dir() or path.read_bytes() == (tmp_path / "s" / path.relative_to(tmp_path / "whole")).read_bytes()
+        )
+
+
+def test_files_of_the_user_with_the_names_of_ours_are_named_and_left_alone(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        killed_at(patched, 14)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, [("train", [1])])
+    assert (tmp_path / "train-00000.bin").exists()
+    (tmp_path / "tokenizer").mkdir(exist_ok=True)
+    names = ["documents.jsonl", "rejects.jsonl", "tokenizer/mine.model", "train-00000.bin", "train-00007.bin"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "val-00003.idx").symlink_to(tmp_path / "train-00007.bin")
+    with pytest.raises(UsageError, match=r"may not have written: .*, train-00007\.bin and 1 more") as raised:
+        make(tmp_path, [("train", [1])])
+    assert all(name in raised.value.message for name in names)
+    assert [(tmp_path / name).read_text() for name in names] == ["mine"] * 5
+    assert (tmp_path / "val-00003.idx").is_symlink()
+
+
 def test_every_flipped_byte_is_found(tmp_path):
     make(tmp_path, [("train", [1, 2, 3]), ("val", [4]), ("test", [5])])
     assert list(shards.verify(tmp_path)) == []
@@ -200,8 +254,6 @@ def test_everything_that_was_added_is_counted_and_listed_in_order(tmp_path):
     ]
     (tmp_path / ".partial" / "tokenizer").mkdir(parents=True)  # left by a preparation that was killed
     (tmp_path / ".partial" / "stale.bin").write_text("stale")
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "stale.model").write_text("stale")
     places, documents, last = {"train": (0, 0), "val": (0, 0)}, [], []
     with shards.FolderWriter(tmp_path, 300, 5, eos=299) as writer:
         for number, (split, blocks, units) in enumerate(added):
@@ -253,12 +305,10 @@ def test_everything_is_synced_under_its_name_before_the_manifest_appears(tmp_pat
         fsync(handle)
 
     def replaced(old, new):
-        if Path(new).name == "manifest.json":
+        if Path(new) == tmp_path / "manifest.json":  # from .partial, which holds nothing else any more
             for path in [tmp_path, *tmp_path.rglob("*")]:
                 inode, now = state(path)
-                if path == tmp_path:
-                    now.remove(Path(old).name)
-                if path != Path(old) and durable.get(inode) != now:
+                if path != tmp_path / ".partial" and durable.get(inode) != now:
                     forgotten.append(path.relative_to(tmp_path).as_posix())
         replace(old, new)
 

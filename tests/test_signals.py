@@ -166,17 +166,21 @@ def test_a_stderr_that_nobody_reads_holds_nothing_up(tmp_path):
     process.communicate()
 
 
-def test_after_leaving_no_file_appears(tmp_path, monkeypatch):
-    """In a thread that goes on: the main thread of a command, while the process is being ended by another."""
+@pytest.mark.parametrize("make", [lambda path: files.write(path, "text"), files.make_folder])
+def test_after_leaving_nothing_appears(tmp_path, monkeypatch, make):
+    """In a thread that goes on: the main thread of a command, while the process is being ended by another.
+
+    No temporary file and no folder either: the marker of a folder that had nothing else in it is gone then.
+    """
     monkeypatch.setattr(cleanup, "_steady", threading.RLock())
     cleanup.leave()
-    writer = threading.Thread(target=files.write, args=(tmp_path / "late", "text"), daemon=True)
+    writer = threading.Thread(target=make, args=(tmp_path / "late",), daemon=True)
     writer.start()
     writer.join(0.2)
-    assert not (tmp_path / "late").exists()
+    assert list(tmp_path.iterdir()) == []
     cleanup._steady.release()
     writer.join(5)
-    assert (tmp_path / "late").read_text() == "text"
+    assert [path.name for path in tmp_path.iterdir()] == ["late"]
 
 
 def test_leaving_undoes_the_newest_first_and_survives_what_fails():

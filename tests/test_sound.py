@@ -4,6 +4,7 @@ The oracle of every length is the number of samples that the test wrote, and mut
 """
 
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -654,6 +655,29 @@ def test_a_file_that_changed_since_it_was_hashed_is_rejected(tmp_path):
         (document,) = tokenizer.scan(given)
         assert document.units == {"second": 1.0}
         given.staged.unlink()
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3"])
+def test_a_sound_that_is_half_rewritten_is_not_rejected_for_good(tmp_path, form):
+    path = tmp_path / f"a.{form.lower()}"
+    whole = content(form, 1.0)
+    for after in (b"", whole[: len(whole) // 2], b"x" * len(whole)):
+        path.write_bytes(after)
+        with pytest.raises(Rejected, match="changed while it was being prepared") as raised:
+            read(path, sha256=hashlib.sha256(whole).hexdigest())
+        assert raised.value.passing
+        with pytest.raises(Rejected) as raised:
+            read(path, sha256=files.sha256(path))
+        assert not raised.value.passing
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OPUS", "MP3", "AIFF"])
+def test_a_name_that_is_no_utf_8_is_read_as_any_other(tmp_path, form):
+    suffix = {"AIFF": "aif"}.get(form, form.lower())
+    plain, odd = tmp_path / f"a.{suffix}", tmp_path / os.fsdecode(b"\xff\xfe\x1b." + suffix.encode())
+    for path in (plain, odd):
+        path.write_bytes(content(form, 1.0))
+    assert np.array_equal(read(plain)[0], read(odd)[0])
 
 
 def test_a_corpus_of_odd_files_is_prepared_rejected_and_accounted_for(tmp_path):

@@ -414,7 +414,7 @@ PROGRAMS = {
     "many dictionaries with an item": (b"](" + b"}K\0Ns" * 11 * 10**5 + b"e", "more than 1,048,576 objects"),
     "many ordered dictionaries": (b"](" + ORDERED * 11 * 10**5 + b"e", "more than 1,048,576 objects"),
     "many tuples": (b"](" + b"N\x85" * 11 * 10**5 + b"e", "more than 1,048,576 objects"),
-    "many operations": (b"](" + b"N" * 9 * 10**6 + b"e", "more than 8,388,608 operations"),
+    "many operations": (b"](" + b"N" * 9 * 10**6 + b"e", "more than 4,194,304 operations"),
     "a long program": (b"](" + b"N" * 65 * MB + b"e", "longer than 67,108,864 bytes"),
     "a number out of order": (b"]q\x01", "out of order"),
     "a reference to nothing": (b"h\0", "refers to something that is not there"),

@@ -268,6 +268,35 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained, after):
         encoded(trained, found)
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_file_that_changes_while_it_is_encoded_is_noticed_whatever_its_size(tmp_path, trained, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_text('{"text": "before"}\n' * 2)
+    _, found = scanned(trained, path)
+
+    def assign(document):
+        path.write_text('{"text": "BEFORE"}\n' * 2)
+        return whole(document)
+
+    with pytest.raises(ShortcutError, match="changed while"):
+        encoded(trained, found, assign)
+
+
+@pytest.mark.parametrize("after", [b"", b"before\xff", b"\0"])
+def test_a_file_that_is_half_rewritten_is_not_rejected_for_good(tmp_path, after):
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    found = source_of(path)
+    path.write_bytes(after)
+    with pytest.raises(Rejected, match="changed while") as raised:
+        list(tokenizer.scan(found))
+    assert raised.value.passing
+    with pytest.raises(Rejected) as raised:
+        list(tokenizer.scan(source_of(path)))
+    assert not raised.value.passing
+
+
 def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path, trained):
     path = tmp_path / "a.txt"
     path.write_text("before")

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
+MOST_ROWS = 2000  # of a table that are shown; --json has all
+MOST_CHARACTERS = 1000  # of a value in a table that are shown
+MOST_LINES = 20  # of a value in a table that are shown
 STDERR = 2  # its number, the last of the standard streams'
 SHOW_CURSOR = b"\x1b[?25h\n"  # which Rich hides below its bars
 
@@ -170,16 +173,29 @@ def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> Non
 def table(
     title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], align: Literal["left", "right"] = "right"
 ) -> "Table":
-    """A table. align: of the columns after the first, which is aligned left."""
+    """A table. align: of the columns after the first, which is aligned left.
+
+    Values may come from a file that anyone has made, so there are only so many rows, and so much of a value: drawing
+    takes far longer than reading.
+    """
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(shown(title), "bold"), title_justify="left")
     for number, column in enumerate(columns):
         made.add_column(Text(shown(column)), justify=align if number else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(shown(cell(value))) for value in row))
+    whole = [*rows]
+    for row in whole[:MOST_ROWS]:
+        made.add_row(*(Text(shown(_cut(cell(value)))) for value in row))
+    if len(whole) > MOST_ROWS:
+        made.add_row(f"and {len(whole) - MOST_ROWS:,} more rows")
     return made
+
+
+def _cut(words: str) -> str:
+    """As much of a value as a table shows."""
+    kept = "\n".join(words[:MOST_CHARACTERS].split("\n")[:MOST_LINES])
+    return kept if kept == words else f"{kept} ..."
 
 
 def pairs(title: str, rows: Mapping[str, Any]) -> "Table":

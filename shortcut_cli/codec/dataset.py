@@ -73,7 +73,8 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
             rejects.append(_reject(relative, unreadable(error)))
     _check_finished(folder, rejects)
     if not unique:
-        _write_rejects(folder, rejects)
+        if rejects:
+            _write_rejects(folder, rejects)
         raise UsageError(f"no readable {' '.join(SUFFIXES)} files in {' '.join(paths)}")
     # Paths count if they say which files belong together.
     paths_of = {sha256: relative for sha256, (relative, _) in unique.items()} if config.speaker else {}
@@ -85,12 +86,30 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
         "val": config.val,
         "reader": READER_VERSION,
     }
-    made = folder / "clips.json"
     parts = folder / ".staging"  # with what workers leave there that are killed
-    if made.exists():
+    if (folder / "clips.json").exists():
         shutil.rmtree(parts, ignore_errors=True)
         return _load(folder, request)
-    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        _convert(unique, rejects, request, folder, parts, config, n_workers=n_workers, report=report)
+    finally:  # it may be a link to another disk
+        shutil.rmtree(parts, ignore_errors=True)
+    return _load(folder, request)
+
+
+def _convert(
+    unique: dict[str, tuple[str, Path]],
+    rejects: list[dict[str, Any]],
+    request: dict[str, Any],
+    folder: Path,
+    parts: Path,
+    config: CodecDataConfig,
+    *,
+    n_workers: int,
+    report: Report,
+) -> None:
+    """Write what `stage` does. unique: path below its root and path of each file, by SHA-256; parts: a folder."""
+    files.make_folder(parts)
     names = {sha256: relative for sha256, (relative, _) in unique.items()}
     jobs = [(path, sha256, parts / f"{sha256}.s16") for sha256, (_, path) in unique.items()]
     lengths: dict[str, int] = {}  # samples of each file that could be read, by SHA-256
@@ -128,9 +147,7 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
         "account": account,
         "clips": [asdict(clip) for clip in clips],
     }
-    files.write(made, to_json(content, indent=1) + "\n")
-    shutil.rmtree(parts)
-    return _load(folder, request)
+    files.write(folder / "clips.json", to_json(content, indent=1) + "\n")
 
 
 def _reject(path: str, reason: Rejected, sha256: str = "") -> dict[str, Any]:
@@ -140,7 +157,7 @@ def _reject(path: str, reason: Rejected, sha256: str = "") -> dict[str, Any]:
 
 
 def _write_rejects(folder: Path, rejects: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     files.write(folder / "rejects.jsonl", "".join(to_json(entry) + "\n" for entry in rejects))
 
 

@@ -52,6 +52,8 @@ def find(name: str) -> Path:
         return path
     if path.is_dir():
         raise UsageError(f"recipe {name} is a folder", "name the .toml file in it, or a recipe of `recipes list`")
+    if path.exists():
+        raise UsageError(f"recipe {name} is no regular file", "a recipe is a text file in UTF-8")
     if named:
         there = path.with_name(f"{path.name}.toml")
         raise UsageError(

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shortcut_cli import files
+from shortcut_cli.errors import Rejected, unreadable
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -18,6 +21,19 @@ class Source:
     variant: str = ""  # one of the tokenizer's `variants`
     size: int = 0  # sum of the sizes of its documents; known after the scan
     start: int = 0  # sum of the sizes of the sources before it; known after the scan
+
+
+def check_unchanged(path: Path, sha256: str) -> None:
+    """Raise Rejected, which is passing, if a file has other bytes than when it was hashed. sha256: empty for any bytes.
+
+    What reads a file calls this once it is done, and before it rejects the file, which may be half rewritten.
+    """
+    try:
+        changed = sha256 and files.sha256(path) != sha256
+    except OSError as error:
+        raise unreadable(error) from error
+    if changed:
+        raise Rejected("changed while it was being prepared", passing=True)
 
 
 @dataclass(frozen=True, slots=True)

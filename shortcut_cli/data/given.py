@@ -1,11 +1,13 @@
 """Splits that come with a corpus: lists of names, folders or globs, and tables such as MAESTRO's .csv."""
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from shortcut_cli import files
 from shortcut_cli.errors import UsageError
 from shortcut_cli.registry import SPLITS
 
@@ -69,11 +71,15 @@ def check_filled(names: Iterable[str], what: str) -> None:
 
 def _covers(pattern: Sequence[str], path: Sequence[str]) -> bool:
     """Whether the parts of a pattern match the first parts of a path; "**" matches any number of parts."""
-    if not pattern:
-        return True
-    if pattern[0] == "**":
-        return any(_covers(pattern[1:], path[place:]) for place in range(len(path) + 1))
-    return bool(path) and (path[0] == pattern[0] or fnmatchcase(path[0], pattern[0])) and _covers(pattern[1:], path[1:])
+    ends = {0}  # how many parts of the path the pattern so far may match
+    for part in pattern:
+        if part == "**":
+            ends = set(range(min(ends), len(path) + 1))
+        else:
+            ends = {end + 1 for end in ends if end < len(path) and (path[end] == part or fnmatchcase(path[end], part))}
+        if not ends:
+            return False
+    return True
 
 
 def _endings(path: str) -> Iterator[str]:
@@ -85,7 +91,7 @@ def _endings(path: str) -> Iterator[str]:
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
     """(value, split) for every value of a table that may be a path."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(files.regular(path), encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             column = next((name for name in rows.fieldnames or () if name.strip().lower() == "split"), None)
             if column is None:

@@ -149,6 +149,8 @@ def _not_a_file(path: Path) -> tuple[str, bool]:
     """Why a path can't be an input, or nothing; and whether the reason may pass."""
     try:
         mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return str(unreadable(error)), False  # a link that leads nowhere
     except OSError as error:
         reason = unreadable(error)
         return str(reason), reason.passing

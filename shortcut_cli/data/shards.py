@@ -25,6 +25,7 @@ import shutil
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,10 @@ from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.formatting import to_json
 
 FORMAT = 1
+MANIFEST = "manifest.json"
+PREVIOUS = "manifest.previous.json"  # in .partial: the manifest that another takes the place of
+MOST_BYTES = 64_000_000  # of a manifest, and of a line in one of the lists
+REJECT_KEYS = {"source", "sha256", "reason"}  # of each line of rejects.jsonl
 PREPARE = "shortcut prepare"  # what marks a shards folder
 SPLITS = registry.SPLITS
 MAGIC = b"MMIDIDX\x00\x00"
@@ -105,7 +110,8 @@ class SplitWriter:
     def _write(self, ids: npt.NDArray[Any]) -> None:
         content = ids.astype(DTYPES[self.code]).tobytes()
         self.digest.update(content)
-        self.stream.write(content)
+        with files.naming(self.folder):
+            self.stream.write(content)
         self.tokens += len(ids)
 
     def _open_next(self) -> None:
@@ -157,8 +163,8 @@ class FolderWriter:
         self.folder = folder
         self.partial = folder / ".partial"
         self.eos = eos
-        shutil.rmtree(self.partial, ignore_errors=True)
-        (self.partial / "tokenizer").mkdir(parents=True)
+        discard(folder)
+        files.make_folder(self.partial / "tokenizer")
         self.splits = {name: SplitWriter(self.partial, name, vocabulary, shard_tokens) for name in SPLITS}
         self.counts: dict[str, dict[str, Any]] = {name: {"documents": 0, "tokens": 0, "units": {}} for name in SPLITS}
         self.account: dict[str, float] = {}  # of all documents but variants
@@ -171,6 +177,7 @@ class FolderWriter:
         for writer in self.splits.values():
             writer.stream.close()
         self.documents.close()
+        discard(self.folder)  # of no use any more if `finish` did not end
 
     def add(
         self, split: str, blocks: Iterable[npt.NDArray[Any]], units: dict[str, float], record: dict[str, Any]
@@ -192,9 +199,12 @@ class FolderWriter:
         return tokens
 
     def finish(self, rejects: Iterable[dict[str, Any]], fields: dict[str, Any]) -> dict[str, Any]:
-        """Move everything into place, then write the manifest; returns it.
+        """Move everything into place, the manifest last; returns it.
 
-        The tokenizer's files must have been saved to `partial`/tokenizer.
+        The tokenizer's files must have been saved to `partial`/tokenizer. The manifest is in `partial` before anything
+        moves, and so is the one that it takes the place of: whatever kills the process, what is ours is known.
+
+        Raises UsageError if something that is not ours is in the way.
         """
         for writer in self.splits.values():
             writer.close()
@@ -208,23 +218,89 @@ class FolderWriter:
         for path in sorted(path for path in self.partial.rglob("*") if path.is_file()):
             name = path.relative_to(self.partial).as_posix()
             listed[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or files.sha256(path)}
-        (self.folder / "manifest.json").unlink(missing_ok=True)  # of an unfinished preparation
-        self._remove_previous()
-        for path in self.partial.iterdir():
-            os.replace(path, self.folder / path.name)
-        self.partial.rmdir()
-        files.sync_folder(self.folder)
         manifest = {"format": FORMAT, **fields, "splits": self.counts, "account": self.account, "files": listed}
         manifest["checksum"] = _checksum(manifest)
-        files.write(self.folder / "manifest.json", to_json(manifest, indent=1) + "\n")
+        check_free(self.folder)
+        files.write(self.partial / MANIFEST, to_json(manifest, indent=1) + "\n")
+        if (self.folder / MANIFEST).exists():  # of an unfinished preparation
+            os.replace(self.folder / MANIFEST, self.partial / PREVIOUS)
+            _remove_own(self.folder, self.partial / PREVIOUS)
+        for path in self.partial.iterdir():
+            if path.name not in (MANIFEST, PREVIOUS):
+                os.replace(path, self.folder / path.name)
+        files.sync_folder(self.folder)
+        os.replace(self.partial / MANIFEST, self.folder / MANIFEST)
+        files.sync_folder(self.folder)
         return manifest
 
-    def _remove_previous(self) -> None:
-        """Remove what a preparation left that was killed after it had moved its files here, before its manifest."""
-        shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)
-        for path in self.folder.iterdir():
-            if SHARD_FILE.fullmatch(path.name):
-                path.unlink()
+
+def check_free(folder: Path) -> None:
+    """Raise UsageError, with names, if files that we did not write have the names of those that make up shards.
+
+    Ours is what a manifest lists and has the bytes that it says: one in the folder, or those that a preparation left
+    that was killed while it moved its files. A rejects.jsonl without a manifest is known by its lines.
+    """
+    manifests = (folder / MANIFEST, *(folder / ".partial" / name for name in (MANIFEST, PREVIOUS)))
+    lists = [_listed(path) for path in manifests]
+    names = [path.name for path in folder.iterdir() if SHARD_FILE.fullmatch(path.name)]
+    names += [name for name in ("documents.jsonl", "tokenizer") if os.path.lexists(folder / name)]
+    if (folder / "tokenizer").is_dir() and not (folder / "tokenizer").is_symlink():
+        names.remove("tokenizer")
+        names += [path.relative_to(folder).as_posix() for path in (folder / "tokenizer").rglob("*")]
+    if os.path.lexists(folder / "rejects.jsonl") and not _is_list_of_rejects(folder / "rejects.jsonl"):
+        names.append("rejects.jsonl")
+    foreign = sorted(name for name in names if not any(_is_own(folder, name, entries) for entries in lists))
+    if foreign:
+        more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
+        raise UsageError(
+            f"{folder} holds files that shortcut may not have written: {', '.join(foreign[:5])}{more}",
+            "move them away, or choose another --out",
+        )
+
+
+def discard(folder: Path) -> None:
+    """Remove what a preparation left that did not end: .partial, and what it had moved out of there."""
+    if not (folder / MANIFEST).exists():
+        for name in (PREVIOUS, MANIFEST):
+            _remove_own(folder, folder / ".partial" / name)
+    shutil.rmtree(folder / ".partial", ignore_errors=True)
+
+
+def _remove_own(folder: Path, manifest: Path) -> None:
+    """Remove the files that a manifest lists, if they have the bytes that it says."""
+    entries = _listed(manifest)
+    for name in entries:
+        if _is_own(folder, name, entries):
+            (folder / name).unlink()
+    with suppress(OSError):  # there is none, or something is in it
+        (folder / "tokenizer").rmdir()
+
+
+def _listed(manifest: Path) -> dict[str, Any]:
+    """The files of a manifest; none if it is missing or damaged."""
+    if not manifest.is_file():
+        return {}
+    try:
+        return _read(manifest)["files"]  # type: ignore[no-any-return]
+    except CheckFailed:
+        return {}
+
+
+def _is_own(folder: Path, name: str, entries: dict[str, Any]) -> bool:
+    """Whether a file is one of those that a manifest lists, unaltered."""
+    path = folder / name
+    if name not in entries or path.is_symlink() or path.parent.is_symlink() or not path.is_file():
+        return False
+    size, sha256 = entries[name]["bytes"], entries[name]["sha256"]
+    return bool(path.stat().st_size == size and files.sha256(path) == sha256)
+
+
+def _is_list_of_rejects(path: Path) -> bool:
+    """Whether a file is a rejects.jsonl of ours."""
+    try:
+        return not path.is_symlink() and all(read_lines(path, lambda line: line.keys() >= REJECT_KEYS))
+    except (OSError, CheckFailed):
+        return False
 
 
 def _checksum(manifest: dict[str, Any]) -> str:
@@ -237,15 +313,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises UsageError if there is none, CheckFailed if it is damaged or from a future version.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         known = files.owner(folder) == PREPARE
         state = (
             "is incomplete (it has no manifest.json)" if known else "is not a shards folder (it has no manifest.json)"
         )
         raise UsageError(f"{folder} {state}", "`shortcut prepare audio|midi|text PATH... --out DIR` makes one")
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A manifest. Raises CheckFailed if it is damaged or from a future version."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(files.content(path, MOST_BYTES))
         found = manifest["format"], manifest["checksum"]
         expected = _checksum(manifest)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
@@ -267,8 +348,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def is_shards(folder: Path) -> bool:
     """Whether a folder without a marker holds shards: a manifest of ours, whole or not."""
     try:
-        with open(folder / "manifest.json", encoding="utf-8", errors="replace") as stream:
-            return OWN_MANIFEST.match(stream.read(100)) is not None
+        with files.regular(folder / MANIFEST) as stream:
+            return OWN_MANIFEST.match(stream.read(100).decode(errors="replace")) is not None
     except OSError:
         return False
 
@@ -464,10 +545,10 @@ def read_lines(path: Path, is_whole: Callable[[Any], bool]) -> Iterator[dict[str
 
     Raises CheckFailed, with its number, at a line that is not JSON or not `is_whole`.
     """
-    with open(path, "rb") as stream:
-        for number, text in enumerate(stream, 1):
+    with files.regular(path) as stream:
+        for number, text in enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), 1):
             try:
-                line = json.loads(text)
+                line = json.loads(text) if len(text) <= MOST_BYTES else None
             except (ValueError, RecursionError):
                 line = None
             if not isinstance(line, dict) or not is_whole(line):
@@ -505,5 +586,5 @@ def verify(folder: Path) -> Iterator[str]:
         elif files.sha256(path) != entry["sha256"]:
             yield f"{name} has changed since it was written"
     staged = {name for name in present if name.startswith(".staging/") and manifest.get("unfinished")}
-    for name in sorted(present - staged - manifest["files"].keys() - {"manifest.json", files.MARKER, ".lock"}):
+    for name in sorted(present - staged - manifest["files"].keys() - {MANIFEST, files.MARKER, ".lock"}):
         yield f"{name} does not belong to the folder"

@@ -13,6 +13,7 @@ or bytes (`sound_wav`, `sound_flac`, `sound_ogg`, `sound_mpeg`). One policy hold
 """
 
 import errno
+import os
 import re
 import shutil
 import sys
@@ -26,6 +27,7 @@ import numpy as np
 
 from shortcut_cli import files
 from shortcut_cli.data import sound_flac, sound_mpeg, sound_ogg, sound_wav
+from shortcut_cli.data.documents import check_unchanged
 from shortcut_cli.data.packed import unpacked
 from shortcut_cli.data.sound_stream import TOLERANCE_S, Blocks, Spliced, Stream, begin
 from shortcut_cli.errors import Rejected, unreadable
@@ -81,16 +83,15 @@ class SoundReader:
         try:
             with _unpacked(self.path) as path, open(path, "rb") as stream:
                 yield from self._read(path, stream)
-            self._check_unchanged()
+            check_unchanged(self.path, self.sha256)
+        except Rejected:
+            check_unchanged(self.path, self.sha256)
+            raise
         except OSError as error:
             scratch = tempfile.gettempdir()
             where = f" in {scratch} (TMPDIR)" if str(error.filename).startswith(scratch) or _is_full(error) else ""
             found = unreadable(error)
             raise Rejected(f"{found}{where}", passing=found.passing or _is_full(error)) from error
-
-    def _check_unchanged(self) -> None:
-        if self.sha256 and files.sha256(self.path) != self.sha256:
-            raise Rejected("changed while it was being prepared", passing=True)
 
     def _read(self, path: Path, file: BinaryIO) -> Iterator[np.ndarray]:
         found = streams(file, path)
@@ -225,11 +226,11 @@ class _Decoding:
             if heard is not None:
                 self._count_messages(heard)
 
-    def _source(self) -> Spliced | Path:
+    def _source(self) -> Spliced | bytes:
         """A path, unless libsndfile would take a file '._NAME', which macOS left beside it, for its sound."""
         beside = self.path.with_name(f"._{self.path.name}")
         parts = self.stream.parts or (((0, self.path.stat().st_size),) if beside.exists() else ())
-        return Spliced(self.file, parts) if parts else self.path
+        return Spliced(self.file, parts) if parts else os.fsencode(self.path)  # soundfile encodes names strictly
 
     def _blocks(self, sound: Any, heard: BinaryIO | None) -> Iterator[np.ndarray]:
         import soundfile

@@ -11,6 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as JobTimeout
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from shortcut_cli import cleanup, files
-from shortcut_cli.errors import Rejected
+from shortcut_cli.errors import Rejected, ShortcutError
 
 Job = TypeVar("Job")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -104,6 +105,8 @@ def in_order(
     The result is a `Rejected` if the job raised one, its process died, it took more than `timeout_s` seconds, or it
     needed more than `memory_mb` on top of what its process had. It is `passing` unless the job raised it, or the
     process crashed by itself. Any other exception of `work` is a bug and is raised.
+
+    Raises ShortcutError if processes end that have no job, as they do if memory runs out while they start.
     """
     _start_tracker()
     with (
@@ -114,7 +117,11 @@ def in_order(
         waiting: deque[tuple[Job, ProcessFuture[Any]]] = deque()
         try:
             for job in jobs:
-                waiting.append((job, pool.schedule(_within, args=(memory_mb, work, *fixed, job), timeout=timeout_s)))
+                try:
+                    future = pool.schedule(_within, args=(memory_mb, work, *fixed, job), timeout=timeout_s)
+                except RuntimeError as error:  # what broke the pool is in the first of `waiting`, if any
+                    raise _broken() from error
+                waiting.append((job, future))
                 if len(waiting) >= AHEAD * workers:
                     yield _result(*waiting.popleft(), timeout_s)
             while waiting:
@@ -160,12 +167,21 @@ def _result(job: Job, future: ProcessFuture[Any], timeout_s: float) -> tuple[Job
         return job, reason
     except JobTimeout:
         return job, Rejected(f"took longer than {timeout_s:g} s (data.file_timeout_s)", passing=True)
+    except BrokenProcessPool as error:
+        raise _broken() from error
     except ProcessExpired as death:
         with cleanup.steady():  # it was not killed because this process ends
             pass
         killed = -death.exitcode in KILLED
         what = "was being read when its process was killed" if killed else "crashed the process that read it"
         return job, Rejected(f"{what} ({_cause(death.exitcode)})", passing=killed)
+
+
+def _broken() -> ShortcutError:
+    with cleanup.steady():  # they were not killed because this process ends
+        pass
+    message = "the processes that read files ended before they had any; perhaps memory ran out"
+    return ShortcutError(message, "run the same command again, perhaps with fewer --workers")
 
 
 def _cause(exit_code: int) -> str:

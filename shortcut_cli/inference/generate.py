@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shortcut_cli.config.schema import SampleConfig
+from shortcut_cli.errors import CheckFailed
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.tokenizers.base import Constraint
 
@@ -63,23 +64,29 @@ def generate(
     eos: int,
     constraints: Sequence[Constraint] | None = None,
     progress: Callable[[int], None] | None = None,
+    first: int = 0,
 ) -> Generation:
     """Sample at most `tokens` ids after each row of `prompt`, int64 (B, P), P >= 1.
 
     eos: the id at which a row stops. constraints: one per row, which has already followed the prompt; a step whose most
     probable id was not allowed counts as forced. progress: called with the number of tokens sampled so far. Each row
-    draws from its own generator, seeded by seed and row: same seed, same machine, same ids.
+    draws from its own generator, seeded by seed and row: same seed, same machine, same ids. first: the number of the
+    first row, if another call draws the rows before it.
+
+    Raises CheckFailed if a logit is not finite: no id can be drawn then.
     """
     rows = [row.tolist() for row in prompt]
     start = len(rows[0])
     generators = [
-        torch.Generator().manual_seed((config.seed * 1_000_003 + number) % 2**64) for number in range(len(rows))
+        torch.Generator().manual_seed((config.seed * 1_000_003 + first + number) % 2**64) for number in range(len(rows))
     ]
     forced = [0] * len(rows)
     done = [False] * len(rows)
     window = Window(model, prompt)
     for number in range(tokens):
         logits = window.logits().cpu()  # (B, V)
+        if not bool(logits.isfinite().all()):
+            raise CheckFailed("the model's logits are not finite: its weights are damaged, or its training diverged")
         if constraints is not None:
             logits = _restrict(logits, constraints, tokens - number, done, forced)
         p = probabilities(logits, config)

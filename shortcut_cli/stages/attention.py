@@ -29,6 +29,7 @@ CHANGES: dict[str, Callable[[int], Trace]] = {
     "masked": lambda m: Trace(masked=m),
     "shuffled": lambda m: Trace(shuffled=m),
 }
+UNIT = "attention"  # what the four files are
 NAMES = ("attention.png", "use.png", "attention.npz", "attention.json")
 
 
@@ -93,9 +94,7 @@ def analyse(
         raise UsageError(f"{run.path} is a {run.recipe.model.name}, whose final layer attends to no other layer")
     if windows.shape[1] < 2:
         raise UsageError("there are no tokens to look at", "give a longer --prompt")
-    for name in NAMES:
-        if (folder / name).exists():
-            raise UsageError(f"{folder / name} exists already", "choose another --out")
+    files.check_free(folder, UNIT, NAMES)
     tokenizer, measured = run.tokenizer(), Measured()
     excerpt: dict[str, Any] = {}
     for first, part in _batches(windows, batch):
@@ -226,7 +225,6 @@ def _write(
 ) -> None:
     from shortcut_cli.plots import attention_maps
 
-    folder.mkdir(parents=True, exist_ok=True)
     with files.temporary_folder() as scratch:
         picture, use, numbers, content = (scratch / name for name in NAMES)
         with files.writing(numbers) as stream:
@@ -236,8 +234,7 @@ def _write(
         attention_maps.draw_use(result, use)
         result |= {name: str(folder / file) for name, file in zip(("picture", "use", "numbers"), NAMES, strict=False)}
         files.write(content, to_json(result, indent=1) + "\n")
-        # A signal leaves all of them or none, so that the same command is not refused; waiting for the disk would make
-        # the block too long for that.
-        with cleanup.steady():
+        # A signal leaves all of them or none; waiting for the disk would make the block too long for that.
+        with cleanup.steady(), files.together(folder, UNIT, NAMES):
             for made in sorted(scratch.iterdir(), key=lambda path: NAMES.index(path.name)):
                 files.write(folder / made.name, made.read_bytes(), durable=False)

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from shortcut_cli.errors import Rejected, UsageError
 from shortcut_cli.events import Note, Progress, Report
 
 OPUS = "opus"
+UNIT = "codec-eval"  # what the reconstructions are together
 PESQ_RATE_HZ = 16_000
 Samples = npt.NDArray[np.float32]
 
@@ -65,8 +67,20 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     if measures.missing:
         report(Note(text=f"without {measures.missing}: pip install 'shortcut-cli[measure]'"))
     counts = [count for count in (1, 2, 4, 8, 16, 32) if count <= codec.codebooks]
-    if out is not None:
-        _check_free(out, [relative for relative, _ in found.files], [_label(count) for count in counts] + [OPUS])
+    names = _names([relative for relative, _ in found.files], [_label(count) for count in counts] + [OPUS], out)
+    with nullcontext() if out is None else files.together(out, UNIT, names):
+        return _evaluate(weights, codec, found, measures, counts, out, report)
+
+
+def _evaluate(
+    weights: str,
+    codec: Any,
+    found: inputs.Found,
+    measures: "Measures",
+    counts: list[int],
+    out: Path | None,
+    report: Report,
+) -> dict[str, Any]:
     rows = {count: Sums({}) for count in (*counts, 0)}  # 0: Opus
     codes: list[npt.NDArray[np.int64]] = []
     account: dict[str, float] = {}
@@ -196,16 +210,14 @@ def _name(relative: str, label: str) -> str:
     return f"{Path(relative).with_suffix('').as_posix().replace('/', '_')}-{label}.wav"
 
 
-def _check_free(out: Path, sources: list[str], labels: list[str]) -> None:
-    """Raise UsageError if a reconstruction would take the place of a file, or of another reconstruction."""
+def _names(sources: list[str], labels: list[str], out: Path | None) -> list[str]:
+    """The file names of all reconstructions. Raises UsageError if one would take the place of another in `out`."""
     taken: dict[str, str] = {}
     for relative in sources:
         first = taken.setdefault(_name(relative, OPUS), relative)
-        if first != relative:
+        if out is not None and first != relative:
             raise UsageError(f"the reconstructions of {first} and {relative} would have the same names in {out}")
-        for label in labels:
-            if (out / _name(relative, label)).exists():
-                raise UsageError(f"{out / _name(relative, label)} exists already", "choose another --out")
+    return [_name(relative, label) for relative in sources for label in labels]
 
 
 def _keep(out: Path | None, relative: str, label: str, y: Samples) -> None:
@@ -213,6 +225,5 @@ def _keep(out: Path | None, relative: str, label: str, y: Samples) -> None:
         return
     import soundfile
 
-    out.mkdir(parents=True, exist_ok=True)
     with files.writing(out / _name(relative, label)) as stream:
         soundfile.write(stream, y.clip(-1, 1), RATE_HZ, format="WAV", subtype="PCM_16")

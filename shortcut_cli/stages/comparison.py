@@ -54,13 +54,14 @@ def compare(
         if unfinished := warning(Path(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
         runner = Runner(out, devices, report, checksum)
-        _check_same(out, resolved, match, checksum)
+        kept = _check_same(out, resolved, match, checksum)
         runner.check_shards()
         first = resolved.train.seed
         numbers = range(first, first + seeds)
         with stop as asked:
             runner.asked = asked
             arms = plan(resolved, models, shards.tokenizer["vocabulary"], match, runner.step_seconds)
+            files.write(out / COMPARISON, to_json(kept, indent=1) + "\n")  # a command that is wrong leaves nothing
             _choose_rates(arms, list(lrs) or [resolved.train.lr], first, runner)
             runner.run([PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()])
         rows = {label: runner.row(arm, numbers) for label, arm in arms.items()}
@@ -94,8 +95,8 @@ def _is_comparison(folder: Path) -> bool:
     return kept.keys() >= {"schema_version", "inputs"}
 
 
-def _check_same(out: Path, resolved: Recipe, match: Match, shards: str) -> None:
-    """Raise UsageError if a folder holds a comparison with another recipe, match or shards.
+def _check_same(out: Path, resolved: Recipe, match: Match, shards: str) -> dict[str, Any]:
+    """The content of comparison.json. Raises UsageError if it is there with another recipe, match or shards.
 
     Models and seeds may be added. The keys of the recipe that count are those that determine the weights of a gpt of
     this shape, since it is in every comparison; the options of other architectures bind their own runs. Raises
@@ -111,8 +112,7 @@ def _check_same(out: Path, resolved: Recipe, match: Match, shards: str) -> None:
             f"{out} holds a different comparison\n" + "\n".join(f"  {line}" for line in changes),
             "choose another --out",
         )
-    if kept is None:
-        files.write(path, to_json({"schema_version": SCHEMA_VERSION, "inputs": inputs}, indent=1) + "\n")
+    return kept or {"schema_version": SCHEMA_VERSION, "inputs": inputs}
 
 
 def _choose_rates(arms: dict[str, Arm], rates: list[float], seed: int, runner: Runner) -> None:

@@ -50,7 +50,7 @@ def _once(folder: Path, make: Callable[[Path], int], report: Report) -> Path:
     """Make the folder and its files unless it exists; it is complete or absent."""
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        files.make_folder(partial)
         report(Note(text=f"{folder.name}: {make(partial)} files in {folder}"))
         partial.rename(folder)
     return folder

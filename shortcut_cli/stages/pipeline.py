@@ -224,9 +224,10 @@ def _suffix(name: str) -> str:
 
 def _sampled(folder: Path, wanted: dict[str, Any]) -> list[Path]:
     """The samples in a folder that were made from `wanted` and have not been altered."""
-    found = []
+    found, there = [], _by_stem(folder)
     for number in range(wanted["sampler"]["n"]):
-        for sidecar in folder.glob(f"{sampling.stem(wanted['sampler']['seed'], number)}.*.json"):
+        same = there.get(sampling.stem(wanted["sampler"]["seed"], number), [])
+        for sidecar in (path for path in same if path.name.count(".") > 1 and path.suffix == ".json"):
             made, content = sampling.sample_path(sidecar), _sidecar(sidecar)
             made_from = {key: content.get(key) for key in (*wanted, "number", "sha256")}
             made_from["device"] = scores.kind(str(made_from["device"]))
@@ -234,6 +235,14 @@ def _sampled(folder: Path, wanted: dict[str, Any]) -> list[Path]:
             if made.is_file() and not differences(made_from, wanted | {"number": number, "sha256": files.sha256(made)}):
                 found.append(made)
                 break
+    return found
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """What is in a folder, if there is one, by its names up to their first dots."""
+    found: dict[str, list[Path]] = {}
+    for path in folder.glob("*.*"):
+        found.setdefault(path.name.partition(".")[0], []).append(path)
     return found
 
 
@@ -253,13 +262,14 @@ def _make_room(folder: Path, config: SampleConfig, report: Report, have: Sequenc
     whose place is taken. whole: move samples with a .json too.
     """
     stay = {*have, *map(sampling.sidecar_path, have)}
-    names = [f"{sampling.stem(config.seed, number)}.*" for number in range(config.n)]
-    found = [path for name in names for path in folder.glob(name) if path not in stay]
+    there = _by_stem(folder)
+    stems = (sampling.stem(config.seed, number) for number in range(config.n))
+    found = [path for stem in stems for path in there.get(stem, []) if path not in stay]
     moved = [path for path in found if not _is_unfinished(path) and (whole or not _is_paired(path))]
     if not moved:
         return
     earlier = next(place for n in itertools.count(1) if not (place := folder / f"earlier-{n}").exists())
-    earlier.mkdir()
+    files.make_folder(earlier)
     for old in moved:
         content = _sidecar(old) if old.suffix == ".json" else {}
         paths = {key: content[key] for key in ("checkpoint", "prompt") if isinstance(content.get(key), str)}
@@ -278,8 +288,8 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def _is_paired(path: Path) -> bool:
-    """Whether a file is a sample with a .json, or a .json."""
-    return path.suffix == ".json" or sampling.sidecar_path(path).exists()
+    """Whether a file is a sample with a .json, or the .json of one."""
+    return sampling.is_sidecar(path) if path.suffix == ".json" else sampling.sidecar_path(path).exists()
 
 
 def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop) -> dict[str, Any]:

@@ -23,9 +23,17 @@ from shortcut_cli import __version__, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
 from shortcut_cli.data import duplicates, inputs, splits, workers
-from shortcut_cli.data.documents import Assign, Document, RejectedRecord, Source
+from shortcut_cli.data.documents import Assign, Document, RejectedRecord, Source, check_unchanged
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
-from shortcut_cli.data.shards import PREPARE, FolderWriter, is_shards, read_lines, read_manifest, source_paths_file
+from shortcut_cli.data.shards import (
+    PREPARE,
+    FolderWriter,
+    check_free,
+    is_shards,
+    read_lines,
+    read_manifest,
+    source_paths_file,
+)
 from shortcut_cli.errors import (
     Rejected,
     ShortcutError,
@@ -156,6 +164,7 @@ def _prepare(
         manifest = _finished(folder, request)
         summary: dict[str, Any] = {"worked": False, "ignored": len(found.ignored)}
         if manifest is None or manifest.get("unfinished"):
+            check_free(folder)
             preparation = _Preparation(
                 recipe, tokenizer, kind, folder, rejects + outside, n_workers=n_workers, report=report
             )
@@ -409,7 +418,7 @@ class _Preparation:
         self.dropped = duplicates.Dropped()
         key = json.dumps([__version__, recipe.tokenizer.model_dump(), tokenizer.depends_on], sort_keys=True)
         self.staging = folder / ".staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
-        self.staging.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.staging)
 
     def run(self, hashed: list[Input], request: dict[str, Any]) -> dict[str, Any]:
         """Scan, drop duplicates, split, fit and write; returns the manifest.
@@ -453,7 +462,7 @@ class _Preparation:
             bad = [source for source, one in everything if one.tally.records_rejected]
             manifest = writer.finish(self._reject_lines(equal, bad), fields)
         if not manifest["unfinished"]:
-            shutil.rmtree(self.folder / ".staging")
+            shutil.rmtree(self.folder / ".staging", ignore_errors=True)  # it may be a link to another disk
         self._say_if_uneven(manifest)
         return manifest
 
@@ -463,7 +472,11 @@ class _Preparation:
         Then its folder is what another preparation of the same files would write, too.
         """
         files_by_hash, before = {file.sha256: file for file in hashed}, len(self.rejects)
-        lines = [line for line in _passing(self.folder) if line["sha256"]]  # the others were tried when hashing
+        lines = list(_passing(self.folder))
+        unread = {line["source"] for line in lines if not line["sha256"]}
+        if unread != {reject.source for reject in self.rejects if reject.passing}:
+            return False  # what could not be hashed then is gone or rejected now
+        lines = [line for line in lines if line["sha256"]]
         if any(line["sha256"] not in files_by_hash for line in lines):
             return False
         wanted = [self._source(files_by_hash[line["sha256"]], line.get("variant", "")) for line in lines]
@@ -492,6 +505,7 @@ class _Preparation:
             if self.dropped.within(source.start, source.size) < source.size:
                 kept.append((source, one))
             else:
+                check_unchanged(source.path, source.sha256)  # nobody reads it again
                 reason = "all of its documents are duplicates of others"
                 self.rejects.append(Reject(source.relative, source.sha256, reason, bad=False))
         return kept

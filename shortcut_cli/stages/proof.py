@@ -55,7 +55,7 @@ def resume(resolved: Recipe, folder: Path, *, kills: int, seed: int, device: str
     """
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     # The recipe's shards folder may be relative to the current folder.
     with conditions.threads(resolved.train.threads):
         here = conditions.now(device)

@@ -18,8 +18,12 @@ from shortcut_cli.formatting import to_json
 from shortcut_cli.inference.generate import generate
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept.inputs import read
-from shortcut_cli.tokenizers.base import Tokenizer
+from shortcut_cli.models.transformer import Decoder
+from shortcut_cli.tokenizers.base import Constraint, Tokenizer
 from shortcut_cli.training import conditions
+
+MOST_ROWS = 256  # samples that are drawn at once
+MOST_BYTES = 768 << 20  # that their caches and logits take
 
 
 def stem(seed: int, number: int) -> str:
@@ -35,6 +39,14 @@ def sidecar_path(made: Path) -> Path:
 def sample_path(sidecar: Path) -> Path:
     """The sample that a .json belongs to."""
     return sidecar.with_suffix("")
+
+
+def is_sidecar(path: Path) -> bool:
+    """Whether a .json is one that we wrote for a sample, which may be gone."""
+    try:
+        return (read(path) or {}).keys() >= {"checkpoint_sha256", "sampler", "number"}
+    except CheckFailed:
+        return False
 
 
 def sample(
@@ -63,53 +75,79 @@ def sample(
     start = [tokenizer.eos]
     if prompt is not None:
         start += prompt_ids(tokenizer, prompt).tolist()
-    names = [folder / f"{stem(config.seed, number)}{tokenizer.extension}" for number in range(config.n)]
-    wanted = names if only is None else [names[only]]
-    taken = [p for p in wanted if p not in have and p.exists() and not files.unfinished(sidecar_path(p))]
-    if taken:
-        raise UsageError(f"{taken[0]} exists already", "choose another --seed or --out")
-    constraints = [tokenizer.constraint() for _ in names]
+    have, numbers = {*have}, range(config.n) if only is None else range(only, only + 1)
+
+    def place(number: int) -> Path:
+        return folder / f"{stem(config.seed, number)}{tokenizer.extension}"
+
+    there = {*os.listdir(folder)} if folder.is_dir() else set()
+    for number in numbers if there else ():
+        path = place(number)
+        sidecar_there = sidecar_path(path).name in there and not is_sidecar(sidecar_path(path))
+        if path not in have and ((path.name in there and not files.unfinished(sidecar_path(path))) or sidecar_there):
+            taken = sidecar_path(path) if path.name not in there else path
+            raise UsageError(f"{taken} exists already", "choose another --seed or --out")
+    needed = _followed(tokenizer, start, 1)[0].needed
+    if config.tokens < needed:
+        raise UsageError(
+            f"{config.tokens} tokens are too few for a file that is not empty",
+            f"--tokens {needed}, or more",
+        )
+    files.make_folder(folder)
+    checkpoint_hash = files.sha256(run.path)
+    size = batch_rows(run.model)
+    for first in range(0, config.n, size):
+        batch = [place(number) for number in range(first, min(first + size, config.n))]
+        unwritten = {path for number, path in enumerate(batch, first) if number in numbers and path not in have}
+        if not unwritten:
+            continue
+        made = generate(
+            run.model,
+            torch.tensor([start] * len(batch), device=device),
+            config.tokens,
+            config=config,
+            eos=tokenizer.eos,
+            constraints=_followed(tokenizer, start, len(batch)),
+            progress=lambda done: report(Progress(task="sample", done=done, total=config.tokens, unit="tokens")),
+            first=first,
+        )
+        for number, (path, ids) in enumerate(zip(batch, made.ids, strict=True)):
+            if path not in unwritten:
+                continue
+            whole = start[1:] + ids
+            sidecar: dict[str, Any] = {
+                "schema_version": SCHEMA_VERSION,
+                "checkpoint": os.path.relpath(run.path, folder),
+                "checkpoint_sha256": checkpoint_hash,
+                "model": run.recipe.model.name,
+                "sampler": config.model_dump(),
+                "number": first + number,
+                "device": device,
+                "conditions": conditions.now(device),
+                "prompt": os.path.relpath(prompt, folder) if prompt else None,
+                "prompt_sha256": files.sha256(prompt) if prompt else None,
+                "prompt_tokens": len(start) - 1,
+                "tokens": len(ids),
+                "ended": bool(ids) and ids[-1] == tokenizer.eos,
+                "forced_steps": made.forced[number],
+            }
+            _write(tokenizer, whole, path, sidecar)
+    return [place(number) for number in numbers]
+
+
+def batch_rows(model: Decoder) -> int:
+    """How many samples are drawn at once: as many as have room, for their caches and for logits of a whole context."""
+    config, vocabulary = model.config, model.head.weight.shape[0]
+    return max(1, min(MOST_ROWS, MOST_BYTES // (config.context * (model.cache_bytes_per_token() + 4 * vocabulary))))
+
+
+def _followed(tokenizer: Tokenizer, start: list[int], count: int) -> list[Constraint]:
+    """Constraints that have followed the ids that every sample begins with."""
+    constraints = [tokenizer.constraint() for _ in range(count)]
     for constraint in constraints:
         for token in start[1:]:
             constraint.push(token)
-    if config.tokens < constraints[0].needed:
-        raise UsageError(
-            f"{config.tokens} tokens are too few for a file that is not empty",
-            f"--tokens {constraints[0].needed}, or more",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    made = generate(
-        run.model,
-        torch.tensor([start] * config.n, device=device),
-        config.tokens,
-        config=config,
-        eos=tokenizer.eos,
-        constraints=constraints,
-        progress=lambda done: report(Progress(task="sample", done=done, total=config.tokens, unit="tokens")),
-    )
-    checkpoint_hash = files.sha256(run.path)
-    for number, (path, ids) in enumerate(zip(names, made.ids, strict=True)):
-        if path not in wanted or path in have:
-            continue
-        whole = start[1:] + ids
-        sidecar: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "checkpoint": os.path.relpath(run.path, folder),
-            "checkpoint_sha256": checkpoint_hash,
-            "model": run.recipe.model.name,
-            "sampler": config.model_dump(),
-            "number": number,
-            "device": device,
-            "conditions": conditions.now(device),
-            "prompt": os.path.relpath(prompt, folder) if prompt else None,
-            "prompt_sha256": files.sha256(prompt) if prompt else None,
-            "prompt_tokens": len(start) - 1,
-            "tokens": len(ids),
-            "ended": bool(ids) and ids[-1] == tokenizer.eos,
-            "forced_steps": made.forced[number],
-        }
-        _write(tokenizer, whole, path, sidecar)
-    return wanted
+    return constraints
 
 
 def _write(tokenizer: Tokenizer, ids: list[int], path: Path, sidecar: dict[str, Any]) -> None:
@@ -140,7 +178,7 @@ class Like:
     def threads(self) -> int:
         """The number of threads that made the sample; 0 if it is not known."""
         count = self.conditions.get("threads")
-        return count if isinstance(count, int) and 0 < count <= MOST_THREADS else 0
+        return count if type(count) is int and 0 < count <= MOST_THREADS else 0
 
 
 def like(sidecar: Path, checkpoint: Path | None, prompt: Path | None) -> Like:

@@ -359,6 +359,8 @@ class MidiTokenizer(Tokenizer):
         ours = json.loads(json.dumps(loaded.base.to_dict()))
         if identity != {key: ours[key] for key in IDENTITY} or trained != bool(options.bpe):
             raise CheckFailed(f"{folder} holds a MIDI tokenizer of another configuration than the recipe's")
+        if trained and not _is_bpe(content, loaded.base):
+            raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: its BPE is not one that MidiTok trains")
         _ = loaded.full
         return loaded
 
@@ -464,6 +466,39 @@ class _Corpus:
 
 def _versions() -> str:
     return f"miditok {version('miditok')}, symusic {version('symusic')}"
+
+
+def _is_bpe(content: dict[str, Any], base: Any) -> bool:
+    """Whether MidiTok's JSON of a BPE is as it is written after training on top of `base`, so that its reader is safe.
+
+    MidiTok sets keys that it does not know as attributes of itself, and native code reads the BPE: some contents end
+    in its panic, with a traceback of its own on stderr. `content` is from a file that anyone may have made.
+    """
+    learned = ("_vocab_base", "_vocab_base_byte_to_token", "_model")
+    spelling = base._vocab_base_byte_to_token
+    try:
+        whole = json.loads(content["_model"])
+        model, added = whole.pop("model"), whole.pop("added_tokens")
+        vocabulary, merges = model.pop("vocab"), model.pop("merges")
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]  # text before 0.20
+        joined = [(first, second, first + second) for first, second in pairs]
+        return (
+            content.keys() == base.to_dict().keys() | set(learned)
+            and content["_vocab_base"] == base.vocab
+            and content["_vocab_base_byte_to_token"] == spelling
+            and whole.pop("version") == "1.0"
+            and all(value is None for value in whole.values())
+            and model.pop("type") == "BPE"
+            and all(value is None or value is False for value in model.values())
+            and [*sorted(vocabulary.values())] == [*range(len(vocabulary))]
+            and all(type(number) is int for number in vocabulary.values())
+            and all(piece and spelling.keys() >= set(piece) for piece in vocabulary)
+            and all(vocabulary[byte] == base.vocab[token] for byte, token in spelling.items())
+            and all(piece in vocabulary for triple in joined for piece in triple)
+            and all(vocabulary[token["content"]] == token["id"] for token in added)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def _from_json(scheme: str, content: str) -> Any:

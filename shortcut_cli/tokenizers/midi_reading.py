@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from shortcut_cli.data.documents import check_unchanged
 from shortcut_cli.errors import Rejected, unreadable
 from shortcut_cli.tokenizers.midi_bytes import adopt, plain, unwrap
 from shortcut_cli.tokenizers.midi_repair import rewrite
@@ -53,6 +54,7 @@ def _content(path: Path, sha256: str) -> bytes:
     except OSError as error:
         raise unreadable(error) from error
     if len(content) > MAX_BYTES:
+        check_unchanged(path, sha256)
         raise Rejected(f"is larger than {MAX_BYTES >> 20} MiB")
     return content
 

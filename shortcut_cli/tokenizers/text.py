@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from shortcut_cli import files
 from shortcut_cli.config.schema import Config
-from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source
+from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source, check_unchanged
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
 from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, before_eos
 from shortcut_cli.tokenizers.text_reading import (
@@ -174,8 +174,12 @@ class TextTokenizer(Tokenizer):
 
         An empty record is a document of size 0. Raises Rejected if the file has no text or is not valid UTF-8.
         """
-        for found in self._scanned(source):
-            yield found if isinstance(found, RejectedRecord) else found[0]
+        try:
+            for found in self._scanned(source):
+                yield found if isinstance(found, RejectedRecord) else found[0]
+        except Rejected:
+            check_unchanged(source.path, source.sha256)
+            raise
 
     def _scanned(self, source: Source) -> Iterator[tuple[Document, Text] | RejectedRecord]:
         """What `scan` yields, each document with its text, whose chunks are exhausted unless it is a record."""
@@ -281,7 +285,7 @@ class TextTokenizer(Tokenizer):
         for part, run in groupby(self._encoded(source, noted, threads), itemgetter(0)):
             yield Chunk(part.document, part.split, part.units, (ids for _, ids in run))
             size += int(part.units["byte"])
-        if size != source.size:
+        if size != source.size or files.sha256(source.path) != source.sha256:
             raise changed
 
     def _encoded(self, source: Source, assign: Assign, threads: int) -> Iterator[tuple[Part, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from shortcut_cli.errors import CheckFailed, Unavailable
 from shortcut_cli.formatting import to_json
 from shortcut_cli.kept.inputs import is_number, move_away
 
+MOST_CHARACTERS = 1_000_000  # of a line: far more than any has
 REMEDY = "move its run folder away, then train it again"
 
 
@@ -34,7 +36,7 @@ class Log:
 
     def write(self, *, step: int, **values: float) -> None:
         """Append one line, and the same values to TensorBoard."""
-        with open(self.path, "a", encoding="utf-8") as stream:
+        with files.naming(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(to_json({"step": step, **values}) + "\n")
         if self.events:
             for name, value in values.items():
@@ -51,19 +53,32 @@ class Log:
 
         Other lines that can't be read are dropped too. The log as it was is then kept, and its path returned.
         """
-        *lines, _ = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
-        found = [(line.strip(b"\0"), _line(line)) for line in lines]
-        damaged = any(text and values is None for text, values in found)
+        damaged = any(_line(text) is None and text.strip(b"\0\n") for text in _lines(self.path) if _is_ended(text))
         kept = move_away(self.path) if damaged else None
-        whole = (text + b"\n" for text, values in found if values is not None and values["step"] <= step)
-        files.write(self.path, b"".join(whole))
+        with files.writing(self.path) as stream:
+            for text in _lines(kept or self.path):
+                values = _line(text) if _is_ended(text) else None
+                if values is not None and values["step"] <= step:
+                    stream.write(text.strip(b"\0\n") + b"\n")
         return kept
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a log; one that is longer than any of ours in parts; none if there is no log."""
+    if os.path.lexists(path):
+        with files.regular(path) as stream:
+            yield from iter(lambda: stream.readline(MOST_CHARACTERS), b"")
+
+
+def _is_ended(text: bytes) -> bool:
+    """Whether the end of a line is not missing because a process was killed."""
+    return text.endswith(b"\n") or len(text) == MOST_CHARACTERS
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
     """The values of a line of log.jsonl, numbers or None by name, with a step; None if it is not such a line."""
     try:
-        values = json.loads(text.strip(b"\0"))
+        values = json.loads(text.strip(b"\0\n"))
     except (ValueError, RecursionError):
         return None
     step = values.get("step") if isinstance(values, dict) else None
@@ -77,14 +92,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     Raises CheckFailed if one of them can't be read.
     """
     path = folder / "log.jsonl"
+    found: list[dict[str, Any]] = []
     try:
-        *lines, rest = path.read_bytes().split(b"\n")
+        with files.regular(path) as stream:
+            while text := stream.readline(MOST_CHARACTERS):
+                values = _line(text)
+                if values is None:
+                    raise CheckFailed(f"{path} is missing or damaged: line {len(found) + 1} can't be read", REMEDY)
+                found.append(values)
     except OSError as error:
         raise CheckFailed(f"{path} is missing or damaged: {error.strerror}", REMEDY) from error
-    found = []
-    for number, line in enumerate([*lines, rest] if rest else lines, 1):
-        values = _line(line)
-        if values is None:
-            raise CheckFailed(f"{path} is missing or damaged: line {number} can't be read", REMEDY)
-        found.append(values)
     return found

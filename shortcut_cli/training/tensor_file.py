@@ -140,7 +140,8 @@ def recognise(path: Path, name: str) -> None:
     name: what such a file is called, a key of WRITERS.
     """
     if not path.is_file():
-        raise UsageError(f"{name} {path} does not exist", WRITERS[name])
+        state = "is no regular file" if path.exists() else "does not exist"
+        raise UsageError(f"{name} {path} {state}", WRITERS[name])
     with open(path, "rb") as stream:
         if stream.read(2) != b"PK":
             raise UsageError(f"{path} is not a {name}", WRITERS[name])
