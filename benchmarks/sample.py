@@ -1,13 +1,16 @@
 """Sampling speed: the loop of `shortcut sample` with two models, and Hugging Face's `generate` on a GPT-2 like them.
 
-    python benchmarks/sample.py [--tokens 2000] [--rounds 3]
+    python benchmarks/sample.py [--tokens 2000] [--rounds 3] [--streams 1 16 64]
 
-Shape: 6 layers, width 256, 8 heads, context 4,096, vocabulary 1,024, random weights, temperature 1, one sample, fp32.
-The arms alternate in one process. Printed for each: tokens/s over all tokens, and the time of the last 50 tokens
-divided by that of tokens 75 to 125. Without `transformers` installed, its row is left out.
+Shape: 6 layers, width 256, 8 heads, context 4,096, vocabulary 1,024, random weights, temperature 1, fp32; rows "bf16"
+with `sample.precision = "bf16"`. The arms alternate in one process. Printed for each, medians over the rounds: tokens/s
+of all streams together, by the clock and by CPU seconds (others may use the machine); how many times the tokens/s of
+`generate` that is, by CPU seconds; and the time of the last 50 tokens divided by that of tokens 75 to 125. Without
+`transformers` installed, its row is left out.
 """
 
 import argparse
+import contextlib
 import statistics
 import time
 
@@ -15,34 +18,40 @@ import torch
 
 from shortcut_cli import registry
 from shortcut_cli.config import reading
-from shortcut_cli.inference import generate
+from shortcut_cli.inference import decoding, generate
 
 CONTEXT, VOCABULARY = 4096, 1024
 
 
-def ours(name, tokens):
-    """A function that samples and returns the times at which each token was done, in seconds."""
+def ours(name, tokens, streams, precision="fp32"):
+    """A function that samples and returns when each token was done: by the clock, and in CPU seconds."""
     settings = ["layers=6", "width=256", "heads=8", "ffn=1024", f"context={CONTEXT}", "activation=gelu"]
     config = reading.read("music", [f"model.{s}" for s in settings] + [f"model.name={name}", f"eval.stride={CONTEXT}"])
     model = registry.load(registry.MODELS, name)(config.model, VOCABULARY, 1).eval()
     sampler = config.sample.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
 
     def run():
-        times = [time.perf_counter()]
-        generate.generate(
-            model,
-            torch.zeros(1, 1, dtype=torch.int64),
-            tokens,
-            config=sampler,
-            eos=-1,
-            progress=lambda _: times.append(time.perf_counter()),
-        )
+        times = [now()]
+        with decoding.rounded(model, streams) if precision == "bf16" else contextlib.nullcontext():
+            generate.generate(
+                model,
+                torch.zeros(streams, 1, dtype=torch.int64),
+                tokens,
+                config=sampler,
+                eos=-1,
+                progress=lambda _: times.append(now()),
+            )
         return times
 
     return run
 
 
-def hugging_face(tokens):
+def now():
+    """The clock and the CPU seconds of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def hugging_face(tokens, streams):
     """The same for transformers' GPT-2 and its own `generate`."""
     from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
@@ -54,14 +63,14 @@ def hugging_face(tokens):
 
     class Clock(LogitsProcessor):
         def __call__(self, _, scores):
-            times.append(time.perf_counter())
+            times.append(now())
             return scores
 
     times = []
 
     def run():
         times.clear()
-        prompt = torch.zeros(1, 1, dtype=torch.int64)
+        prompt = torch.zeros(streams, 1, dtype=torch.int64)
         model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -76,26 +85,42 @@ def hugging_face(tokens):
     return run
 
 
+def compare(streams, tokens, rounds):
+    """Print a row for each arm."""
+    arms = {
+        "gpt": ours("gpt", tokens, streams),
+        "gpt bf16": ours("gpt", tokens, streams, "bf16"),
+        "shortcut": ours("shortcut", tokens, streams),
+        "shortcut bf16": ours("shortcut", tokens, streams, "bf16"),
+    }
+    try:
+        arms["transformers"] = hugging_face(tokens, streams)
+    except ModuleNotFoundError as error:
+        print(f"transformers is left out: {error}")
+    found = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, run in arms.items():
+            clock, cpu = zip(*run(), strict=True)
+            growth = (cpu[-1] - cpu[-51]) / (cpu[125] - cpu[75])
+            rates = (streams * (len(times) - 1) / (times[-1] - times[0]) for times in (clock, cpu))
+            found[name].append((*rates, growth))
+    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    peer = medians.get("transformers", [0, float("nan"), 0])[1]
+    for name, (rate, by_cpu, growth) in medians.items():
+        print(f"{streams:>7} {name:<14}{rate:>10,.0f}{by_cpu:>12,.0f}{by_cpu / peer:>8.2f}{growth:>26.2f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1])
     options = parser.parse_args()
-    arms = {"gpt": ours("gpt", options.tokens), "shortcut": ours("shortcut", options.tokens)}
-    try:
-        arms["transformers"] = hugging_face(options.tokens)
-    except ModuleNotFoundError as error:
-        print(f"transformers is left out: {error}")
-    rates, growth = {name: [] for name in arms}, {name: [] for name in arms}
-    for _ in range(options.rounds):
-        for name, run in arms.items():
-            times = run()
-            rates[name].append((len(times) - 1) / (times[-1] - times[0]))
-            growth[name].append((times[-1] - times[-51]) / (times[125] - times[75]))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.tokens} tokens")
-    print(f"{'arm':<14}{'tokens/s':>10}{f'token {options.tokens} / token 100':>26}")
-    for name in arms:
-        print(f"{name:<14}{statistics.median(rates[name]):>10,.0f}{statistics.median(growth[name]):>26.2f}")
+    last = f"token {options.tokens} / token 100"
+    print(f"{'streams':>7} {'arm':<14}{'tokens/s':>10}{'by CPU s':>12}{'x peer':>8}{last:>26}")
+    for streams in options.streams:
+        compare(streams, options.tokens, options.rounds)
 
 
 if __name__ == "__main__":

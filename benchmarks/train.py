@@ -71,7 +71,7 @@ class Arm:
     """A model with its optimizer; `step` does what one step of training does."""
 
     def __init__(self, name, model, forward, config):
-        self.name, self.model, self.forward = name, model, forward
+        self.name, self.model, self.forward, self.config = name, model, forward, config
         self.optimizer = optim.adamw(model, config)
 
     def step(self, x, y):
@@ -90,9 +90,9 @@ class Arm:
         return counter.get_total_flops()
 
 
-def ours(name, *settings):
+def ours(name, *settings, seed=1):
     config = resolved(name, *settings)
-    model = registry.load(registry.MODELS, name)(config.model, VOCABULARY, 1)
+    model = registry.load(registry.MODELS, name)(config.model, VOCABULARY, seed)
     return Arm(name, model, model, config.train)
 
 

@@ -27,10 +27,10 @@ ROOMS = {
     "data": "cleanup errors formatting files registry",
     "kernels": "",
     "models": "errors config kernels",
-    "training": "errors events formatting files registry config kept data models",
+    "training": "errors events formatting files registry config kept data kernels models",
     "codec": "errors accounts events formatting files registry config kept data training",
     "tokenizers": "errors files config data codec",
-    "inference": "errors files registry config models training tokenizers",
+    "inference": "errors events files registry config data models training tokenizers",
     "plots": "files tokenizers inference",
     "compare": "cleanup errors events formatting files registry config kept models training",
     "demo": "",
@@ -144,7 +144,9 @@ def run_fresh(code):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["recipes", "list"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["recipes", "list"], ["train", "--help"], ["runs", "--help"]]
+)
 def test_the_command_line_loads_nothing_heavy(arguments):
     code = (
         "import sys\nfrom shortcut_cli.cli.commands import app\n"

@@ -280,8 +280,8 @@ def test_a_disk_error_is_not_hidden_by_pytorch(tmp_path, monkeypatch):
 def test_tensors_are_distinguished_from_other_values():
     assert tensor_file.are_tensors({})
     assert tensor_file.are_tensors({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)})
-    assert tensor_file.are_tensors({"a": torch.ones(2, dtype=torch.uint8)}, torch.uint8)
-    assert not tensor_file.are_tensors({"a": torch.ones(2)}, torch.uint8)
+    assert tensor_file.are_tensors({"a": torch.ones(2, dtype=torch.uint8)}, "uint8")
+    assert not tensor_file.are_tensors({"a": torch.ones(2)}, "uint8")
     right = torch.ones(2, 3)
     for wrong in (None, [right], right, {1: right}, {"a": right, "b": [1.0]}):
         assert not tensor_file.are_tensors(wrong)

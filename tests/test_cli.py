@@ -171,9 +171,8 @@ def test_text_from_files_to_samples(tmp_path):
 def test_equal_seeds_give_equal_bytes(text_run, tmp_path):
     shortcut = partial(conftest.shortcut, fresh=True)  # hashes of strings differ from one process to the next
     for name in ("a", "b"):
-        shortcut(
-            "sample", "--ckpt", text_run / "gpt" / "run.pt", "--tokens", 40, "--seed", 3, "--out", name, cwd=tmp_path
-        )
+        settings = ("--tokens", 40, "--temperature", 10, "--seed", 3)  # hot, since it has hardly been trained
+        shortcut("sample", "--ckpt", text_run / "gpt" / "run.pt", *settings, "--out", name, cwd=tmp_path)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == [f"sample-3-00{number}.txt{end}" for number in (0, 1) for end in ("", ".json")]
     texts = {(tmp_path / "a" / name).read_text() for name in files[::2]}
@@ -305,7 +304,8 @@ def test_a_sample_is_recreated_byte_for_byte(text_run, tmp_path, model):
     assert json.loads(sidecar.read_text())["sampler"] == given | {
         "top_p": 0.98,
         "min_p": 0.0,
-    }  # these two are the recipe's
+        "precision": "fp32",
+    }  # these are the recipe's
     done = shortcut("sample", "--like", sidecar, cwd=tmp_path, fresh=True)
     (again,) = done.stdout.split()
     assert (tmp_path / again).read_bytes() == (tmp_path / "first" / "sample-7-002.txt").read_bytes()
@@ -414,17 +414,45 @@ def test_flags_win_over_settings_over_the_recipe_over_defaults(monkeypatch, prep
     ]
 
 
-def test_the_options_of_train_reach_its_stage(monkeypatch, capsys, prepared):
+def test_the_options_of_train_reach_its_stage(monkeypatch, capsys, prepared, tmp_path):
     calls = replaced(monkeypatch, training, "train", {"run": "r/run.pt", "step": 4})
     base = ("train", "--recipe", "text-tiny")
     call(*base, "--out", "o", "--resume", "never", "--device", "cpu:0", "--json")
     assert printed(capsys) == {"schema_version": 2, "run": "r/run.pt", "step": 4}
     call(*base, "--device", "cpu")
     assert capsys.readouterr().out == "r/run.pt\n"
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "run.pt").write_bytes(b"PK")
+    call(*base, "--device", "cpu", "--extend", 999, "--init-from", tmp_path / "first", "--set", "train.steps=5")
+    usual = {"device": "cpu", "resume": "auto", "stop": commands.signals, "init_from": None, "extend": False}
     assert [(str(arguments[1]), options) for arguments, options in calls] == [
-        ("o", {"device": "cpu:0", "resume": "never", "stop": commands.signals}),
-        ("runs/text-tiny/shortcut-s1", {"device": "cpu", "resume": "auto", "stop": commands.signals}),
+        ("o", usual | {"device": "cpu:0", "resume": "never"}),
+        ("runs/text-tiny/shortcut-s1", usual),
+        ("runs/text-tiny/shortcut-s1", usual | {"init_from": tmp_path / "first" / "run.pt", "extend": True}),
     ]
+    assert [arguments[0].train.steps for arguments, _ in calls] == [150, 150, 999]
+    for wrong, flag in ((("--resume", "never"), "--resume never"), (("--dry-run",), "--dry-run")):
+        with pytest.raises(UsageError, match=f"it takes no {flag}"):
+            call(*base, "--extend", 999, *wrong)
+
+
+def test_the_options_of_a_dry_run_reach_its_stage(monkeypatch, capsys, prepared):
+    found = {"run": "r/run.pt", "parameters": {"total": 9999, "non_embedding": 8888}, "steps": 150, "tokens": 77_777}
+    found |= {"training_tokens": 11_111, "epochs": 7.0, "training_flops_per_token": 2_500_000, "training_flops": 2e15}
+    found |= {"seconds_per_step": 0.25, "tokens_per_s": 4321.0, "seconds_per_validation": 0.5, "seconds": 1234.0}
+    found |= {"memory_mb": 321.5, "lineage": {}}
+    calls = replaced(monkeypatch, training, "rehearse", found)
+    call("train", "--recipe", "text-tiny", "--dry-run", "--device", "cpu", "--json")
+    assert printed(capsys) == {"schema_version": 2, **found}
+    call("train", "--recipe", "text-tiny", "--dry-run", "--device", "cpu:0", "--out", "o", "--seed", 3)
+    shown = capsys.readouterr().out
+    for text in ("9,999 (8,888 non-embedding)", "77,777 (7.00 epochs of 11,111)", "2e+15", "321.5", "4321", "21 min"):
+        assert text in shown
+    assert [(str(arguments[1]), options) for arguments, options in calls] == [
+        ("runs/text-tiny/shortcut-s1", {"device": "cpu", "init_from": None}),
+        ("o", {"device": "cpu:0", "init_from": None}),
+    ]
+    assert calls[1][0][0].train.seed == 3
 
 
 def test_the_options_of_prepare_reach_its_stage(monkeypatch, capsys):
@@ -504,7 +532,16 @@ def test_eval_shows_each_score_under_its_name(monkeypatch):
     }
 
 
-SAMPLER = {"n": 2, "tokens": 300, "temperature": 1.0, "top_k": 0, "top_p": 0.98, "min_p": 0.0, "seed": 1}
+SAMPLER = {
+    "n": 2,
+    "tokens": 300,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 0.98,
+    "min_p": 0.0,
+    "seed": 1,
+    "precision": "fp32",
+}
 
 
 def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
@@ -523,7 +560,7 @@ def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
     changed = {"n": 3, "tokens": 44, "temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.25, "seed": 0}
     assert [config.model_dump() for (_, _, config), _ in calls] == [
         SAMPLER,
-        changed,
+        SAMPLER | changed,
         *(SAMPLER | {key: value} for key, value in changed.items()),
     ]
     assert [folder for (_, folder, _), _ in calls[:3]] == [ckpt.parent / "samples", Path("o"), ckpt.parent / "samples"]
@@ -948,6 +985,10 @@ PLACES = [
     (("train", "--recipe", "@"), NO_FILE),
     (("train", "--recipe", "text-tiny", "--set", "data.shards=@"), NO_FOLDER),
     ((*TRAIN, "--out", "@"), NO_OUT),
+    ((*TRAIN, "--init-from", "@"), (*NO_FILE, "file", "folder")),
+    (("runs", "@"), tuple(path for path in NO_FOLDER if path != "folder")),
+    (("diff", "@", "RUN/gpt"), (*NO_FILE, "file")),
+    (("diff", "RUN/gpt", "@"), (*NO_FILE, "file")),
     (("eval", "--ckpt", "@"), (*NO_FILE, "file")),
     (("eval", *RUN, "--shards", "@"), NO_FOLDER),
     (("eval", *RUN, "--files", "@"), NO_FILE),

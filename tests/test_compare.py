@@ -111,6 +111,27 @@ def test_the_page_needs_nothing_else(compared):
     assert "src=" not in html
 
 
+def test_floors_are_in_every_table_and_computed_once(scripted):
+    result = scripted("late_kv", seeds=2)
+    scripted("late_kv", seeds=2)
+    assert scripted.measured == ["test"]
+    assert result["floors"]["scores"] == {"5-gram": {"nats_per_token": 3.0, "bits_per_unit": 6.5}}
+    *_, last = page.table(result)
+    assert last == ("floor: 5-gram", *[None] * (len(page.COLUMNS) - 1), 3.0, 6.5)
+    assert "<td>floor: 5-gram</td>" in page.page(result)
+    assert "that know 5,000 tokens of the training split" in page.page(result)
+    # Floors that were edited, or of other shards, are made again.
+    path = scripted.out / comparison.COMPARISON
+    kept = json.loads(path.read_text())
+    kept["floors"]["scores"]["5-gram"]["nats_per_token"] = 9.0
+    path.write_text(json.dumps(kept))
+    assert scripted("late_kv", seeds=2)["floors"] == result["floors"]
+    assert scripted.measured == ["test", "test"]
+    # Results from before there were floors are shown without.
+    del result["floors"]
+    assert "floor" not in page.page(result)
+
+
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
     folder, command, printed = compared
     before = {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
@@ -132,6 +153,7 @@ def test_equal_seeds_share_weights_and_order_in_all_arms(text_run, tmp_path):
     from shortcut_cli.training.trainer import Trainer
 
     settings = [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "model.width=32", "model.ffn=64", "train.seed=5"]
+    settings.append("model.init=gpt2")  # in which no matrix starts at zero
     resolved = reading.read("text-tiny", [*settings, "model.shortcut.map_width=112"])
     models = ["shortcut", "value_residual", "mudd", "late_kv"]
     vocabulary = comparison.Shards(text_run / "shards").tokenizer["vocabulary"]
@@ -302,6 +324,8 @@ class Scripted:
         monkeypatch.setattr(runner.checkpoint, "load", lambda path: json.loads(path.read_text()))
         monkeypatch.setattr(Runner, "_process", lambda _, *arguments: self.process(*arguments))
         monkeypatch.setattr(page, "_curves", lambda _: "<svg/>")  # slow
+        monkeypatch.setattr(comparison.floors, "measure", self.measure)
+        self.measured = []
         self.shapes = {shape: label for label, shape in SHAPES.items()}
 
     def shards(self, _):
@@ -310,6 +334,12 @@ class Scripted:
             manifest={"checksum": self.checksum},
             split=lambda name: SimpleNamespace(tokens={"train": 5000, "val": 70, "test": 100}[name]),
         )
+
+    def measure(self, trained, scored, split, _):
+        assert trained is scored
+        self.measured.append(split)
+        nats = 3.0 if split == "test" else 4.0
+        return {"trained_tokens": 5000, "scores": {"5-gram": {"nats_per_token": nats, "bits_per_unit": 6.5}}}
 
     def process(self, planned, folder, device):
         made = reading.read(str(planned))
@@ -474,7 +504,7 @@ def test_a_scripted_comparison_has_the_numbers_computed_by_hand(tuned):
     )
     assert by_arm["value_residual"]["p"] < 0.05 < by_arm["value_residual"]["p_holm"]
     assert found["value_residual"].startswith("No significant difference between value_residual and gpt (-0.0200 nats ")
-    rest = {key: value for key, value in result.items() if key not in ("arms", "contrasts")}
+    rest = {key: value for key, value in result.items() if key not in ("arms", "contrasts", "floors")}
     near(
         rest,
         {
@@ -671,6 +701,8 @@ def test_rates_that_differ_in_a_late_digit_have_separate_folders(tmp_path):
 def test_the_split_of_the_recipe_is_compared(scripted):
     result = scripted("late_kv", seeds=2, settings=["eval.split=val"])
     assert result["split"] == "val"
+    assert result["floors"]["scores"]["5-gram"]["nats_per_token"] == 4.0
+    assert result["floors"]["inputs"]["split"] == "val"
     for row in result["arms"]:
         assert (row["nats_per_token"], row["bits_per_unit"], row["unit"]) == ([55.0] * 2, [77.0] * 2, "none")
     ours, theirs = (sum(document_nats(one, seed, "val") for seed in (7, 8)) / 2 for one in ("late_kv", "gpt"))

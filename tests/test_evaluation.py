@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections import Counter
 from copy import deepcopy
 from functools import cache
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from conftest import quiet
 from hypothesis import given
 from hypothesis import strategies as st
+from test_floors import Plain, plain_discounts
 from test_models import reference
 
 from shortcut_cli import files, registry
@@ -20,11 +22,13 @@ from shortcut_cli.config import reading
 from shortcut_cli.data.shards import FolderWriter, Shards
 from shortcut_cli.errors import TooManyRejects, UsageError
 from shortcut_cli.events import Note, Progress
-from shortcut_cli.inference import runs
+from shortcut_cli.inference import floors, runs
 from shortcut_cli.stages import evaluation, pipeline
 from shortcut_cli.tokenizers.text import TextTokenizer
-from shortcut_cli.training import checkpoint, tensor_file
+from shortcut_cli.training import checkpoint, precision, tensor_file
 
+# Initial weights at which each part of a model does something, and no norms but those of the layers' inputs.
+START = ("model.init=gpt2", "model.qk_norm=false")
 ALPHABET = "ab1 ."
 EOS = len(ALPHABET)
 
@@ -33,7 +37,7 @@ def made_run(folder, *settings, name="shortcut"):
     """A small untrained run, with weights so large that its predictions are confident and its attention is sharp."""
     tiny = ("model.layers=4", "model.width=8", "model.heads=2", "model.context=7", "model.ffn=8", "model.tied=false")
     text = ("tokenizer.algorithm=chars", f"tokenizer.alphabet={ALPHABET}", "model.shortcut.map_width=8")
-    config = reading.read("text-tiny", [*text, *tiny, "eval.stride=3", f"model.name={name}", *settings])
+    config = reading.read("text-tiny", [*text, *tiny, *START, "eval.stride=3", f"model.name={name}", *settings])
     model = registry.load(registry.MODELS, name)(config.model, EOS + 1, 1).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -180,6 +184,7 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, documents, arm, stride, 
         "schema_version": 2,
         "model": run.recipe.model.name,
         "step": 23,
+        "precision": "fp32",
         "split": name,
         "tokens": len(ids),
         "documents": counts[name],
@@ -235,7 +240,7 @@ def test_scores_equal_a_plain_loop(text_run, model):
 
     @cache
     def predicted(first, end):
-        with torch.no_grad():
+        with torch.no_grad(), precision.products(run.precision, "cpu"):
             return run.model(torch.tensor([ids[first:end]]))[0].double()
 
     for target in range(1, len(ids)):
@@ -344,6 +349,95 @@ def test_a_perplexity_beyond_the_largest_float_is_infinite():
     assert evaluation._of_text(701.0, {"word": 1.0}) == {"words": 1.0, "word_perplexity": math.inf}
     assert evaluation._of_text(699.0, {"word": 1.0})["word_perplexity"] == math.exp(699)
     assert evaluation._of_text(1.0, {"note": 3.0}) == {}
+
+
+def test_floors_learn_from_what_the_run_was_trained_on_and_are_computed_once(tmp_path, monkeypatch):
+    """They score the tokens of the split, each after the one before it, across the ends of documents."""
+    here, other = (tmp_path / name for name in ("shards", "other"))
+    run = made_run(tmp_path, "eval.split=test", f"data.shards={here}", "eval.resamples=9")
+    made = {
+        folder: made_documents({"train": 30, "val": 2, "test": 4}, seed) for seed, folder in enumerate((here, other))
+    }
+    checksums = {folder: made_shards(folder, run, made[folder]).manifest["checksum"] for folder in made}
+    checkpoint.save(run.path, run.content | {"shards": checksums[here]})
+
+    def stream(folder, split):
+        return [token for name, ids in made[folder] if name == split for token in (*ids, EOS)]
+
+    def plain(folder, split, order):
+        # `Plain` has EOS as its id 0.
+        train, scored = (
+            [(token + 1) % (EOS + 1) for token in ids] for ids in (stream(here, "train"), stream(folder, split))
+        )
+        model, ids = Plain(train, EOS + 1, order), [0] * order + scored
+        return sum(-math.log(model.p(ids[t - order + 1 : t], ids[t])) for t in range(order, len(ids))) / len(scored)
+
+    calls, measure = [], floors.measure
+    monkeypatch.setattr(floors, "measure", lambda *given: calls.append(given[2]) or measure(*given))
+    for shards, split in (
+        (None, "test"),
+        (other, "test"),
+        (None, "val"),
+        (None, "test"),
+        (other, "test"),
+        (None, "val"),
+    ):
+        scores_of = pipeline.score(run.path, shards, split, device="cpu", report=quiet)["floors"]
+        assert scores_of["inputs"]["trained"] == checksums[here]
+        assert scores_of["trained_tokens"] == len(stream(here, "train"))
+        found, folder = scores_of["scores"], shards or here
+        assert list(found) == ["unigram", "5-gram"]
+        notes = 7.0 * sum(name == split for name, _ in made[folder])
+        for name, order in (("unigram", 1), ("5-gram", 5)):
+            wanted = plain(folder, split, order)
+            bits = wanted * len(stream(folder, split)) / math.log(2) / notes
+            assert found[name] == {"nats_per_token": pytest.approx(wanted), "bits_per_unit": pytest.approx(bits)}
+    assert calls == ["test", "test", "val"]
+    # Shards that are scored, but not what the run was trained on: these are no floors of this run.
+    here.rename(tmp_path / "moved")
+    said = []
+    assert "floors" not in pipeline.score(run.path, other, "test", device="cpu", report=said.append)
+    assert f"no floors: the shards {checksums[here][:12]}, which the run was trained on, are not at {here}" in [
+        event.text for event in said if isinstance(event, Note)
+    ]
+
+
+def test_floors_of_sound_know_the_codebook(tmp_path):
+    """With the codebook known, a unigram loses less than one over all ids; both score each token of the split."""
+    generator = np.random.default_rng(0)
+    with FolderWriter(tmp_path / "shards", 7, 1000, eos=6) as writer:
+        for split, frames in (("train", 300), ("val", 1), ("test", 90)):
+            codes = np.stack([generator.choice(3, frames, p=[0.5, 0.3, 0.2]), 3 + generator.integers(0, 3, frames)], 1)
+            writer.add(split, [codes.reshape(-1)], {"second": 3.0}, {})
+        kind = {"name": "audio", "fingerprint": "", "vocabulary": 7, "end": 6, "unit": "second", "stride": 2}
+        writer.finish([], {"request": {"tokenizer": {"codebooks": 2}}, "tokenizer": kind})
+    shards = Shards(tmp_path / "shards")
+    found = floors.measure(shards, shards, "test", quiet)["scores"]
+    ids = {split: shards.split(split).read(0, shards.split(split).tokens).tolist() for split in ("train", "test")}
+    total = 0.0
+    for book in range(2):
+        counts = Counter(ids["train"][book::2])
+        left = sum(plain_discounts(counts.values())[min(c, 3) - 1] for c in counts.values()) / counts.total()
+        cut = plain_discounts(counts.values())[2]
+        # Each id occurs; four can: three codes and EOS.
+        low = {token: (c - (cut if c > 2 else plain_discounts(counts.values())[c - 1])) for token, c in counts.items()}
+        total -= sum(math.log(low.get(token, 0) / counts.total() + left / 4) for token in ids["test"][book::2])
+    assert found["codebook"]["nats_per_token"] == pytest.approx(total / 181)
+    assert found["codebook"]["bits_per_unit"] == pytest.approx(total / math.log(2) / 3)
+    assert found["codebook"]["nats_per_token"] < found["unigram"]["nats_per_token"] - 0.5
+
+
+def test_floors_learn_from_a_limited_number_of_tokens_and_that_is_said(tmp_path, monkeypatch):
+    run = made_run(tmp_path)
+    shards, said = made_shards(tmp_path / "shards", run, made_documents({"train": 30, "test": 4})), []
+    monkeypatch.setattr(floors, "MOST_TOKENS", 50)
+    found = floors.measure(shards, shards, "test", said.append)
+    tokens = shards.split("train").tokens
+    assert found["trained_tokens"] == 50 < tokens
+    assert [event.text for event in said] == [f"the floors learn from the first 50 of {tokens:,} training tokens"]
+    train, scored = shards.split("train").read(0, 50), shards.split("test").read(0, shards.split("test").tokens)
+    wanted = floors.ngram(train, scored, EOS + 1, EOS).nats.mean()
+    assert found["scores"]["5-gram"]["nats_per_token"] == pytest.approx(wanted)
 
 
 def test_scores_lie_side_by_side_with_all_that_they_were_made_from(tmp_path):

@@ -8,7 +8,7 @@ from conftest import quiet
 
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.kept import inputs, scores
+from shortcut_cli.kept import floors, inputs, scores
 
 WANTED = {"shards": "a" * 64, "keys": {"lr": 0.002, "clip": None}, "split": "test"}
 
@@ -152,3 +152,26 @@ def test_the_kind_of_device_counts_and_its_number_does_not():
     first, second, cpu = (scores.made_from("c", "s", "test", CONFIG, name) for name in ("cuda:0", "cuda:1", "cpu"))
     assert first == second
     assert inputs.differences(cpu, first) == ["device: 'cpu' -> 'cuda'"]
+
+
+# Floors
+
+
+def test_floors_are_used_again_only_as_they_were_sealed_and_for_the_same_inputs(tmp_path):
+    wanted = floors.made_from("a" * 64, "b" * 64, "test", 5, 100)
+    found = floors.sealed(wanted, {"trained_tokens": 7, "scores": {"5-gram": {"nats_per_token": 1.25}}})
+    assert floors.is_usable(json.loads(json.dumps(found)), wanted)
+    others = (("c" * 64, "b" * 64, "test", 5, 100), ("a" * 64, "c" * 64, "test", 5, 100))
+    others += (("a" * 64, "b" * 64, "val", 5, 100), ("a" * 64, "b" * 64, "test", 4, 100))
+    others += (("a" * 64, "b" * 64, "test", 5, 99),)
+    for other in others:
+        assert not floors.is_usable(found, floors.made_from(*other))
+    for edited in (found | {"trained_tokens": 8}, found | {"sha256": ""}, found | {"scores": {}}, {}, None, [], 3):
+        assert not floors.is_usable(edited, wanted)
+    # Any score in the folder may have them, of whatever checkpoint.
+    assert scores.find_floors(tmp_path, wanted) is None
+    scores.keep(tmp_path, made() | {"floors": found}, b"sums", own=True, report=quiet)
+    scores.keep(tmp_path, made(checkpoint="d" * 64), b"more", own=True, report=quiet)
+    assert scores.find_floors(tmp_path, wanted) is None  # that score is gone
+    scores.keep(tmp_path, made(split="val", checkpoint="d" * 64) | {"floors": found}, b"x", own=False, report=quiet)
+    assert scores.find_floors(tmp_path, wanted) == found

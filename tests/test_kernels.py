@@ -10,7 +10,7 @@ import torch
 from test_models import apart
 from torch.nn import functional as F
 
-from shortcut_cli.kernels import attention, cpu, depth, rope
+from shortcut_cli.kernels import attention, bf16, cpu, depth, rope
 from shortcut_cli.kernels.attention import (
     attend_sources,
     attend_with_depth,
@@ -23,7 +23,7 @@ from shortcut_cli.kernels.depth import States, fork_read, fork_scores, weighted_
 from shortcut_cli.kernels.rope import rope_freqs
 from shortcut_cli.models.transformer import RMSNorm
 
-MODULES = (attention, cpu, depth, rope)
+MODULES = (attention, bf16, cpu, depth, rope)
 FREQS = rope_freqs(5, 8, 100.0)
 
 
@@ -41,6 +41,7 @@ def depth_inputs(draw):
 # kernel -> its arguments in some cases, from a function that draws tensors
 INPUTS = {
     "fork_norm": [lambda draw: (draw(2, 5, 8), draw(8))],
+    "unit_norm": [lambda draw: (draw(2, 5, 8),), lambda draw: (draw(2, 3, 5, 8).transpose(1, 2),)],
     "rotate": [
         lambda draw: (draw(2, 5, 8), FREQS),
         lambda draw: (draw(2, 5, 2, 3, 8), FREQS),
@@ -54,6 +55,10 @@ INPUTS = {
     ],
     "fork_scores": [lambda draw: (draw(2, 5, 8), draw(4, 8)), lambda draw: (draw(2, 5, 3, 8), draw(4, 8))],
     "fork_read": [lambda draw: (draw(2, 5, 3, 8), draw(2, 5, 3))],
+    "product": [
+        lambda draw: (draw(2, 5, 8), draw(4, 8), False),
+        lambda draw: (draw(2, 8, 5).mT, draw(4, 8), True),
+    ],
     "attend_sources": [lambda draw: (draw(2, 3, 5, 8), draw(2, 3, 5, 4, 8), draw(2, 3, 5, 4, 8))],
     "attend_with_depth": [depth_inputs],
 }
@@ -118,11 +123,13 @@ def test_a_kernel_without_gradients_has_the_same_values(name, make):
 # Where the plain version runs: while torch.compile traces, under autocast (tensors of two dtypes), off the CPU.
 PLAIN = {
     "fork_norm": {"compile", "autocast", "device"},
+    "unit_norm": {"compile", "device"},
     "rotate": {"compile"},
     "qkv_heads": {"compile"},
     "weighted_sum": {"compile"},
     "fork_scores": {"compile", "autocast", "device"},
     "fork_read": {"compile", "autocast", "device"},
+    "product": {"compile"},
     "attend_sources": {"device"},
     "attend_with_depth": {"device"},
 }
@@ -164,6 +171,72 @@ def test_states_keep_a_buffer_only_where_its_kernels_run(monkeypatch):
         assert not buffered(x)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not buffered(x)
+
+
+# bf16 -----------------------------------------------------------------------------------------------------------------
+
+
+def rounded(x):
+    """x as its nearest bf16 numbers, in fp32; its gradient is not rounded."""
+    return x + (x.detach().bfloat16().float() - x.detach())
+
+
+def close(a, b):
+    """Whether a is b but for the rounding to bf16, 2^-9 of a number, of what was multiplied and of the result."""
+    return (a - b).norm() < 0.01 * b.norm()
+
+
+@pytest.mark.parametrize("sources", [1, 3])
+@pytest.mark.parametrize("times", [1, 24, bf16.BLOCK, 2 * bf16.BLOCK + 30])
+def test_attention_in_bf16_is_the_plain_one_but_for_its_rounding(times, sources):
+    draw = drawing()
+    q, k, v = draw(2, 3, times, 8), draw(2, 3, times, sources, 8), draw(2, 3, times, sources, 8)
+    scale = drawing(seed=1)(2, 3, times, 8).detach()
+    found = []
+    for attend, inputs in (
+        (bf16.attend, (q, k.flatten(2, 3), v.flatten(2, 3))),
+        (plain_attend_sources, map(rounded, (q, k, v))),
+    ):
+        y, weights = attend(*inputs)
+        assert not weights.requires_grad
+        assert y.dtype == weights.dtype == torch.float32
+        found.append([y.detach(), weights, *torch.autograd.grad((y * scale).sum(), (q, k, v))])
+    for number, (a, b) in enumerate(zip(*found, strict=True)):
+        assert a.shape == b.shape
+        # With one key, the softmax is constant: queries and keys have no gradient.
+        assert close(a, b) or (times * sources == 1 and number in (2, 3) and a.abs().max() == b.abs().max() == 0)
+
+
+def test_attention_in_bf16_sees_nothing_after_a_query():
+    q, k, v = (draw.detach() for draw in (drawing()(1, 2, 300, 8) for _ in range(3)))
+    before, _ = bf16.attend(q, k, v)
+    k[:, :, 140], v[:, :, 140] = 7, -7
+    after, _ = bf16.attend(q, k, v)
+    assert torch.equal(before[:, :, :140], after[:, :, :140])
+    assert not torch.equal(before[:, :, 140:], after[:, :, 140:])
+
+
+@pytest.mark.parametrize("where", ["here", "outside", "meta", "long"])
+def test_attention_is_in_bf16_only_in_its_context_on_a_cpu_and_for_short_windows(where):
+    times = bf16.MOST_TIMES + (where == "long")
+    q = torch.empty(1, 1, times, 2, device="meta" if where == "meta" else "cpu")
+    with bf16.products(where != "outside"):
+        assert bf16.can_attend(q) is (where == "here")
+    assert not bf16.can_attend(q)
+
+
+def test_a_product_in_bf16_keeps_fp32_weights_and_returns_fp32():
+    x, weight = drawing()(2, 5, 8), drawing(seed=1)(4, 8)
+    with bf16.products():
+        y, narrow = linear(x, weight), linear(x, weight, narrow=True)
+    assert (y.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(y, narrow.float())
+    assert torch.equal(y, F.linear(x.bfloat16(), weight.bfloat16()).float())
+    scale = drawing(seed=2)(2, 5, 4).detach()
+    by_x, by_weight = torch.autograd.grad((y * scale).sum(), (x, weight))
+    assert by_x.dtype == by_weight.dtype == torch.float32
+    assert close(by_x, scale @ weight)
+    assert close(by_weight, scale.flatten(0, 1).t() @ x.flatten(0, 1))
 
 
 # Products and norms ---------------------------------------------------------------------------------------------------
@@ -432,3 +505,18 @@ def test_the_plain_attentions_weigh_in_full_precision_what_they_read_in_bf16():
     found = plain_attend_with_depth(q, own, own, [below], [below])
     assert found.dtype == torch.bfloat16
     assert apart(found, wanted) < 2**-9
+
+
+def test_a_unit_norm_and_its_gradient_are_those_of_the_formula():
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(4))
+    x[0, 0, 0] = 1e-5  # where epsilon matters
+    given = x.clone().requires_grad_()
+    exact = x.double().requires_grad_()
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    found = cpu.unit_norm(given)
+    expected = exact / torch.sqrt((exact**2).mean(-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cpu.plain_unit_norm(x).double(), expected, rtol=1e-5, atol=1e-6)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(given.grad.double(), exact.grad, rtol=1e-4, atol=1e-4)

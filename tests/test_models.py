@@ -70,9 +70,14 @@ TAPPED = {"paper": [2, 4], "all": [1, 2, 3, 4, 5], "every:2": [2, 4]}  # of six 
 FORMS = {**{taps: [int(layer) for layer in taps.split(",")] for taps in ("0,2,5", "1,4", "0,1,5", "3,5")}, **TAPPED}
 
 
+# Initial weights at which each part of a model does something, and no norms but those of the layers' inputs.
+PLAIN = {"init": "gpt2", "qk_norm": False, "tied": True}
+NORMED = {"qk_norm": True}
+
+
 def make(name, options, *, seed=1, open_gates=False, **shape):
     """open_gates: with weights at which every part of the model matters, and no two parts are alike."""
-    shape = {"layers": 6, "width": 32, "heads": 4, "context": CONTEXT, "ffn": 64} | shape
+    shape = {"layers": 6, "width": 32, "heads": 4, "context": CONTEXT, "ffn": 64, **PLAIN} | shape
     section = "shortcut" if name == "shortcut_local" else name
     sections = {section: SECTIONS[section](**options)} if options else {}
     config = Config(name=name, **shape, **sections)
@@ -113,8 +118,9 @@ def gradients(model, x):
 
 @pytest.mark.parametrize(("name", "options"), ARMS)
 class TestEveryArm:
-    def test_a_change_leaves_everything_before_it_bit_equal(self, name, options):
-        model = make(name, options, open_gates=True).eval()
+    @pytest.mark.parametrize("shape", [{}, NORMED])
+    def test_a_change_leaves_everything_before_it_bit_equal(self, name, options, shape):
+        model = make(name, options, open_gates=True, **shape).eval()
         x = ids()
         for place in (0, 11, CONTEXT - 1):
             other = x.clone()
@@ -123,14 +129,15 @@ class TestEveryArm:
             assert torch.equal(a[:, :place], b[:, :place])
             assert not torch.equal(a[:, place:], b[:, place:])
 
-    @pytest.mark.parametrize("shape", [{}, {"activation": "swiglu", "tied": False, "dropout": 0.1}])
+    @pytest.mark.parametrize("shape", [{}, {"activation": "swiglu", "tied": False, "dropout": 0.1}, NORMED])
     def test_every_parameter_gets_a_finite_gradient(self, name, options, shape):
         for parameter, grad in gradients(make(name, options, open_gates=True, **shape), ids()).items():
             assert grad.isfinite().all(), parameter
             assert grad.abs().sum() > 0, parameter
 
-    def test_cached_equals_full(self, name, options):
-        model = make(name, options, open_gates=True).eval()
+    @pytest.mark.parametrize("shape", [{}, NORMED])
+    def test_cached_equals_full(self, name, options, shape):
+        model = make(name, options, open_gates=True, **shape).eval()
         x = ids()
         with torch.inference_mode():
             full = model(x)
@@ -236,6 +243,28 @@ class TestEveryArm:
         assert len(firsts) == len(drawn), "two matrices with the same numbers"
         assert "embedding.weight" in drawn
         assert "head.weight" in drawn
+
+    def test_with_fan_in_matrices_keep_sizes_and_layers_add_nothing(self, name, options):
+        """A standard deviation of inputs^-1/2, and 0 for what writes to the residual stream."""
+        model = make(name, options, tied=False, init="fan_in")
+        given = dict(model.named_parameters())
+        plain = dict(make(name, options, tied=False).named_parameters())
+        written = [n for n in given if re.search(r"(attention|feed_forward)\.out\.weight$", n)]
+        assert len(written) == 2 * 6
+        for parameter_name, weight in given.items():
+            if parameter_name in written:
+                assert (weight == 0).all(), parameter_name
+            elif parameter_name in {*model.matrices(), "embedding.weight", "head.weight"}:
+                std = 1 if parameter_name == "embedding.weight" else weight.shape[1] ** -0.5
+                assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter_name
+                assert torch.allclose(weight / std, plain[parameter_name] / 0.02), parameter_name
+            else:
+                assert torch.equal(weight, plain[parameter_name]), parameter_name
+
+    def test_with_fan_in_it_starts_as_the_baseline(self, name, options):
+        x = ids()
+        found, expected = (make(*arm, init="fan_in", tied=False, **NORMED)(x) for arm in ((name, options), ("gpt", {})))
+        assert apart(found, expected) < 1e-3  # a mean over depth is smaller, which epsilon lets the last norm see
 
     def test_what_it_shares_with_the_baseline_starts_equal(self, name, options):
         baseline, weights = make("gpt", {}).state_dict(), make(name, options).state_dict()
@@ -597,7 +626,7 @@ def test_the_options_of_the_shortcut_are_the_papers_unless_told_otherwise():
         "mode": "replace",
         "project": "shared",
         "depth_embedding": False,
-        "attention": "mask",
+        "attention": "auto",
     }
     rest = {name: SECTIONS[name]().model_dump() for name in SECTIONS if name != "shortcut"}
     assert rest == {
@@ -729,3 +758,47 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
 def test_late_kv_of_a_single_layer_has_nothing_to_read():
     with pytest.raises(UsageError, match=r"model\.late_kv\.layer names layer 1, which is not below the last layer, 1"):
         make("late_kv", {}, layers=1)
+
+
+def plain_gpt(model, x, activation):
+    """Logits of a whole window of ids (T,), in float64 and by loops over heads and times."""
+    w = {name: weight.detach().double() for name, weight in model.named_parameters()}
+    config = model.config
+
+    def normed(h, weight=1.0):
+        return h / torch.sqrt((h**2).mean(-1, keepdim=True) + 1e-6) * weight
+
+    d = config.width // config.heads
+    turns = [t * config.rope_base ** (-2 * k / d) for t in range(len(x)) for k in range(d // 2)]
+    angle = torch.tensor(turns, dtype=torch.float64).view(len(x), d // 2)
+
+    def turned(y):
+        a, b = y[:, 0::2], y[:, 1::2]
+        return torch.stack((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1).flatten(1)
+
+    h = w["embedding.weight"][x]
+    for layer in range(config.layers):
+        at = f"blocks.{layer}."
+        qkv = (normed(h, w[at + "attention_norm.weight"]) @ w[at + "attention.query_key_value.weight"].T).chunk(3, -1)
+        heads = []
+        for head in range(config.heads):
+            q, k, v = (part[:, head * d : (head + 1) * d] for part in qkv)
+            q, k = turned(q), turned(k)
+            if config.qk_norm:
+                q, k = normed(q), normed(k)
+            rows = [((k[: t + 1] @ q[t]) / d**0.5).softmax(0) @ v[: t + 1] for t in range(len(x))]
+            heads.append(torch.stack(rows))
+        h = h + torch.cat(heads, -1) @ w[at + "attention.out.weight"].T
+        inner = normed(h, w[at + "feed_forward_norm.weight"]) @ w[at + "feed_forward.inner.weight"].T
+        h = h + activation(inner) @ w[at + "feed_forward.out.weight"].T
+    return normed(h, w["norm.weight"]) @ w["embedding.weight"].T
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "relu2"])
+def test_norms_and_activations_are_those_of_the_formula(qk_norm, activation):
+    shape = {"qk_norm": qk_norm, "activation": activation}
+    model = make("gpt", {}, open_gates=True, **shape).eval()
+    x = ids(rows=1)[0]
+    plain = {"gelu": lambda y: y * 0.5 * (1 + torch.erf(y / 2**0.5)), "relu2": lambda y: y.clamp(min=0) ** 2}
+    assert apart(model(x[None])[0].double(), plain_gpt(model, x, plain[activation])) < 1e-4

@@ -40,6 +40,7 @@ class Stages:
         self.checksums = {"the/shards": "a" * 64}  # of shards, by folder; that of the others is "b" * 64
         monkeypatch.setattr(runs, "open_run", self.open_run)
         monkeypatch.setattr(pipeline, "Shards", self.Shards)
+        monkeypatch.setattr(pipeline.floors, "measure", lambda *_: {"trained_tokens": 3, "scores": {}})
         for name in ("prepare", "train", "evaluate", "sample"):
             monkeypatch.setattr(pipeline, name, getattr(self, name))
 
@@ -494,7 +495,10 @@ def test_shards_that_are_not_there_are_asked_for_and_other_ones_are_named(stages
     notes = []
     stages.recipe, stages.checksums = RESOLVED, {}
     pipeline.score(tmp_path / "run.pt", None, None, device="d", report=lambda event: notes.append(event.text))
-    assert notes == [f"the/shards has shards bbbbbbbbbbbb; {tmp_path / 'run.pt'} was trained on aaaaaaaaaaaa"]
+    assert notes == [
+        f"the/shards has shards bbbbbbbbbbbb; {tmp_path / 'run.pt'} was trained on aaaaaaaaaaaa",
+        "no floors: the shards aaaaaaaaaaaa, which the run was trained on, are not at the/shards",
+    ]
 
 
 # Attention
@@ -665,6 +669,7 @@ def test_a_checkpoint_is_described_by_its_own_numbers(monkeypatch, tmp_path):
         "path": str(tmp_path / "run.pt"),
         "verified": True,
         "conditions": [],
+        "lineage": {},
         "model": "gpt",
         "parameters": {"total": 7},
         "forward_flops_per_token": 33,

@@ -204,7 +204,14 @@ def test_a_missing_key_has_the_documented_default():
         "splits": {"train": [], "val": [], "test": [], "table": ""},
     }
     plain = {key: value for key, value in found["model"].items() if not isinstance(value, dict)}
-    assert plain == SMALL["model"] | {"activation": "gelu", "tied": True, "dropout": 0.0, "rope_base": 10000.0}
+    assert plain == SMALL["model"] | {
+        "activation": "gelu",
+        "qk_norm": True,
+        "init": "fan_in",
+        "tied": False,
+        "dropout": 0.0,
+        "rope_base": 10000.0,
+    }
     schedule = {
         "steps": 5,
         "batch_size": 4,
@@ -213,6 +220,7 @@ def test_a_missing_key_has_the_documented_default():
         "warmup": 100,
         "schedule": "cosine",
         "decay": 0.2,
+        "schedule_steps": 0,
         "weight_decay": 0.1,
         "beta1": 0.9,
         "beta2": 0.95,
@@ -226,14 +234,20 @@ def test_a_missing_key_has_the_documented_default():
         "threads": 0,
     }
     assert found["train"] == schedule | {
+        "optimizer": "muon",
+        "matrix_lr": 2.5,
+        "momentum": 0.95,
+        "momentum_warmup": 200,
         "accumulation": 1,
         "router_lr": 1.0,
         "precision": "auto",
         "compile": False,
         "deterministic": False,
+        "keep": "best",
     }
     assert found["eval"] == {"split": "test", "stride": 2, "batch_size": 16, "resamples": 1000}
     sampler = {"n": 4, "tokens": 9, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 1}
+    sampler["precision"] = "fp32"
     assert found["sample"] == sampler
     codec = reading.validate_codec({"data": {}, "codec": {}, "train": SMALL["train"]}, "here").model_dump()
     assert codec["data"] == {
@@ -286,6 +300,7 @@ RANGES = {  # the least and the greatest value that a key takes, None for no bou
     "train.min_lr": (0.0, 1.0, -TINY, 1.0001),
     "train.warmup": (0, 10**9, -1, 10**9 + 1),
     "train.decay": (TINY, 1.0, 0.0, 1.0001),
+    "train.schedule_steps": (0, 10**9, -1, 10**9 + 1),
     "train.weight_decay": (0.0, 1000.0, -TINY, 1000.9999999999999),
     "train.beta1": (0.0, 0.9999, -TINY, 1.0),
     "train.beta2": (0.0, 0.9999, -TINY, 1.0),
@@ -296,6 +311,9 @@ RANGES = {  # the least and the greatest value that a key takes, None for no bou
     "train.eval_every": (1, 10**9, 0, 10**9 + 1),
     "train.eval_windows": (1, 10**9, 0, 10**9 + 1),
     "train.accumulation": (1, 4, 0, 2**20 + 1),
+    "train.matrix_lr": (TINY, 1e6, 0.0, 1000999.9999999999),
+    "train.momentum": (0.0, 0.9999, -TINY, 1.0),
+    "train.momentum_warmup": (0, 10**9, -1, 10**9 + 1),
     "train.router_lr": (TINY, 1e6, 0.0, 1000999.9999999999),
     "eval.stride": (1, 64, 0, 65),
     "eval.batch_size": (1, 2**20, 0, 2**20 + 1),
@@ -778,19 +796,20 @@ def test_every_registered_name_is_a_class_and_other_names_are_refused():
 
 # Each key of [model], [train] and [codec] is here: one that determines the weights, or one that does not.
 BINDS = {
-    "model": "name layers width heads context ffn activation tied dropout rope_base",
-    "train": "steps batch_size lr min_lr warmup schedule decay weight_decay beta1 beta2 clip ema seed eval_every "
-    "eval_windows accumulation router_lr precision compile deterministic threads",
+    "model": "name layers width heads context ffn activation qk_norm init tied dropout rope_base",
+    "train": "steps batch_size lr min_lr warmup schedule decay schedule_steps weight_decay beta1 beta2 clip ema seed "
+    "eval_every eval_windows optimizer matrix_lr momentum momentum_warmup accumulation router_lr precision "
+    "compile deterministic threads",
 }
 BINDS_CODEC = {
     "data": "segment_s speed gain_db mix",
     "codec": "network codebooks dimension codebook_decay",
-    "train": "steps batch_size lr min_lr warmup schedule decay weight_decay beta1 beta2 clip ema seed eval_every "
-    "eval_windows mel wave commitment adversarial_from adversarial features discriminator_filters discriminator_lr "
-    "threads",
+    "train": "steps batch_size lr min_lr warmup schedule decay schedule_steps weight_decay beta1 beta2 clip ema seed "
+    "eval_every eval_windows mel wave commitment adversarial_from adversarial features discriminator_filters "
+    "discriminator_lr threads",
 }
-FREE = {"train.log_every", "train.tensorboard"}
-FREE_CODEC = FREE | {"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}
+FREE = {"train.log_every", "train.tensorboard", "train.keep"}
+FREE_CODEC = (FREE - {"train.keep"}) | {"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}
 OPTIONS = {"shortcut": "shortcut", "shortcut_local": "shortcut"}  # the table of [model.NAME] that an architecture reads
 OPTIONS |= {name: name for name in ("late_kv", "value_residual", "denseformer", "attnres", "hyper")}
 

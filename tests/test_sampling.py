@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import quiet
 from test_generate import Exact, plain_row
+from test_models import make
 
 from shortcut_cli import cleanup, files
 from shortcut_cli.config import reading
@@ -18,6 +19,7 @@ from shortcut_cli.config.schema import SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.events import Progress
 from shortcut_cli.inference import runs
+from shortcut_cli.inference.decoding import Rounded
 from shortcut_cli.stages import sampling
 from shortcut_cli.stages.sampling import like, prompt_ids, sample
 from shortcut_cli.tokenizers.base import Constraint
@@ -151,7 +153,7 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
             "checkpoint": "../../runs/run.pt",
             "checkpoint_sha256": hashlib.sha256(b"weights").hexdigest(),
             "model": "some-arm",
-            "sampler": {"n": 5, "tokens": 12, "temperature": 1.2, "top_k": 9, "seed": 7} | filters,
+            "sampler": {"n": 5, "tokens": 12, "temperature": 1.2, "top_k": 9, "precision": "fp32", "seed": 7} | filters,
             "number": number,
             "device": "cpu:0" if prompted else "cpu",
             "conditions": conditions.now("cpu"),
@@ -187,6 +189,25 @@ def test_rows_are_sampled_on_the_device_of_the_run(run, tmp_path, monkeypatch):
     with pytest.raises(Seen) as seen:
         sample(run, tmp_path / "out", config(), prompt=None, device="meta", report=quiet)
     assert seen.value.args == (run.model, "meta", (5, 1), 12)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_products_are_in_bf16_while_sampling_only_if_the_recipe_says_so(run, tmp_path, monkeypatch, precision):
+    seen = []
+    run.model = make("gpt", {}, context=CONTEXT)
+    real = sampling.generate
+
+    def generate(model, *args, **kwargs):
+        seen.append(any(isinstance(module, Rounded) for module in model.modules()))
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    run.marks.constraint = lambda: SimpleNamespace(
+        needed=1, push=lambda _: None, allowed=lambda _: np.arange(run.model.vocabulary) < VOCABULARY
+    )
+    (path,) = sample(run, tmp_path, config(n=1, precision=precision), prompt=None, device="cpu", report=quiet)
+    assert seen == [precision == "bf16"]
+    assert sidecar(path)["sampler"]["precision"] == precision
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])

@@ -23,9 +23,10 @@ from shortcut_cli.config import reading, schema
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.events import Note, Progress, Validation
 from shortcut_cli.inference import runs
+from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.stages import proof, training
-from shortcut_cli.training import checkpoint, loop, optim, run_log
+from shortcut_cli.training import checkpoint, loop, optim, precision, run_log
 from shortcut_cli.training.loop import State
 from shortcut_cli.training.trainer import Trainer, validation_starts
 
@@ -250,6 +251,19 @@ def test_a_checkpoint_runs_no_code_and_allocates_no_more_than_it_holds(tmp_path)
             checkpoint.load(sealed(tmp_path / "run.pt", {"a": claim}))
 
 
+def test_a_checkpoint_of_an_earlier_version_means_what_it_meant(text_run, tmp_path):
+    content = checkpoint.load(text_run / "gpt" / "run.pt")
+    expected = runs.open_run(text_run / "gpt" / "run.pt", "cpu")
+    for section, key in (("model", "qk_norm"), ("model", "init"), ("train", "optimizer")):
+        del content["recipe"][section][key]
+    checkpoint.save(tmp_path / "run.pt", content)
+    found = runs.open_run(tmp_path / "run.pt", "cpu")
+    assert not found.recipe.model.qk_norm
+    assert (found.recipe.model.init, found.recipe.train.optimizer) == ("gpt2", "adamw")
+    x = torch.arange(12)[None]
+    assert torch.equal(found.model(x), expected.model(x))
+
+
 def test_a_recipe_inside_a_checkpoint_asks_for_no_more_than_its_weights(text_run, tmp_path):
     content = checkpoint.load(text_run / "gpt" / "run.pt")
     content["recipe"]["model"]["width"] = 2**16
@@ -366,7 +380,8 @@ def test_steps_equal_plain_ones(text_run, tmp_path, monkeypatch, accumulation, c
         share = min(ema, (1 + number) / (10 + number))
         average = {name: share * average[name] + (1 - share) * weight for name, weight in model.state_dict().items()}
         # fp32, summed in another order; torch clips to 0.05 / (norm + 1e-6).
-        assert trainer.step(number) == pytest.approx(loss.item(), rel=1e-5)
+        assert trainer.step(number).item() == pytest.approx(loss.item(), rel=1e-5)
+        trainer.settle()
         assert trainer.norm == pytest.approx(norm, rel=1e-4)
         torch.testing.assert_close(dict(trainer.model.state_dict()), dict(model.state_dict()), rtol=1e-4, atol=1e-6)
         kept = average if ema else dict(model.state_dict())
@@ -525,24 +540,64 @@ def test_run_pt_holds_the_ema_weights_and_resume_pt_holds_both(text_run, tmp_pat
     assert equal(again.optimizer.ema.weights, averaged)
 
 
-@pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("auto", False), ("bf16", True)])
-def test_precision_is_that_of_the_recipe_in_training_and_validation(text_run, tmp_path, precision, bf16):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_is_that_of_the_recipe_in_training_and_validation(text_run, tmp_path, monkeypatch, precision):
     trainer = made(text_run, tmp_path, f"train.precision={precision}")
     seen = []
-    trainer.model.head.register_forward_hook(lambda _, __, logits: seen.append((logits.dtype, torch.is_grad_enabled())))
+    product = bf16.plain_product
+    monkeypatch.setattr(bf16, "product", lambda *x: seen.append(torch.is_grad_enabled()) or product(*x))
     trainer.step(0)
     trainer.validation_loss()
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    assert set(seen) == {(dtype, True), (dtype, False)}
+    assert set(seen) == ({True, False} if precision == "bf16" else set())
 
 
-@pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("auto", True), ("bf16", True)])
-def test_auto_is_bf16_on_cuda(text_run, tmp_path, monkeypatch, precision, bf16):
+@pytest.mark.parametrize(("wanted", "chosen"), [("fp32", "fp32"), ("auto", "bf16"), ("bf16", "bf16")])
+def test_auto_is_bf16_on_cuda(text_run, tmp_path, monkeypatch, wanted, chosen):
     moved = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append(device) or self)
-    trainer = Trainer(tiny(text_run, f"train.precision={precision}"), tmp_path, "cuda:1", quiet)
-    assert trainer.bf16 is bf16
+    trainer = Trainer(tiny(text_run, f"train.precision={wanted}"), tmp_path, "cuda:1", quiet)
+    assert trainer.precision == chosen
     assert moved == ["cuda:1"]
+
+
+def test_auto_is_fp32_elsewhere(text_run):
+    resolved = tiny(text_run, "train.precision=auto")
+    assert precision.choose(resolved, "cpu") == precision.choose(resolved, "mps") == "fp32"
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_chosen(text_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "choose", lambda *_: "bf16")
+    first = made(text_run, tmp_path, "train.precision=auto")
+    assert first.precision == "bf16"
+    first.save()
+    monkeypatch.setattr(precision, "choose", lambda *_: "fp32")  # of another version, or on another device
+    again = made(text_run, tmp_path, "train.precision=auto")
+    again.load_state(checkpoint.load(tmp_path / "resume.pt"))
+    assert again.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ({"precision": "bf16"}, "bf16"),
+        ({"precision": "fp32"}, "fp32"),
+        # Of earlier versions, which named none.
+        ({"wanted": "bf16"}, "bf16"),
+        ({"wanted": "auto"}, "fp32"),
+        ({"wanted": "auto", "conditions": [{"device": "cpu"}]}, "fp32"),
+        ({"wanted": "auto", "conditions": [{"device": "cpu"}, {"device": "NVIDIA H100"}]}, "bf16"),
+        ({"wanted": "auto", "conditions": "all"}, "fp32"),
+        ({"wanted": "auto", "conditions": [1]}, "fp32"),
+    ],
+)
+def test_the_precision_of_a_file(written, found):
+    recipe = {"train": {"precision": written.pop("wanted", "auto")}}
+    assert precision.of({"recipe": recipe, **written}) == found
+
+
+def test_a_file_of_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="a precision of 'fp8'"):
+        precision.of({"precision": "fp8", "recipe": {"train": {"precision": "fp32"}}})
 
 
 def test_a_device_may_have_a_number(text_run, tmp_path):
@@ -572,19 +627,52 @@ def test_compile_and_deterministic_do_what_the_recipe_says(text_run, tmp_path, m
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_a_loss_or_a_gradient_that_is_not_finite_stops_before_it_is_used(text_run, tmp_path, monkeypatch, broken, clip):
+@pytest.mark.parametrize("writes", ["write_log", "validate", "save", "save_result"])
+def test_a_loss_or_a_gradient_that_is_not_finite_gets_into_no_file(
+    text_run, tmp_path, monkeypatch, broken, clip, writes
+):
+    breaking = False
+
     def breaks(logits, targets):
         # An infinite loss with a finite gradient; or a finite loss with a gradient of 0 / 0.
-        return cross_entropy(logits, targets) + (math.inf if broken == "loss" else (logits.sum() * 0).sqrt())
+        change = math.inf if broken == "loss" else (logits.sum() * 0).sqrt()
+        return cross_entropy(logits, targets) + change * breaking if breaking else cross_entropy(logits, targets)
 
     monkeypatch.setattr(CROSS_ENTROPY, breaks)
     trainer = made(text_run, tmp_path, f"train.clip={clip}", "train.ema=0.5")
-    before = copy.deepcopy(trainer.model.state_dict())
+
+    def take():
+        trainer.state.pending.append(trainer.step(trainer.state.step))
+        trainer.state.step += 1
+
+    for _ in range(4):
+        take()
+    trainer.save()
+    trainer.save_result()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    take()
+    breaking = True
+    take()
+    breaking = False
+    take()  # with weights that are not numbers, if the gradient was none
     found = r"loss inf, norm \d+\.\d+" if broken == "loss" else r"loss \d\.\d+, norm nan"
-    with pytest.raises(ShortcutError, match=rf"not finite at step 5 \({found}\)"):
-        trainer.step(4)
-    assert equal(trainer.model.state_dict(), before)
-    assert equal(trainer.optimizer.ema.weights, before)
+    with pytest.raises(ShortcutError, match=rf"not finite at step 6 \({found}\)"):
+        getattr(trainer, writes)()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_losses_are_read_now_and_then_and_before_a_state_is_saved(text_run, tmp_path, monkeypatch):
+    """At most MOST_UNREAD steps after one that is not finite, the run stops."""
+    monkeypatch.setattr("shortcut_cli.training.trainer.MOST_UNREAD", 3)
+    trainer = made(text_run, tmp_path)
+    for number in range(8):
+        trainer.state.pending.append(trainer.step(number))
+        trainer.state.step += 1
+    read = [isinstance(loss, float) for loss in trainer.state.pending]
+    assert read == [True] * 6 + [False] * 2
+    trainer.save()
+    assert all(isinstance(loss, float) for loss in trainer.state.pending)
+    assert checkpoint.load(tmp_path / "resume.pt")["state"]["pending"] == trainer.state.pending
 
 
 def test_a_line_of_the_log_summarises_the_steps_since_the_last_one(text_run, tmp_path, monkeypatch):
@@ -658,9 +746,11 @@ def test_the_first_note_counts_parameters_operations_and_epochs():
         recipe=SimpleNamespace(model=SimpleNamespace(name="gpt", context=16)),
         windows=SimpleNamespace(split=SimpleNamespace(tokens=6400)),
         config=SimpleNamespace(steps=200, batch_size=4),
+        lineage={},
+        precision="bf16",
     )
     assert Trainer.describe(trainer) == (
-        "gpt: 12,345 parameters (2,345 non-embedding), 15.0 training MFLOPs per token; "
+        "gpt: 12,345 parameters (2,345 non-embedding), 15.0 training MFLOPs per token in bf16; "
         "6,400 training tokens, 2.00 epochs"
     )
 
@@ -759,6 +849,7 @@ def test_the_summary_of_a_finished_run_is_that_of_its_state(text_run, tmp_path, 
         "validation_nats_per_token": 0.25,
         "parameters": trainer.model.count(),
         "seconds": 7234.6,
+        "lineage": {},
     }
 
 
@@ -784,6 +875,7 @@ class Changed(Trainer):
     def __init__(self, recipe, folder, checksum):
         self.recipe, self.config, self.folder = recipe, recipe.train, folder
         self.shards = SimpleNamespace(manifest={"checksum": checksum})
+        self.lineage = {}
 
     def load_state(self, content):
         self.state = State(step=self.config.steps if content else 0)

@@ -58,6 +58,7 @@ OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type:
 MOST_WORKERS = 1024
 MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
+MOST_STEPS = 10**9
 LARGEST_SEED = 2**63 - 1
 
 
@@ -208,6 +209,19 @@ def train(
     seed: Annotated[int | None, _seed("Seed; default: the recipe's.")] = None,
     out: RunOut = None,
     resume: Resume = "auto",
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init-from", metavar="RUN", help="Begin with the weights of this run folder or run.pt."),
+    ] = None,
+    extend: Annotated[
+        int | None,
+        typer.Option(
+            "--extend", metavar="STEPS", min=1, max=MOST_STEPS, help="Train the run to this many steps in all."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, by a few steps. Nothing is written.")
+    ] = False,
     device: Device = "auto",
     settings: Settings = None,
     as_json: AsJson = False,
@@ -215,15 +229,30 @@ def train(
     """Train a model on shards. If it is interrupted, run it again to resume."""
     from shortcut_cli.config import reading
 
-    flags = {"model__name": ("--model", model), "train__seed": ("--seed", seed)}
+    if extend and (dry_run or resume == "never"):
+        raise UsageError(f"--extend goes on with a run: it takes no {'--dry-run' if dry_run else '--resume never'}")
+    flags = {"model__name": ("--model", model), "train__seed": ("--seed", seed), "train__steps": ("--extend", extend)}
     resolved = reading.read(recipe, _settings(settings, **flags))
     _need_shards(recipe, resolved, settings)
     folder = out or reading.run_folder(recipe, resolved)
+    first = None if init_from is None else _checkpoint(init_from)
     from shortcut_cli.stages import training
 
+    where = devices.choose(device)
     with console.Reporter() as report:
+        if dry_run:
+            found = training.rehearse(resolved, folder, device=where, report=report, init_from=first)
+            console.result(found, tables.rehearsal(found), as_json=as_json)
+            return
         summary = training.train(
-            resolved, folder, device=devices.choose(device), resume=resume, report=report, stop=signals
+            resolved,
+            folder,
+            device=where,
+            resume=resume,
+            report=report,
+            stop=signals,
+            init_from=first,
+            extend=extend is not None,
         )
     console.result(summary, summary["run"], as_json=as_json)
 
@@ -288,6 +317,9 @@ def sample(
     min_p: Annotated[
         float | None, typer.Option("--min-p", help="Drop tokens below this share of the largest probability; 0: none.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, or bf16: products in bf16, faster where the CPU has them.")
+    ] = None,
     seed: Annotated[int | None, _seed("Seed of the sampler.")] = None,
     out: Annotated[Path | None, _out("Folder of the samples; default: samples/ beside the checkpoint.")] = None,
     device: Device = "auto",
@@ -308,6 +340,7 @@ def sample(
         sample__top_k=("--top-k", top_k),
         sample__top_p=("--top-p", top_p),
         sample__min_p=("--min-p", min_p),
+        sample__precision=("--precision", precision),
         sample__seed=("--seed", seed),
     )
     with console.Reporter() as report:
@@ -433,6 +466,33 @@ def inspect(
 
     found = inspection.inspect(path, verify=verify)
     console.result(found, *tables.description(str(path), found), as_json=as_json)
+
+
+@app.command("runs")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder with runs in it, at any depth.")] = Path(
+        "runs"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a folder with their scores, and those that are damaged with the reason."""
+    from shortcut_cli.stages import runs
+
+    found = runs.listed(folder)
+    console.result(found, *tables.runs(str(folder), found), as_json=as_json)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or run.pt.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show how two runs differ: recipe keys, shards, tokenizers, versions, first weights, scores."""
+    from shortcut_cli.stages import runs
+
+    found = runs.difference(first, second)
+    console.result(found, *tables.difference(found), as_json=as_json)
 
 
 @recipes_app.command("list")

@@ -171,24 +171,31 @@ def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> Non
 
 
 def table(
-    title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], align: Literal["left", "right"] = "right"
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[Any]],
+    align: Literal["left", "right"] = "right",
+    *,
+    whole: bool = False,
 ) -> "Table":
     """A table. align: of the columns after the first, which is aligned left.
 
     Values may come from a file that anyone has made, so there are only so many rows, and so much of a value: drawing
-    takes far longer than reading.
+    takes far longer than reading. whole: if the table is too wide, only the first column is broken into lines, as long
+    as that is enough.
     """
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(shown(title), "bold"), title_justify="left")
     for number, column in enumerate(columns):
-        made.add_column(Text(shown(column)), justify=align if number else "left", overflow="fold")
-    whole = [*rows]
-    for row in whole[:MOST_ROWS]:
+        one_line = whole and number > 0
+        made.add_column(Text(shown(column)), justify=align if number else "left", overflow="fold", no_wrap=one_line)
+    every = [*rows]
+    for row in every[:MOST_ROWS]:
         made.add_row(*(Text(shown(_cut(cell(value)))) for value in row))
-    if len(whole) > MOST_ROWS:
-        made.add_row(f"and {len(whole) - MOST_ROWS:,} more rows")
+    if len(every) > MOST_ROWS:
+        made.add_row(f"and {len(every) - MOST_ROWS:,} more rows")
     return made
 
 

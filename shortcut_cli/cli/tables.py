@@ -1,5 +1,6 @@
 """How the results of the commands look on a screen."""
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from shortcut_cli.cli.console import Table
 
 Result = dict[str, Any]
+LONGEST = 200  # characters of a value
+HASH = re.compile("[0-9a-f]{64}")
 COUNTS = (("inputs", "files"), ("duplicates", "duplicates"), ("rejected", "rejected"))  # of a manifest
 
 
@@ -58,6 +61,7 @@ def scores(title: str, result: Result) -> "Table":
         "split": f"{result['split']}, {result['documents']:,} documents, {result['tokens']:,} tokens",
         "nats per token": result["nats_per_token"],
         f"  95 % interval over {result['interval_over']}": result["interval_95"],
+        **{f"  {name} of the training split": one["nats_per_token"] for name, one in floors(result)},
         "  unigram entropy of the split": result["unigram_entropy"],
         "perplexity": result["perplexity"],
         "accuracy": result["accuracy"],
@@ -73,6 +77,12 @@ def scores(title: str, result: Result) -> "Table":
         for source, shares in zip(result["depth_weights"]["sources"], zip(*heads, strict=True), strict=True):
             rows[f"attention to {source}"] = sum(shares) / len(shares)
     return pairs(title, rows)
+
+
+def floors(result: Result) -> Iterator[tuple[str, Result]]:
+    """The simple predictors beside a score, and what they reach, the lowest loss first."""
+    found = result.get("floors", {"scores": {}})["scores"]
+    yield from sorted(found.items(), key=lambda each: each[1]["nats_per_token"])
 
 
 def attention(folder: Path, result: Result) -> "Table":
@@ -112,6 +122,63 @@ def _flat(tree: Result, prefix: str = "") -> dict[str, Any]:
         inner = {str(number): entry for number, entry in enumerate(value, 1)} if tables else value
         rows |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
     return rows
+
+
+def rehearsal(result: Result) -> "Table":
+    """The result of `train --dry-run`."""
+    count, seconds = result["parameters"], result["seconds"]
+    rows = {
+        "parameters": f"{count['total']:,} ({count['non_embedding']:,} non-embedding)",
+        "steps": result["steps"],
+        "tokens": f"{result['tokens']:,} ({result['epochs']:.2f} epochs of {result['training_tokens']:,})",
+        "training FLOPs": f"{result['training_flops']:.3g}",
+        "training MFLOPs per token": result["training_flops_per_token"] / 1e6,
+        "peak memory, MB": result["memory_mb"],
+        "tokens/s": result["tokens_per_s"],
+        "seconds per step": result["seconds_per_step"],
+        "seconds per validation": result["seconds_per_validation"],
+        "time": f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min",
+    }
+    return pairs(f"dry run of {result['run']}: nothing was written", rows)
+
+
+def runs(folder: str, result: Result) -> Iterator["Table | str"]:
+    """The result of `runs`: the runs that can be read, then what is wrong with others, or with their files."""
+    readable = [entry for entry in result["runs"] if entry["model"]]
+    broken = [(entry["run"], entry["problem"]) for entry in result["runs"] if entry["problem"]]
+    if not result["runs"]:
+        yield f"no runs in {folder}"
+    if readable:
+        columns = ("run", "model", "steps", "val.", "test", "bits per unit")
+        yield table(folder, columns, map(_run_row, readable), whole=True)
+    if broken:
+        yield table("damaged or incomplete", ("run", "reason"), broken, "left")
+
+
+def _run_row(entry: Result) -> tuple[Any, ...]:
+    done, planned = entry["step"], entry["steps"]
+    test = entry["scores"].get("test", {}) if entry["kind"] == "checkpoint" else {}
+    steps = cell(done) if done == planned else f"{'?' if done is None else cell(done)}/{cell(planned)}"
+    bits = None if test.get("bits_per_unit") is None else f"{cell(test['bits_per_unit'])} {test['unit']}"
+    return entry["run"], entry["model"], steps, entry["validation"], test.get("nats_per_token"), bits
+
+
+def difference(result: Result) -> Iterator["Table | str"]:
+    """The result of `diff`: one row for each thing that differs."""
+    rows = [(key, *(_short(value) for value in values)) for key, values in result["differences"].items()]
+    if rows:
+        yield table("differences", ("", *result["runs"]), rows, "left")
+    else:
+        yield "nothing differs"
+
+
+def _short(value: Any) -> Any:
+    """A value as it is shown: of a hash the first 12 digits, of a long text its beginning."""
+    if value is None:
+        return "-"
+    if not isinstance(value, str):
+        return value
+    return value[:12] if HASH.fullmatch(value) else value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
 
 
 def recipes(listed: Iterable[Result]) -> "Table":

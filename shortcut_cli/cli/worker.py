@@ -14,7 +14,7 @@ from shortcut_cli.formatting import to_json
 
 
 def run(planned: str, folder: Path, device: str) -> None:
-    """Do what `shortcut train` does and write cost.json; then do what `shortcut eval` does.
+    """Do what `shortcut train` does and write cost.json; then do what `shortcut eval` does, without floors.
 
     cost.json has the peak memory of training, in MB, or None if another process did the training.
     """
@@ -34,7 +34,7 @@ def run(planned: str, folder: Path, device: str) -> None:
             cost = {"peak_mb": peak_mb, "device": device, "inputs": inputs}
             files.write(folder / "cost.json", to_json(cost) + "\n")
         shards = Path(resolved.data.shards)
-        score(checkpoint, shards, None, resolved.eval, device=device, report=report)
+        score(checkpoint, shards, None, resolved.eval, device=device, report=report, with_floors=False)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def read(path: Path) -> dict[str, Any]:
         kinds
         and tensor_file.are_shown(content)
         and tensor_file.is_recipe(content["recipe"], "codec", "network")
-        and tensor_file.are_tensors(content["weights"], torch.float16)
+        and tensor_file.are_tensors(content["weights"], "float16")
     ):
         raise CheckFailed(f"{path} is not a codec.pt: its fields have the wrong types")
     return content

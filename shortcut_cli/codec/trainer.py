@@ -86,7 +86,7 @@ class CodecTrainer:
             weighted = (getattr(config, name) * loss for name, loss in losses.items())
             sum(weighted, config.commitment * commitment).backward()
         values = {name: loss.item() for name, loss in losses.items()} | {"commitment": commitment.item()} | learned
-        norm = self.optimizer.clip()
+        norm = self.optimizer.clip().item()
         loop.check_finite(number, values | {"norm": norm}, self.folder)
         self.optimizer.step(number)
         return values | {"gradient_norm": norm}

@@ -34,11 +34,15 @@ svg { max-width: 100%; height: auto } pre { background: #f5f5f5; padding: 1rem; 
 
 
 def table(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """A row per arm: COLUMNS, then the means over seeds of nats per token and bits per unit."""
+    """A row per arm: COLUMNS, then the means over seeds of nats per token and bits per unit. Below, a row per floor."""
     for row in result["arms"]:
         losses, bits = row["nats_per_token"], row["bits_per_unit"]
         known = None if None in bits else sum(bits) / len(bits)
         yield (*(row[key] for _, key in COLUMNS), sum(losses) / len(losses), known)
+    # Comparisons that were made before there were floors have none.
+    for name, floor in result.get("floors", {"scores": {}})["scores"].items():
+        empty = (None,) * (len(COLUMNS) - 1)
+        yield (f"floor: {name}", *empty, floor["nats_per_token"], floor["bits_per_unit"])
 
 
 def headings(result: dict[str, Any]) -> list[str]:
@@ -54,7 +58,7 @@ def page(result: dict[str, Any]) -> str:
     facts = (
         f"{shape['layers']} layers, width {shape['width']}, context {shape['context']}; {recipe['train']['steps']:,} "
         f"steps of {result['tokens_per_step']:,} tokens, {result['epochs']:.2f} epochs; {MATCHED[result['match']]}; "
-        f"{result['split']} split; shards {result['shards'][:12]}."
+        f"{result['split']} split; shards {result['shards'][:12]}.{_floors(result)}"
     )
     verdicts = "".join(f"<li>{html.escape(entry['verdict'])}</li>" for entry in result["contrasts"])
     return (
@@ -62,6 +66,17 @@ def page(result: dict[str, Any]) -> str:
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p><ul>{verdicts}</ul>"
         f"{_html(headings(result), table(result))}<h2>Differences from the baseline</h2>{_contrasts(result)}"
         f"<h2>Validation loss</h2>{_curves(result)}<h2>Recipe</h2><pre>{html.escape(_recipe(recipe))}</pre></html>\n"
+    )
+
+
+def _floors(result: dict[str, Any]) -> str:
+    """What the floors are, in a sentence; empty if there are none."""
+    found = result.get("floors")
+    if not found:
+        return ""
+    return (
+        f" Floors: simple predictors (Kneser-Ney) that know {found['trained_tokens']:,} tokens of the training split, "
+        "on the same tokens as the models."
     )
 
 

@@ -117,7 +117,8 @@ class Runner:
             return None
         content = checkpoint.load(path)
         wanted = checkpoint.made_from(recipe.model_dump(), self.shards)
-        changes = differences(checkpoint.made_from(content["recipe"], content["shards"]), wanted)
+        found = checkpoint.made_from(content["recipe"], content["shards"], content.get("lineage"))
+        changes = differences(found, wanted)
         if changes:
             raise UsageError(
                 f"{folder} holds a different run\n" + "\n".join(f"  {line}" for line in changes), "choose another --out"

@@ -20,12 +20,14 @@ UNIONS = (Union, UnionType)
 # Which keys, or whole sections, do not determine the weights of a run; all others do, and bind it: a new key too. What
 # [data] and [tokenizer] do to the weights, they do through the shards, whose checksum binds a run. How often and on how
 # many windows to validate is not here: it decides which weights run.pt keeps.
-FREE = frozenset({"data", "tokenizer", "eval", "sample", "train.log_every", "train.tensorboard"})
+FREE = frozenset({"data", "tokenizer", "eval", "sample", "train.log_every", "train.tensorboard", "train.keep"})
 # Which files are in which split binds the run of a codec by itself.
 CODEC_FREE = frozenset({"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}) | {
     "train.log_every",
     "train.tensorboard",
 }
+# Keys that came later, and whose value 0 asks for nothing: a recipe without them is equal to one that has it.
+UNASKED = frozenset({("train", "threads"), ("train", "schedule_steps")})
 
 
 class Config(BaseModel):
@@ -137,8 +139,19 @@ class ModelConfig(Config):
     heads: int = Field(description="attention heads; width / heads must be even", ge=1, le=MOST_WIDTH)
     context: int = Field(description="context length, in tokens", ge=2, le=MOST_CONTEXT)
     ffn: int = Field(description="inner width of the feed-forward layers", ge=1, le=MOST_FFN)
-    activation: Literal["gelu", "swiglu"] = Field("gelu", description="activation function of the feed-forward layers")
-    tied: bool = Field(True, description="share the weights of the embedding with the output head")
+    activation: Literal["gelu", "swiglu", "relu2"] = Field(
+        "gelu", description="activation function of the feed-forward layers"
+    )
+    qk_norm: bool = Field(
+        True, description="divide each head's queries and keys by their root mean square, after rotation"
+    )
+    init: Literal["fan_in", "gpt2"] = Field(
+        "fan_in",
+        description="initial matrices, by their standard deviation; fan_in: inputs^-1/2, 1 in an embedding "
+        "that is not tied, and 0 for what writes to the residual stream; "
+        "gpt2: 0.02, divided by sqrt(2 layers) for what writes to it",
+    )
+    tied: bool = Field(False, description="share the weights of the embedding with the output head")
     dropout: float = Field(0.0, description="dropout rate of embeddings and of the output of each sublayer", ge=0, lt=1)
     rope_base: float = Field(10000.0, description="base of the RoPE frequencies", gt=1, le=1e12)
 
@@ -172,6 +185,13 @@ class ScheduleConfig(Config):
         "cosine", description="after warm-up: cosine; wsd (stable, then linear decay); or constant"
     )
     decay: float = Field(0.2, description="wsd: share of the steps spent in the decay", gt=0, le=1)
+    schedule_steps: int = Field(
+        0,
+        description="steps that the schedule takes; its last learning rate holds from there on, as after `--extend` "
+        "with cosine; 0: train.steps",
+        ge=0,
+        le=MOST_COUNT,
+    )
     weight_decay: float = Field(0.1, description="weight decay, on matrices only", ge=0, le=MOST_RATE)
     beta1: float = Field(0.9, description="beta1 of AdamW", ge=0, lt=1)
     beta2: float = Field(0.95, description="beta2 of AdamW", ge=0, lt=1)
@@ -195,9 +215,36 @@ class ScheduleConfig(Config):
     )
 
 
+def kept(keep: str) -> tuple[bool, int]:
+    """What train.keep asks for beside run.pt: whether last.pt, and how many steps apart step-N.pt, 0 for none.
+
+    Raises ValueError if it names anything else, a part twice, or not `best`.
+    """
+    parts = [part.strip() for part in keep.split(",")]
+    spaced = [part.removeprefix("every:") for part in parts if part.startswith("every:")]
+    rest = sorted(part for part in parts if not part.startswith("every:"))
+    if rest not in (["best"], ["best", "last"]) or len(spaced) > 1:
+        raise ValueError('is not best, with last and every:N if wanted: "best, last, every:1000"')
+    apart = spaced[0] if spaced else "0"
+    if not (apart.isascii() and apart.isdecimal() and len(apart) <= len(str(MOST_COUNT))):
+        raise ValueError(f"every:{apart[:20]} names no number of steps")
+    if spaced and not 1 <= int(apart) <= MOST_COUNT:
+        raise ValueError(f"every:{apart} is not from 1 to {MOST_COUNT:,}")
+    return "last" in rest, int(apart)
+
+
 class TrainConfig(ScheduleConfig):
     """[train]: the optimizer, its schedule, and how often to validate."""
 
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon",
+        description="muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all weights",
+    )
+    matrix_lr: float = Field(2.5, description="muon: learning rate of matrices, as a multiple of lr", gt=0, le=1e6)
+    momentum: float = Field(0.95, description="muon: momentum", ge=0, lt=1)
+    momentum_warmup: int = Field(
+        200, description="muon: steps in which the momentum rises linearly from 0.85", ge=0, le=MOST_COUNT
+    )
     accumulation: int = Field(
         1,
         description="gradient accumulation: parts that a step's windows are divided into, to save memory",
@@ -211,12 +258,25 @@ class TrainConfig(ScheduleConfig):
         le=1e6,
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on CUDA, fp32 elsewhere"
+        "auto",
+        description="of products; weights, norms, softmax and loss are fp32. auto: bf16 on CUDA, fp32 elsewhere. "
+        "What was chosen is kept with the run: it is evaluated in it too",
     )
     compile: bool = Field(False, description="torch.compile the model")
     deterministic: bool = Field(
         False, description="use only deterministic kernels, so that CUDA runs repeat bit for bit"
     )
+    keep: str = Field(
+        "best",
+        description="checkpoints to keep, with commas: best (run.pt, the lowest validation loss; always), last "
+        "(last.pt, the newest validation's weights), every:N (step-N.pt, step-2N.pt ...)",
+    )
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_is_known(cls, keep: str) -> str:
+        kept(keep)
+        return keep
 
     @model_validator(mode="after")
     def _parts_divide_batch(self) -> "TrainConfig":
@@ -255,6 +315,11 @@ class SampleConfig(Config):
     )
     min_p: float = Field(
         0.0, description="drop tokens below this share of the largest probability; 0: none", ge=0, lt=1
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16: weights are rounded to bf16, and products computed in it; faster on a CPU with AVX512-BF16 "
+        "or AMX, and on a GPU",
     )
     seed: int = Field(1, description="seed of the sampler", ge=0, lt=SEED)
 
@@ -407,7 +472,7 @@ def binding(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe, or of a codec recipe, that determines the weights of a run: all but FREE or CODEC_FREE.
 
     Of the tables [model.NAME], and [codec.NAME], only the one that the architecture or network reads is part of it.
-    train.threads = 0 asks for nothing, as do recipes that were written before there was such a key.
+    Keys of UNASKED that are 0 are left out, since recipes that were written before there were such keys lack them.
     """
     if "codec" in recipe:
         free, options = CODEC_FREE, recipe["codec"]["network"]
@@ -420,7 +485,7 @@ def binding(recipe: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in table.items()
             if f"{section}.{key}" not in free
             and (key == options or not isinstance(value, Mapping))
-            and ((section, key) != ("train", "threads") or value)
+            and ((section, key) not in UNASKED or value)
         }
         for section, table in recipe.items()
         if section not in free

@@ -7,6 +7,7 @@ a whole forward pass over the tokens since then, and the cost per token stays co
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from shortcut_cli.config.schema import SampleConfig
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.tokenizers.base import Constraint
+
+AHEAD = 64  # uniform numbers of a row that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,34 @@ def probabilities(logits: Tensor, config: SampleConfig) -> Tensor:
     return p / p.sum(-1, keepdim=True)
 
 
-def draw(p: Tensor, generator: torch.Generator) -> int:
-    """One id from the distribution p (V,), by inversion, which is faster than torch.multinomial."""
-    cumulative = p.double().cumsum(0)
-    place = torch.rand(1, dtype=torch.float64, generator=generator) * cumulative[-1]
-    return int(torch.searchsorted(cumulative, place, right=True))
+def draw(p: Tensor, uniform: Tensor) -> Tensor:
+    """One id (B,) from each distribution p (B, V), by inversion; uniform: a number below 1 for each, float64 (B,)."""
+    cumulative = p.double().cumsum(-1)
+    place = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, place, right=True).squeeze(-1)
+
+
+class Uniforms:
+    """Uniform numbers for each row, from a generator of its own, seeded by seed and row; many are drawn at once."""
+
+    def __init__(self, seed: int, rows: int, first: int = 0) -> None:
+        numbers = range(first, first + rows)
+        self.generators = [torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**64) for number in numbers]
+        self.drawn = torch.empty(rows, 0, dtype=torch.float64)
+        self.used = 0
+
+    def next(self) -> Tensor:
+        """The next number of each row, float64 (B,)."""
+        if self.used == self.drawn.shape[1]:
+            each = [torch.rand(AHEAD, dtype=torch.float64, generator=generator) for generator in self.generators]
+            self.drawn, self.used = torch.stack(each), 0
+        self.used += 1
+        return self.drawn[:, self.used - 1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Let these rows follow each other, and forget the others."""
+        self.generators = [self.generators[row] for row in rows]
+        self.drawn = self.drawn[rows]
 
 
 @torch.inference_mode()
@@ -70,53 +96,64 @@ def generate(
 
     eos: the id at which a row stops. constraints: one per row, which has already followed the prompt; a step whose most
     probable id was not allowed counts as forced. progress: called with the number of tokens sampled so far. Each row
-    draws from its own generator, seeded by seed and row: same seed, same machine, same ids. first: the number of the
-    first row, if another call draws the rows before it.
+    draws from its own generator, seeded by seed and row: same seed, same machine, same ids. A row that has ended leaves
+    the batch and costs nothing more. first: the number of the first row, if another call draws the rows before it.
 
     Raises CheckFailed if a logit is not finite: no id can be drawn then.
     """
-    rows = [row.tolist() for row in prompt]
-    start = len(rows[0])
-    generators = [
-        torch.Generator().manual_seed((config.seed * 1_000_003 + first + number) % 2**64) for number in range(len(rows))
-    ]
-    forced = [0] * len(rows)
-    done = [False] * len(rows)
-    window = Window(model, prompt)
+    ids: list[list[int]] = [[] for _ in prompt]
+    forced = [0] * len(prompt)
+    active = list(range(len(prompt)))  # the rows that have not ended, in the order of the window
+    uniforms, window = Uniforms(config.seed, len(prompt), first), Window(model, prompt)
     for number in range(tokens):
         logits = window.logits().cpu()  # (B, V)
         if not bool(logits.isfinite().all()):
             raise CheckFailed("the model's logits are not finite: its weights are damaged, or its training diverged")
         if constraints is not None:
-            logits = _restrict(logits, constraints, tokens - number, done, forced)
-        p = probabilities(logits, config)
-        drawn = [eos if done[row] else draw(p[row], generators[row]) for row in range(len(rows))]
-        for row, token in enumerate(drawn):
-            if not done[row]:
-                rows[row].append(token)
-                done[row] = token == eos
-                if constraints is not None and not done[row]:
+            logits, lost = _restrict(logits, [constraints[row].allowed(tokens - number) for row in active])
+            for place in lost:
+                forced[active[place]] += 1
+        drawn = draw(probabilities(logits, config), uniforms.next())
+        going = []  # places in the window
+        for place, (row, token) in enumerate(zip(active, drawn.tolist(), strict=True)):
+            ids[row].append(token)
+            if token != eos:
+                going.append(place)
+                if constraints is not None:
                     constraints[row].push(token)
         if progress:
             progress(number + 1)
-        if all(done):
+        if not going:
             break
+        if len(going) < len(active):
+            going = _fill(going)
+            active = [active[place] for place in going]
+            uniforms.keep(going)
+            window.keep(going)
+            drawn = drawn[going]
         window.append(drawn)
-    return Generation([row[start:] for row in rows], forced)
+    return Generation(ids, forced)
 
 
-def _restrict(
-    logits: Tensor, constraints: Sequence[Constraint], left: int, done: list[bool], forced: list[int]
-) -> Tensor:
-    """Logits with all ids masked that are not allowed; counts in `forced` the rows that lose their most probable id."""
-    logits = logits.clone()
-    for row, constraint in enumerate(constraints):
-        mask = None if done[row] else constraint.allowed(left)
-        if mask is not None:
-            legal = torch.from_numpy(mask)
-            forced[row] += not bool(legal[logits[row].argmax()])
-            logits[row].masked_fill_(~legal, -torch.inf)
-    return logits
+def _fill(places: list[int]) -> list[int]:
+    """The same places, ordered so that few rows move: the last ones fill the gaps before them."""
+    count, kept = len(places), set(places)
+    moving = (place for place in places if place >= count)
+    return [place if place in kept else next(moving) for place in range(count)]
+
+
+def _restrict(logits: Tensor, masks: Sequence[np.ndarray | None]) -> tuple[Tensor, list[int]]:
+    """Logits (B, V) with all ids masked that are not allowed, and the rows that lose their most probable id.
+
+    masks: bool (V,) for each row, None if all ids are allowed.
+    """
+    if all(mask is None for mask in masks):
+        return logits, []
+    legal = torch.empty(logits.shape, dtype=torch.bool)
+    for row, mask in zip(legal.numpy(), masks, strict=True):
+        row[:] = True if mask is None else mask
+    best = legal.gather(1, logits.argmax(-1, keepdim=True)).squeeze(1)
+    return logits.masked_fill(~legal, -torch.inf), (~best).nonzero().flatten().tolist()
 
 
 class Window:
@@ -125,24 +162,35 @@ class Window:
     def __init__(self, model: Decoder, prompt: Tensor) -> None:
         self.model = model
         self.context = model.config.context
-        self.ids = prompt[:, -self.context :]  # (B, up to context)
-        self._restart()
+        self.ids = prompt.new_empty(len(prompt), self.context)
+        start = prompt[:, -self.context :]
+        self.ids[:, : start.shape[1]] = start
+        self._restart(start.shape[1])
 
-    def _restart(self) -> None:
-        self.cache = self.model.new_cache(self.ids.shape[0], self.context)
-        self.new = self.ids
+    def _restart(self, used: int) -> None:
+        """Read the first `used` ids again, into a fresh cache."""
+        self.cache = self.model.new_cache(len(self.ids), self.context)
+        self.used = used
+        self.new = self.ids[:, :used]
 
     def logits(self) -> Tensor:
         """Logits (B, V) of the next id."""
         logits: Tensor = self.model(self.new, self.cache)
         return logits[:, -1]
 
-    def append(self, drawn: list[int]) -> None:
-        """Add one id to each row."""
-        self.new = torch.tensor(drawn, device=self.ids.device)[:, None]
-        if self.ids.shape[1] == self.context:
+    def append(self, drawn: Tensor) -> None:
+        """Add one id to each row: (B,)."""
+        self.new = drawn.to(self.ids.device)[:, None]
+        if self.used == self.context:
             keep = self.context // 2
-            self.ids = torch.cat((self.ids[:, self.context - keep + 1 :], self.new), 1)
-            self._restart()
+            self.ids[:, : keep - 1] = self.ids[:, self.context - keep + 1 :].clone()
+            self.ids[:, keep - 1] = self.new[:, 0]
+            self._restart(keep)
         else:
-            self.ids = torch.cat((self.ids, self.new), 1)
+            self.ids[:, self.used] = self.new[:, 0]
+            self.used += 1
+
+    def keep(self, rows: list[int]) -> None:
+        """Let these rows follow each other, and forget the others; see `Cache.keep`."""
+        self.ids = self.ids[rows]
+        self.cache.keep(rows)

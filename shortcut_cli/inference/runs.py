@@ -10,7 +10,7 @@ from shortcut_cli.config.schema import Recipe
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.tokenizers.base import Tokenizer
-from shortcut_cli.training import checkpoint, tensor_file
+from shortcut_cli.training import checkpoint, precision, tensor_file
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Run:
     recipe: Recipe
     model: Decoder  # in eval mode
     content: dict[str, Any]  # of the file, see training.checkpoint
+    precision: str = "fp32"  # in which it was trained, and is evaluated
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with, built from the files in the checkpoint.
@@ -56,6 +57,10 @@ def open_run(path: Path, device: str) -> Run:
     """
     content = checkpoint.load(path, device)
     try:
+        trained_in = precision.of(content)
+    except ValueError as error:
+        raise CheckFailed(f"{path} is not a run.pt of this version: it names {error}") from error
+    try:
         resolved = reading.validate(content["recipe"], str(path))
     except UsageError as error:
         raise CheckFailed(tensor_file.shortened(error.message), error.hint) from error
@@ -64,4 +69,4 @@ def open_run(path: Path, device: str) -> Run:
     tensor_file.check_shapes(path, content["model"], lambda: kind(resolved.model, content["vocabulary"]), layers)
     model = kind(resolved.model, content["vocabulary"])
     model.load_state_dict(content["model"])
-    return Run(path, resolved, model.to(device).eval(), content)
+    return Run(path, resolved, model.to(device).eval(), content, trained_in)

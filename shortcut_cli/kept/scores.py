@@ -5,7 +5,7 @@
 "splits" has the newest score of run.pt on each split of the shards that it was trained on. "others" has the rest: on
 other shards, with other keys of [eval], of other checkpoints. The sums by document of each score are in a file of its
 own, eval-SPLIT.npz or eval-SPLIT-HASH.npz, which the score names with its SHA-256. "score_sha256" is that of the score
-itself: one that was edited is made again.
+itself: one that was edited is made again. "floors" has what simple predictors reach on the same tokens.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from shortcut_cli.config.schema import EvalConfig
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.events import Note, Report
 from shortcut_cli.formatting import to_json
+from shortcut_cli.kept import floors
 from shortcut_cli.kept.inputs import differences, is_number, move_away, read
 
 NAME = "eval.json"
@@ -40,6 +41,11 @@ def made_from(checkpoint_sha256: str, shards: str, split: str, config: EvalConfi
     }
 
 
+def find_floors(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The floors of any score in a run folder that were made from exactly `inputs`, see `kept.floors`; else None."""
+    return next((score["floors"] for score in _every(folder) if floors.is_usable(score.get("floors"), inputs)), None)
+
+
 def kind(device: str) -> str:
     """The kind of a device: "cuda" of "cuda:1"."""
     return device.partition(":")[0]
@@ -47,13 +53,34 @@ def kind(device: str) -> str:
 
 def find(folder: Path, inputs: dict[str, Any]) -> Score | None:
     """The score in a run folder that was made from exactly `inputs`, if its sums by document are whole; else None."""
+    same = (score for score in _every(folder) if not differences(score.get("inputs"), inputs))
+    return next((score for score in same if _is_whole(score) and groups(folder, score) and _is_unaltered(score)), None)
+
+
+def _every(folder: Path) -> list[Score]:
+    """Every score in a run folder; none if eval.json is damaged: they are made again, and `keep` moves it away."""
     try:
         content = _content(folder)
     except CheckFailed:
-        return None  # made again; `keep` then moves the damaged file away
-    every: list[Score] = [*content["splits"].values(), *content["others"]]
-    same = (score for score in every if not differences(score.get("inputs"), inputs))
-    return next((score for score in same if _is_whole(score) and groups(folder, score) and _is_unaltered(score)), None)
+        return []
+    return [*content["splits"].values(), *content["others"]]
+
+
+def of_checkpoint(folder: Path, checkpoint_sha256: str) -> dict[str, Score]:
+    """The scores of a checkpoint on the splits of the shards that it was trained on, by split.
+
+    Those that are not whole, were edited, or are of another checkpoint are left out. Raises CheckFailed if eval.json is
+    damaged.
+    """
+    return {
+        split: score
+        for split, score in _content(folder)["splits"].items()
+        if score.get("checkpoint_sha256") == checkpoint_sha256
+        and score.get("split") == split
+        and _is_whole(score)
+        and groups(folder, score)
+        and _is_unaltered(score)
+    }
 
 
 def _is_whole(score: Score) -> bool:

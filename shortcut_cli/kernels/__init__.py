@@ -7,7 +7,9 @@ A model calls one function and never asks which of the two runs. The function de
     depth.py      on a CPU, except while torch.compile traces, under autocast and in bf16;
                   `weighted_sum` everywhere except while torch.compile traces
     rope.py       everywhere except while torch.compile traces
-    attention.py  on a CPU; `attend_with_depth` for whole windows only
+    attention.py  on a CPU and on CUDA, if it has a fused kernel for the shapes; `attend_with_depth` for whole windows
+                  only
+    bf16.py       in `bf16.products` on a CPU, except while torch.compile traces; the others compute in fp32 there
 
 `linear` has no plain version here, since that is F.linear.
 """

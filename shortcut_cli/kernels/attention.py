@@ -6,7 +6,11 @@ are the share of the attention that each source gets: the depth weights.
 
 Backward: with P = exp(score - LSE) of the merged softmax and D = rowsum(grad * out), both of the merged output, the
 gradient of one source needs nothing from the others (the identity behind ring attention, Liu et al. 2023). So each
-source's own fused backward is called with the merged output and LSE.
+source's own fused backward is called with the merged output and LSE, as torch's context parallelism does.
+
+The kernels are those that F.scaled_dot_product_attention chooses from, which does not return the LSE. A mask rules out
+the flash kernels of a GPU: with one, F.scaled_dot_product_attention takes the memory-efficient kernel or writes all
+scores to memory.
 """
 
 from typing import Any
@@ -15,21 +19,67 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from shortcut_cli.kernels import bf16
+
+aten = torch.ops.aten
+ALIGNED = 32  # the memory-efficient kernel pads the LSE to a multiple of this many times
+
+
+def kernel_for(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The fused kernel for causal attention of these (B, H, T, d) each: "cpu", "flash", "efficient"; "" if none is."""
+    if q.device.type == "cpu":
+        return "cpu"
+    if q.device.type != "cuda":
+        return ""
+    parameters = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, True, False)
+    if torch.backends.cuda.can_use_flash_attention(parameters):
+        return "flash"
+    return "efficient" if torch.backends.cuda.can_use_efficient_attention(parameters) else ""
+
+
+def fused(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
+    """Causal attention (B, H, T, d): the output, LSE (B, H, T) fp32, and what else `fused_backward` needs."""
+    if kernel == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+        return out, lse, []
+    if kernel == "flash":
+        out, lse, *lengths, seed, offset, _ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
+        return out, lse, [*lengths, 0.0, True, seed, offset]
+    out, lse, *random = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, True)
+    return out, lse[..., : q.shape[2]], random
+
+
+def fused_backward(
+    kernel: str, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: list[Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, given those of `out`; rest: from `fused`."""
+    grad, lse = grad.contiguous(), lse.contiguous()
+    if kernel == "cpu":
+        grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, True)
+    elif kernel == "flash":
+        grads = aten._scaled_dot_product_flash_attention_backward(grad, q, k, v, out, lse, *rest)
+    else:
+        padded = F.pad(lse, (0, -lse.shape[2] % ALIGNED), value=torch.inf)
+        wanted = [True, True, True, False]  # the last: of a bias
+        backward = aten._scaled_dot_product_efficient_attention_backward
+        grads = backward(grad, q, k, v, None, out, padded, *rest, 0.0, wanted, True)
+    return grads[0], grads[1], grads[2]
 
 
 def attend_sources(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Causal attention of q (B, H, T, d) to M sources: k, v (B, H, T, M, d).
 
-    Returns the output (B, H, T, d) and the weights of the sources, fp32 (B, H, M, T), which carry no gradient. A CPU
-    has a fused kernel for it; other devices run the plain version.
+    Returns the output (B, H, T, d) and the weights of the sources, fp32 (B, H, M, T), which carry no gradient. CPUs
+    and CUDA have fused kernels for it; other devices run the plain version.
     """
-    # Only the device decides. The kernel's operations are torch's own: torch.compile calls them as they are, and they
-    # take the bf16 of autocast. The plain version would write all scores to memory.
-    if q.device.type != "cpu":
+    if bf16.can_attend(q):
+        return bf16.attend(q, k.flatten(2, 3), v.flatten(2, 3))
+    # The kernels' operations are torch's own: torch.compile calls them as they are, and they take the bf16 of autocast.
+    # The plain version would write all scores to memory.
+    kernel = kernel_for(q, k[:, :, :, 0], v[:, :, :, 0])
+    if not kernel:
         return plain_attend_sources(q, k, v)
-    out, weights = _AttendSources.apply(q, k, v)
+    out, weights = _AttendSources.apply(kernel, q, k, v)
     return out, weights
 
 
@@ -61,13 +111,14 @@ class _AttendSources(torch.autograd.Function):
     """A fused attention for each source, merged; backward as above."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [flash(q, k[:, :, :, m], v[:, :, :, m], 0.0, True) for m in range(k.shape[3])]
-        sums = torch.stack([lse for _, lse in parts], 2)  # (B, H, M, T)
+    def forward(ctx: Any, kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [fused(kernel, q, k[:, :, :, m], v[:, :, :, m]) for m in range(k.shape[3])]
+        ctx.kernel, ctx.rests = kernel, [rest for *_, rest in parts]
+        sums = torch.stack([lse for _, lse, _ in parts], 2)  # (B, H, M, T)
         total = sums.logsumexp(2)  # (B, H, T)
         weights = (sums - total[:, :, None]).exp()
         out = torch.zeros_like(q, dtype=weights.dtype)
-        for m, (part, _) in enumerate(parts):
+        for m, (part, *_) in enumerate(parts):
             out += weights[:, :, m, :, None] * part
         out = out.type_as(q)
         ctx.save_for_backward(q, k, v, out, total)
@@ -75,29 +126,27 @@ class _AttendSources(torch.autograd.Function):
         return out, weights
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
         q, k, v, out, total = ctx.saved_tensors
         grad_q, grads_k, grads_v = torch.zeros_like(q), [], []
-        for m in range(k.shape[3]):
-            part_q, part_k, part_v = flash_backward(
-                grad.contiguous(), q, k[:, :, :, m], v[:, :, :, m], out, total, 0.0, True
-            )
+        for m, rest in enumerate(ctx.rests):
+            part_q, part_k, part_v = fused_backward(ctx.kernel, grad, q, k[:, :, :, m], v[:, :, :, m], out, total, rest)
             grad_q += part_q
             grads_k.append(part_k)
             grads_v.append(part_v)
-        return grad_q, torch.stack(grads_k, 3), torch.stack(grads_v, 3)
+        return None, grad_q, torch.stack(grads_k, 3), torch.stack(grads_v, 3)
 
 
 def attend_with_depth(q: Tensor, k: Tensor, v: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     """One softmax over times and depth: the last T of S times see k, v (B, H, S, d) up to themselves, and N more.
 
-    q: (B, H, T, d); keys, values: N times (B, H, T, d), seen only at their own time. Returns (B, H, T, d). A CPU has a
-    fused kernel for whole windows, S = T.
+    q: (B, H, T, d); keys, values: N times (B, H, T, d), seen only at their own time. Returns (B, H, T, d). CPUs and
+    CUDA have fused kernels for whole windows, S = T.
     """
-    # Only the device and the shape decide, as in `attend_sources`.
-    if q.device.type != "cpu" or q.shape[2] != k.shape[2]:
+    kernel = kernel_for(q, k, v) if q.shape[2] == k.shape[2] else ""
+    if not kernel:
         return plain_attend_with_depth(q, k, v, keys, values)
-    out: Tensor = _AttendWithDepth.apply(q, k, v, len(keys), *keys, *values)
+    out: Tensor = _AttendWithDepth.apply(kernel, q, k, v, len(keys), *keys, *values)
     return out
 
 
@@ -118,9 +167,10 @@ class _AttendWithDepth(torch.autograd.Function):
     """Fused attention over times, merged with the few depth keys by their log-sum-exps; backward as above."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, count: int, *below: Tensor) -> Tensor:
+    def forward(ctx: Any, kernel: str, q: Tensor, k: Tensor, v: Tensor, count: int, *below: Tensor) -> Tensor:
         keys, values = below[:count], below[count:]
-        out, lse = flash(q, k, v, 0.0, True)
+        out, lse, ctx.rest = fused(kernel, q, k, v)
+        ctx.kernel = kernel
         scores = torch.stack([(q * key).sum(-1).float() for key in keys]) * q.shape[-1] ** -0.5  # (N, B, H, T)
         total = torch.logaddexp(lse, scores.logsumexp(0))
         shares = (scores - total).exp()
@@ -135,7 +185,7 @@ class _AttendWithDepth(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, y, total, shares, *below = ctx.saved_tensors
         keys, values = below[: len(shares)], below[len(shares) :]
-        grad_q, grad_k, grad_v = flash_backward(grad.contiguous(), q, k, v, y, total, 0.0, True)
+        grad_q, grad_k, grad_v = fused_backward(ctx.kernel, grad, q, k, v, y, total, ctx.rest)
         inner = torch.linalg.vecdot(grad, y)  # (B, H, T)
         grads_k, grads_v = [], []
         for share, key, value in zip(shares, keys, values, strict=True):
@@ -143,4 +193,4 @@ class _AttendWithDepth(torch.autograd.Function):
             grad_q = torch.addcmul(grad_q, by_score, key)
             grads_k.append(by_score * q)
             grads_v.append(share.unsqueeze(-1) * grad)
-        return grad_q, grad_k, grad_v, None, *grads_k, *grads_v
+        return None, grad_q, grad_k, grad_v, None, *grads_k, *grads_v

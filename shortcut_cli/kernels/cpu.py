@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shortcut_cli.kernels import bf16
+
 EPSILON = 1e-6  # of all norms, added to the mean square
 FEW_ROWS = 16  # up to which a product with a large matrix is divided among the threads
 LARGE_MATRIX = 2**17  # weights
@@ -27,11 +29,14 @@ def on_cpu_above_bf16(x: Tensor) -> bool:
     return on_cpu(x) and x.dtype != torch.bfloat16
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, narrow: bool = False) -> Tensor:
     """F.linear(x, weight): x (..., in_features), weight (out_features, in_features) -> (..., out_features).
 
-    While sampling on a CPU, each thread multiplies a few rows by its part of a large matrix; torch uses one thread.
+    narrow: if the product is in bf16 (`bf16.products`), leave the result in bf16. While sampling on a CPU, each thread
+    multiplies a few rows by its part of a large matrix; torch uses one thread.
     """
+    if bf16.wanted(x):
+        return bf16.product(x, weight, narrow)
     out_features, in_features = weight.shape
     few = weight.numel() >= LARGE_MATRIX and x.numel() <= FEW_ROWS * in_features
     if torch.is_grad_enabled() or not few or not on_cpu(x):
@@ -87,3 +92,34 @@ class _ForkNorm(torch.autograd.Function):
         )
         grad_x.add_((grad @ weight).unsqueeze(-1).mul_(scale).div_(x.shape[-1]))
         return grad_x if stream is None else grad_x.add_(stream), grad_weight
+
+
+def unit_norm(x: Tensor) -> Tensor:
+    """x (..., D) / rms(x), without a weight."""
+    if not on_cpu(x, autocast=True) or x.dtype == torch.bfloat16:
+        return plain_unit_norm(x)
+    y: Tensor = _UnitNorm.apply(x)
+    return y
+
+
+def plain_unit_norm(x: Tensor) -> Tensor:
+    """The same by torch's own norm."""
+    return F.rms_norm(x, x.shape[-1:], eps=EPSILON)
+
+
+class _UnitNorm(torch.autograd.Function):
+    """y = s x with s = 1 / rms(x): grad_x = s (grad - y mean(grad y))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(_EPSILON, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        y, scale = ctx.saved_tensors
+        mean = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(y.shape[-1])
+        return torch.addcmul(grad, y, mean, value=-1).mul_(scale)

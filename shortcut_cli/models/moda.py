@@ -9,7 +9,6 @@ projection of feed-forward states to keys and values. Keys are rotated by their 
 from torch import Tensor
 
 from shortcut_cli.kernels.attention import attend_with_depth
-from shortcut_cli.kernels.rope import qkv_heads
 from shortcut_cli.models.transformer import Attention, Cache, History, ReadingDecoder
 
 
@@ -19,7 +18,7 @@ class DepthKeys(Attention):
     def forward(self, x: Tensor, freqs: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         assert history is not None
-        q, k, v = qkv_heads(self.query_key_value(x), freqs, self.heads)  # (B, H, T, d)
+        q, k, v = self.heads_of(self.query_key_value(x), freqs)  # (B, H, T, d)
         below = list(history.keys), list(history.values)
         history.keys.append(k)
         history.values.append(v)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shortcut_cli.config.schema import ModelConfig
-from shortcut_cli.kernels.cpu import EPSILON
+from shortcut_cli.kernels.cpu import EPSILON, linear
 from shortcut_cli.kernels.depth import States
-from shortcut_cli.kernels.rope import qkv_heads
 from shortcut_cli.models.transformer import (
     Attention,
     Block,
@@ -59,8 +58,8 @@ class StreamAttention(Attention):
     def apart(self, streams: list[Tensor], freqs: Tensor, cache: Cache | None) -> Tensor:
         """Three normed streams (B, T, D) -> (B, T, D)."""
         weights = self.query_key_value.weight.chunk(3)
-        qkv = torch.cat([F.linear(x, weight) for x, weight in zip(streams, weights, strict=True)], -1)
-        q, k, v = qkv_heads(qkv, freqs, self.heads)  # (B, H, T, d)
+        qkv = torch.cat([linear(x, weight) for x, weight in zip(streams, weights, strict=True)], -1)
+        q, k, v = self.heads_of(qkv, freqs)  # (B, H, T, d)
         if cache:
             k, v = cache.extend(self.layer, k, v)
         y: Tensor = self.out(attend(q, k, v).transpose(1, 2).flatten(-2))

@@ -33,9 +33,10 @@ class ShortcutOptions(Config):
         "shared", description="keys and values: one projection, or one per tap"
     )
     depth_embedding: bool = Field(False, description="add a learned vector to the features of each tap")
-    attention: Literal["mask", "merge"] = Field(
-        "mask",
-        description="mask: one attention with a mask; merge: one causal attention per tap, merged; equal results",
+    attention: Literal["auto", "mask", "merge"] = Field(
+        "auto",
+        description="mask: one attention with a mask; merge: one causal attention per tap, merged; equal results; "
+        "auto: merge on CUDA, whose flash attention takes no mask, mask elsewhere",
     )
 
     @field_validator("taps")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels.attention import attend_sources, distances
+from shortcut_cli.kernels.cpu import unit_norm
 from shortcut_cli.kernels.rope import qkv_heads, rotate
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.transformer import (
@@ -81,16 +82,16 @@ class TapAttention(nn.Module):
         super().__init__()
         self.heads, self.slot, self.mode, self.path = config.heads, config.layers - 1, options.mode, options.attention
         self.features = Features(config, options, taps)
-        self.by_feature = options.concat == "feature"
+        self.by_feature, self.qk_norm = options.concat == "feature", config.qk_norm
         self.own = options.mode != "replace"
         width = config.width
         if self.own:
-            self.query_key_value = Linear(width, 3 * width)
+            self.query_key_value = Linear(width, 3 * width, parts=3)
         else:
             self.query = Linear(width, width)
         in_features = width * taps if self.by_feature else width
         projections = taps if options.project == "per_tap" and not self.by_feature else 1
-        self.key_value = nn.ModuleList(Linear(in_features, 2 * width) for _ in range(projections))
+        self.key_value = nn.ModuleList(Linear(in_features, 2 * width, parts=2) for _ in range(projections))
         self.gate = nn.Parameter(torch.zeros(config.heads)) if options.mode == "gated" else None
         self.out = Linear(width, width)
 
@@ -114,10 +115,14 @@ class TapAttention(nn.Module):
 
     def _own(self, x: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.own:
-            q = rotate(self.query(x).unflatten(-1, (self.heads, -1)), freqs)
+            q = self._normed(rotate(self.query(x).unflatten(-1, (self.heads, -1)), freqs))
             return q, q, q
         q, k, v = (y.transpose(1, 2) for y in qkv_heads(self.query_key_value(x), freqs, self.heads))
-        return q, k.unsqueeze(2), v.unsqueeze(2)
+        return self._normed(q), self._normed(k).unsqueeze(2), v.unsqueeze(2)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """Queries or keys, head by head, as in the layers below."""
+        return unit_norm(x) if self.qk_norm else x
 
     def _sources(self, tapped: list[Tensor], freqs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(tapped)  # (B, T, M, D)
@@ -128,13 +133,14 @@ class TapAttention(nn.Module):
         else:
             kv = torch.stack([project(features[:, :, m]) for m, project in enumerate(self.key_value)], 2)
         k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(3)
-        return rotate(k, freqs), v
+        return self._normed(rotate(k, freqs)), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, slot: int, cache: Cache | None, trace: Trace | None) -> Tensor:
         """q (B, H, T, d), k and v (B, T, M, H, d) -> (B, H, T, d)."""
         sources = k.shape[2]
         k, v = (x.permute(0, 3, 1, 2, 4) for x in (k, v))  # (B, H, T, M, d)
-        if trace is not None or (self.path == "merge" and cache is None):
+        merged = self.path == "merge" or (self.path == "auto" and q.device.type == "cuda")
+        if trace is not None or (merged and cache is None):
             assert cache is None, "depth weights come from whole windows"
             if trace is None:
                 return attend_sources(q, k, v)[0]

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.errors import UsageError
-from shortcut_cli.kernels.cpu import fork_norm, linear
+from shortcut_cli.kernels import bf16
+from shortcut_cli.kernels.cpu import fork_norm, linear, unit_norm
 from shortcut_cli.kernels.rope import qkv_heads, rope_freqs
 
 INIT_STD = 0.02
@@ -43,14 +44,18 @@ class Trace:
 
 
 class Linear(nn.Linear):
-    """A matrix without a bias."""
+    """A matrix without a bias, or several of equal shape, one below the other, which are optimized each by itself.
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    narrow: what reads its products takes them in bf16, if they are (`kernels.bf16`).
+    """
+
+    def __init__(self, in_features: int, out_features: int, parts: int = 1, *, narrow: bool = False) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self.parts, self.narrow = parts, narrow
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return linear(x, self.weight)
+        return linear(x, self.weight, self.narrow)
 
 
 class RMSNorm(nn.Module):
@@ -98,6 +103,19 @@ class Cache:
         values[:, :, first:end] = v
         return keys[:, :, :end], values[:, :, :end]
 
+    def keep(self, rows: list[int]) -> None:
+        """Let these rows of the batch follow each other, and forget the others.
+
+        A row that stays in its place is not copied; one that moves must move forward, over a row that is forgotten.
+        """
+        for slot, entries in enumerate(self.entries):
+            end = self.used * entries
+            for stored in (self.keys, self.values):
+                for place, row in enumerate(rows):
+                    if place != row:
+                        stored[slot][place, :, :end] = stored[slot][row, :, :end]
+                stored[slot] = stored[slot][: len(rows)]
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
     """Causal attention of the last T of S times, with `sources` keys per time.
@@ -107,6 +125,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
     queries, times = q.shape[2], k.shape[2] // sources
     if queries == 1:
         return F.scaled_dot_product_attention(q, k, v)
+    if queries == times and bf16.can_attend(q):
+        return bf16.attend(q, k, v)[0]
     if sources == 1 and queries == times:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     mask = torch.ones(queries, times, dtype=torch.bool, device=q.device).tril(times - queries)
@@ -118,19 +138,24 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.heads, self.layer = config.heads, layer
-        self.query_key_value = Linear(config.width, 3 * config.width)
+        self.heads, self.layer, self.qk_norm = config.heads, layer, config.qk_norm
+        self.query_key_value = Linear(config.width, 3 * config.width, parts=3)
         self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, freqs: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        q, k, v = qkv_heads(self.query_key_value(x), freqs, self.heads)  # (B, H, T, d)
+        q, k, v = self.heads_of(self.query_key_value(x), freqs)
         if history is not None:
             v = self.mix(x, q, k, v, history)
         if cache:
             k, v = cache.extend(self.layer, k, v)
         y: Tensor = self.out(attend(q, k, v).transpose(1, 2).flatten(-2))
         return y
+
+    def heads_of(self, qkv: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One projection (B, T, 3 D) -> queries and keys, turned and normed if asked, and values, (B, H, T, d) each."""
+        q, k, v = qkv_heads(qkv, freqs, self.heads)
+        return (unit_norm(q), unit_norm(k), v) if self.qk_norm else (q, k, v)
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
         """The values (B, H, T, d) that are attended to and cached, given the layer's input x (B, T, D) and own v."""
@@ -141,12 +166,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GELU: D -> ffn -> D; SwiGLU: D -> 2 ffn -> ffn -> D (Shazeer 2020); no biases."""
+    """GELU or ReLU^2 (So et al. 2021): D -> ffn -> D; SwiGLU: D -> 2 ffn -> ffn -> D (Shazeer 2020); no biases."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gated = config.activation == "swiglu"
-        self.inner = Linear(config.width, config.ffn * (2 if self.gated else 1))
+        self.gated, self.squared = config.activation == "swiglu", config.activation == "relu2"
+        parts = 2 if self.gated else 1
+        self.inner = Linear(config.width, config.ffn * parts, parts, narrow=True)
         self.out = Linear(config.ffn, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,6 +180,8 @@ class FeedForward(nn.Module):
         if self.gated:
             gate, h = self.inner(x).chunk(2, -1)
             h = F.silu(gate) * h
+        elif self.squared:
+            h = F.relu(self.inner(x)).square()
         else:
             h = F.gelu(self.inner(x))
         y: Tensor = self.out(h)
@@ -234,15 +262,29 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Matrices N(0, 0.02), those that write to the residual stream divided by sqrt(2 L) (GPT-2); vectors stay."""
+        """Draw the matrices as `model.init` says; vectors stay."""
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 continue
             digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-            scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(".out.weight") else 1.0
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (INIT_STD * scale))
+            weight.copy_(torch.randn(weight.shape, generator=generator) * self.initial_std(name, weight))
         self.init_extra()
+
+    def initial_std(self, name: str, weight: Tensor) -> float:
+        """Standard deviation of the initial values of a matrix (outputs, inputs).
+
+        fan_in keeps the size of what goes through (He et al. 2015, without the gain), and lets every layer start as
+        the identity (ReZero, Bachlechner et al. 2020, has a scalar for that); gpt2: Radford et al. 2019.
+        """
+        writes = name.endswith(".out.weight")  # to the residual stream
+        if self.config.init == "gpt2":
+            return INIT_STD / math.sqrt(2 * self.config.layers) if writes else INIT_STD
+        if writes:
+            return 0.0
+        if weight is self.embedding.weight and not self.config.tied:
+            return 1.0  # of all its inputs, one is not 0
+        return weight.shape[1] ** -0.5 if name in {*self.matrices(), "embedding.weight", "head.weight"} else INIT_STD
 
     def init_extra(self) -> None:
         """Set what an architecture starts differently, after all matrices are drawn: gates, routers, static mixes."""
@@ -250,6 +292,16 @@ class Decoder(nn.Module):
     def routers(self) -> list[str]:
         """Parameters that route, by the ends of their names: no weight decay, learning rate times `train.router_lr`."""
         return []
+
+    def matrices(self) -> dict[str, int]:
+        """Names of the weights that multiply states within the layers, but for routers; of how many matrices each is.
+
+        Muon is for these.
+        """
+        routers = tuple(self.routers())
+        named = ((f"{name}.weight", module) for name, module in self.named_modules())
+        linear = {name: module for name, module in named if isinstance(module, Linear) and module is not self.head}
+        return {name: module.parts for name, module in linear.items() if not name.endswith(routers)}
 
     def forward(self, ids: Tensor, cache: Cache | None = None, trace: Trace | None = None) -> Tensor:
         """Logits (B, T, V) of the ids that follow each of `ids`, int64 (B, T).

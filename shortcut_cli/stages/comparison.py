@@ -20,6 +20,8 @@ from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Note, Report
 from shortcut_cli.formatting import to_json
+from shortcut_cli.inference import floors
+from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.registry import Match
 from shortcut_cli.training.loop import Stop
@@ -78,12 +80,25 @@ def compare(
             "margin_nats": margin,
             "tokens_per_step": batch,
             "epochs": resolved.train.steps * batch / shards.split("train").tokens,
+            "floors": _floors(out, shards, resolved.eval.split, report),
             "arms": [{key: value for key, value in row.items() if key != "groups"} for row in rows.values()],
             "contrasts": contrasts,
         }
         files.write(out / "compare.json", to_json(result, indent=1) + "\n")
         files.write(out / "compare.html", page.page(result))
     return result
+
+
+def _floors(out: Path, shards: Shards, split: str, report: Report) -> dict[str, Any]:
+    """What simple predictors reach on the split: those kept in comparison.json, or new ones, which are kept there."""
+    path, checksum = out / COMPARISON, shards.manifest["checksum"]
+    inputs = kept_floors.made_from(checksum, checksum, split, floors.ORDER, floors.MOST_TOKENS)
+    content = read(path) or {}
+    found: dict[str, Any] = content.get("floors", {})
+    if not kept_floors.is_usable(found, inputs):
+        found = kept_floors.sealed(inputs, floors.measure(shards, shards, split, report))
+        files.write(path, to_json(content | {"floors": found}, indent=1) + "\n")
+    return found
 
 
 def _is_comparison(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from shortcut_cli.inference import metrics
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.models import loss
 from shortcut_cli.models.transformer import Decoder, Trace
+from shortcut_cli.training import precision
 
 BLOCKS = 100  # groups for the bootstrap if a split has too few documents
 FEW_DOCUMENTS = 10
@@ -47,7 +48,7 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 def evaluate(
     run: Run, shards: Shards, name: str, config: EvalConfig | None = None, *, device: str, report: Report
 ) -> dict[str, Any]:
-    """Score a run on a split of a shards folder. config: default: the run's own.
+    """Score a run on a split of a shards folder, in the precision it was trained in. config: default: the run's own.
 
     Returns nats per token with a 95 % interval, perplexity, accuracy, bits per natural unit, the unigram entropy of
     the split; for text, bits per character and perplexity per word; and, for models that attend to layers, their mean
@@ -65,7 +66,8 @@ def evaluate(
     eos = shards.tokenizer["end"]
     done = 0
     for batch in _batches(split.tokens, run.recipe.model.context, config):
-        _score(run.model, split, batch, eos, ends, totals, device)
+        with precision.products(run.precision, device):
+            _score(run.model, split, batch, eos, ends, totals, device)
         done += sum(end - scored for _, end, scored in batch)
         report(Progress(task="eval", done=done, total=split.tokens, unit="tokens"))
     result = _summary(run, shards, split, totals, over, config)
@@ -163,6 +165,7 @@ def _summary(run: Run, shards: Shards, split: Split, totals: Totals, over: str, 
         "schema_version": SCHEMA_VERSION,
         "model": run.recipe.model.name,
         "step": run.content["step"],
+        "precision": run.precision,
         "split": split.name,
         "tokens": tokens,
         "documents": len(split.document_tokens()),

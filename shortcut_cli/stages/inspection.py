@@ -91,6 +91,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "shards": run.content["shards"],
         "versions": run.content["versions"],
         "conditions": conditions.parts(run.content.get("conditions")),
+        "lineage": run.content.get("lineage", {}),
         "recipe": run.recipe.model_dump(),
     }
 

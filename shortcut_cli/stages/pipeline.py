@@ -17,8 +17,9 @@ from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Note, Report
 from shortcut_cli.formatting import to_json
-from shortcut_cli.inference import runs
+from shortcut_cli.inference import floors, runs
 from shortcut_cli.inference.runs import Run
+from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.stages import attention, sampling
@@ -43,10 +44,12 @@ def score(
     *,
     device: str,
     report: Report,
+    with_floors: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint, and keep the result in eval.json beside it, see `kept.scores`, if that can be written.
 
-    shards, config: default: those of the run's recipe. split: default: that of `config`.
+    shards, config: default: those of the run's recipe. split: default: that of `config`. with_floors: add "floors",
+    what simple predictors reach that learn from the shards of the training, if these are at hand.
 
     Raises UsageError if the shards are missing or were made by another tokenizer, or the split is empty.
     """
@@ -54,6 +57,8 @@ def score(
     config = config or run.recipe.eval
     opened, name = _open_shards(run, shards, report), split or config.split
     result = evaluate(run, opened, name, config, device=device, report=report)
+    if with_floors:
+        result |= _floors(run, opened, name, name, report)
     own = opened.manifest["checksum"] == run.content["shards"]
     _keep(run, result, opened, config, device, own=own, report=report)
     return result
@@ -77,6 +82,7 @@ def score_files(
         opened = Shards(folder)
         rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
         result = evaluate(run, opened, "test", config, device=device, report=report)
+        result |= _floors(run, opened, "test", FILES, report)
     for reject in rejects[:SHOWN]:
         report(Note(text=f"rejected: {described(reject)}"))
     if len(rejects) > SHOWN:
@@ -84,6 +90,24 @@ def score_files(
     result |= {"split": FILES, "rejects": rejects, "account": opened.manifest["account"]}
     _keep(run, result, opened, config, device, own=False, report=report)
     return result
+
+
+def _floors(run: Run, opened: Shards, name: str, called: str, report: Report) -> dict[str, Any]:
+    """{"floors": ...} of a split, which the score calls `called`: kept ones, or new ones; empty if they can't be known.
+
+    They learn from what the run was trained on, which can be other shards than those that are scored.
+    """
+    wanted, trained = run.content["shards"], opened
+    if opened.manifest["checksum"] != wanted:
+        folder = Path(run.recipe.data.shards)
+        own = Shards(folder) if (folder / "manifest.json").is_file() else None
+        if own is None or own.manifest["checksum"] != wanted:
+            report(Note(text=f"no floors: the shards {wanted[:12]}, which the run was trained on, are not at {folder}"))
+            return {}
+        trained = own
+    inputs = kept_floors.made_from(wanted, opened.manifest["checksum"], called, floors.ORDER, floors.MOST_TOKENS)
+    found = scores.find_floors(run.path.parent, inputs)
+    return {"floors": found or kept_floors.sealed(inputs, floors.measure(trained, opened, name, report))}
 
 
 def _keep(
@@ -298,7 +322,9 @@ def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Rep
     path, shards, split = folder / RUN, Path(recipe.data.shards), recipe.eval.split
     checksum = Shards(shards).manifest["checksum"]
     inputs = scores.made_from(files.sha256(path), checksum, split, recipe.eval, device)
-    scored = scores.find(folder, inputs) or score(path, shards, split, recipe.eval, device=device, report=report)
+    scored = scores.find(folder, inputs)
+    if scored is None or "floors" not in scored:  # the runs of a comparison are scored without
+        scored = score(path, shards, split, recipe.eval, device=device, report=report)
     wanted = _sampler_inputs(path, recipe.sample, None, device)
     samples = _sampled(folder / "samples", wanted)
     if len(samples) < recipe.sample.n:

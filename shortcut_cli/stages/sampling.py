@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shortcut_cli.config.schema import MOST_THREADS, SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.events import Progress, Report
 from shortcut_cli.formatting import to_json
+from shortcut_cli.inference.decoding import rounded
 from shortcut_cli.inference.generate import generate
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept.inputs import read
@@ -101,16 +103,17 @@ def sample(
         unwritten = {path for number, path in enumerate(batch, first) if number in numbers and path not in have}
         if not unwritten:
             continue
-        made = generate(
-            run.model,
-            torch.tensor([start] * len(batch), device=device),
-            config.tokens,
-            config=config,
-            eos=tokenizer.eos,
-            constraints=_followed(tokenizer, start, len(batch)),
-            progress=lambda done: report(Progress(task="sample", done=done, total=config.tokens, unit="tokens")),
-            first=first,
-        )
+        with rounded(run.model, len(batch)) if config.precision == "bf16" else nullcontext():
+            made = generate(
+                run.model,
+                torch.tensor([start] * len(batch), device=device),
+                config.tokens,
+                config=config,
+                eos=tokenizer.eos,
+                constraints=_followed(tokenizer, start, len(batch)),
+                progress=lambda done: report(Progress(task="sample", done=done, total=config.tokens, unit="tokens")),
+                first=first,
+            )
         for number, (path, ids) in enumerate(zip(batch, made.ids, strict=True)):
             if path not in unwritten:
                 continue

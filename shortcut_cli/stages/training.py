@@ -1,47 +1,77 @@
-"""Train: shards -> run.pt, resumable bit for bit at any step.
+"""Train: shards -> run.pt, resumable bit for bit at any step; or only what a training would take.
 
 A step depends only on the weights, the optimizer's state and its own number: the windows follow from the seed and the
 step, the learning rate from the step, and dropout is seeded at each step. So resume.pt holds no random state. It holds
-the conditions of the training (`training.conditions`): under others, the last bits of a step can differ.
+the conditions of the training (`training.conditions`): under others, the last bits of a step can differ. What else a
+run folder keeps is in `training.keeping`.
 """
 
+import resource
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from shortcut_cli import files
+from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.data.shards import warning
 from shortcut_cli.data.workers import keep_freed_memory
-from shortcut_cli.events import Note, Report
-from shortcut_cli.training import checkpoint, conditions, loop
+from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop
+from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
 from shortcut_cli.training.trainer import Trainer
 
+WARM_UP_STEPS = 2  # before those that are timed: the first ones allocate memory, and compile
+TIMED_STEPS = 5
+MB = 1e6
 
-def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: Report, stop: Stop) -> dict[str, Any]:
+
+def train(
+    resolved: Recipe,
+    folder: Path,
+    *,
+    device: str,
+    resume: str,
+    report: Report,
+    stop: Stop,
+    init_from: Path | None = None,
+    extend: bool = False,
+) -> dict[str, Any]:
     """Train the recipe's model into a run folder, resuming the run in it if it is unfinished.
 
-    resume: "auto", or "never" to start from scratch. Returns a summary; "worked" says whether there was anything to do.
+    resume: "auto", or "never" to start from scratch. init_from: the checkpoint whose weights the run begins with.
+    extend: the run in the folder may have fewer steps, and gets those of the recipe. Returns a summary; "worked" says
+    whether there was anything to do.
 
-    Raises UsageError if the folder holds a run of a different recipe or of other shards, Interrupted after a signal,
-    ShortcutError if the loss is not finite.
+    Raises UsageError if the folder holds a run of a different recipe, of other shards or of other first weights,
+    Interrupted after a signal, ShortcutError if the loss is not finite.
     """
-    keep_freed_memory()
-    if resolved.train.deterministic:
-        torch.use_deterministic_algorithms(True)
+    _prepare(resolved)
+    ancestor = lineage.read(init_from) if init_from else None
     with (
         files.held(folder, "shortcut train", known=loop.is_run_folder),
         conditions.threads(resolved.train.threads),
     ):
         content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
-        trainer = Trainer(resolved, folder, device, report)
+        if extend:
+            resolved = extension.planned(resolved, content, folder, report)
+        trainer = Trainer(resolved, folder, device, report, ancestor)
+        keeper = Keeper(trainer)
         if unfinished := warning(Path(resolved.data.shards), trainer.shards.manifest):
             report(Note(text=unfinished))
+        if extend and content:
+            content = extension.extended(trainer, content)
+        if content is None:
+            keeper.clear()
         worked = loop.start(trainer, content)
         with stop as asked:
-            loop.run(trainer, asked)
+            loop.run(trainer, asked, keeper)
+        if not worked:
+            keeper.complete()
     return {
         "run": str(folder / Trainer.result),
         "worked": worked,
@@ -49,4 +79,91 @@ def train(resolved: Recipe, folder: Path, *, device: str, resume: str, report: R
         "validation_nats_per_token": trainer.state.best,
         "parameters": trainer.model.count(),
         "seconds": round(trainer.state.seconds, 1),
+        "lineage": trainer.lineage,
     }
+
+
+def _prepare(resolved: Recipe) -> None:
+    keep_freed_memory()
+    if resolved.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+
+
+def rehearse(
+    resolved: Recipe, folder: Path, *, device: str, report: Report, init_from: Path | None = None
+) -> dict[str, Any]:
+    """What a training would take: WARM_UP_STEPS + TIMED_STEPS of its steps and part of a validation. Writes nothing.
+
+    Memory is the peak of this process, on CUDA that of the device: all that a training allocates is allocated here.
+
+    Raises what `train` raises, but for a folder that holds another run.
+    """
+    _prepare(resolved)
+    ancestor = lineage.read(init_from) if init_from else None
+    resolved = reading.with_settings(resolved, ["train.tensorboard=false"])
+    with conditions.threads(resolved.train.threads):
+        trainer = Trainer(resolved, folder, device, report, ancestor)
+        report(Note(text=trainer.describe()))
+        times = []
+        count = min(resolved.train.steps, WARM_UP_STEPS + TIMED_STEPS)
+        for number in range(count):
+            began = time.perf_counter()
+            trainer.step(number)
+            _wait(device)
+            times.append(time.perf_counter() - began)
+            report(Progress(task="dry run", done=number + 1, total=count, unit="steps"))
+        validation_s = _validation_seconds(trainer)
+    return _estimate(trainer, statistics.median(times[min(WARM_UP_STEPS, count - 1) :]), validation_s) | {
+        "run": str(folder / Trainer.result),
+        "memory_mb": round(_peak_mb(device), 1),
+        "lineage": trainer.lineage,
+    }
+
+
+def _validation_seconds(trainer: Trainer) -> float:
+    """Seconds of a whole validation, by one of at most two batches."""
+    every, batch = trainer.validation, trainer.config.batch_size
+    trainer.validation = every[: 2 * batch]
+    began = time.perf_counter()
+    trainer.validation_loss()
+    _wait(trainer.device)
+    return (time.perf_counter() - began) * len(every) / len(trainer.validation)
+
+
+def _estimate(trainer: Trainer, step_s: float, validation_s: float) -> dict[str, Any]:
+    """Size, work and time of a whole training."""
+    config, context = trainer.config, trainer.recipe.model.context
+    tokens = config.steps * config.batch_size * context
+    flops = trainer.model.training_flops_per_token(context)
+    validations = -(-config.steps // config.eval_every)
+    return {
+        "parameters": trainer.model.count(),
+        "steps": config.steps,
+        "tokens": tokens,
+        "training_tokens": trainer.windows.split.tokens,
+        "epochs": tokens / trainer.windows.split.tokens,
+        "training_flops_per_token": flops,
+        "training_flops": flops * tokens,
+        "seconds_per_step": step_s,
+        "tokens_per_s": config.batch_size * context / step_s,
+        "seconds_per_validation": validation_s,
+        "seconds": config.steps * step_s + validations * validation_s,
+    }
+
+
+def _wait(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "mps"):
+        getattr(torch, kind).synchronize()
+
+
+def _peak_mb(device: str) -> float:
+    """Most memory that was in use at once, in MB: of a CUDA device, otherwise of this process."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / MB
+    try:  # unlike ru_maxrss, this does not count what the process was before it became this program
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / MB
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB

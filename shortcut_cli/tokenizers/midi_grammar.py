@@ -23,7 +23,8 @@ class Grammar:
     def __init__(self, tokenizer: Any, eos: int) -> None:
         self.eos = eos
         self.spelled = _spelled(tokenizer)  # base tokens of each id
-        spelled = [[token.partition("_")[0] for token in tokens] for tokens in self.spelled]
+        self.parts = [[_parts(token) for token in tokens] for tokens in self.spelled]  # their types and values
+        spelled = [[kind for kind, _ in parts] for parts in self.parts]
         graph = tokenizer.tokens_types_graph
         self.graph = {kind: sorted(after - set(SPECIAL)) for kind, after in graph.items()}
         self.by_off = "NoteOff" in graph  # notes end with a note-off instead of having a duration
@@ -34,9 +35,9 @@ class Grammar:
         self.musical = np.array([types[0] not in SPECIAL for types in spelled])  # (V,)
         self.is_note = np.array([any(t in NOTE_TYPES for t in types) for types in spelled])  # (V,) begins a note
         self.single: dict[str, list[tuple[str, int]]] = {}  # type -> (value, id) of the ids that are one base token
-        for number, tokens in enumerate(self.spelled):
-            if len(tokens) == 1:
-                kind, _, value = tokens[0].partition("_")
+        for number, parts in enumerate(self.parts):
+            if len(parts) == 1:
+                ((kind, value),) = parts
                 self.single.setdefault(kind, []).append((value, number))
         may = np.array([[b in graph[a] for b in kinds] for a in kinds])
         self.follows = may[:, first] & self.musical  # (types, V)
@@ -46,6 +47,11 @@ class Grammar:
             starts = [kind for kind in starts if kind not in NOTE_TYPES]
         self.beginning = np.isin(first, [place[kind] for kind in starts]) & self.musical  # (V,)
         self.opening_kinds = starts
+        without = np.vstack((self.follows, self.beginning))
+        without[:, eos] = False
+        self.masks = np.stack((without, without))  # (2, types + 1, V): without and with EOS; last, the beginning
+        self.masks[1, :, eos] = True
+        self.masks.flags.writeable = False  # constraints hand its rows out
 
     @cached_property
     def longest_plan(self) -> int:
@@ -101,19 +107,19 @@ class NoteConstraint(Constraint):
     def allowed(self, left: int) -> np.ndarray:
         """What may follow; only the shortest way to a complete note, if anything else could leave too few ids."""
         grammar = self.grammar
-        mask: np.ndarray = (grammar.follows[grammar.last[self.token]] if self.kind else grammar.beginning).copy()
-        mask[grammar.eos] = self.closed and self.complete
         if not self.complete and left <= grammar.longest_plan:
-            mask[:] = False
-            mask[self.plan()[0]] = True
+            only: np.ndarray = np.zeros_like(grammar.beginning)
+            only[self.plan()[0]] = True
+            return only
+        after = grammar.last[self.token] if self.kind else -1
+        mask: np.ndarray = grammar.masks[int(self.closed and self.complete), after]
         return mask
 
     def push(self, token: int) -> None:
         """Advance by an id, through all base tokens that it spells."""
-        for word in self.grammar.spelled[token]:
-            kind, _, value = word.partition("_")
+        for kind, value in self.grammar.parts[token]:
             self._advance(kind, value)
-        self.kind = self.grammar.spelled[token][-1].partition("_")[0]
+        self.kind = kind
         self.closed = self.kind in ENDING_TYPES
         self.token = token
 
@@ -166,6 +172,12 @@ def _way(came: dict[Any, Any], reached: Any) -> list[str]:
         way.append(reached[0])
         reached = came[reached]
     return way[::-1]
+
+
+def _parts(token: str) -> tuple[str, str]:
+    """Type and value of a base token: "Pitch_60" is ("Pitch", "60")."""
+    kind, _, value = token.partition("_")
+    return kind, value
 
 
 def _spelled(tokenizer: Any) -> list[list[str]]:

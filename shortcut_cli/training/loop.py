@@ -83,6 +83,16 @@ class Trainable(Protocol):
         """Restore weights, optimizers and `state` from the content of a resume.pt."""
 
 
+class Keeper(Protocol):
+    """Who keeps more than the result and the state of a run, see `training.keeping`."""
+
+    def stable(self) -> None:
+        """Called after every step, before what is done only because the run ends there."""
+
+    def copies(self) -> None:
+        """Called after every step, before its state is saved."""
+
+
 def check_finite(number: int, values: Mapping[str, float], folder: Path) -> None:
     """Raise ShortcutError if any of `values`, the losses and gradient norm of step `number`, is not finite."""
     if not all(map(math.isfinite, values.values())):
@@ -190,7 +200,16 @@ def _note_conditions(trainer: Trainable) -> None:
 
 
 def resume(trainer: Trainable, content: dict[str, Any]) -> None:
-    """Restore the content of a resume.pt. If the run is unfinished, log lines after that state are dropped.
+    """As `restore`. If the run is unfinished, log lines after that state are dropped."""
+    restore(trainer, content)
+    if trainer.state.step < trainer.config.steps:
+        damaged = trainer.log.cut(trainer.state.step)
+        if damaged:
+            trainer.report(Note(text=f"log.jsonl had lines that can't be read; as it was, it is kept as {damaged}"))
+
+
+def restore(trainer: Trainable, content: dict[str, Any]) -> None:
+    """Restore the content of a resume.pt.
 
     Raises UsageError if it is the state of a different run, CheckFailed if it can't be restored.
     """
@@ -200,10 +219,6 @@ def resume(trainer: Trainable, content: dict[str, Any]) -> None:
         _check_types(trainer.state)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckFailed(f"{trainer.folder / STATE} is not a state of this run: {error}") from error
-    if trainer.state.step < trainer.config.steps:
-        damaged = trainer.log.cut(trainer.state.step)
-        if damaged:
-            trainer.report(Note(text=f"log.jsonl had lines that can't be read; as it was, it is kept as {damaged}"))
 
 
 def _check_types(state: State) -> None:
@@ -226,10 +241,11 @@ def check_same(trainer: Trainable, content: dict[str, Any], where: Path) -> None
         )
 
 
-def run(trainer: Trainable, asked: Callable[[], int | None]) -> None:
+def run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | None = None) -> None:
     """Train from the current step to the last, logging, validating and saving as the config says.
 
-    Raises Interrupted, after saving, if `asked` returns an exit code.
+    At the last step all three are done in any case, after what is done there because of its number: a longer run does
+    that too. Raises Interrupted, after saving, if `asked` returns an exit code.
     """
     config, state = trainer.config, trainer.state
     trainer.began = time.monotonic() - state.seconds
@@ -237,10 +253,20 @@ def run(trainer: Trainable, asked: Callable[[], int | None]) -> None:
         state.pending.append(trainer.step(state.step))
         state.step += 1
         last = state.step == config.steps
-        if last or state.step % config.log_every == 0:
+        logs, validates = (state.step % every == 0 for every in (config.log_every, config.eval_every))
+        if logs:
             trainer.write_log()
-        if last or state.step % config.eval_every == 0:
+        if validates:
             trainer.validate()
+        if keeper:
+            keeper.stable()
+        if last and not logs:
+            trainer.write_log()
+        if last and not validates:
+            trainer.validate()
+        if keeper:
+            keeper.copies()
+        if last or validates:
             trainer.save()
         code = asked()
         if code is not None and not last:

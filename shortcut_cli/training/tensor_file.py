@@ -32,6 +32,7 @@ WRITERS = {
     "resume.pt": "`shortcut train` and `shortcut codec train` write it into their run folders",
     "codec.pt": "`shortcut codec train` writes codec.pt into its run folder",
 }
+DTYPES = {dtype for dtype, _ in pickle_program.DTYPES.values()}
 SEAL = b"shortcut sha256 "  # then the checksum in hexadecimal: the end of every file
 SEAL_BYTES = len(SEAL) + 64
 SHOWN = 200  # characters of a value that is shown
@@ -39,6 +40,7 @@ LONGEST_LINE = 1000  # characters of a line of a message, which may hold a path
 MOST_LINES = 5  # of a message
 MOST_SHOWN = 100  # scores and versions
 MOST_RECIPE_VALUES = 1000
+MOST_LISTED = 10_000  # names of weights
 
 
 def versions() -> dict[str, str]:
@@ -155,12 +157,21 @@ def load(path: Path, name: str, device: str = "cpu") -> Any:
 
     Raises what `recognise` raises, and CheckFailed if the file is damaged or not as `save` writes it.
     """
+    return _opened(path, name, lambda value, content, stored: _filled(value, content, stored, device))
+
+
+def describe(path: Path, name: str) -> Any:
+    """As `load`, with a `pickle_program.Described` for each tensor, so that PyTorch is not imported."""
+    return _opened(path, name, lambda value, *_: value)
+
+
+def _opened(path: Path, name: str, made: Callable[..., Any]) -> Any:
     recognise(path, name)
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         _check_seal(path, stream, size)
         try:
-            return _read(stream, size, SEAL_BYTES, device)
+            return made(*_read(stream, size, SEAL_BYTES))
         except Malformed as error:
             raise CheckFailed(f"{path} can't be read: {error}") from error
 
@@ -174,10 +185,11 @@ def load_unsealed(path: Path) -> Any:
         size = os.fstat(stream.fileno()).st_size
         if not size:
             raise Malformed("it is empty")
-        return _read(stream, size, 0, "cpu")
+        return _filled(*_read(stream, size, 0), "cpu")
 
 
-def _read(stream: IO[bytes], size: int, comment: int, device: str) -> Any:
+def _read(stream: IO[bytes], size: int, comment: int) -> tuple[Any, mmap.mmap, dict[str, zip_directory.Record]]:
+    """The value that a file describes, its bytes, and the records of its storages by key. Raises Malformed."""
     content = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
     view = memoryview(content)
     records = zip_directory.records(view, comment)
@@ -191,8 +203,7 @@ def _read(stream: IO[bytes], size: int, comment: int, device: str) -> Any:
         raise Malformed(f"its byte order is {found!r}, that of this machine is {sys.byteorder!r}")
     stored = {name.removeprefix("data/"): record for name, record in records.items() if name.startswith("data/")}
     sizes = {key: record.size for key, record in stored.items()}
-    value = pickle_program.read(records["data.pkl"].of(view), sizes)
-    return _filled(value, content, stored, device)
+    return pickle_program.read(records["data.pkl"].of(view), sizes), content, stored
 
 
 def _filled(value: Any, content: mmap.mmap, stored: Mapping[str, zip_directory.Record], device: str) -> Any:
@@ -275,14 +286,19 @@ def is_recipe(tree: Mapping[Any, Any], section: str, key: str) -> bool:
     return whole and codec == ("codec" in tree) and isinstance(tree.get(section, {}).get(key), str)
 
 
-def are_tensors(found: Any, dtype: "torch.dtype | None" = None) -> bool:
-    """Whether `found` is a dictionary of named tensors, all of `dtype` if one is given."""
-    import torch
-
+def are_tensors(found: Any, dtype: str = "") -> bool:
+    """Whether `found` is a dictionary of named tensors, or of their descriptions, all of `dtype` if one is named."""
     return isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) and dtype in (None, tensor.dtype)
-        for name, tensor in found.items()
+        isinstance(name, str) and _dtype(tensor) in ((dtype,) if dtype else DTYPES) for name, tensor in found.items()
     )
+
+
+def _dtype(found: Any) -> str:
+    """The name of the dtype of a tensor or of its description; empty if it is neither."""
+    if isinstance(found, Described):
+        return found.storage.dtype
+    torch = sys.modules.get("torch")  # there is no tensor without it
+    return str(found.dtype).removeprefix("torch.") if torch and isinstance(found, torch.Tensor) else ""
 
 
 def check_shapes(

@@ -21,10 +21,12 @@ from shortcut_cli.events import Progress, Report, Validation
 from shortcut_cli.kept.inputs import differences
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.models.transformer import Decoder
-from shortcut_cli.training import checkpoint, conditions, loop, tensor_file
+from shortcut_cli.training import checkpoint, conditions, lineage, loop, precision, tensor_file
 from shortcut_cli.training.loop import PREVIOUS, STATE
 from shortcut_cli.training.optim import Optimizer, learning_rate
 from shortcut_cli.training.run_log import Log
+
+MOST_UNREAD = 100  # steps whose losses are read from the device at once
 
 
 class Trainer:
@@ -32,7 +34,10 @@ class Trainer:
 
     result = "run.pt"
 
-    def __init__(self, resolved: Recipe, folder: Path, device: str, report: Report) -> None:
+    def __init__(
+        self, resolved: Recipe, folder: Path, device: str, report: Report, ancestor: lineage.Ancestor | None = None
+    ) -> None:
+        """ancestor: the checkpoint that the run begins with, if any."""
         self.recipe: Recipe = resolved
         self.config: TrainConfig = resolved.train
         self.folder, self.device, self.report = folder, device, report
@@ -43,49 +48,82 @@ class Trainer:
         self.validation = validation_starts(self.shards.split("val"), context, self.config.eval_windows)
         kind: type[Decoder] = registry.load(registry.MODELS, resolved.model.name)
         self.model: Decoder = kind(resolved.model, self.shards.tokenizer["vocabulary"], self.config.seed).to(device)
+        self.lineage: dict[str, Any] = ancestor.give(self.model) if ancestor else {}
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.config.compile else self.model
-        self.optimizer = Optimizer(self.model, self.config, self.model.routers(), self.config.router_lr)
-        self.bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and device.startswith("cuda"))
+        matrices = self.model.matrices() if self.config.optimizer == "muon" else {}
+        self.optimizer = Optimizer(self.model, self.config, self.model.routers(), self.config.router_lr, matrices)
+        self.precision = precision.choose(resolved, device)
         self.state = loop.State()
         self.began = 0.0  # see loop.Trainable
-        self.norm = 0.0  # of the last step's gradient, before clipping
+        self.unread: list[tuple[int, Tensor, Tensor]] = []  # step, loss and norm, on the device: see `settle`
+        self.norm = 0.0  # of the gradient of the last step that was read, before clipping
+        self.validated: dict[int, float] = {}  # the newest validation loss, by its step
         self.log = Log(folder, self.config.tensorboard)
         self.model.train()
 
     def describe(self) -> str:
-        """Size and cost of the model, and how often it sees the training data."""
+        """Size and cost of the model, how often it sees the training data, and which weights it begins with."""
         count, context = self.model.count(), self.recipe.model.context
         flops = self.model.training_flops_per_token(context)
         tokens = self.windows.split.tokens
         epochs = self.config.steps * self.config.batch_size * context / tokens
         return (
             f"{self.recipe.model.name}: {count['total']:,} parameters ({count['non_embedding']:,} non-embedding), "
-            f"{flops / 1e6:.1f} training MFLOPs per token; {tokens:,} training tokens, {epochs:.2f} epochs"
+            f"{flops / 1e6:.1f} training MFLOPs per token in {self.precision}; {tokens:,} training tokens, "
+            f"{epochs:.2f} epochs"
+            + (f"\n{lineage.told(self.lineage, self.shards.tokenizer['fingerprint'])}" if self.lineage else "")
         )
 
     def changes(self, content: dict[str, Any]) -> list[str]:
-        """The differences in the shards, and in the keys of the recipe that determine the weights."""
-        wanted = checkpoint.made_from(self.recipe.model_dump(), self.shards.manifest["checksum"])
-        return differences(checkpoint.made_from(content["recipe"], content["shards"]), wanted)
+        """The differences in shards, first weights, and the keys of the recipe that determine the weights."""
+        wanted = checkpoint.made_from(self.recipe.model_dump(), self.shards.manifest["checksum"], self.lineage)
+        return differences(checkpoint.made_from(content["recipe"], content["shards"], content.get("lineage")), wanted)
 
-    def step(self, number: int) -> float:
-        """Take one optimizer step; returns the loss in nats per token."""
+    def step(self, number: int) -> Tensor:
+        """Take one optimizer step; returns the loss in nats per token, 0-dim.
+
+        Nothing here waits for the device: `settle` reads the losses of many steps at once.
+        """
+        if len(self.unread) == MOST_UNREAD:
+            self.settle()
         config = self.config
         if self.recipe.model.dropout:
             torch.manual_seed(windows.key(config.seed, number) >> 1)
         part = config.batch_size // config.accumulation
-        total = 0.0
+        total = torch.zeros((), device=self.device)
         for index in range(config.accumulation):
-            x, y = self.windows.batch(number * config.batch_size + index * part, part)  # (B, T)
-            with self._autocast():
-                logits = self.forward(x.to(self.device))  # (B, T, V)
-            loss = cross_entropy(logits, y.to(self.device)) / config.accumulation
+            x, y = map(self._moved, self.windows.batch(number * config.batch_size + index * part, part))  # (B, T)
+            with precision.products(self.precision, self.device):
+                logits = self.forward(x)  # (B, T, V)
+            loss = cross_entropy(logits, y) / config.accumulation
             loss.backward()
-            total += loss.item()
-        self.norm = self.optimizer.clip()
-        loop.check_finite(number, {"loss": total, "norm": self.norm}, self.folder)
+            total += loss.detach()
+        self.unread.append((number, total, self.optimizer.clip()))
         self.optimizer.step(number)
         return total
+
+    def _moved(self, ids: Tensor) -> Tensor:
+        """ids on the device; a GPU fetches them from pinned memory while the next operations are queued."""
+        if self.device.startswith("cuda"):
+            return ids.pin_memory().to(self.device, non_blocking=True)
+        return ids.to(self.device)
+
+    def settle(self) -> None:
+        """Read the losses and norms of the last steps, before anything is logged, validated or saved.
+
+        So no step that is not finite gets into a file. Raises ShortcutError for the first such step.
+        """
+        if not self.unread:
+            return
+        numbers, losses, norms = zip(*self.unread, strict=True)
+        found, scales = (torch.stack(values).tolist() for values in (losses, norms))
+        self.unread = []
+        for number, loss, norm in zip(numbers, found, scales, strict=True):
+            loop.check_finite(number, {"loss": loss, "norm": norm}, self.folder)
+        self.norm = scales[-1]
+        read = iter(found)
+        pending = self.state.pending
+        pending[:] = [next(read) if isinstance(loss, Tensor) else loss for loss in pending]  # the loop holds the list
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -95,24 +133,25 @@ class Trainer:
         if ema:
             self.model.load_state_dict(ema.weights)
         self.model.eval()
-        total = 0.0
+        losses: list[Tensor] = []
+        counts: list[int] = []
         split, context = self.shards.split("val"), self.recipe.model.context
         for first in range(0, len(self.validation), self.config.batch_size):
             starts = self.validation[first : first + self.config.batch_size]
-            ids = torch.stack([torch.from_numpy(split.read(start, context + 1)) for start in starts]).to(self.device)
-            with self._autocast():
+            ids = self._moved(torch.stack([torch.from_numpy(split.read(start, context + 1)) for start in starts]))
+            with precision.products(self.precision, self.device):
                 logits = self.model(ids[:, :-1])
-            total += cross_entropy(logits, ids[:, 1:]).item() * len(starts)
+            losses.append(cross_entropy(logits, ids[:, 1:]))
+            counts.append(len(starts))
         if kept:
             self.model.load_state_dict(kept)
         self.model.train()
-        return total / len(self.validation)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
+        values: list[float] = torch.stack(losses).tolist()
+        return sum(value * count for value, count in zip(values, counts, strict=True)) / len(self.validation)
 
     def content(self, weights: dict[str, Tensor]) -> dict[str, Any]:
-        """The content of a run.pt with these weights."""
+        """The content of a run.pt with these weights. Raises ShortcutError if a step was not finite."""
+        self.settle()
         return {
             "format": checkpoint.FORMAT,
             "recipe": self.recipe.model_dump(),
@@ -127,27 +166,37 @@ class Trainer:
             "scores": {"validation": self.state.best},
             "versions": tensor_file.versions(),
             "conditions": self.state.conditions,
+            "precision": self.precision,
+            "lineage": self.lineage,
         }
 
     def save(self) -> None:
-        """Write resume.pt: everything that the next step needs."""
+        """Write resume.pt."""
+        checkpoint.save(self.folder / STATE, self.saved(), previous=self.folder / PREVIOUS)
+
+    def saved(self) -> dict[str, Any]:
+        """The content of a resume.pt: everything that the next step needs. The disk has the log after this."""
+        self.settle()
         self.log.sync()
         self.state.seconds = time.monotonic() - self.began
         state = {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best}
         state["best_step"] = self.state.best_step
-        content = self.content(self.model.state_dict()) | self.optimizer.state() | {"state": state}
-        checkpoint.save(self.folder / STATE, content, previous=self.folder / PREVIOUS)
+        return self.content(self.model.state_dict()) | self.optimizer.state() | {"state": state}
 
     def load_state(self, content: dict[str, Any]) -> None:
         """Restore what `save` wrote."""
+        self.lineage = content.get("lineage") or {}
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state(content, self.device)
+        self.precision = precision.of(content)
         made = conditions.parts(content.get("conditions"))
         self.state = loop.State(step=content["step"], conditions=made, **content["state"])
 
     def validate(self) -> None:
         """Log the validation loss, and write run.pt if it is the lowest so far."""
+        self.settle()
         loss = self.validation_loss()
+        self.validated = {self.state.step: loss}
         self.log.write(step=self.state.step, validation=loss)
         self.report(Validation(step=self.state.step, loss=loss, best=min(loss, self.state.best)))
         if loss < self.state.best:
@@ -164,6 +213,7 @@ class Trainer:
 
     def write_log(self) -> None:
         """Log the steps since the last line, and report progress."""
+        self.settle()
         state, config = self.state, self.config
         seconds = time.monotonic() - self.began
         loss = sum(state.pending) / len(state.pending)

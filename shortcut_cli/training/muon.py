@@ -1,0 +1,80 @@
+"""Muon: gradient descent with momentum, each update of a matrix replaced by a nearly orthogonal one.
+
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. It is ours, not torch.optim.Muon, for three reasons: one
+weight that holds several matrices, as of queries, keys and values, is orthogonalised part by part; matrices of equal
+shape are done at once; and products are in fp32 on a CPU, where torch's own are in bf16.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of a x + b x^3 + c x^5, one after the other: the first three of the five of Amsel et al. 2025 (Polar Express, arXiv
+# 2505.16932). Three are enough, and on a CPU five would take two thirds as long as forward and backward pass of a small
+# model (docs/experiments.md).
+COEFFICIENTS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+)
+MARGIN = 1.01  # that the largest singular value stays below 1 in bf16 too
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """(N, m, n) -> (N, m, n): each matrix U S V^T becomes U S' V^T, S' near 1, by a Newton-Schulz iteration.
+
+    On CUDA the products are in bf16, as in the original.
+    """
+    tall = x.shape[1] > x.shape[2]
+    y = x.mT if tall else x
+    if x.device.type == "cuda":
+        y = y.bfloat16()
+    y = y / (MARGIN * y.norm(dim=(1, 2), keepdim=True)).clamp(min=1e-7)
+    for a, b, c in COEFFICIENTS:
+        gram = y @ y.mT
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return (y.mT if tall else y).type_as(x)
+
+
+def scale(shape: Sequence[int]) -> float:
+    """The learning rate of a matrix (outputs, inputs), as a multiple of the optimizer's.
+
+    An orthogonal update of a matrix with more outputs than inputs changes each output less.
+    """
+    outputs, inputs = shape
+    return math.sqrt(max(1.0, outputs / inputs))
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum and decoupled weight decay.
+
+    groups: of parameters with one shape each; `parts` says how many matrices, one below the other, each holds.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update all weights that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._step(weights, [weight.grad for weight in weights], group)
+
+    def _step(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # (W, parts m, n)
+        whole = ahead.shape
+        updates = orthogonalise(ahead.view(len(weights) * group["parts"], -1, whole[-1]))
+        rate = group["lr"] * scale(updates.shape[1:])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, updates.reshape(whole).unbind(), alpha=-rate)
