@@ -166,6 +166,17 @@ def test_a_stderr_that_nobody_reads_holds_nothing_up(tmp_path):
     process.communicate()
 
 
+def test_the_panel_is_seen_while_stderr_is_diverted(tmp_path):
+    """As it is while a native library reads a file."""
+    body = "    from shortcut_cli import files\n    with files.diverted(2): print('there', flush=True); time.sleep(60)"
+    process = begun(tmp_path, body)
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 75
+    assert "interrupted" in err
+
+
 @pytest.mark.parametrize("make", [lambda path: files.write(path, "text"), files.make_folder])
 def test_after_leaving_nothing_appears(tmp_path, monkeypatch, make):
     """In a thread that goes on: the main thread of a command, while the process is being ended by another.
@@ -215,3 +226,30 @@ def test_semaphores_that_are_left_are_removed_without_a_word(tmp_path):
         time.sleep(0.05)
     assert not Path(f"/dev/shm/sem.{name[1:]}").exists()
     ends(process, 75)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stage"),
+    [
+        (("sample", "--ckpt", "run.pt"), "shortcut_cli.stages.pipeline.draw"),
+        (("attention", "--ckpt", "run.pt", "--out", "o"), "shortcut_cli.stages.pipeline.look"),
+        (("codec", "eval", "mini", "."), "shortcut_cli.stages.codec_evaluation.evaluate"),
+    ],
+)
+def test_a_signal_after_the_last_file_changes_nothing(tmp_path, arguments, stage):
+    """Else the same command would stop at its own files: "exists already"."""
+    (tmp_path / "run.pt").write_bytes(b"PK")  # looks like one
+    body = f"""    from unittest.mock import patch
+    from shortcut_cli.cli import console
+    from shortcut_cli.cli.commands import app
+    console.result = lambda *_, **__: (print("made", flush=True), time.sleep(1))
+    import shortcut_cli.cli.tables as tables
+    tables.attention = tables.codec_scores = lambda *_: ""
+    tables.account = lambda *_: []
+    with patch({stage!r}, lambda *_, **__: []):
+        app({list(arguments)!r}, standalone_mode=False)"""
+    process = begun(tmp_path, body)
+    assert process.stdout.readline() == "made\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err

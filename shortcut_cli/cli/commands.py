@@ -345,6 +345,7 @@ def sample(
     )
     with console.Reporter() as report:
         paths = pipeline.draw(ckpt, like, prompt, settings, out, device=device, report=report)
+        signals.close()  # its files are complete, and would be in the way of the same command
     listed = [str(path) for path in paths]
     console.result({"samples": listed}, "\n".join(listed), as_json=as_json)
 
@@ -373,6 +374,7 @@ def attention(
         result = pipeline.look(
             ckpt, prompt, shards, split, windows, folder, device=devices.choose(device), report=report
         )
+        signals.close()  # its files are complete, and would be in the way of the same command
     console.result(result, tables.attention(folder, result), as_json=as_json)
 
 
@@ -663,6 +665,7 @@ def codec_eval(
 
     with console.Reporter() as report:
         result = codec_evaluation.evaluate(weights, paths, out, report=report)
+        signals.close()  # its files are complete, and would be in the way of the same command
     console.result(result, tables.codec_scores(result), *tables.account(result), as_json=as_json)
 
 

@@ -16,6 +16,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from select import select
 from typing import Any, NoReturn
@@ -63,12 +64,15 @@ class Signals:
         self.closed = False
         self.lock = threading.RLock()
         self.installed = False
+        self.stderr = STDERR
 
     def install(self) -> None:
         """Handle SIGINT and SIGTERM in this process, and SIGHUP unless it is ignored, as after `nohup`."""
         if self.installed:
             return
         self.installed = True
+        with suppress(OSError):  # it is closed
+            self.stderr = os.dup(STDERR)  # since the other may be diverted when a signal comes (files.diverted)
         nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         numbers = [number for number in EXIT_CODES if number != signal.SIGHUP or not nohup]
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -103,7 +107,7 @@ class Signals:
                 self.code, self.noted_s = code, now
                 return
             self.closed = True
-            _end(code)
+            _end(code, self.stderr)
 
     def close(self) -> None:
         """Ignore signals from here on: the command has ended. Does not return if a signal is ending the process."""
@@ -114,21 +118,21 @@ class Signals:
 INTERRUPTED = ("interrupted", "run the same command again to resume")
 
 
-def _end(code: int) -> NoReturn:
+def _end(code: int, stderr: int) -> NoReturn:
     """End the process with one panel and an exit code, whatever its threads are doing."""
     try:
         cleanup.leave()
-        shown = _panel()
-        if select([], [STDERR], [], WRITE_S)[1]:
-            os.write(STDERR, shown)
+        shown = _panel(stderr)
+        if select([], [stderr], [], WRITE_S)[1]:
+            os.write(stderr, shown)
     finally:
         os._exit(code)
 
 
-def _panel() -> bytes:
+def _panel(stderr: int) -> bytes:
     """What `console.panel` prints, drawn without Rich, which may be half imported or hold a lock."""
     try:
-        columns = os.get_terminal_size(STDERR).columns
+        columns = os.get_terminal_size(stderr).columns
     except OSError:
         columns = 80
     said, hint = INTERRUPTED
