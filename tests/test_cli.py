@@ -1331,7 +1331,7 @@ class Ended(BaseException):
 def received(monkeypatch):
     """Signals with a clock that tests set; the process does not end, but raises Ended with its exit code."""
 
-    def end(code):
+    def end(code, stderr):
         raise Ended(code)
 
     clock = SimpleNamespace(now=100.0)
@@ -1436,9 +1436,9 @@ def test_the_panel_of_a_signal_is_that_of_an_error(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     console._err.cache_clear()
     console.panel(errors.Interrupted(*ending.INTERRUPTED))
-    assert ending._panel().decode() == capsys.readouterr().err
+    assert ending._panel(2).decode() == capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(encoding="ascii"))
-    assert ending._panel().isascii()
+    assert ending._panel(2).isascii()
 
 
 # What reaches the screen
