@@ -1095,20 +1095,13 @@ def test_help_for_a_stdout_that_takes_nothing_has_no_traceback(tmp_path, command
     assert "Exception ignored" not in err
 
 
+PREPARE = ("prepare", "text", "texts", "--recipe", "text-tiny", "--out", "s", *set_flags("tokenizer.vocabulary=300"))
+
+
 @pytest.mark.parametrize("command", ['"$@" 2>&-', '"$@" 2> /dev/full', '"$@" 2> >(true)', '"$@" <&- 2>&-'])
 def test_a_stderr_that_takes_nothing_does_not_stop_the_work(tmp_path, command):
     write_texts(tmp_path / "texts")
-    arguments = [
-        "prepare",
-        "text",
-        "texts",
-        "--recipe",
-        "text-tiny",
-        "--out",
-        "s",
-        *set_flags("tokenizer.vocabulary=300"),
-    ]
-    code, out, err = through(command, *arguments, "--json", cwd=tmp_path)
+    code, out, err = through(command, *PREPARE, "--json", cwd=tmp_path)
     assert (code, err) == (0, "")
     assert json.loads(out)["inputs"] == 30
     assert through(command, "inspect", "s", "--verify", cwd=tmp_path)[0] == 0
@@ -1117,17 +1110,7 @@ def test_a_stderr_that_takes_nothing_does_not_stop_the_work(tmp_path, command):
 
 def test_no_file_of_a_command_takes_the_place_of_a_closed_stream(tmp_path):
     write_texts(tmp_path / "texts")
-    arguments = [
-        "prepare",
-        "text",
-        "texts",
-        "--recipe",
-        "text-tiny",
-        "--out",
-        "s",
-        *set_flags("tokenizer.vocabulary=300"),
-    ]
-    assert through('"$@" <&- >&- 2>&-', *arguments, cwd=tmp_path) == (1, "", "")
+    assert through('"$@" <&- >&- 2>&-', *PREPARE, cwd=tmp_path) == (1, "", "")
     code = "from shortcut_cli.cli import console; console.harden(); f = open('f', 'w'); f.write(str(f.fileno()))"
     subprocess.run(["bash", "-c", '"$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert int((tmp_path / "f").read_text()) > 2
