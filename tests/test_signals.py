@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,30 @@ def test_workers_and_temporary_files_are_gone(tmp_path):
         ends(process, 130)
         assert not Path((tmp_path / "folder").read_text()).exists()
         assert {path.name for path in tmp_path.iterdir()} == {"command.py", "folder"}
+
+
+@pytest.mark.parametrize("job", ["time.sleep(60)", "sum(n for n in range(10**12))", "bytearray(10**6).count(b'x' * 7)"])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, job):
+    head = f"def work(_):\n    Path(f'at-work-{{os.getpid()}}').touch()\n    while True: {job}\n"
+    body = """    from shortcut_cli.data import workers
+    list(workers.in_order(work, range(4), (), workers=2, timeout_s=60, memory_mb=4000))"""
+    process = begun(tmp_path, body, "import os\nfrom pathlib import Path\n" + head)
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("at-work-*"))) == 2)
+        process.kill()
+        process.communicate(timeout=10)
+        wait_for(lambda: not alive(process.pid))
+    finally:
+        for path in tmp_path.glob("at-work-*"):
+            with suppress(ProcessLookupError):
+                os.kill(int(path.name.split("-")[-1]), signal.SIGKILL)
+
+
+def wait_for(condition, within_s=20.0):
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

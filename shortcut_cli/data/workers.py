@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as JobTimeout
@@ -57,6 +58,14 @@ def _start(scratch: str) -> None:
     # Pebble's way to stop a worker, whose own handler would wait for native code to return.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End a worker whose parent was killed. It would finish its job, for hours perhaps, and nobody takes the result."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _start_tracker() -> None:
