@@ -3,15 +3,25 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut, write_texts
 
 from shortcut_cli import cleanup, files
+from shortcut_cli.config import reading
+from shortcut_cli.data import sound
+from shortcut_cli.data.documents import Source
 from shortcut_cli.data.shards import Shards
-from shortcut_cli.errors import Unfinished, UsageError
+from shortcut_cli.errors import Rejected, Unfinished, UsageError
+from shortcut_cli.stages import preparation
+from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
+from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
+from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
 
 CHARS = ("--recipe", "text-tiny", *set_flags(*TEXT_SETTINGS))
 
@@ -66,9 +76,6 @@ def test_the_second_process_is_told_who_holds_the_folder(text_run, tmp_path):
 
 
 def test_an_input_that_vanishes_between_hashing_and_reading(tmp_path, monkeypatch):
-    from shortcut_cli.config import reading
-    from shortcut_cli.stages import preparation
-
     write_texts(tmp_path / "texts", 5)
     config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={tmp_path / 's'}"])
     hashed = preparation._hash
@@ -85,6 +92,90 @@ def test_an_input_that_vanishes_between_hashing_and_reading(tmp_path, monkeypatc
     made = Shards(tmp_path / "s").manifest
     assert (made["inputs"], made["rejected"]) == (5, 1)
     assert "003.txt" in (tmp_path / "s" / "rejects.jsonl").read_text()
+
+
+@pytest.fixture
+def impatient():
+    """Whatever waits for longer than 20 s fails, as the opening of a pipe does that nobody writes to."""
+
+    def fail(*_):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, fail)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".mid", ".wav"])
+def test_an_input_that_becomes_a_pipe_is_not_waited_for(tmp_path, impatient, suffix, packed):
+    kinds = {
+        ".mid": lambda: MidiTokenizer(MidiOptions(name="midi")),
+        ".wav": lambda: AudioTokenizer(AudioOptions(name="audio", weights="untrained:1", codebooks=2)),
+    }
+    tokenizer = kinds.get(suffix, lambda: TextTokenizer(TextOptions(name="text", algorithm="chars")))()
+    path = tmp_path / f"a{suffix}{packed}"
+    os.mkfifo(path)
+    with pytest.raises(Rejected, match="can't be read: Not a regular file") as raised:
+        list(tokenizer.scan(Source(path, path.name, "0" * 64, tmp_path / "a.ids")))
+    assert raised.value.passing  # it was a regular file when it was hashed
+    with pytest.raises(Rejected, match="can't be read: Not a regular file"):
+        tokenizer.prompt(path)
+    with pytest.raises(OSError, match="Not a regular file"):
+        files.sha256(path)
+
+
+def test_a_sound_that_becomes_a_pipe_before_libsndfile_opens_it_is_not_waited_for(tmp_path, impatient, monkeypatch):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(24_000), 24_000)
+    streams = sound.streams
+
+    def then_a_pipe(*arguments):
+        found = streams(*arguments)
+        path.unlink()
+        os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(sound, "streams", then_a_pipe)
+    with pytest.raises(Rejected, match="Not a regular file"):
+        list(sound.SoundReader(path))
+
+
+@pytest.mark.parametrize("after", ["pipe", "folder", "forbidden", "circle"])
+def test_an_input_that_becomes_something_else_after_it_was_hashed_is_tried_again(tmp_path, monkeypatch, after):
+    if after == "forbidden" and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    write_texts(tmp_path / "texts", 5)
+    config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={tmp_path / 's'}"])
+    path, hashed = tmp_path / "texts" / "003.txt", preparation._hash
+    text = path.read_text()
+
+    def then_changes(*arguments):
+        found = hashed(*arguments)
+        if after == "forbidden":
+            path.chmod(0)
+            return found
+        path.unlink()
+        {"pipe": os.mkfifo, "folder": os.mkdir, "circle": lambda path: path.symlink_to(path)}[after](path)
+        return found
+
+    options = {"n_workers": 1, "max_bad": "1", "report": quiet}
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_hash", then_changes)
+        with pytest.raises(Unfinished, match=re.escape("003.txt: can't be read: ")):
+            preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)
+    assert Shards(tmp_path / "s").manifest["rejected"] == 1
+    again = preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)
+    assert (again["worked"], again["rejected"], again["unfinished"]) == (True, 1, 0)
+    if after == "folder":
+        path.rmdir()
+    else:
+        path.unlink()
+    path.write_text(text)
+    shutil.rmtree(tmp_path / "s")
+    assert preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)["rejected"] == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read and write everywhere")

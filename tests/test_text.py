@@ -264,8 +264,9 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained, after):
     path.write_text("before")
     _, found = scanned(trained, path)
     path.write_text(after)
-    with pytest.raises(ShortcutError, match="changed while"):
+    with pytest.raises(Rejected, match="changed while") as raised:
         encoded(trained, found)
+    assert raised.value.passing
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
@@ -278,8 +279,24 @@ def test_a_file_that_changes_while_it_is_encoded_is_noticed_whatever_its_size(tm
         path.write_text('{"text": "BEFORE"}\n' * 2)
         return whole(document)
 
-    with pytest.raises(ShortcutError, match="changed while"):
+    with pytest.raises(Rejected, match="changed while") as raised:
         encoded(trained, found, assign)
+    assert raised.value.passing
+
+
+def test_a_file_that_changes_while_the_vocabulary_is_trained_on_it_is_noticed(tmp_path, trained):
+    # It has its old bytes again when it is encoded, but the vocabulary is of others.
+    path = tmp_path / "a.txt"
+    path.write_text("before and after " * 100)
+    _, found = scanned(trained, path)
+
+    def assign(document):
+        path.write_text("BEFORE AND AFTER " * 100)
+        return whole(document)
+
+    with pytest.raises(Rejected, match="changed while") as raised:
+        TextTokenizer(TextOptions(name="text", vocabulary=300)).fit([found], assign)
+    assert raised.value.passing
 
 
 @pytest.mark.parametrize("after", [b"", b"before\xff", b"\0"])
@@ -301,7 +318,7 @@ def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path, trained):
     path = tmp_path / "a.txt"
     path.write_text("before")
     _, found = scanned(trained, path)
-    with pytest.raises(ShortcutError, match="changed while"):
+    with pytest.raises(Rejected, match="changed while"):
         encoded(trained, replace(found, size=5))
 
 

@@ -1033,7 +1033,7 @@ def test_the_loop_saves_and_leaves_with_the_code_that_it_is_given(code):
 def test_a_cut_log_keeps_whole_lines_up_to_its_step(tmp_path):
     log = run_log.Log(tmp_path, tensorboard=False)
     log.cut(3)
-    assert run_log.read_log(tmp_path) == []
+    assert list(run_log.read_log(tmp_path)) == []
     for step in (1, 2, 2, 3):
         log.write(step=step, loss=step / 2)
     with open(log.path, "a") as stream:
@@ -1041,7 +1041,7 @@ def test_a_cut_log_keeps_whole_lines_up_to_its_step(tmp_path):
     log.cut(2)
     assert log.path.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n'
     log.write(step=3, validation=4.0)
-    assert run_log.read_log(tmp_path) == [
+    assert list(run_log.read_log(tmp_path)) == [
         *({"step": step, "loss": step / 2} for step in (1, 2, 2)),
         {"step": 3, "validation": 4.0},
     ]

@@ -1,6 +1,7 @@
 """Reading recipes: finding them by name, applying `--set KEY=VALUE`, and validating them with clear messages."""
 
 import copy
+import io
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from shortcut_cli import registry
+from shortcut_cli import files, registry
 from shortcut_cli.config.schema import AnyRecipe, CodecRecipe, Recipe, is_text, keys, known_keys, schema
 from shortcut_cli.errors import UsageError
 
@@ -72,7 +73,8 @@ def text(name: str) -> str:
     """
     path = find(name)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(files.regular(path), encoding="utf-8-sig") as stream:
+            return stream.read()
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path} can't be read: {error}", "a recipe is a text file in UTF-8") from error
 

@@ -364,7 +364,7 @@ class AudioTokenizer(Tokenizer):
         """Raises CheckFailed if the files are not an audio tokenizer's, or the weights have changed."""
         assert isinstance(options, AudioOptions), options
         try:
-            sha256 = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["sha256"]
+            sha256 = json.loads(files.content(folder / "tokenizer.json"))["sha256"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckFailed(f"{folder} does not hold an audio tokenizer: {error!r}") from error
         own = folder / "weights.th"

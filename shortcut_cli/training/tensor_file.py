@@ -131,7 +131,7 @@ def _check_seal(path: Path, stream: IO[bytes], size: int) -> None:
 
 def is_sealed(path: Path) -> bool:
     """Whether a file ends with a checksum as `save` writes it; the checksum itself is not verified."""
-    with open(path, "rb") as stream:
+    with files.regular(path) as stream:
         stream.seek(max(0, path.stat().st_size - SEAL_BYTES))
         return stream.read(len(SEAL)) == SEAL
 
@@ -144,7 +144,7 @@ def recognise(path: Path, name: str) -> None:
     if not path.is_file():
         state = "is no regular file" if path.exists() else "does not exist"
         raise UsageError(f"{name} {path} {state}", WRITERS[name])
-    with open(path, "rb") as stream:
+    with files.regular(path) as stream:
         if stream.read(2) != b"PK":
             raise UsageError(f"{path} is not a {name}", WRITERS[name])
 
@@ -167,7 +167,7 @@ def describe(path: Path, name: str) -> Any:
 
 def _opened(path: Path, name: str, made: Callable[..., Any]) -> Any:
     recognise(path, name)
-    with open(path, "rb") as stream:
+    with files.regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         _check_seal(path, stream, size)
         try:
@@ -181,7 +181,7 @@ def load_unsealed(path: Path) -> Any:
 
     Raises Malformed if the file is damaged, or holds anything but tensors, numbers, strings and containers.
     """
-    with open(path, "rb") as stream:
+    with files.regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if not size:
             raise Malformed("it is empty")
