@@ -7,6 +7,8 @@ import json
 import pickle
 import re
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,9 +21,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shortcut_cli.data.documents import RejectedRecord, Source
-from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers import text, text_reading, text_vocabulary
 from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
+from shortcut_cli.tokenizers.text_reading import read_documents, read_lines
 
 LINES = "".join(
     f"The {w} number {n} went over the hill and far away, and so did I.\n" for n in range(200) for w in ("cat", "dog")
@@ -256,6 +259,38 @@ def test_chars_names_the_character_that_has_no_id(tmp_path):
     assert tokenizer.prompt(tmp_path / "a.txt").tolist() == expected
     assert not allowed(tokenizer, [])[tokenizer.eos]
     assert allowed(tokenizer, [3]).all()
+
+
+def test_very_many_empty_lines_are_few_parts():
+    text = "a\n" + "\n" * 100_000 + "x" * 4096 + "\n\n\nb" + "\n" * 5000
+    blocks = [text[start : start + 30_000] for start in range(0, len(text), 30_000)]
+    parts = list(read_lines(blocks))
+    assert "".join(parts) == text
+    assert len(parts) < 50
+    # The newline that ends a line does not come with those of empty ones.
+    assert all(part.strip("\n") == "" or part.count("\n") <= 1 for part in parts)
+    assert parts[parts.index("x" * 4096) + 1] == "\n"
+
+
+@pytest.mark.parametrize("blank", [1, 2, 3, 5000])
+@pytest.mark.parametrize("block", [7, 1000, 10**6])
+def test_documents_and_lines_are_the_same_whatever_the_number_of_empty_lines_in_a_part(tmp_path, blank, block):
+    between = "\n" * blank
+    text = between + "one\ntwo\n" + between + "x" * 4096 + "\n" + between + "three" + between
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    blocks = [text[start : start + block] for start in range(0, len(text), block)]
+    found = {}
+    for lines in (True, False):
+        numbered = text_reading._by_text(read_lines(blocks), lines=lines)
+        found[lines] = ["".join(part for _, part in run) for _, run in groupby(numbered, itemgetter(0))]
+    long = "x" * 4096 + "\n" + between
+    assert found[True] == [between + "one\n", "two\n" + between, long, "three" + between]
+    assert found[False] == [between + "one\ntwo\n" + between, long, "three" + between]
+    records = between + '{"text": "a"}\n' + between + '{"text": 1}' + between + '{"text": "b"}'
+    path = tmp_path / "a.jsonl"
+    path.write_text(records)
+    assert [one.line for one in read_documents(path, "file")] == [blank + 1, 2 * blank + 2, 3 * blank + 2]
 
 
 @pytest.mark.parametrize("after", ["afterwards", "BEFORE"])

@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from shortcut_cli import files, registry
 from shortcut_cli.config import reading, schema
+from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.events import Note, Progress, Validation
 from shortcut_cli.inference import runs
@@ -1028,6 +1030,17 @@ def test_the_loop_saves_and_leaves_with_the_code_that_it_is_given(code):
     assert left.value.exit_code == code
     assert trainer.calls == ["step(0)", "step(1)", "step(2)", "save at 3"]
     assert trainer.state.pending == [0.0, 1.0, 2.0]
+
+
+def test_a_model_that_no_machine_has_room_for_is_refused_before_it_is_made(text_run, tmp_path):
+    path = tmp_path / "huge" / "manifest.json"
+    shutil.copytree(text_run / "shards", path.parent)
+    manifest = json.loads(path.read_text())
+    manifest["tokenizer"]["vocabulary"] = 2**31
+    path.write_text(json.dumps(manifest | {"checksum": shards._checksum(manifest)}))
+    made = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={path.parent}"])
+    with pytest.raises(UsageError, match="with a vocabulary of 2,147,483,648, and their gradients take"):
+        Trainer(made, tmp_path / "run", "cpu", quiet)
 
 
 def test_a_cut_log_keeps_whole_lines_up_to_its_step(tmp_path):
