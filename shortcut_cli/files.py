@@ -106,6 +106,42 @@ def writing(path: Path, previous: Path | None = None, *, durable: bool = True) -
         sync_folder(path.parent)
 
 
+class Shielded:
+    """A file for a C library that would not hand an OSError on: what comes after one has no effect.
+
+    Whoever gives it to the library calls `check` afterwards.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def _try(self, step: Callable[[], int], otherwise: int) -> int:
+        if self.error is None:
+            try:
+                return step()
+            except OSError as error:
+                self.error = error
+        return otherwise
+
+    def write(self, content: bytes) -> int:
+        """As in any file."""
+        return self._try(lambda: self.stream.write(content), len(content))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As in any file."""
+        return self._try(lambda: self.stream.seek(offset, whence), offset)
+
+    def tell(self) -> int:
+        """As in any file."""
+        return self._try(self.stream.tell, 0)
+
+    def check(self) -> None:
+        """Raise the OSError that there was, if any."""
+        if self.error:
+            raise self.error
+
+
 def _short(path: Path) -> str:
     """The name of a file, or as much of it that the name of its temporary file fits if its own does."""
     return os.fsdecode(os.fsencode(path.name)[:200])

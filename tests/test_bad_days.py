@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from shortcut_cli.data import sound
 from shortcut_cli.data.documents import Source
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.errors import Rejected, Unfinished, UsageError
-from shortcut_cli.stages import preparation
+from shortcut_cli.stages import codec_evaluation, preparation
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
 from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
 from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
@@ -65,6 +66,36 @@ def test_a_full_disk_during_training(text_run, tmp_path):
     assert longer.returncode == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
     assert not list((tmp_path / "other").glob("*.pt"))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 8])
+@pytest.mark.parametrize("command", ["sample", "codec eval"])
+def test_a_full_disk_under_libsndfile_is_an_error_with_the_name_of_the_file(tmp_path, capfd, blocks, command):
+    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="untrained:1", codebooks=2))
+    ids, path = np.tile([0, 1024], 200), tmp_path / "a-2.wav"
+    tokenizer.decode(ids, tmp_path / "whole.wav")  # loads what it needs
+    silence = np.zeros(60_000, np.float32)
+    write = {
+        "sample": lambda: tokenizer.decode(ids, path),
+        "codec eval": lambda: codec_evaluation._keep(tmp_path, "a.wav", "2", silence),
+    }[command]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * blocks, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as failed:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failed.value.filename == str(path)
+    assert [left.name for left in tmp_path.iterdir()] == ["whole.wav"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_folder_for_temporary_files_the_message_names_tmpdir(text_run):
+    full = limited(0, "eval", "--ckpt", text_run / "gpt" / "run.pt", "--files", text_run / "texts", cwd=text_run)
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "TMPDIR" in full.stderr
 
 
 def test_the_second_process_is_told_who_holds_the_folder(text_run, tmp_path):

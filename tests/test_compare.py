@@ -1006,6 +1006,18 @@ def test_the_last_lines_of_a_failed_run_are_shown(monkeypatch, tmp_path):
     assert (tmp_path / "output.txt").read_text().splitlines() == [f"line {number}" for number in range(20)]
 
 
+def test_the_panel_of_a_failed_run_is_shown_without_its_frame(monkeypatch, tmp_path):
+    panel = "import sys\nfrom shortcut_cli.cli import console\nfrom shortcut_cli.errors import UsageError\n"
+    panel += "print('step 1', file=sys.stderr)\nconsole.panel(UsageError('no room', 'a smaller model'))\nsys.exit(2)"
+    stand_in(monkeypatch, tmp_path, panel)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with pytest.raises(ShortcutError) as failed:
+        make_runner(tmp_path)._process(tmp_path / "run.toml", tmp_path / "run", "cpu")
+    assert failed.value.message.splitlines() == [
+        f"{tmp_path / 'run'} on cpu exited with 2", "step 1", "no room", "Next: a smaller model"
+    ]  # fmt: skip
+
+
 def test_a_signal_is_passed_on_once_and_the_run_is_waited_for(monkeypatch, tmp_path):
     code = """import signal, sys, time
 def end(*_):

@@ -185,8 +185,8 @@ class Runner:
             output.write(errors)
         self._check_stop()
         if process.returncode:
-            tail = errors.decode(errors="replace").strip().splitlines()[-12:]
-            raise ShortcutError(f"{folder} on {device} exited with {process.returncode}\n" + "\n".join(tail))
+            tail = "\n".join(_plain(errors.decode(errors="replace"))[-12:])
+            raise ShortcutError(f"{folder} on {device} exited with {process.returncode}\n{tail}")
 
     def result(self, planned: PlannedRun) -> Finished:
         """What a run left. Raises ShortcutError if that could not be written."""
@@ -249,6 +249,12 @@ class Runner:
             "curve": _curve(folders),
             "groups": [str(result.groups) for result in results],
         }
+
+
+def _plain(printed: str) -> list[str]:
+    """The lines that a process printed, those of its panel without the frame, since they go into ours."""
+    lines = (line.strip("\u2502 ") for line in printed.splitlines() if not line.startswith(("\u256d", "\u2570")))
+    return [line for line in lines if line]
 
 
 def _distinct(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -268,10 +268,13 @@ class AudioTokenizer(Tokenizer):
         found = found[: ends[0]] if len(ends) else found
         kind = {"samplerate": self.layout.rate_hz, "channels": self.layout.channels, "format": "WAV"}
         count = 0
-        with files.writing(path) as stream, soundfile.SoundFile(stream, "w", **kind, subtype="PCM_16") as sound:
-            for samples in self.codec.decode(self._coded(found)):
-                sound.write(samples.clip(-1, 1))
-                count += len(samples)
+        with files.writing(path) as stream:
+            shielded = files.Shielded(stream)
+            with soundfile.SoundFile(shielded, "w", **kind, subtype="PCM_16") as sound:
+                for samples in self.codec.decode(self._coded(found)):
+                    sound.write(samples.clip(-1, 1))
+                    count += len(samples)
+            shielded.check()
         return {"second": count / self.layout.rate_hz}
 
     def _coded(self, ids: np.ndarray) -> Iterator[Any]:

@@ -42,4 +42,6 @@ def _memory_bytes(device: str) -> int | None:
     kind = torch.device(device).type
     if kind == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(torch.cuda.get_device_properties(device).total_memory) if kind == "cuda" else None
+    if kind == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return None
