@@ -261,6 +261,18 @@ def test_chars_names_the_character_that_has_no_id(tmp_path):
     assert allowed(tokenizer, [3]).all()
 
 
+def test_a_file_of_very_many_records_that_can_not_be_used_is_given_up(tmp_path, monkeypatch):
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
+    path = tmp_path / "a.jsonl"
+    path.write_text("1\n" * 1000)
+    monkeypatch.setattr(text, "MOST_BAD_FIRST", 100)
+    found = []
+    with pytest.raises(Rejected, match="begins with 100 records that can't be used; line 1 it is a number"):
+        found.extend(tokenizer.scan(source_of(path)))
+    path.write_text("1\n" * 99 + '{"text": "a"}\n' + "1\n" * 500)
+    assert len(list(tokenizer.scan(source_of(path)))) == 600
+
+
 def test_very_many_empty_lines_are_few_parts():
     text = "a\n" + "\n" * 100_000 + "x" * 4096 + "\n\n\nb" + "\n" * 5000
     blocks = [text[start : start + 30_000] for start in range(0, len(text), 30_000)]

@@ -790,7 +790,7 @@ def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("damage", ["missing", "damaged"])
+@pytest.mark.parametrize("damage", ["missing", "damaged", "empty", "zeros"])
 def test_the_result_of_a_finished_run_is_checked_and_made_again_from_its_state(text_run, tmp_path, damage, ema):
     recipe, path = tiny(text_run, f"train.ema={ema}"), tmp_path / "run.pt"
     go(recipe, tmp_path)
@@ -801,7 +801,8 @@ def test_the_result_of_a_finished_run_is_checked_and_made_again_from_its_state(t
     changed[len(whole) // 2] ^= 1
 
     def spoil():
-        path.unlink() if damage == "missing" else path.write_bytes(changed)
+        kinds = {"damaged": changed, "empty": b"", "zeros": bytes(len(whole))}
+        path.unlink() if damage == "missing" else path.write_bytes(kinds[damage])
 
     for best_step in (8, None):  # the best weights were not those of the last step, or that is not known
         checkpoint.save(tmp_path / "resume.pt", state | {"state": state["state"] | {"best_step": best_step}})
@@ -818,7 +819,7 @@ def test_the_result_of_a_finished_run_is_checked_and_made_again_from_its_state(t
     assert any("made again from resume.pt" in note for note in notes)
     if state["state"]["best_step"] == last:
         assert path.read_bytes() == whole
-    assert (tmp_path / "run.damaged.pt").exists() == (damage == "damaged")
+    assert (tmp_path / "run.damaged.pt").exists() == (damage != "missing")
 
 
 def test_files_of_the_user_are_left_alone(text_run, tmp_path):

@@ -41,6 +41,7 @@ from shortcut_cli.tokenizers.text_vocabulary import Characters, Pieces, Vocabula
 
 FORMAT = 1
 IDENTITY = {"algorithm", "alphabet", "documents", "field", "normalization"}  # that a saved tokenizer must match
+MOST_BAD_FIRST = 10**6  # records that can't be used before the first that can: a small .gz can hold 10**8, all listed
 BATCH_CHARS = 1 << 21  # passed to SentencePiece at once
 CHARACTER_CLASSES = ("letter", "digit", "space", "punctuation", "byte or control", "end")
 
@@ -183,12 +184,14 @@ class TextTokenizer(Tokenizer):
 
     def _scanned(self, source: Source) -> Iterator[tuple[Document, Text] | RejectedRecord]:
         """What `scan` yields, each document with its text, whose chunks are exhausted unless it is a record."""
-        offset = empty = 0
+        offset = empty = bad = 0
         first: RejectedRecord | None = None
         account: dict[str, float] = {}
         for text in self._read(source.path, account):
             if isinstance(text, RejectedRecord):
-                first = first or text
+                first, bad = first or text, bad + 1
+                if bad >= MOST_BAD_FIRST and not offset:
+                    raise Rejected(f"begins with {bad:,} records that can't be used; line {first.line} {first.reason}")
                 yield text
                 continue
             document = self._document(text, source.start + offset, {} if offset else account)

@@ -137,7 +137,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def recognise(path: Path, name: str) -> None:
-    """Raise UsageError if there is no file at `path`, or not one of PyTorch's.
+    """Raise UsageError if there is no file at `path`, or not one of PyTorch's, CheckFailed if it has no content.
 
     name: what such a file is called, a key of WRITERS.
     """
@@ -145,8 +145,11 @@ def recognise(path: Path, name: str) -> None:
         state = "is no regular file" if path.exists() else "does not exist"
         raise UsageError(f"{name} {path} {state}", WRITERS[name])
     with files.regular(path) as stream:
-        if stream.read(2) != b"PK":
-            raise UsageError(f"{path} is not a {name}", WRITERS[name])
+        head = stream.read(2)
+    if head in (b"", bytes(2)):  # as a power cut leaves a file
+        raise CheckFailed(f"{path} can't be read: it {'begins with zeros' if head else 'is empty'}")
+    if head != b"PK":
+        raise UsageError(f"{path} is not a {name}", WRITERS[name])
 
 
 def load(path: Path, name: str, device: str = "cpu") -> Any:
