@@ -1,7 +1,6 @@
 """Reading recipes: finding them by name, applying `--set KEY=VALUE`, and validating them with clear messages."""
 
 import copy
-import io
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from shortcut_cli import files, registry
+from shortcut_cli import registry
 from shortcut_cli.config.schema import AnyRecipe, CodecRecipe, Recipe, is_text, keys, known_keys, schema
 from shortcut_cli.errors import UsageError
 
@@ -73,8 +72,7 @@ def text(name: str) -> str:
     """
     path = find(name)
     try:
-        with io.TextIOWrapper(files.regular(path), encoding="utf-8-sig") as stream:
-            return stream.read()
+        return path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path} can't be read: {error}", "a recipe is a text file in UTF-8") from error
 
