@@ -21,7 +21,7 @@ from shortcut_cli.errors import UsageError
 BLOCK_BYTES = 1 << 20
 CACHE_VARIABLE = "SHORTCUT_CACHE"
 FULL = {errno.EFBIG, errno.ENOSPC, errno.EDQUOT}
-MOST_LISTED = 64_000_000  # bytes of a list of files that are made together
+MOST_BYTES = 64_000_000  # of a file of ours that is read whole
 GROWING = {"log.jsonl", "output.txt"}  # files in folders that are ours that are written in place
 WORKING = {".partial", ".staging"}  # folders in those, for what is not finished
 MARKER = ".shortcut"  # in a folder that is ours: which command it belongs to, and the lock of the process at work
@@ -106,6 +106,42 @@ def writing(path: Path, previous: Path | None = None, *, durable: bool = True) -
         sync_folder(path.parent)
 
 
+class Shielded:
+    """A file for a C library that would not hand an OSError on: what comes after one has no effect.
+
+    Whoever gives it to the library calls `check` afterwards.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def _try(self, step: Callable[[], int], otherwise: int) -> int:
+        if self.error is None:
+            try:
+                return step()
+            except OSError as error:
+                self.error = error
+        return otherwise
+
+    def write(self, content: bytes) -> int:
+        """As in any file."""
+        return self._try(lambda: self.stream.write(content), len(content))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As in any file."""
+        return self._try(lambda: self.stream.seek(offset, whence), offset)
+
+    def tell(self) -> int:
+        """As in any file."""
+        return self._try(self.stream.tell, 0)
+
+    def check(self) -> None:
+        """Raise the OSError that there was, if any."""
+        if self.error:
+            raise self.error
+
+
 def _short(path: Path) -> str:
     """The name of a file, or as much of it that the name of its temporary file fits if its own does."""
     return os.fsdecode(os.fsencode(path.name)[:200])
@@ -137,7 +173,7 @@ def check_free(folder: Path, unit: str, names: Iterable[str]) -> None:
     ours: set[str] = set()
     for path in _left(folder / unit):
         with suppress(OSError, ValueError, RecursionError):  # it had not made any
-            ours |= {str(name) for name in json.loads(content(path, MOST_LISTED))}
+            ours |= {str(name) for name in json.loads(content(path))}
     for name in names:
         if os.path.lexists(folder / name) and name not in ours:
             raise UsageError(f"{folder / name} exists already", "choose another --out")
@@ -211,16 +247,19 @@ def diverted(number: int, target: BinaryIO | None = None) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in blocks."""
+    """Hex SHA-256 of a file's bytes, read in blocks. Raises OSError as `regular` does."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with regular(path) as stream:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError if it can't be, or is none: a pipe would be waited for."""
+    """Open a regular file for reading. Raises OSError if it can't be, or is none: a pipe would be waited for.
+
+    What was a regular file when it was found can be a pipe by the time that it is opened, so this asks the open file.
+    """
     stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
@@ -228,7 +267,7 @@ def regular(path: Path) -> BinaryIO:
     return stream
 
 
-def content(path: Path, most: int) -> bytes:
+def content(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of a regular file. Raises OSError as `regular` does, ValueError if there are more than `most`."""
     with regular(path) as stream:
         found = stream.read(most + 1)
@@ -263,10 +302,8 @@ def owner(folder: Path) -> str:
     """The command that a folder belongs to, such as "shortcut train", by the marker in it; empty: none of ours."""
     path = folder / MARKER
     try:
-        if not path.is_file():  # a pipe would be waited for
-            return ""
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            line = stream.readline(HOLDER_CHARACTERS)
+        with regular(path) as stream:
+            line = stream.readline(HOLDER_CHARACTERS).decode(errors="replace")
     except OSError:
         return ""
     return line.partition(",")[0].strip() if line.startswith("shortcut ") else ""

@@ -2,16 +2,27 @@
 
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut, write_texts
 
 from shortcut_cli import cleanup, files
+from shortcut_cli.config import reading
+from shortcut_cli.data import sound
+from shortcut_cli.data.documents import Source
 from shortcut_cli.data.shards import Shards
-from shortcut_cli.errors import Unfinished, UsageError
+from shortcut_cli.errors import Rejected, Unfinished, UsageError
+from shortcut_cli.stages import codec_evaluation, preparation
+from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
+from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
+from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
 
 CHARS = ("--recipe", "text-tiny", *set_flags(*TEXT_SETTINGS))
 
@@ -57,6 +68,36 @@ def test_a_full_disk_during_training(text_run, tmp_path):
     assert not list((tmp_path / "other").glob("*.pt"))
 
 
+@pytest.mark.parametrize("blocks", [0, 1, 8])
+@pytest.mark.parametrize("command", ["sample", "codec eval"])
+def test_a_full_disk_under_libsndfile_is_an_error_with_the_name_of_the_file(tmp_path, capfd, blocks, command):
+    tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="untrained:1", codebooks=2))
+    ids, path = np.tile([0, 1024], 200), tmp_path / "a-2.wav"
+    tokenizer.decode(ids, tmp_path / "whole.wav")  # loads what it needs
+    silence = np.zeros(60_000, np.float32)
+    write = {
+        "sample": lambda: tokenizer.decode(ids, path),
+        "codec eval": lambda: codec_evaluation._keep(tmp_path, "a.wav", "2", silence),
+    }[command]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * blocks, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as failed:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failed.value.filename == str(path)
+    assert [left.name for left in tmp_path.iterdir()] == ["whole.wav"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_folder_for_temporary_files_the_message_names_tmpdir(text_run):
+    full = limited(0, "eval", "--ckpt", text_run / "gpt" / "run.pt", "--files", text_run / "texts", cwd=text_run)
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "TMPDIR" in full.stderr
+
+
 def test_the_second_process_is_told_who_holds_the_folder(text_run, tmp_path):
     with files.held(tmp_path / "run", "shortcut train"):
         arguments = ("train", *CHARS, "--set", f"data.shards={text_run / 'shards'}", "--out", "run")
@@ -66,9 +107,6 @@ def test_the_second_process_is_told_who_holds_the_folder(text_run, tmp_path):
 
 
 def test_an_input_that_vanishes_between_hashing_and_reading(tmp_path, monkeypatch):
-    from shortcut_cli.config import reading
-    from shortcut_cli.stages import preparation
-
     write_texts(tmp_path / "texts", 5)
     config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={tmp_path / 's'}"])
     hashed = preparation._hash
@@ -85,6 +123,84 @@ def test_an_input_that_vanishes_between_hashing_and_reading(tmp_path, monkeypatc
     made = Shards(tmp_path / "s").manifest
     assert (made["inputs"], made["rejected"]) == (5, 1)
     assert "003.txt" in (tmp_path / "s" / "rejects.jsonl").read_text()
+
+
+@pytest.fixture
+def impatient():
+    """Whatever waits for longer than 10 s fails, as the opening of a pipe does that nobody writes to."""
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".mid", ".wav"])
+def test_an_input_that_becomes_a_pipe_is_not_waited_for(tmp_path, impatient, suffix, packed):
+    kinds = {
+        ".mid": lambda: MidiTokenizer(MidiOptions(name="midi")),
+        ".wav": lambda: AudioTokenizer(AudioOptions(name="audio", weights="untrained:1", codebooks=2)),
+    }
+    tokenizer = kinds.get(suffix, lambda: TextTokenizer(TextOptions(name="text", algorithm="chars")))()
+    path = tmp_path / f"a{suffix}{packed}"
+    os.mkfifo(path)
+    with pytest.raises(Rejected, match="can't be read: Not a regular file") as raised:
+        list(tokenizer.scan(Source(path, path.name, "0" * 64, tmp_path / "a.ids")))
+    assert raised.value.passing  # it was a regular file when it was hashed
+    with pytest.raises(Rejected, match="can't be read: Not a regular file"):
+        tokenizer.prompt(path)
+    with pytest.raises(OSError, match="Not a regular file"):
+        files.sha256(path)
+
+
+def test_a_sound_that_becomes_a_pipe_before_libsndfile_opens_it_is_not_waited_for(tmp_path, impatient, monkeypatch):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(24_000), 24_000)
+    made = soundfile.SoundFile
+
+    def after_a_pipe(*arguments, **options):
+        path.unlink()
+        os.mkfifo(path)
+        return made(*arguments, **options)
+
+    monkeypatch.setattr(soundfile, "SoundFile", after_a_pipe)
+    assert sum(map(len, sound.SoundReader(path))) == 24_000
+
+
+@pytest.mark.parametrize("after", ["pipe", "folder", "forbidden", "circle"])
+def test_an_input_that_becomes_something_else_after_it_was_hashed_is_tried_again(tmp_path, monkeypatch, after):
+    if after == "forbidden" and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    write_texts(tmp_path / "texts", 5)
+    config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={tmp_path / 's'}"])
+    path, hashed = tmp_path / "texts" / "003.txt", preparation._hash
+    text = path.read_text()
+
+    def then_changes(*arguments):
+        found = hashed(*arguments)
+        if after == "forbidden":
+            path.chmod(0)
+            return found
+        path.unlink()
+        {"pipe": os.mkfifo, "folder": os.mkdir, "circle": lambda path: path.symlink_to(path)}[after](path)
+        return found
+
+    options = {"n_workers": 1, "max_bad": "1", "report": quiet}
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_hash", then_changes)
+        with pytest.raises(Unfinished, match=re.escape("003.txt: can't be read: ")):
+            preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)
+    assert Shards(tmp_path / "s").manifest["rejected"] == 1
+    again = preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)
+    assert (again["worked"], again["rejected"], again["unfinished"]) == (True, 1, 0)
+    if after == "folder":
+        path.rmdir()
+    else:
+        path.unlink()
+    path.write_text(text)
+    shutil.rmtree(tmp_path / "s")
+    assert preparation.prepare(config, [str(tmp_path / "texts")], tmp_path / "s", **options)["rejected"] == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read and write everywhere")

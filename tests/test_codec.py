@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -688,6 +689,46 @@ def test_files_that_are_too_few_leave_no_parts(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no readable"):
         dataset.stage([str(tmp_path / "none")], tmp_path / "b", CodecDataConfig(), n_workers=1, report=quiet)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["rejects.jsonl", "train.s16", "val.s16"])
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_a_file_of_the_user_is_no_staged_sound(tmp_path, monkeypatch, name, what):
+    monkeypatch.setattr(workers, "in_order", in_order)
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", np.linspace(-0.5, 0.5, 2400 + number), 24_000)
+    path = tmp_path / "data" / name
+    path.parent.mkdir()
+    if what == "link":
+        (tmp_path / "theirs").write_text("theirs\n")
+        path.symlink_to(tmp_path / "theirs")
+    else:
+        path.write_text("theirs\n")
+    with pytest.raises(UsageError, match=re.escape(str(path))):
+        dataset.stage([str(tmp_path / "*.wav")], path.parent, CodecDataConfig(), n_workers=1, report=quiet)
+    assert path.read_text() == "theirs\n"
+    assert [each.name for each in path.parent.iterdir()] == [name]
+
+
+def test_what_a_killed_process_left_of_staged_sound_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "in_order", in_order)
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", np.linspace(-0.5, 0.5, 2400 + number), 24_000)
+    (tmp_path / "none.wav").write_bytes(b"no sound")
+    arguments = [str(tmp_path / "*.wav")], tmp_path / "data", CodecDataConfig()
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(dataset, "to_json", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(dataset, "_write_rejects", lambda folder, _: (folder / "rejects.jsonl").write_text(""))
+        dataset.stage(*arguments, n_workers=1, report=quiet)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = {path.name for path in (tmp_path / "data").iterdir()}
+    assert {"train.s16", "val.s16", "rejects.jsonl"} <= left
+    assert "clips.json" not in left
+    assert len(dataset.stage(*arguments, n_workers=1, report=quiet).clips) == 3
+    names = {path.name for path in (tmp_path / "data").iterdir()}
+    assert names == {"train.s16", "val.s16", "clips.json", "rejects.jsonl"}
 
 
 def test_sound_is_staged_in_16_bits_one_file_after_the_other_and_identical_files_once(tmp_path, monkeypatch):

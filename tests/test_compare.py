@@ -12,6 +12,7 @@ import runpy
 import statistics as means
 import sys
 import threading
+import tracemalloc
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from shortcut_cli.compare.runner import PlannedRun, Runner
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
 from shortcut_cli.kept import scores
-from shortcut_cli.stages import comparison
+from shortcut_cli.stages import comparison, runs
 
 
 @pytest.fixture(scope="module")
@@ -739,12 +740,43 @@ def test_an_unknown_model_trains_nothing(scripted):
 
 
 def make_runner(out, devices=("cpu",), notes=None):
-    return Runner(out, devices, lambda note: None if notes is None else notes.append(note.text), SHARDS)
+    told = (lambda _: None) if notes is None else lambda note: notes.append(note.text)
+    return Runner(out, devices, told, SHARDS, VOCABULARY)
 
 
 def plain_arm(name, *settings):
     resolved = reading.read("text-tiny", [*SCRIPTED, f"model.name={name}", *settings])
     return Arm(name, resolved, baselines.size(resolved, VOCABULARY))
+
+
+@pytest.mark.parametrize("match", ["none", "time"])
+def test_a_vocabulary_that_no_machine_has_room_for_starts_no_process(scripted, monkeypatch, match):
+    found = scripted.shards(None)
+    found.tokenizer["vocabulary"] = 2**31
+    monkeypatch.setattr(comparison, "Shards", lambda _: found)
+    with pytest.raises(UsageError, match=r"parameters of this model, with a vocabulary of 2,147,483,648, .* take"):
+        scripted("shortcut", match=match)
+    assert scripted.ran == []
+
+
+def test_the_speed_and_the_curve_of_a_log_of_any_length_take_little_memory(tmp_path, monkeypatch):
+    # 100,000 lines are 30 MB as dictionaries.
+    with open(tmp_path / "log.jsonl", "w") as stream:
+        for step in range(1, 100_001):
+            stream.write(f'{{"step": {step}, "loss": 1.5, "tokens": {64 * step}, "seconds": {0.5 * step}}}\n')
+        stream.write('{"step": 100000, "validation": 2.0}\n{"step": 100001, "validation": 1.0}\n')
+    monkeypatch.setattr(runner, "MOST_PAIRS", 1000)
+    tracemalloc.start()
+    try:
+        assert runner._speed(tmp_path) == 128
+        assert [point["validation"] for point in runner._curve([tmp_path])] == [2.0, 1.0]
+        assert runs._progress(tmp_path, {"steps": 100_001}) == {"step": 100_001, "finished": True}
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(runner, "MOST_VALIDATIONS", 1)
+    with pytest.raises(CheckFailed, match="more than 1 validations"):
+        runner._curve([tmp_path])
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 0.75])
@@ -972,6 +1004,18 @@ def test_the_last_lines_of_a_failed_run_are_shown(monkeypatch, tmp_path):
         *(f"line {number}" for number in range(8, 20)),
     ]
     assert (tmp_path / "output.txt").read_text().splitlines() == [f"line {number}" for number in range(20)]
+
+
+def test_the_panel_of_a_failed_run_is_shown_without_its_frame(monkeypatch, tmp_path):
+    panel = "import sys\nfrom shortcut_cli.cli import console\nfrom shortcut_cli.errors import UsageError\n"
+    panel += "print('step 1', file=sys.stderr)\nconsole.panel(UsageError('no room', 'a smaller model'))\nsys.exit(2)"
+    stand_in(monkeypatch, tmp_path, panel)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with pytest.raises(ShortcutError) as failed:
+        make_runner(tmp_path)._process(tmp_path / "run.toml", tmp_path / "run", "cpu")
+    assert failed.value.message.splitlines() == [
+        f"{tmp_path / 'run'} on cpu exited with 2", "step 1", "no room", "Next: a smaller model"
+    ]  # fmt: skip
 
 
 def test_a_signal_is_passed_on_once_and_the_run_is_waited_for(monkeypatch, tmp_path):

@@ -184,7 +184,7 @@ def test_a_log_with_other_damage_is_kept_beside_the_lines_that_are_whole(tmp_pat
     path = tmp_path / "log.jsonl"
     path.write_bytes(LINE + wrong + LAST)
     with pytest.raises(CheckFailed, match="line 2 can't be read"):
-        read_log(tmp_path)
+        list(read_log(tmp_path))
     kept = Log(tmp_path, False).cut(6)
     assert kept.read_bytes() == LINE + wrong + LAST
     assert path.read_bytes() == LINE + LAST

@@ -1167,6 +1167,54 @@ def unlucky(material, tmp_path, monkeypatch):
     return attempt
 
 
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+@pytest.mark.parametrize("moment", ["_assign", "_write"])
+def test_a_text_that_changes_after_its_scan_costs_only_itself(tmp_path, monkeypatch, algorithm, moment):
+    write_texts(tmp_path / "texts", 12)
+    settings = (f"tokenizer.algorithm={algorithm}", "tokenizer.vocabulary=300")
+    changing = [tmp_path / "texts" / name for name in ("004.txt", "007.txt")]
+    before, step = {path: path.read_text() for path in changing}, getattr(preparation._Preparation, moment)
+
+    def after_a_change(self, *arguments):
+        for path in changing:
+            path.write_text(before[path].upper().lower()[::-1])
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation._Preparation, moment, after_a_change)
+        with pytest.raises(Unfinished, match=r"004\.txt: changed while it was being prepared"):
+            run("text-tiny", [tmp_path / "texts"], tmp_path / "s", *settings, max_bad="2")
+    manifest = Shards(tmp_path / "s").manifest
+    assert (manifest["inputs"], manifest["rejected"], manifest["unfinished"]) == (12, 2, 2)
+    lines = [json.loads(line) for line in (tmp_path / "s" / "rejects.jsonl").read_text().splitlines()]
+    assert [(line["source"], line["passing"]) for line in lines] == [("004.txt", True), ("007.txt", True)]
+    # What was written is what a preparation of the other files writes,
+    shutil.copytree(tmp_path / "texts", tmp_path / "others")
+    for path in changing:
+        (tmp_path / "others" / path.name).unlink()
+    others = run("text-tiny", [tmp_path / "others"], tmp_path / "o", *settings)
+    assert {**manifest["files"], "rejects.jsonl": 0} == {**others["files"], "rejects.jsonl": 0}
+    # and the same command ends in the bytes of an undisturbed one.
+    run("text-tiny", [tmp_path / "texts"], tmp_path / "s", *settings)
+    run("text-tiny", [tmp_path / "texts"], tmp_path / "new", *settings)
+    assert folder_sha256(tmp_path / "s") == folder_sha256(tmp_path / "new")
+
+
+def test_texts_that_all_change_after_their_scan_are_all_rejected(tmp_path, monkeypatch):
+    write_texts(tmp_path / "texts", 3)
+    write = preparation._Preparation._write
+
+    def after_a_change(self, *arguments):
+        for path in (tmp_path / "texts").iterdir():
+            path.write_text("other")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(preparation._Preparation, "_write", after_a_change)
+    with pytest.raises(TooManyRejects, match="all 3 files were rejected"):
+        run("text-tiny", [tmp_path / "texts"], tmp_path / "s", "tokenizer.algorithm=chars")
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {".shortcut", "rejects.jsonl"}
+
+
 @pytest.mark.parametrize("trouble", ["SIGKILL", "SIGTERM", "SIGBUS", "timeout", "memory", "EIO", "ESTALE", "ENOSPC"])
 def test_a_file_that_the_machine_failed_is_tried_again_and_the_bytes_end_the_same(unlucky, tmp_path, trouble):
     limits = ("data.file_timeout_s=8",)

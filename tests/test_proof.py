@@ -126,6 +126,9 @@ def test_sources_that_moved_or_changed(material, tmp_path):
     one.write_bytes(other.read_bytes())
     with pytest.raises(ShortcutError, match=r"the documents of .* have changed"):
         prove(tmp_path / "s", tmp_path / "moved")
+    one.write_bytes(b"no longer MIDI")
+    with pytest.raises(ShortcutError, match=r"the documents of .* have changed .*: it is not a MIDI file"):
+        prove(tmp_path / "s", tmp_path / "moved")
     Shards(tmp_path / "s")
 
 

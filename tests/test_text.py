@@ -7,6 +7,8 @@ import json
 import pickle
 import re
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,9 +21,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shortcut_cli.data.documents import RejectedRecord, Source
-from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers import text, text_reading, text_vocabulary
 from shortcut_cli.tokenizers.text import TextOptions, TextTokenizer
+from shortcut_cli.tokenizers.text_reading import read_documents, read_lines
 
 LINES = "".join(
     f"The {w} number {n} went over the hill and far away, and so did I.\n" for n in range(200) for w in ("cat", "dog")
@@ -258,14 +261,59 @@ def test_chars_names_the_character_that_has_no_id(tmp_path):
     assert allowed(tokenizer, [3]).all()
 
 
+def test_a_file_of_very_many_records_that_can_not_be_used_is_given_up(tmp_path, monkeypatch):
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars"))
+    path = tmp_path / "a.jsonl"
+    path.write_text("1\n" * 1000)
+    monkeypatch.setattr(text, "MOST_BAD_FIRST", 100)
+    found = []
+    with pytest.raises(Rejected, match="begins with 100 records that can't be used; line 1 it is a number"):
+        found.extend(tokenizer.scan(source_of(path)))
+    path.write_text("1\n" * 99 + '{"text": "a"}\n' + "1\n" * 500)
+    assert len(list(tokenizer.scan(source_of(path)))) == 600
+
+
+def test_very_many_empty_lines_are_few_parts():
+    text = "a\n" + "\n" * 100_000 + "x" * 4096 + "\n\n\nb" + "\n" * 5000
+    blocks = [text[start : start + 30_000] for start in range(0, len(text), 30_000)]
+    parts = list(read_lines(blocks))
+    assert "".join(parts) == text
+    assert len(parts) < 50
+    # The newline that ends a line does not come with those of empty ones.
+    assert all(part.strip("\n") == "" or part.count("\n") <= 1 for part in parts)
+    assert parts[parts.index("x" * 4096) + 1] == "\n"
+
+
+@pytest.mark.parametrize("blank", [1, 2, 3, 5000])
+@pytest.mark.parametrize("block", [7, 1000, 10**6])
+def test_documents_and_lines_are_the_same_whatever_the_number_of_empty_lines_in_a_part(tmp_path, blank, block):
+    between = "\n" * blank
+    text = between + "one\ntwo\n" + between + "x" * 4096 + "\n" + between + "three" + between
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    blocks = [text[start : start + block] for start in range(0, len(text), block)]
+    found = {}
+    for lines in (True, False):
+        numbered = text_reading._by_text(read_lines(blocks), lines=lines)
+        found[lines] = ["".join(part for _, part in run) for _, run in groupby(numbered, itemgetter(0))]
+    long = "x" * 4096 + "\n" + between
+    assert found[True] == [between + "one\n", "two\n" + between, long, "three" + between]
+    assert found[False] == [between + "one\ntwo\n" + between, long, "three" + between]
+    records = between + '{"text": "a"}\n' + between + '{"text": 1}' + between + '{"text": "b"}'
+    path = tmp_path / "a.jsonl"
+    path.write_text(records)
+    assert [one.line for one in read_documents(path, "file")] == [blank + 1, 2 * blank + 2, 3 * blank + 2]
+
+
 @pytest.mark.parametrize("after", ["afterwards", "BEFORE"])
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, trained, after):
     path = tmp_path / "a.txt"
     path.write_text("before")
     _, found = scanned(trained, path)
     path.write_text(after)
-    with pytest.raises(ShortcutError, match="changed while"):
+    with pytest.raises(Rejected, match="changed while") as raised:
         encoded(trained, found)
+    assert raised.value.passing
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
@@ -278,8 +326,24 @@ def test_a_file_that_changes_while_it_is_encoded_is_noticed_whatever_its_size(tm
         path.write_text('{"text": "BEFORE"}\n' * 2)
         return whole(document)
 
-    with pytest.raises(ShortcutError, match="changed while"):
+    with pytest.raises(Rejected, match="changed while") as raised:
         encoded(trained, found, assign)
+    assert raised.value.passing
+
+
+def test_a_file_that_changes_while_the_vocabulary_is_trained_on_it_is_noticed(tmp_path, trained):
+    # It has its old bytes again when it is encoded, but the vocabulary is of others.
+    path = tmp_path / "a.txt"
+    path.write_text("before and after " * 100)
+    _, found = scanned(trained, path)
+
+    def assign(document):
+        path.write_text("BEFORE AND AFTER " * 100)
+        return whole(document)
+
+    with pytest.raises(Rejected, match="changed while") as raised:
+        TextTokenizer(TextOptions(name="text", vocabulary=300)).fit([found], assign)
+    assert raised.value.passing
 
 
 @pytest.mark.parametrize("after", [b"", b"before\xff", b"\0"])
@@ -301,7 +365,7 @@ def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path, trained):
     path = tmp_path / "a.txt"
     path.write_text("before")
     _, found = scanned(trained, path)
-    with pytest.raises(ShortcutError, match="changed while"):
+    with pytest.raises(Rejected, match="changed while"):
         encoded(trained, replace(found, size=5))
 
 

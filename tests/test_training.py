@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from shortcut_cli import files, registry
 from shortcut_cli.config import reading, schema
+from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.events import Note, Progress, Validation
 from shortcut_cli.inference import runs
@@ -788,7 +790,7 @@ def test_a_finished_run_is_not_worked_and_a_resumed_one_is(text_run, tmp_path):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("damage", ["missing", "damaged"])
+@pytest.mark.parametrize("damage", ["missing", "damaged", "empty", "zeros"])
 def test_the_result_of_a_finished_run_is_checked_and_made_again_from_its_state(text_run, tmp_path, damage, ema):
     recipe, path = tiny(text_run, f"train.ema={ema}"), tmp_path / "run.pt"
     go(recipe, tmp_path)
@@ -799,7 +801,8 @@ def test_the_result_of_a_finished_run_is_checked_and_made_again_from_its_state(t
     changed[len(whole) // 2] ^= 1
 
     def spoil():
-        path.unlink() if damage == "missing" else path.write_bytes(changed)
+        kinds = {"damaged": changed, "empty": b"", "zeros": bytes(len(whole))}
+        path.unlink() if damage == "missing" else path.write_bytes(kinds[damage])
 
     for best_step in (8, None):  # the best weights were not those of the last step, or that is not known
         checkpoint.save(tmp_path / "resume.pt", state | {"state": state["state"] | {"best_step": best_step}})
@@ -816,7 +819,7 @@ def test_the_result_of_a_finished_run_is_checked_and_made_again_from_its_state(t
     assert any("made again from resume.pt" in note for note in notes)
     if state["state"]["best_step"] == last:
         assert path.read_bytes() == whole
-    assert (tmp_path / "run.damaged.pt").exists() == (damage == "damaged")
+    assert (tmp_path / "run.damaged.pt").exists() == (damage != "missing")
 
 
 def test_files_of_the_user_are_left_alone(text_run, tmp_path):
@@ -1030,10 +1033,21 @@ def test_the_loop_saves_and_leaves_with_the_code_that_it_is_given(code):
     assert trainer.state.pending == [0.0, 1.0, 2.0]
 
 
+def test_a_model_that_no_machine_has_room_for_is_refused_before_it_is_made(text_run, tmp_path):
+    path = tmp_path / "huge" / "manifest.json"
+    shutil.copytree(text_run / "shards", path.parent)
+    manifest = json.loads(path.read_text())
+    manifest["tokenizer"]["vocabulary"] = 2**31
+    path.write_text(json.dumps(manifest | {"checksum": shards._checksum(manifest)}))
+    made = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={path.parent}"])
+    with pytest.raises(UsageError, match="with a vocabulary of 2,147,483,648, and their gradients take"):
+        Trainer(made, tmp_path / "run", "cpu", quiet)
+
+
 def test_a_cut_log_keeps_whole_lines_up_to_its_step(tmp_path):
     log = run_log.Log(tmp_path, tensorboard=False)
     log.cut(3)
-    assert run_log.read_log(tmp_path) == []
+    assert list(run_log.read_log(tmp_path)) == []
     for step in (1, 2, 2, 3):
         log.write(step=step, loss=step / 2)
     with open(log.path, "a") as stream:
@@ -1041,7 +1055,7 @@ def test_a_cut_log_keeps_whole_lines_up_to_its_step(tmp_path):
     log.cut(2)
     assert log.path.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n'
     log.write(step=3, validation=4.0)
-    assert run_log.read_log(tmp_path) == [
+    assert list(run_log.read_log(tmp_path)) == [
         *({"step": step, "loss": step / 2} for step in (1, 2, 2)),
         {"step": 3, "validation": 4.0},
     ]

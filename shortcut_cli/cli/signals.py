@@ -178,6 +178,8 @@ def _of_the_system(error: OSError) -> ShortcutError | None:
         return ShortcutError(f"{error.strerror}{where}", PATH_ERRORS[error.errno])
     if not where and error.errno == errno.ENOENT and not _has_folder():
         return ShortcutError("the working directory does not exist any more", "change to another folder")
+    if not where and "temporary directory" in str(error):  # of the module tempfile
+        return ShortcutError(f"{error.strerror}", "set TMPDIR to a folder on a disk that has room")
     return None
 
 

@@ -1,6 +1,7 @@
 """Training data of codecs: sound files -> 24 kHz clips in one memory-mapped file per split, and windows of them."""
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from shortcut_cli.codec.layout import RATE_HZ
 from shortcut_cli.config.schema import CodecDataConfig
 from shortcut_cli.data import inputs, windows, workers
 from shortcut_cli.data.documents import add_account
+from shortcut_cli.data.shards import is_list_of_rejects
 from shortcut_cli.data.sound import READER_VERSION, SUFFIXES, SoundReader
 from shortcut_cli.errors import CheckFailed, Rejected, Unfinished, UsageError, unreadable
 from shortcut_cli.events import Note, Progress, Report
@@ -23,6 +25,8 @@ from shortcut_cli.formatting import cell, to_json
 from shortcut_cli.kept.inputs import differences, read
 
 FORMAT = 2
+UNIT, MADE = "clips", ("train.s16", "val.s16", "clips.json")  # files that are made together, the last one last
+REJECT_KEYS = {"path", "reason"}  # of each line of rejects.jsonl
 FULL_SCALE = 32767
 Samples = npt.NDArray[np.float32]
 
@@ -60,9 +64,11 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
     """Convert sound files to train.s16, val.s16, clips.json and rejects.jsonl in `folder`, unless that is done already.
 
     Of identical files only one is kept. Files that are not whole are rejected. Raises UsageError if there are too few
-    files for two splits, or if `folder` was made from other files or names, with other settings, or by another version
-    of the reader, CheckFailed if it is damaged, Unfinished if a file was rejected for a reason that may pass.
+    files for two splits, if `folder` was made from other files or names, with other settings, or by another version
+    of the reader, or if it holds files of the user, CheckFailed if it is damaged, Unfinished if a file was rejected for
+    a reason that may pass.
     """
+    _check_free(folder)
     found = inputs.find(paths, SUFFIXES, out=folder)
     rejects = [_reject(path, Rejected(reason, passing=path in found.passing)) for path, reason in found.rejects]
     unique: dict[str, tuple[str, Path]] = {}
@@ -130,24 +136,35 @@ def _convert(
     _check_finished(folder, rejects)
     _write_rejects(folder, rejects)
     splits = divide({sha256: names[sha256] for sha256 in lengths}, config.speaker, config.val)
-    clips = []
-    for split in ("train", "val"):
-        start = 0
-        with files.writing(folder / f"{split}.s16") as stream:
-            for sha256 in sorted(lengths, key=lambda sha256: names[sha256]):
-                if splits[sha256] == split:
-                    with open(parts / f"{sha256}.s16", "rb") as part:
-                        shutil.copyfileobj(part, stream)
-                    clips.append(Clip(names[sha256], sha256, split, start, lengths[sha256]))
-                    start += lengths[sha256]
-    content = {
-        "format": FORMAT,
-        "request": request,
-        "rejected": len(rejects),
-        "account": account,
-        "clips": [asdict(clip) for clip in clips],
-    }
-    files.write(folder / "clips.json", to_json(content, indent=1) + "\n")
+    with files.together(folder, UNIT, MADE):
+        clips = []
+        for split in ("train", "val"):
+            start = 0
+            with files.writing(folder / f"{split}.s16") as stream:
+                for sha256 in sorted(lengths, key=lambda sha256: names[sha256]):
+                    if splits[sha256] == split:
+                        with open(parts / f"{sha256}.s16", "rb") as part:
+                            shutil.copyfileobj(part, stream)
+                        clips.append(Clip(names[sha256], sha256, split, start, lengths[sha256]))
+                        start += lengths[sha256]
+        content = {
+            "format": FORMAT,
+            "request": request,
+            "rejected": len(rejects),
+            "account": account,
+            "clips": [asdict(clip) for clip in clips],
+        }
+        files.write(folder / "clips.json", to_json(content, indent=1) + "\n")
+
+
+def _check_free(folder: Path) -> None:
+    """Raise UsageError if what `stage` would write is there, and neither complete nor left by a killed process."""
+    if (folder / "clips.json").exists():
+        return  # `_load` holds the others against it, and nothing is written
+    files.check_free(folder, UNIT, MADE)
+    path = folder / "rejects.jsonl"
+    if os.path.lexists(path) and not is_list_of_rejects(path, REJECT_KEYS):
+        raise UsageError(f"{path} was not written by `shortcut codec train`", "move it away, or choose another --out")
 
 
 def _reject(path: str, reason: Rejected, sha256: str = "") -> dict[str, Any]:

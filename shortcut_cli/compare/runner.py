@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,9 +25,12 @@ from shortcut_cli.events import Note, Report
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, is_number, read
 from shortcut_cli.training import checkpoint, conditions, loop
-from shortcut_cli.training.run_log import read_log
+from shortcut_cli.training.device import check_room
+from shortcut_cli.training.run_log import REMEDY, read_log
 
 POLL_S = 0.2
+MOST_PAIRS = 100_000  # of lines of a log that its speed is the median of
+MOST_VALIDATIONS = 100_000  # of a run, in its curve
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,9 @@ def cost_of(folder: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
 class Runner:
     """Trains and scores planned runs on shards with a checksum, one at a time on each device."""
 
-    def __init__(self, out: Path, devices: Sequence[str], report: Report, shards: str) -> None:
-        self.out, self.report, self.shards = out, report, shards
+    def __init__(self, out: Path, devices: Sequence[str], report: Report, shards: str, vocabulary: int) -> None:
+        self.out, self.report, self.shards, self.vocabulary = out, report, shards, vocabulary
+        self.names = list(devices)
         self.devices: queue.Queue[str] = queue.Queue()
         for device in devices:
             self.devices.put(device)
@@ -89,10 +94,12 @@ class Runner:
     def run(self, runs: Sequence[PlannedRun]) -> None:
         """Train and score the runs that are not done yet; equal runs only once.
 
-        Raises Interrupted after a signal, UsageError, before any training, if a folder holds a different run,
-        ShortcutError if a run fails.
+        Raises Interrupted after a signal, UsageError, before any training, if a folder holds a different run or a
+        device has no room for a model, ShortcutError if a run fails.
         """
         left = {planned.folder(self.out): planned for planned in runs if self._finished(planned) is None}
+        for planned, device in itertools.product(left.values(), self.names):
+            check_room(planned.arm.size.total, self.vocabulary, device)
         with ThreadPoolExecutor(self.width) as pool:
             for done, _ in enumerate(pool.map(self._train, left.values()), 1):
                 each = statistics.mean(self.spent) / 60
@@ -178,8 +185,8 @@ class Runner:
             output.write(errors)
         self._check_stop()
         if process.returncode:
-            tail = errors.decode(errors="replace").strip().splitlines()[-12:]
-            raise ShortcutError(f"{folder} on {device} exited with {process.returncode}\n" + "\n".join(tail))
+            tail = "\n".join(_plain(errors.decode(errors="replace"))[-12:])
+            raise ShortcutError(f"{folder} on {device} exited with {process.returncode}\n{tail}")
 
     def result(self, planned: PlannedRun) -> Finished:
         """What a run left. Raises ShortcutError if that could not be written."""
@@ -244,6 +251,12 @@ class Runner:
         }
 
 
+def _plain(printed: str) -> list[str]:
+    """The lines that a process printed, those of its panel without the frame, since they go into ours."""
+    lines = (line.strip("\u2502 ") for line in printed.splitlines() if not line.startswith(("\u256d", "\u2570")))
+    return [line for line in lines if line]
+
+
 def _distinct(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conditions that differ, without the steps from which they held."""
     found: list[dict[str, Any]] = []
@@ -261,26 +274,32 @@ def differing(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _speed(folder: Path) -> float:
-    """Tokens per second: the median over pairs of log lines with no validation between them; NaN if there are none."""
-    lines = read_log(folder)
-    found: list[float] = [
+    """Tokens per second: the median over pairs of log lines with no validation between them; NaN if there are none.
+
+    Of a log with very many lines, the last ones.
+    """
+    speeds: Iterable[float] = (
         (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])
-        for a, b in itertools.pairwise(lines)
+        for a, b in itertools.pairwise(read_log(folder))
         if None not in (line.get(key) for line in (a, b) for key in ("tokens", "seconds"))
         and b["seconds"] > a["seconds"]
-    ]
+    )
+    found = deque(speeds, maxlen=MOST_PAIRS)
     return statistics.median(found) if found else math.nan
 
 
 def _curve(folders: Sequence[Path]) -> list[dict[str, float]]:
-    """Validation loss and training seconds by step, means over seeds."""
+    """Validation loss and training seconds by step, means over seeds. Raises CheckFailed if there are too many."""
     by_step: dict[int, list[tuple[float, float]]] = {}
     for folder in folders:
-        seconds = 0.0
+        seconds, count = 0.0, 0
         for line in read_log(folder):
             seconds = seconds if line.get("seconds") is None else line["seconds"]
             if line.get("validation") is not None:
                 by_step.setdefault(line["step"], []).append((line["validation"], seconds))
+                count += 1
+            if count > MOST_VALIDATIONS:
+                raise CheckFailed(f"{folder / 'log.jsonl'} has more than {MOST_VALIDATIONS:,} validations", REMEDY)
     return [
         {
             "step": step,

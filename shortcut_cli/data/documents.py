@@ -30,8 +30,8 @@ def check_unchanged(path: Path, sha256: str) -> None:
     """
     try:
         changed = sha256 and files.sha256(path) != sha256
-    except OSError as error:
-        raise unreadable(error) from error
+    except OSError as error:  # whatever it is, it could be read then
+        raise Rejected(str(unreadable(error)), passing=True) from error
     if changed:
         raise Rejected("changed while it was being prepared", passing=True)
 

@@ -1,12 +1,14 @@
 """Reading .gz files as streams, with a limit on what a small file can unpack to."""
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from shortcut_cli import files
 from shortcut_cli.errors import Rejected
 
 ALWAYS_BYTES = 1 << 28  # any file may unpack to this much,
@@ -35,7 +37,7 @@ class Unpacked:
 def unpacked(path: Path) -> Iterator[Unpacked]:
     """A .gz file, open for reading. Raises Rejected if it is not whole, OSError if it can't be read."""
     try:
-        with gzip.open(path) as stream:
-            yield Unpacked(stream, path.stat().st_size)  # type: ignore[arg-type]
+        with files.regular(path) as packed, gzip.open(packed) as stream:
+            yield Unpacked(stream, os.fstat(packed.fileno()).st_size)  # type: ignore[arg-type]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Rejected(f"is not a whole gzip file: {error}") from error

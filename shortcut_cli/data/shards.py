@@ -247,7 +247,7 @@ def check_free(folder: Path) -> None:
     if (folder / "tokenizer").is_dir() and not (folder / "tokenizer").is_symlink():
         names.remove("tokenizer")
         names += [path.relative_to(folder).as_posix() for path in (folder / "tokenizer").rglob("*")]
-    if os.path.lexists(folder / "rejects.jsonl") and not _is_list_of_rejects(folder / "rejects.jsonl"):
+    if os.path.lexists(folder / "rejects.jsonl") and not is_list_of_rejects(folder / "rejects.jsonl"):
         names.append("rejects.jsonl")
     foreign = sorted(name for name in names if not any(_is_own(folder, name, entries) for entries in lists))
     if foreign:
@@ -295,10 +295,10 @@ def _is_own(folder: Path, name: str, entries: dict[str, Any]) -> bool:
     return bool(path.stat().st_size == size and files.sha256(path) == sha256)
 
 
-def _is_list_of_rejects(path: Path) -> bool:
-    """Whether a file is a rejects.jsonl of ours."""
+def is_list_of_rejects(path: Path, keys: set[str] = REJECT_KEYS) -> bool:
+    """Whether a file is a rejects.jsonl of ours: each line has these keys."""
     try:
-        return not path.is_symlink() and all(read_lines(path, lambda line: line.keys() >= REJECT_KEYS))
+        return not path.is_symlink() and all(read_lines(path, lambda line: line.keys() >= keys))
     except (OSError, CheckFailed):
         return False
 

@@ -13,7 +13,6 @@ or bytes (`sound_wav`, `sound_flac`, `sound_ogg`, `sound_mpeg`). One policy hold
 """
 
 import errno
-import os
 import re
 import shutil
 import sys
@@ -81,7 +80,7 @@ class SoundReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         try:
-            with _unpacked(self.path) as path, open(path, "rb") as stream:
+            with _unpacked(self.path) as path, files.regular(path) as stream:
                 yield from self._read(path, stream)
             check_unchanged(self.path, self.sha256)
         except Rejected:
@@ -91,7 +90,8 @@ class SoundReader:
             scratch = tempfile.gettempdir()
             where = f" in {scratch} (TMPDIR)" if str(error.filename).startswith(scratch) or _is_full(error) else ""
             found = unreadable(error)
-            raise Rejected(f"{found}{where}", passing=found.passing or _is_full(error)) from error
+            passing = found.passing or _is_full(error) or bool(self.sha256)  # it could be read when it was hashed
+            raise Rejected(f"{found}{where}", passing=passing) from error
 
     def _read(self, path: Path, file: BinaryIO) -> Iterator[np.ndarray]:
         found = streams(file, path)
@@ -212,11 +212,12 @@ class _Decoding:
 
         with tempfile.TemporaryFile() if self.stream.loud else nullcontext() as heard:
             try:
-                with _stderr_to(heard):
-                    sound = soundfile.SoundFile(self._source())
-                with sound:
-                    self.rate_hz = sound.samplerate
-                    yield from self._blocks(sound, heard)
+                with files.regular(self.path) as own:
+                    with _stderr_to(heard):
+                        sound = soundfile.SoundFile(self._source(own), closefd=False)
+                    with sound:
+                        self.rate_hz = sound.samplerate
+                        yield from self._blocks(sound, heard)
             except soundfile.LibsndfileError as error:
                 # What libsndfile says if libmpg123 can't open a file, which has been opened here long ago.
                 wrong = "File does not exist" in error.error_string
@@ -226,11 +227,12 @@ class _Decoding:
             if heard is not None:
                 self._count_messages(heard)
 
-    def _source(self) -> Spliced | bytes:
-        """A path, unless libsndfile would take a file '._NAME', which macOS left beside it, for its sound."""
-        beside = self.path.with_name(f"._{self.path.name}")
-        parts = self.stream.parts or (((0, self.path.stat().st_size),) if beside.exists() else ())
-        return Spliced(self.file, parts) if parts else os.fsencode(self.path)  # soundfile encodes names strictly
+    def _source(self, own: BinaryIO) -> Spliced | int:
+        """What libsndfile reads. own: the whole file, with a position of its own.
+
+        Never a path: libsndfile would wait for a pipe, and take a '._NAME', which macOS left beside it, for its sound.
+        """
+        return Spliced(self.file, self.stream.parts) if self.stream.parts else own.fileno()
 
     def _blocks(self, sound: Any, heard: BinaryIO | None) -> Iterator[np.ndarray]:
         import soundfile

@@ -226,4 +226,6 @@ def _keep(out: Path | None, relative: str, label: str, y: Samples) -> None:
     import soundfile
 
     with files.writing(out / _name(relative, label)) as stream:
-        soundfile.write(stream, y.clip(-1, 1), RATE_HZ, format="WAV", subtype="PCM_16")
+        shielded = files.Shielded(stream)
+        soundfile.write(shielded, y.clip(-1, 1), RATE_HZ, format="WAV", subtype="PCM_16")
+        shielded.check()

@@ -55,7 +55,7 @@ def compare(
         checksum = shards.manifest["checksum"]
         if unfinished := warning(Path(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
-        runner = Runner(out, devices, report, checksum)
+        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"])
         kept = _check_same(out, resolved, match, checksum)
         runner.check_shards()
         first = resolved.train.seed

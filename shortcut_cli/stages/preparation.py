@@ -4,6 +4,7 @@ Worker processes scan the files for documents; documents are assigned to splits;
 split, if it needs to; then one pass writes all ids in a canonical order. What a scan has staged survives a kill.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -409,39 +410,71 @@ class _Preparation:
         report: Report,
     ) -> None:
         self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.kind = kind
         self.folder = folder
-        self.rejects = rejects
         self.n_workers = n_workers
         self.report = report
-        self.dropped = duplicates.Dropped()
+        self.given = tokenizer, kind, rejects
+        self._begin([])
         key = json.dumps([__version__, recipe.tokenizer.model_dump(), tokenizer.depends_on], sort_keys=True)
         self.staging = folder / ".staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
         files.make_folder(self.staging)
 
+    def _begin(self, changed: list[Reject]) -> None:
+        """Forget what an earlier try found. changed: files that must not be used any more."""
+        tokenizer, self.kind, rejects = self.given
+        self.tokenizer = copy.copy(tokenizer) if tokenizer.needs_fit else tokenizer  # `fit` changes it
+        self.rejects = [*rejects, *changed]
+        self.dropped = duplicates.Dropped()
+
     def run(self, hashed: list[Input], request: dict[str, Any]) -> dict[str, Any]:
         """Scan, drop duplicates, split, fit and write; returns the manifest.
 
+        If a file could be scanned, and has changed when it is read again, splits and vocabulary have seen what it was.
+        So all is done again without it, and it is a reject that may pass: what is written is what a preparation of the
+        other files writes.
+
         If that fails because of the files, rejects.jsonl is there even so, beside no manifest.
         """
+        left, changed = hashed, list[Reject]()
         try:
-            return self._run(hashed, request)
+            while True:
+                try:
+                    return self._run(hashed, left, request)
+                except Rejected as reason:
+                    found = self._changed(left)
+                    if not found:
+                        raise ShortcutError(f"a file {reason}", "run the same command again") from reason
+                    names = {reject.sha256 for reject in found}
+                    left, changed = [file for file in left if file.sha256 not in names], changed + found
+                    self.report(Note(text=f"{found[0].source} {found[0].reason}; preparing the other files again"))
+                    self._begin(changed)
         except (UsageError, TooManyRejects):
             equal = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
             lines = self._reject_lines(equal, [])
             files.write(self.folder / "rejects.jsonl", "".join(to_json(line) + "\n" for line in lines))
             raise
-        except Rejected as reason:  # a file that could be scanned, and can't be read any more
-            raise ShortcutError(f"a file {reason}", "run the same command again") from reason
         finally:
             with suppress(OSError):  # there is something in them
                 self.staging.rmdir()
                 self.staging.parent.rmdir()
 
-    def _run(self, hashed: list[Input], request: dict[str, Any]) -> dict[str, Any]:
-        names = {file.sha256: file.split for file in hashed}
-        everything = _with_places(self._scan([self._source(file) for file in hashed], "scan"))
+    def _changed(self, hashed: list[Input]) -> list[Reject]:
+        """The files whose bytes are not those any more that were hashed."""
+
+        def check(file: Input) -> Reject | None:
+            try:
+                check_unchanged(file.path, file.sha256)
+            except Rejected as reason:
+                return Reject(file.relative, file.sha256, str(reason), passing=True)
+            return None
+
+        with ThreadPoolExecutor(self.n_workers) as pool:
+            return [reject for reject in pool.map(check, hashed) if reject]
+
+    def _run(self, hashed: list[Input], left: list[Input], request: dict[str, Any]) -> dict[str, Any]:
+        """One try. hashed: all files; left: those to be used."""
+        names = {file.sha256: file.split for file in left}
+        everything = _with_places(self._scan([self._source(file) for file in left], "scan"))
         total = self._total(everything)
         scanned = self._without_duplicates(everything, names)
         assign = self._assign(scanned, replace(total, size=total.size - self.dropped.size), names)

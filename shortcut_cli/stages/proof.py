@@ -155,11 +155,14 @@ def tokens(folder: Path, paths: list[str], *, count: int, seed: int, report: Rep
                 if len(sources[name]) > 1 and not _is_next(tokenizer, source, unread, drops=drops):
                     continue
                 left = len(unread)
-                for record, found in _again(tokenizer, source, unread, cut=cut, dropped=dropped):
-                    ids = _stored(splits[record["split"]], record)
-                    compared += len(ids)
-                    if not np.array_equal(ids, np.append(found, tokenizer.eos)):
-                        different.append(f"{name} {variant}".strip())
+                try:
+                    for record, found in _again(tokenizer, source, unread, cut=cut, dropped=dropped):
+                        ids = _stored(splits[record["split"]], record)
+                        compared += len(ids)
+                        if not np.array_equal(ids, np.append(found, tokenizer.eos)):
+                            different.append(f"{name} {variant}".strip())
+                except Rejected as reason:
+                    raise _changed(path, f": it {reason}") from reason
                 read += len(unread) < left
             if unread:
                 raise _changed(path)
@@ -199,7 +202,7 @@ def _remembered(path: Path) -> list[str]:
     """The paths that `prepare` remembered in the cache. Raises CheckFailed if the file is damaged."""
     hint = "name the paths: shortcut prove tokens DIR PATH..."
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(files.content(path))
     except (ValueError, RecursionError) as error:
         raise CheckFailed(f"{path} is damaged: {error}", hint) from error
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
@@ -291,8 +294,8 @@ def _again(
         raise _changed(source.path)
 
 
-def _changed(path: Path) -> ShortcutError:
-    return ShortcutError(f"the documents of {path} have changed since it was prepared")
+def _changed(path: Path, how: str = "") -> ShortcutError:
+    return ShortcutError(f"the documents of {path} have changed since it was prepared{how}")
 
 
 def _check_dropped(folder: Path, dropped: dict[str, Path]) -> None:

@@ -84,8 +84,9 @@ def _entry(folder: Path, place: Path, problem: str) -> dict[str, Any]:
 
 def _progress(place: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The last step in the log of a run, if it has one. Raises CheckFailed if that is damaged."""
-    lines = run_log.read_log(place) if (place / "log.jsonl").exists() else []
-    step = lines[-1]["step"] if lines else None
+    step = None
+    for line in run_log.read_log(place) if (place / "log.jsonl").exists() else ():
+        step = line["step"]
     return {"step": step, "finished": step is not None and step == entry["steps"]}
 
 
@@ -100,7 +101,7 @@ def _result(place: Path, _: Mapping[str, Any]) -> dict[str, Any]:
 def _recipe(path: Path) -> dict[str, Any]:
     """A recipe.toml, not validated, which would load tokenizers. Raises CheckFailed if it has not the form of one."""
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(files.content(path).decode())
     except (ValueError, RecursionError) as error:
         raise CheckFailed(f"{path} is damaged: {tensor_file.shortened(str(error))}") from error
     if not any(tensor_file.is_recipe(tree, *key) for key in (("model", "name"), ("codec", "network"))):

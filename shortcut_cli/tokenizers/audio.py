@@ -268,10 +268,13 @@ class AudioTokenizer(Tokenizer):
         found = found[: ends[0]] if len(ends) else found
         kind = {"samplerate": self.layout.rate_hz, "channels": self.layout.channels, "format": "WAV"}
         count = 0
-        with files.writing(path) as stream, soundfile.SoundFile(stream, "w", **kind, subtype="PCM_16") as sound:
-            for samples in self.codec.decode(self._coded(found)):
-                sound.write(samples.clip(-1, 1))
-                count += len(samples)
+        with files.writing(path) as stream:
+            shielded = files.Shielded(stream)
+            with soundfile.SoundFile(shielded, "w", **kind, subtype="PCM_16") as sound:
+                for samples in self.codec.decode(self._coded(found)):
+                    sound.write(samples.clip(-1, 1))
+                    count += len(samples)
+            shielded.check()
         return {"second": count / self.layout.rate_hz}
 
     def _coded(self, ids: np.ndarray) -> Iterator[Any]:
@@ -364,7 +367,7 @@ class AudioTokenizer(Tokenizer):
         """Raises CheckFailed if the files are not an audio tokenizer's, or the weights have changed."""
         assert isinstance(options, AudioOptions), options
         try:
-            sha256 = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["sha256"]
+            sha256 = json.loads(files.content(folder / "tokenizer.json"))["sha256"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckFailed(f"{folder} does not hold an audio tokenizer: {error!r}") from error
         own = folder / "weights.th"

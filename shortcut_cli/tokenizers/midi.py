@@ -350,7 +350,7 @@ class MidiTokenizer(Tokenizer):
         """Raises CheckFailed if the file is not MidiTok's or does not match the options."""
         assert isinstance(options, MidiOptions), options
         try:
-            content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            content = json.loads(files.content(folder / "tokenizer.json"))
             identity = {key: content[key] for key in IDENTITY}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: {error!r}") from error

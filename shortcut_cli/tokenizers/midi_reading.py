@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from shortcut_cli import files
 from shortcut_cli.data.documents import check_unchanged
 from shortcut_cli.errors import Rejected, unreadable
 from shortcut_cli.tokenizers.midi_bytes import adopt, plain, unwrap
@@ -42,7 +43,7 @@ def read_score(path: Path, sha256: str = "") -> tuple[Any, dict[str, float]]:
 def _content(path: Path, sha256: str) -> bytes:
     """The bytes of a file, unpacked."""
     try:
-        with open(path, "rb") as stream:
+        with files.regular(path) as stream:
             content = stream.read(MAX_BYTES + 1)
         if sha256 and len(content) <= MAX_BYTES and hashlib.sha256(content).hexdigest() != sha256:
             raise Rejected("changed while it was being prepared", passing=True)
@@ -52,6 +53,7 @@ def _content(path: Path, sha256: str) -> bytes:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Rejected(f"is not a whole gzip file: {error}") from error
     except OSError as error:
+        check_unchanged(path, sha256)
         raise unreadable(error) from error
     if len(content) > MAX_BYTES:
         check_unchanged(path, sha256)

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from shortcut_cli import files
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source, check_unchanged
-from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, before_eos
 from shortcut_cli.tokenizers.text_reading import (
     MAX_SEGMENT_CHARS,
@@ -41,6 +41,7 @@ from shortcut_cli.tokenizers.text_vocabulary import Characters, Pieces, Vocabula
 
 FORMAT = 1
 IDENTITY = {"algorithm", "alphabet", "documents", "field", "normalization"}  # that a saved tokenizer must match
+MOST_BAD_FIRST = 10**6  # records that can't be used before the first that can: a small .gz can hold 10**8, all listed
 BATCH_CHARS = 1 << 21  # passed to SentencePiece at once
 CHARACTER_CLASSES = ("letter", "digit", "space", "punctuation", "byte or control", "end")
 
@@ -183,12 +184,14 @@ class TextTokenizer(Tokenizer):
 
     def _scanned(self, source: Source) -> Iterator[tuple[Document, Text] | RejectedRecord]:
         """What `scan` yields, each document with its text, whose chunks are exhausted unless it is a record."""
-        offset = empty = 0
+        offset = empty = bad = 0
         first: RejectedRecord | None = None
         account: dict[str, float] = {}
         for text in self._read(source.path, account):
             if isinstance(text, RejectedRecord):
-                first = first or text
+                first, bad = first or text, bad + 1
+                if bad >= MOST_BAD_FIRST and not offset:
+                    raise Rejected(f"begins with {bad:,} records that can't be used; line {first.line} {first.reason}")
                 yield text
                 continue
             document = self._document(text, source.start + offset, {} if offset else account)
@@ -268,12 +271,11 @@ class TextTokenizer(Tokenizer):
                 else:
                     for _ in part.chunks:  # to get to the next part
                         pass
+            check_unchanged(source.path, source.sha256)
 
     def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Chunk]:
-        """The ids of every part of every document. Raises ShortcutError if the file changed since the scan."""
-        changed = ShortcutError(f"{source.path} changed while it was being prepared", "run the same command again")
-        if files.sha256(source.path) != source.sha256:
-            raise changed
+        """The ids of every part of every document. Raises Rejected if the file changed since the scan."""
+        check_unchanged(source.path, source.sha256)
         size = 0
 
         def noted(document: Document) -> list[tuple[str, int]]:
@@ -285,8 +287,9 @@ class TextTokenizer(Tokenizer):
         for part, run in groupby(self._encoded(source, noted, threads), itemgetter(0)):
             yield Chunk(part.document, part.split, part.units, (ids for _, ids in run))
             size += int(part.units["byte"])
-        if size != source.size or files.sha256(source.path) != source.sha256:
-            raise changed
+        check_unchanged(source.path, source.sha256)
+        if size != source.size:  # it has its old bytes again
+            raise Rejected("changed while it was being prepared", passing=True)
 
     def _encoded(self, source: Source, assign: Assign, threads: int) -> Iterator[tuple[Part, np.ndarray]]:
         """Ids in order, each block with its part; a batch that is encoded at once can hold many parts."""
@@ -370,9 +373,9 @@ class TextTokenizer(Tokenizer):
         """Raises CheckFailed if the files are not a text tokenizer's or do not match the options."""
         assert isinstance(options, TextOptions), options
         try:
-            content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            content = json.loads(files.content(folder / "tokenizer.json"))
             trained_on, identity = content["trained_on"], {"field": "text"} | content["options"]
-            model = b"" if options.algorithm == "chars" else (folder / "sentencepiece.model").read_bytes()
+            model = b"" if options.algorithm == "chars" else files.content(folder / "sentencepiece.model")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckFailed(f"{folder} does not hold a text tokenizer: {error!r}") from error
         if identity != options.model_dump(include=IDENTITY):
@@ -419,7 +422,8 @@ def _batches(items: Iterable[tuple[Tag, str]], chars: int) -> Iterator[list[tupl
 
 def _read_model(path: Path) -> bytes:
     try:
-        model = path.read_bytes()
+        with files.regular(path) as stream:
+            model = stream.read()
     except OSError as error:
         raise UsageError(f"tokenizer.model {path} can't be read: {error.strerror}") from error
     try:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from shortcut_cli import files
 from shortcut_cli.data.documents import RejectedRecord
 from shortcut_cli.data.packed import unpacked
 from shortcut_cli.errors import Rejected, unreadable
@@ -26,8 +27,11 @@ TAB, FS = np.uint8(9), np.uint8(28)  # ASCII's spaces are five from each of thes
 SHORT_CHARS = 1000  # below this, `split` is faster than numpy
 MIN_SEGMENT_CHARS = 1000  # a segment ends at the first newline after this many
 MAX_SEGMENT_CHARS = 4096  # or else after its last space
-# A line with its newline, or part of a longer one; later text does not change how a line is divided.
-LINE_PART = re.compile(f"[^\n]{{0,{MAX_SEGMENT_CHARS - 1}}}\n|[^\n]{{1,{MAX_SEGMENT_CHARS}}}")
+# Empty lines behind a newline, of which a small file can hold very many; a line with its newline, or part of a longer
+# one. Later text does not change how a line is divided.
+LINE_PART = re.compile(
+    f"(?<=\n)\n{{1,{MAX_SEGMENT_CHARS - 1}}}|[^\n]{{0,{MAX_SEGMENT_CHARS - 1}}}\n|[^\n]{{1,{MAX_SEGMENT_CHARS}}}"
+)
 
 
 def read_blocks(path: Path, errors: Literal["strict", "surrogateescape"] = "strict") -> Iterator[str]:
@@ -38,7 +42,7 @@ def read_blocks(path: Path, errors: Literal["strict", "surrogateescape"] = "stri
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     done = 0
     try:
-        with unpacked(path) if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
+        with unpacked(path) if path.name.lower().endswith(".gz") else files.regular(path) as stream:
             while block := stream.read(BLOCK_BYTES):
                 pending = len(decoder.getstate()[0])
                 try:
@@ -69,7 +73,10 @@ def without_bom(blocks: Iterable[str], account: dict[str, float]) -> Iterator[st
 
 
 def read_lines(blocks: Iterable[str]) -> Iterator[str]:
-    """Lines with their newlines, long ones in parts of MAX_SEGMENT_CHARS; only "\\n" ends a line."""
+    """Lines with their newlines, long ones in parts of MAX_SEGMENT_CHARS; only "\\n" ends a line.
+
+    Empty lines can come several at once, but not with the newline that ends another line.
+    """
     rest = ""
     for block in blocks:
         parts = LINE_PART.findall(rest + block)
@@ -134,7 +141,7 @@ def _by_line(parts: Iterable[str]) -> Iterator[tuple[int, str]]:
     number = 0
     for part in parts:
         yield number, part
-        number += part.endswith("\n")
+        number += part.count("\n")
 
 
 def _by_text(parts: Iterable[str], *, lines: bool) -> Iterator[tuple[int, str]]:

@@ -134,14 +134,24 @@ def train(
 ) -> bytes:
     """Train SentencePiece and return the model. On one thread: its unigram model varies with the number of threads.
 
-    Raises VocabularyTooLarge if the text is too short for the vocabulary, UsageError if training fails otherwise.
+    Raises VocabularyTooLarge if the text is too short for the vocabulary, Rejected as `lines` does, UsageError if
+    training fails otherwise.
     """
     import sentencepiece
+
+    rejected: list[Rejected] = []  # SentencePiece would replace it with a RuntimeError
+
+    def remembered() -> Iterator[str]:
+        try:
+            yield from lines
+        except Rejected as reason:
+            rejected.append(reason)
+            raise
 
     # Lines are cut where SentencePiece would drop them.
     cleaned = (
         line[start : start + TRAINING_LINE_BYTES // 4].replace(SPACE, "")
-        for line in lines
+        for line in remembered()
         for start in range(0, len(line), TRAINING_LINE_BYTES // 4)
     )
     model = io.BytesIO()
@@ -166,6 +176,8 @@ def train(
             minloglevel=2,
         )
     except RuntimeError as error:
+        if rejected:
+            raise rejected[0] from error
         largest = re.search(r"value <= (\d+)", str(error))
         if largest and int(largest.group(1)) < vocabulary:
             raise VocabularyTooLarge(int(largest.group(1))) from error

@@ -1,6 +1,10 @@
-"""Choosing the device to run on."""
+"""Choosing the device to run on, and whether it has room for a model."""
 
-from shortcut_cli.errors import Unavailable
+import os
+
+from shortcut_cli.errors import Unavailable, UsageError
+
+LEAST_BYTES = 8  # of a parameter that is trained: it and its gradient, in fp32; an optimizer has more
 
 
 def choose(name: str) -> str:
@@ -14,3 +18,30 @@ def choose(name: str) -> str:
     except (RuntimeError, AssertionError, ImportError) as error:
         raise Unavailable(f"device {name!r} can't be used: {str(error).splitlines()[0]}", "--device cpu") from error
     return name
+
+
+def check_room(parameters: int, vocabulary: int, device: str) -> None:
+    """Raise UsageError if the weights and gradients of a model have no room in a device's memory.
+
+    Without this the system may end other processes, and this one without a word. Vocabularies come from manifests.
+    """
+    there = _memory_bytes(device)
+    if there is not None and parameters * LEAST_BYTES > there:
+        gigabytes = f"{parameters * LEAST_BYTES / 1e9:,.1f} GB"
+        raise UsageError(
+            f"the {parameters:,} parameters of this model, with a vocabulary of {vocabulary:,}, and their gradients "
+            f"take {gigabytes}; {device} has {there / 1e9:,.1f} GB",
+            "a smaller model.width or tokenizer.vocabulary needs less",
+        )
+
+
+def _memory_bytes(device: str) -> int | None:
+    """The memory of a device; None if that is not known."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if kind == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return None

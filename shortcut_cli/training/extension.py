@@ -149,8 +149,7 @@ def _cut_log(trainer: Trainer, before: TrainConfig) -> None:
     if step != before.steps or not path.exists():
         return
     every = {"loss": trainer.config.log_every, "validation": trainer.config.eval_every}
-    lines = run_log.read_log(trainer.folder)
-    kept = [
-        line for line in lines if line["step"] != step or all(step % n == 0 for key, n in every.items() if key in line)
-    ]
-    files.write(path, "".join(f"{to_json(line)}\n" for line in kept))
+    with files.writing(path) as stream:
+        for line in run_log.read_log(trainer.folder):
+            if line["step"] != step or all(step % n == 0 for key, n in every.items() if key in line):
+                stream.write(f"{to_json(line)}\n".encode())

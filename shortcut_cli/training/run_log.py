@@ -86,20 +86,18 @@ def _line(text: bytes) -> dict[str, Any] | None:
     return values if known and all(value is None or is_number(value) for value in values.values()) else None
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl: numbers by name, None for what is not finite.
+def read_log(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of log.jsonl, one at a time: numbers by name, None for what is not finite.
 
-    Raises CheckFailed if one of them can't be read.
+    Raises CheckFailed at one that can't be read.
     """
     path = folder / "log.jsonl"
-    found: list[dict[str, Any]] = []
     try:
         with files.regular(path) as stream:
-            while text := stream.readline(MOST_CHARACTERS):
+            for number, text in enumerate(iter(lambda: stream.readline(MOST_CHARACTERS), b""), 1):
                 values = _line(text)
                 if values is None:
-                    raise CheckFailed(f"{path} is missing or damaged: line {len(found) + 1} can't be read", REMEDY)
-                found.append(values)
+                    raise CheckFailed(f"{path} is missing or damaged: line {number} can't be read", REMEDY)
+                yield values
     except OSError as error:
         raise CheckFailed(f"{path} is missing or damaged: {error.strerror}", REMEDY) from error
-    return found

@@ -131,22 +131,25 @@ def _check_seal(path: Path, stream: IO[bytes], size: int) -> None:
 
 def is_sealed(path: Path) -> bool:
     """Whether a file ends with a checksum as `save` writes it; the checksum itself is not verified."""
-    with open(path, "rb") as stream:
+    with files.regular(path) as stream:
         stream.seek(max(0, path.stat().st_size - SEAL_BYTES))
         return stream.read(len(SEAL)) == SEAL
 
 
 def recognise(path: Path, name: str) -> None:
-    """Raise UsageError if there is no file at `path`, or not one of PyTorch's.
+    """Raise UsageError if there is no file at `path`, or not one of PyTorch's, CheckFailed if it has no content.
 
     name: what such a file is called, a key of WRITERS.
     """
     if not path.is_file():
         state = "is no regular file" if path.exists() else "does not exist"
         raise UsageError(f"{name} {path} {state}", WRITERS[name])
-    with open(path, "rb") as stream:
-        if stream.read(2) != b"PK":
-            raise UsageError(f"{path} is not a {name}", WRITERS[name])
+    with files.regular(path) as stream:
+        head = stream.read(2)
+    if head in (b"", bytes(2)):  # as a power cut leaves a file
+        raise CheckFailed(f"{path} can't be read: it {'begins with zeros' if head else 'is empty'}")
+    if head != b"PK":
+        raise UsageError(f"{path} is not a {name}", WRITERS[name])
 
 
 def load(path: Path, name: str, device: str = "cpu") -> Any:
@@ -167,7 +170,7 @@ def describe(path: Path, name: str) -> Any:
 
 def _opened(path: Path, name: str, made: Callable[..., Any]) -> Any:
     recognise(path, name)
-    with open(path, "rb") as stream:
+    with files.regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         _check_seal(path, stream, size)
         try:
@@ -181,7 +184,7 @@ def load_unsealed(path: Path) -> Any:
 
     Raises Malformed if the file is damaged, or holds anything but tensors, numbers, strings and containers.
     """
-    with open(path, "rb") as stream:
+    with files.regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if not size:
             raise Malformed("it is empty")

@@ -22,6 +22,7 @@ from shortcut_cli.kept.inputs import differences
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.training import checkpoint, conditions, lineage, loop, precision, tensor_file
+from shortcut_cli.training.device import check_room
 from shortcut_cli.training.loop import PREVIOUS, STATE
 from shortcut_cli.training.optim import Optimizer, learning_rate
 from shortcut_cli.training.run_log import Log
@@ -47,7 +48,11 @@ class Trainer:
         self.windows = windows.Windows(self.shards.split("train"), context, self.config.seed)
         self.validation = validation_starts(self.shards.split("val"), context, self.config.eval_windows)
         kind: type[Decoder] = registry.load(registry.MODELS, resolved.model.name)
-        self.model: Decoder = kind(resolved.model, self.shards.tokenizer["vocabulary"], self.config.seed).to(device)
+        vocabulary = self.shards.tokenizer["vocabulary"]
+        with torch.device("meta"):  # to be counted, it takes no memory
+            count = kind(resolved.model, vocabulary).count()
+        check_room(count["total"], vocabulary, device)
+        self.model: Decoder = kind(resolved.model, vocabulary, self.config.seed).to(device)
         self.lineage: dict[str, Any] = ancestor.give(self.model) if ancestor else {}
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.config.compile else self.model
         matrices = self.model.matrices() if self.config.optimizer == "muon" else {}
