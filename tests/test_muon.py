@@ -7,6 +7,7 @@ from test_models import make
 
 from shortcut_cli import registry
 from shortcut_cli.config.schema import TrainConfig
+from shortcut_cli.kernels import bf16
 from shortcut_cli.training import muon, optim
 
 
@@ -33,6 +34,17 @@ def test_singular_values_go_through_the_polynomial_and_directions_stay(shape):
     found = muon.orthogonalise(torch.from_numpy(x)).numpy()
     for one, given in zip(found, x, strict=True):
         np.testing.assert_allclose(one, plain_orthogonal(given), atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 12), (2, 12, 5)])
+def test_products_are_in_bf16_where_those_of_the_model_are(shape):
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    with bf16.products():
+        found = muon.orthogonalise(torch.from_numpy(x))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, found.bfloat16())  # the last of them was rounded to it
+    for one, given in zip(found.numpy(), x, strict=True):
+        np.testing.assert_allclose(one, plain_orthogonal(given), atol=0.04)
 
 
 def test_a_gradient_of_zero_changes_nothing():

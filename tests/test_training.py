@@ -28,7 +28,7 @@ from shortcut_cli.inference import runs
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.stages import proof, training
-from shortcut_cli.training import checkpoint, loop, optim, precision, run_log
+from shortcut_cli.training import checkpoint, loop, muon, optim, precision, run_log
 from shortcut_cli.training.loop import State
 from shortcut_cli.training.trainer import Trainer, validation_starts
 
@@ -1142,3 +1142,13 @@ def test_nothing_is_refused_if_nothing_changed(tmp_path):
 def test_a_file_that_is_no_state_is_refused(text_run, tmp_path, content):
     with pytest.raises(CheckFailed, match="is not a state of this run"):
         loop.resume(Changed(tiny(text_run), tmp_path, "a" * 64), content)
+
+
+@pytest.mark.parametrize("wanted", ["bf16", "fp32"])
+def test_muon_multiplies_in_the_precision_of_the_run(text_run, tmp_path, monkeypatch, wanted):
+    seen = []
+    whole = muon.orthogonalise
+    monkeypatch.setattr(muon, "orthogonalise", lambda x: seen.append(bf16.wanted(x)) or whole(x))
+    made(text_run, tmp_path, f"train.precision={wanted}", "train.optimizer=muon").step(0)
+    assert seen
+    assert set(seen) == {wanted == "bf16"}

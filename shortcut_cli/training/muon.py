@@ -2,7 +2,7 @@
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. It is ours, not torch.optim.Muon, for three reasons: one
 weight that holds several matrices, as of queries, keys and values, is orthogonalised part by part; matrices of equal
-shape are done at once; and products are in fp32 on a CPU, where torch's own are in bf16.
+shape are done at once; and products are in fp32 on a CPU unless the run's are in bf16, as torch's own always are.
 """
 
 import math
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from shortcut_cli.kernels import bf16
 
 # Of a x + b x^3 + c x^5, one after the other: the first three of the five of Amsel et al. 2025 (Polar Express, arXiv
 # 2505.16932). All five take longer, and the loss is the same within the noise of seeds.
@@ -25,11 +27,11 @@ MARGIN = 1.01  # that the largest singular value stays below 1 in bf16 too
 def orthogonalise(x: Tensor) -> Tensor:
     """(N, m, n) -> (N, m, n): each matrix U S V^T becomes U S' V^T, S' near 1, by a Newton-Schulz iteration.
 
-    On CUDA the products are in bf16, as in the original.
+    The products are in bf16 on CUDA, as in the original, and on a CPU where those of the model are.
     """
     tall = x.shape[1] > x.shape[2]
     y = x.mT if tall else x
-    if x.device.type == "cuda":
+    if x.device.type == "cuda" or bf16.wanted(x):
         y = y.bfloat16()
     y = y / (MARGIN * y.norm(dim=(1, 2), keepdim=True)).clamp(min=1e-7)
     for a, b, c in COEFFICIENTS:

@@ -19,6 +19,7 @@ from shortcut_cli.data.shards import Shards, Split
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Progress, Report, Validation
 from shortcut_cli.kept.inputs import differences
+from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.training import checkpoint, conditions, lineage, loop, precision, tensor_file
@@ -104,7 +105,8 @@ class Trainer:
             loss.backward()
             total += loss.detach()
         self.unread.append((number, total, self.optimizer.clip()))
-        self.optimizer.step(number)
+        with bf16.products(self.precision == "bf16"):  # of Muon, on a CPU
+            self.optimizer.step(number)
         return total
 
     def _moved(self, ids: Tensor) -> Tensor:
