@@ -13,6 +13,7 @@ from typing import Any
 LOCK_S = 1.0  # longest wait for `steady` blocks: a rename can hang if a file server does
 _actions: dict[object, Callable[[], object]] = {}
 _steady = threading.RLock()
+_last: list[Callable[[], object]] = []
 
 
 @contextmanager
@@ -31,6 +32,20 @@ def steady() -> Iterator[None]:
     """A short block that `leave` lets end. No such block begins after `leave`: whoever tries waits for ever."""
     with _steady:
         yield
+
+
+def before_last(action: Callable[[], object]) -> None:
+    """`last` calls `action`."""
+    _last.append(action)
+
+
+def last() -> None:
+    """What a command does next puts its last files into place: no signal ends it any more.
+
+    Else it would stop at these files when it is run again. Does not return if a signal is ending the process.
+    """
+    for action in _last:
+        action()
 
 
 def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":

@@ -253,6 +253,29 @@ def test_semaphores_that_are_left_are_removed_without_a_word(tmp_path):
     ends(process, 75)
 
 
+@pytest.mark.parametrize("moment", range(4))
+def test_last_files_are_in_place_or_not_there(tmp_path, moment):
+    """A signal at any moment: the command exits with 0 and its files are complete, or with 75 and there are none."""
+    pauses = ["time.sleep(0.4)" if moment == each else "pass" for each in range(4)]
+    body = f"""    from pathlib import Path
+    print("close", flush=True)
+    {pauses[0]}
+    with files.together(Path("o"), "unit", ["one", "two"]):
+        files.write(Path("o/one"), b"1")
+        files.write(Path("o/two"), b"2")
+        {pauses[1]}
+        cleanup.last()
+        {pauses[2]}
+    {pauses[3]}"""
+    process = begun(tmp_path, body, "from shortcut_cli import cleanup, files\n")
+    assert process.stdout.readline() == "close\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    made = sorted(path.name for path in (tmp_path / "o").glob("*"))
+    assert (process.returncode, made) == ((75, []) if moment < 2 else (0, ["one", "two"]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "stage"),
     [

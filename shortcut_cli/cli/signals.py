@@ -71,6 +71,7 @@ class Signals:
         if self.installed:
             return
         self.installed = True
+        cleanup.before_last(self.close)
         with suppress(OSError):  # it is closed
             self.stderr = os.dup(STDERR)  # since the other may be diverted when a signal comes (files.diverted)
         nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

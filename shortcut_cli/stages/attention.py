@@ -234,7 +234,7 @@ def _write(
         attention_maps.draw_use(result, use)
         result |= {name: str(folder / file) for name, file in zip(("picture", "use", "numbers"), NAMES, strict=False)}
         files.write(content, to_json(result, indent=1) + "\n")
-        # A signal leaves all of them or none; waiting for the disk would make the block too long for that.
-        with cleanup.steady(), files.together(folder, UNIT, NAMES):
+        cleanup.last()
+        with files.together(folder, UNIT, NAMES):
             for made in sorted(scratch.iterdir(), key=lambda path: NAMES.index(path.name)):
                 files.write(folder / made.name, made.read_bytes(), durable=False)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shortcut_cli import SCHEMA_VERSION, files
+from shortcut_cli import SCHEMA_VERSION, cleanup, files
 from shortcut_cli.codec import loading, losses, rvq
 from shortcut_cli.codec.layout import CODEBOOK_KBPS, CODES, MONO, RATE_HZ
 from shortcut_cli.data import inputs
@@ -69,7 +69,9 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     counts = [count for count in (1, 2, 4, 8, 16, 32) if count <= codec.codebooks]
     names = _names([relative for relative, _ in found.files], [_label(count) for count in counts] + [OPUS], out)
     with nullcontext() if out is None else files.together(out, UNIT, names):
-        return _evaluate(weights, codec, found, measures, counts, out, report)
+        result = _evaluate(weights, codec, found, measures, counts, out, report)
+        cleanup.last()
+        return result
 
 
 def _evaluate(
