@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortcut_cli.kernels.cpu import attend_scaled, fork_norm, norm
+from shortcut_cli.kernels.cpu import attend_scaled, fork_norm, norm, unit_norm
 from shortcut_cli.models.transformer import Attention, Block, Cache, Decoder, FeedForward, History, Linear
 
 Precision = Literal["fp32", "bf16"]
@@ -103,8 +103,7 @@ class ShortBlock(Block):
         weight, attention = self.weights[0], block.attention
         self.short = type(attention) is Attention and weight.device.type == "cpu" and weight.dtype == torch.float32
         if isinstance(attention, Attention):
-            self.short = self.short and not attention.qk_norm
-            self.heads, self.layer = attention.heads, attention.layer
+            self.heads, self.layer, self.qk_norm = attention.heads, attention.layer, attention.qk_norm
             self.qkv, self.out = attention.query_key_value.forward, attention.out.forward
 
     def forward(self, x: Tensor, freqs: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
@@ -123,7 +122,10 @@ class ShortBlock(Block):
         qkv = self.qkv(x)  # ours alone: queries and keys are turned where they are
         pairs = torch.view_as_complex(qkv.view(batch, 3, heads, -1, 2)[:, :2])
         torch.mul(pairs, freqs, out=pairs)
-        k, v = cache.append(self.layer, qkv.view(batch, 3, heads, head_width)[:, 1:])
+        parts = qkv.view(batch, 3, heads, head_width)
+        if self.qk_norm:
+            parts[:, :2] = unit_norm(parts[:, :2])
+        k, v = cache.append(self.layer, parts[:, 1:])
         q = (qkv[:, :, :width] * head_width**-0.5).view(-1, 1, head_width)
         return self.out(attend_scaled(q, k, v).view(batch, 1, width))
 
@@ -156,7 +158,7 @@ def prepared(model: Decoder, rows: int, precision: Precision) -> Iterator[None]:
     try:
         yield
     finally:
-        for parent, name, module in reversed(replaced):
+        for parent, name, module in replaced:
             setattr(parent, name, module)
 
 
