@@ -1,16 +1,15 @@
 """Sampling speed: the loop of `shortcut sample` with two models, and Hugging Face's `generate` on a GPT-2 like them.
 
-    python benchmarks/sample.py [--tokens 2000] [--rounds 3] [--streams 1 16 64]
+    python benchmarks/sample.py [--tokens 2000] [--rounds 3] [--streams 1 16 64] [--arms gpt "gpt bf16" transformers]
 
 Shape: 6 layers, width 256, 8 heads, context 4,096, vocabulary 1,024, random weights, temperature 1, fp32; rows "bf16"
 with `sample.precision = "bf16"`. The arms alternate in one process. Printed for each, medians over the rounds: tokens/s
 of all streams together, by the clock and by CPU seconds (others may use the machine); how many times the tokens/s of
-`generate` that is, by CPU seconds; and the time of the last 50 tokens divided by that of tokens 75 to 125. Without
-`transformers` installed, its row is left out.
+`generate` that is, by CPU seconds; CPU milliseconds of a step, mean of tokens 75 to 125 and of the last 50; and the
+second divided by the first. Without `transformers` installed, its row is left out.
 """
 
 import argparse
-import contextlib
 import statistics
 import time
 
@@ -20,7 +19,7 @@ from shortcut_cli import registry
 from shortcut_cli.config import reading
 from shortcut_cli.inference import decoding, generate
 
-CONTEXT, VOCABULARY = 4096, 1024
+CONTEXT, VOCABULARY, PEER = 4096, 1024, "transformers"
 
 
 def ours(name, tokens, streams, precision="fp32"):
@@ -32,7 +31,7 @@ def ours(name, tokens, streams, precision="fp32"):
 
     def run():
         times = [now()]
-        with decoding.rounded(model, streams) if precision == "bf16" else contextlib.nullcontext():
+        with decoding.prepared(model, streams, precision):
             generate.generate(
                 model,
                 torch.zeros(streams, 1, dtype=torch.int64),
@@ -85,7 +84,7 @@ def hugging_face(tokens, streams):
     return run
 
 
-def compare(streams, tokens, rounds):
+def compare(streams, tokens, rounds, chosen):
     """Print a row for each arm."""
     arms = {
         "gpt": ours("gpt", tokens, streams),
@@ -94,20 +93,22 @@ def compare(streams, tokens, rounds):
         "shortcut bf16": ours("shortcut", tokens, streams, "bf16"),
     }
     try:
-        arms["transformers"] = hugging_face(tokens, streams)
+        arms[PEER] = hugging_face(tokens, streams)
     except ModuleNotFoundError as error:
-        print(f"transformers is left out: {error}")
+        print(f"{PEER} is left out: {error}")
+    arms = {name: run for name, run in arms.items() if not chosen or name in chosen}
     found = {name: [] for name in arms}
     for _ in range(rounds):
         for name, run in arms.items():
             clock, cpu = zip(*run(), strict=True)
-            growth = (cpu[-1] - cpu[-51]) / (cpu[125] - cpu[75])
             rates = (streams * (len(times) - 1) / (times[-1] - times[0]) for times in (clock, cpu))
-            found[name].append((*rates, growth))
+            early, late = (1000 * (cpu[end] - cpu[end - 50]) / 50 for end in (125, len(cpu) - 1))
+            found[name].append((*rates, early, late, late / early))
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
-    peer = medians.get("transformers", [0, float("nan"), 0])[1]
-    for name, (rate, by_cpu, growth) in medians.items():
-        print(f"{streams:>7} {name:<14}{rate:>10,.0f}{by_cpu:>12,.0f}{by_cpu / peer:>8.2f}{growth:>26.2f}", flush=True)
+    peer = medians.get(PEER, [0, float("nan")])[1]
+    for name, (rate, by_cpu, early, late, growth) in medians.items():
+        values = f"{rate:>10,.0f}{by_cpu:>10,.0f}{by_cpu / peer:>8.2f}{early:>10.2f}{late:>10.2f}{growth:>8.2f}"
+        print(f"{streams:>7} {name:<14}{values}", flush=True)
 
 
 def main():
@@ -115,12 +116,14 @@ def main():
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, nargs="+", default=[1])
+    parser.add_argument("--arms", nargs="+", default=[])
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.tokens} tokens")
-    last = f"token {options.tokens} / token 100"
-    print(f"{'streams':>7} {'arm':<14}{'tokens/s':>10}{'by CPU s':>12}{'x peer':>8}{last:>26}")
+    late = f"at {options.tokens:,}"
+    rest = f"{'tokens/s':>10}{'by CPU s':>10}{'x peer':>8}{'ms at 100':>10}{late:>10}{'ratio':>8}"
+    print(f"{'streams':>7} {'arm':<14}{rest}")
     for streams in options.streams:
-        compare(streams, options.tokens, options.rounds)
+        compare(streams, options.tokens, options.rounds, options.arms)
 
 
 if __name__ == "__main__":

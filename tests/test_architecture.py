@@ -30,7 +30,7 @@ ROOMS = {
     "training": "errors events formatting files registry config kept data kernels models",
     "codec": "errors accounts events formatting files registry config kept data training",
     "tokenizers": "errors files config data codec",
-    "inference": "errors events files registry config data models training tokenizers",
+    "inference": "errors events files registry config data kernels models training tokenizers",
     "plots": "files tokenizers inference",
     "compare": "cleanup errors events formatting files registry config kept models training",
     "demo": "",

@@ -13,10 +13,11 @@ from test_models import CONTEXT, VOCABULARY, ids, make
 
 from shortcut_cli import registry
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.inference.decoding import Rounded, rounded
+from shortcut_cli.inference.decoding import Packed, Rounded, ShortBlock, Transposed, prepared
 from shortcut_cli.inference.generate import AHEAD, Uniforms, _fill, draw, generate, probabilities
 from shortcut_cli.models.transformer import Linear
 from shortcut_cli.tokenizers.base import Constraint
+from shortcut_cli.training import conditions
 
 ARMS = [("gpt", {}), ("shortcut", {}), ("shortcut", {"mode": "gated", "taps": "all"})]
 ALL_ARMS = [*{name: (name, {}) for name in registry.MODELS}.values(), ARMS[-1]]
@@ -641,10 +642,12 @@ def test_products_in_bf16_round_weights_and_what_they_multiply_and_nothing_else(
     for module in plain.modules():
         if isinstance(module, Linear):
             weight = module.weight.detach().bfloat16().float()
-            module.forward = lambda x, weight=weight: (x.bfloat16().float() @ weight.T).bfloat16().float()
+            # What an activation follows is rounded after it, by the product that reads it.
+            dtype = torch.float32 if module.narrow else torch.bfloat16
+            module.forward = lambda x, w=weight, to=dtype: (x.bfloat16().float() @ w.T).to(to).float()
     with torch.inference_mode():
         exact, expected = model(x), plain(x)
-        with rounded(model, 3):
+        with prepared(model, 3, "bf16"):
             found = model(x)
             cache = model.new_cache(3, CONTEXT)
             parts = torch.cat([model(x[:, a:b], cache) for a, b in ((0, 5), *((t, t + 1) for t in range(5, 12)))], 1)
@@ -659,15 +662,61 @@ def test_products_in_bf16_round_weights_and_what_they_multiply_and_nothing_else(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_products_in_bf16_end_with_their_block_even_by_an_error():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_model_is_prepared_for_a_block_alone_even_if_it_ends_by_an_error(rows, precision):
     model = make("gpt", {}).eval()
     kinds = [type(module) for module in model.modules()]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
 
     def fail():
-        with rounded(model, 1):
-            assert sum(isinstance(module, Rounded) for module in model.modules()) == 6 * 4 + 1
+        with prepared(model, rows, precision):
+            assert sum(isinstance(module, Packed | Rounded | Transposed) for module in model.modules()) == 6 * 4 + 1
+            assert all(type(block) is ShortBlock for block in model.blocks)
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     assert [type(module) for module in model.modules()] == kinds
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+# Prepared models ------------------------------------------------------------------------------------------------------
+
+SHAPES = [{}, {"activation": "relu2", "tied": False}, {"activation": "swiglu"}, {"qk_norm": True}]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "options"), ALL_ARMS)
+def test_a_prepared_model_has_the_logits_of_the_model(name, options, shape, rows):
+    """The oracle reads whole windows in float64; fp32 moves a logit by 4e-6 of the largest (measured), by rounding."""
+    model, x = make(name, options, open_gates=True, **shape).eval(), ids(rows, 14)
+    with torch.inference_mode():
+        expected = copy.deepcopy(model).double()(x)
+        with prepared(model, rows, "fp32"):
+            cache = model.new_cache(rows, CONTEXT)
+            steps = [(0, 5), *((t, t + 1) for t in range(5, 14))]
+            found = torch.cat([model(x[:, a:b], cache) for a, b in steps], 1)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_row_is_multiplied_by_a_part_of_the_matrix_in_each_thread(threads):
+    linear, x = Linear(20, 12), torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode(), conditions.threads(threads):
+        product = Transposed(linear)
+        assert product.parts.shape == (threads, 20, 12 // threads)
+        assert torch.allclose(product(x).double(), x.double() @ linear.weight.double().T, atol=1e-6)
+
+
+def test_one_row_that_is_left_is_read_by_a_model_prepared_for_several():
+    model, x = make("gpt", {}, open_gates=True).eval(), ids(5, 9)
+    with torch.inference_mode(), prepared(model, 5, "fp32"):
+        cache = model.new_cache(5, CONTEXT)
+        for t in range(7):
+            model(x[:, t : t + 1], cache)
+        cache.keep([3])
+        found = torch.cat([model(x[3:4, t : t + 1], cache) for t in (7, 8)], 1)
+        expected = model(x[3:4])[:, 7:]
+    assert torch.allclose(found, expected, atol=1e-6)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +19,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.config.schema import SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.events import Progress
-from shortcut_cli.inference import runs
-from shortcut_cli.inference.decoding import Rounded
+from shortcut_cli.inference import decoding, runs
 from shortcut_cli.stages import sampling
 from shortcut_cli.stages.sampling import like, prompt_ids, sample
 from shortcut_cli.tokenizers.base import Constraint
@@ -77,6 +77,7 @@ def config(**given):
 def run(tmp_path, monkeypatch):
     """A run with a model and a tokenizer that are small and exact."""
     monkeypatch.setattr(sampling, "batch_rows", lambda _: 256)
+    monkeypatch.setattr(sampling, "prepared", lambda *_: nullcontext())  # it is no module
     path = tmp_path / "runs" / "run.pt"
     path.parent.mkdir()
     path.write_bytes(b"weights")
@@ -195,10 +196,15 @@ def test_rows_are_sampled_on_the_device_of_the_run(run, tmp_path, monkeypatch):
 def test_products_are_in_bf16_while_sampling_only_if_the_recipe_says_so(run, tmp_path, monkeypatch, precision):
     seen = []
     run.model = make("gpt", {}, context=CONTEXT)
+    monkeypatch.setattr(sampling, "prepared", decoding.prepared)
     real = sampling.generate
 
     def generate(model, *args, **kwargs):
-        seen.append(any(isinstance(module, Rounded) for module in model.modules()))
+        narrow = (
+            isinstance(part, decoding.Rounded) or getattr(part, "dtype", None) == torch.bfloat16
+            for part in model.modules()
+        )
+        seen.append(any(narrow))
         return real(model, *args, **kwargs)
 
     monkeypatch.setattr(sampling, "generate", generate)

@@ -12,7 +12,9 @@ from shortcut_cli.kernels import bf16
 EPSILON = 1e-6  # of all norms, added to the mean square
 FEW_ROWS = 16  # up to which a product with a large matrix is divided among the threads
 LARGE_MATRIX = 2**17  # weights
-_EPSILON = torch.tensor(EPSILON, dtype=torch.float64)  # takes the dtype of what it is added to
+_EPSILON = {
+    dtype: torch.tensor(EPSILON, dtype=dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
 
 
 def on_cpu(x: Tensor, *, autocast: bool = False) -> bool:
@@ -47,12 +49,28 @@ def linear(x: Tensor, weight: Tensor, narrow: bool = False) -> Tensor:
     return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
 
 
+def attend_once(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of one query (B, H, 1, d) to all of k, v (B, H, S, d); returns (B, H, 1, d).
+
+    While sampling on a CPU by two products, which read a long cache faster than torch's fused kernel does.
+    """
+    if q.device.type != "cpu" or torch.is_grad_enabled() or q.dtype == torch.bfloat16 or not on_cpu(q):
+        return F.scaled_dot_product_attention(q, k, v)
+    scaled = (q * q.shape[-1] ** -0.5).flatten(0, 1)
+    return attend_scaled(scaled, k.flatten(0, 1), v.flatten(0, 1)).view(q.shape)
+
+
+def attend_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same for q (N, 1, d), already divided by the root of d, and k, v (N, S, d); returns (N, 1, d)."""
+    return torch.bmm(torch.bmm(q, k.mT).softmax(-1), v)
+
+
 def fork_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """x (..., D) itself, for the residual stream, and its RMS norm times weight (D,); x gets one gradient for both."""
     if not on_cpu(x, autocast=x.dtype == weight.dtype):
         return plain_fork_norm(x, weight)
     if not torch.is_grad_enabled():
-        return x, _norm(x, weight)[0]
+        return x, norm(x, weight)
     stream, normed = _ForkNorm.apply(x, weight)
     return stream, normed
 
@@ -62,11 +80,15 @@ def plain_fork_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x, F.rms_norm(x, weight.shape, weight, EPSILON)
 
 
-def _norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm in few passes over memory, and 1 / rms(x) (..., 1): torch 2.14 has no fused kernel for it on a CPU."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = torch.addcmul(_EPSILON, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-    return (x * scale).mul_(weight), scale
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    """The norm without its gradient, in few passes over memory: torch 2.14 has no fused kernel for it on a CPU."""
+    return (x * _scale(x)).mul_(weight)
+
+
+def _scale(x: Tensor) -> Tensor:
+    """1 / rms(x) (..., 1)."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.addcmul(_EPSILON[x.dtype], size, size, value=1 / x.shape[-1]).rsqrt_()
 
 
 class _ForkNorm(torch.autograd.Function):
@@ -78,7 +100,8 @@ class _ForkNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        y, scale = _norm(x, weight)
+        scale = _scale(x)
+        y = (x * scale).mul_(weight)
         ctx.save_for_backward(x, weight, scale)
         return x, y
 
@@ -98,6 +121,8 @@ def unit_norm(x: Tensor) -> Tensor:
     """x (..., D) / rms(x), without a weight."""
     if not on_cpu(x, autocast=True) or x.dtype == torch.bfloat16:
         return plain_unit_norm(x)
+    if not torch.is_grad_enabled():
+        return x * _scale(x)
     y: Tensor = _UnitNorm.apply(x)
     return y
 
@@ -112,8 +137,7 @@ class _UnitNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(_EPSILON, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        scale = _scale(x)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y

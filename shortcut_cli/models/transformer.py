@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels import bf16
-from shortcut_cli.kernels.cpu import fork_norm, linear, unit_norm
+from shortcut_cli.kernels.cpu import attend_once, fork_norm, linear, unit_norm
 from shortcut_cli.kernels.rope import qkv_heads, rope_freqs
 
 INIT_STD = 0.02
@@ -90,18 +90,33 @@ class Cache:
         self.used = 0
         self.entries = entries
         head_width = config.width // config.heads
-        shapes = [(batch, config.heads, n * length, head_width) for n in entries]
-        self.keys = [like.new_empty(shape) for shape in shapes]
-        self.values = [like.new_empty(shape) for shape in shapes]
+        self.pairs = [like.new_empty(2, batch, config.heads, n * length, head_width) for n in entries]
+
+    @property
+    def keys(self) -> list[Tensor]:
+        """Of each slot, (B, H, S, d)."""
+        return [pair[0] for pair in self.pairs]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Of each slot, (B, H, S, d)."""
+        return [pair[1] for pair in self.pairs]
 
     def extend(self, slot: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v (B, H, T n, d) to the tokens in use; returns everything in the slot, the new entries included."""
         first = self.used * self.entries[slot]
         end = first + k.shape[2]
-        keys, values = self.keys[slot], self.values[slot]
-        keys[:, :, first:end] = k
-        values[:, :, first:end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        keys, values = self.pairs[slot][:, :, :, :end]
+        keys[:, :, first:] = k
+        values[:, :, first:] = v
+        return keys, values
+
+    def append(self, slot: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the key and value of one token, (B, 2, H, d), in a slot of one entry; (B H, S, d) each."""
+        pair, end = self.pairs[slot], self.used + 1
+        pair[:, :, :, self.used].copy_(new.transpose(0, 1))
+        keys, values = pair.flatten(1, 2)[:, :, :end].unbind()
+        return keys, values
 
     def keep(self, rows: list[int]) -> None:
         """Let these rows of the batch follow each other, and forget the others.
@@ -109,12 +124,11 @@ class Cache:
         A row that stays in its place is not copied; one that moves must move forward, over a row that is forgotten.
         """
         for slot, entries in enumerate(self.entries):
-            end = self.used * entries
-            for stored in (self.keys, self.values):
-                for place, row in enumerate(rows):
-                    if place != row:
-                        stored[slot][place, :, :end] = stored[slot][row, :, :end]
-                stored[slot] = stored[slot][: len(rows)]
+            end, pair = self.used * entries, self.pairs[slot]
+            for place, row in enumerate(rows):
+                if place != row:
+                    pair[:, place, :, :end] = pair[:, row, :, :end]
+            self.pairs[slot] = pair[:, : len(rows)]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
@@ -124,7 +138,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
     """
     queries, times = q.shape[2], k.shape[2] // sources
     if queries == 1:
-        return F.scaled_dot_product_attention(q, k, v)
+        return attend_once(q, k, v)
     if queries == times and bf16.can_attend(q):
         return bf16.attend(q, k, v)[0]
     if sources == 1 and queries == times:

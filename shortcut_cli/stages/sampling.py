@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Collection
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from shortcut_cli.config.schema import MOST_THREADS, SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.events import Progress, Report
 from shortcut_cli.formatting import to_json
-from shortcut_cli.inference.decoding import rounded
+from shortcut_cli.inference.decoding import prepared
 from shortcut_cli.inference.generate import generate
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept.inputs import read
@@ -103,7 +102,7 @@ def sample(
         unwritten = {path for number, path in enumerate(batch, first) if number in numbers and path not in have}
         if not unwritten:
             continue
-        with rounded(run.model, len(batch)) if config.precision == "bf16" else nullcontext():
+        with prepared(run.model, len(batch), config.precision):
             made = generate(
                 run.model,
                 torch.tensor([start] * len(batch), device=device),
