@@ -147,15 +147,15 @@ def _checked(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems: list[Any] = list(error.errors())
-    more = len(problems) - MOST_PROBLEMS
-    problems = problems[:MOST_PROBLEMS]
+        every: list[Any] = list(error.errors())
+    problems: list[Any] = every[:MOST_PROBLEMS]
+    unexplained: int = len(every) - len(problems)
     before = [] if bare is None else _problems(kind, bare)
     blamed = [[] if _same(problem) in before else _blamed(problem, settings) for problem in problems]
     given = dict.fromkeys(setting.given for some in blamed for setting in some)
     verb = "is" if len(given) == 1 else "are"
     head = f"{', '.join(given)} {verb} not valid" if all(blamed) else f"{where} is not a valid recipe"
-    lines = [head, *map(_explain, problems), *([f"  and {more:,} more problems"] if more > 0 else [])]
+    lines = [head, *map(_explain, problems), *([f"  and {unexplained:,} more problems"] if unexplained else [])]
     raise UsageError("\n".join(lines), _near(problems, kind, tree, settings))
 
 
