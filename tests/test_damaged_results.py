@@ -2,16 +2,20 @@
 
 import contextlib
 import copy
+import io
 import itertools
 import json
 import os
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
 from test_reading_shards import rewrite
 
+from shortcut_cli import files
 from shortcut_cli.cli import tables
 from shortcut_cli.codec import dataset
 from shortcut_cli.compare import contrasts, page, runner
@@ -22,7 +26,7 @@ from shortcut_cli.events import Note
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import read
 from shortcut_cli.stages import comparison, pipeline, proof, sampling
-from shortcut_cli.training import device
+from shortcut_cli.training import conditions, device
 from shortcut_cli.training.run_log import Log, read_log
 
 # What a file can hold that is no JSON, or another program's.
@@ -30,7 +34,7 @@ FOREIGN = [
     *(b"", b"{", b"\0" * 99, b"\xff\xfe{}", b"[]", b"3", b"null", b'"text"', b"{}", b'{"a": 1}', b"NaN", b"1" * 5000),
     *(b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900, b'{"\\ud800": "\\ud800"}', b"[" + b"{}," * 9 + b"{}]"),
 ]
-STRANGE = (None, "x", "\ud800/\0", -1, 1e999, True, [], {}, [[1]], {"a": None}, 10**30)
+STRANGE = (None, "x", "\ud800/\0", -1, 1e999, True, [], {}, [[1]], {"a": None}, 10**30, 10**400)
 
 
 def mutants(content):
@@ -357,3 +361,98 @@ def test_a_comparison_on_a_split_without_units_has_no_bits(tmp_path):
 def test_a_device_that_can_not_compute_is_unavailable(name):
     with pytest.raises(Unavailable):
         device.choose(name)
+
+
+def test_a_score_of_a_stranger_with_a_right_checksum_is_whole_or_none(run):
+    whole = json.loads((run / "eval.json").read_text())
+    inputs = whole["splits"]["val"]["inputs"]
+    strange = (*STRANGE, 10**400, {"scores": {"x": 5}}, {"sources": ["a"], "by_head": []})
+    places = [(key,) for key in whole["splits"]["val"] if key not in ("inputs", "groups", "score_sha256")]
+    places += [("floors", key) for key in ("scores", "trained_tokens")]
+    places += [("depth_weights",), ("rejects",), ("words",)]
+    taken = 0
+    for place, value in itertools.product(places, strange):
+        content = copy.deepcopy(whole)
+        score = content["splits"]["val"]
+        inner = score["floors"] if len(place) == 2 else score
+        inner[place[-1]] = value
+        score["score_sha256"] = scores._digest(score)
+        (run / "eval.json").write_text(json.dumps(content))
+        if found := scores.find(run, inputs):
+            tables.scores("run", found)
+            taken += 1
+    assert 0 < taken < len(places) * len(strange) / 2
+
+
+@pytest.mark.parametrize("named", ["run.pt", "resume.pt", "eval-val.npz"])
+@pytest.mark.parametrize("split", ["x/../../evil", "\ud800", "\0", None, 5])
+def test_a_strangers_eval_json_moves_no_file_but_sums_within_its_folder(run, named, split):
+    """A score that is kept besides the new one gives its sums another name; which, the stranger does not say."""
+    content = json.loads((run / "eval.json").read_text())
+    new, before = content["splits"]["val"], copy.deepcopy(content["splits"]["val"])
+    before["inputs"]["stride"] += 1
+    before |= {"split": split, "groups": {"file": named, "sha256": files.sha256(run / named)}}
+    if split is None:
+        del before["split"]
+    before["score_sha256"] = scores._digest(before)
+    content["splits"]["val"] = before
+    (run / "eval.json").write_text(json.dumps(content))
+    (run / "eval-x").mkdir()
+    outside = {path.name for path in run.parent.iterdir()}
+    kept = {path: path.read_bytes() for path in run.rglob("*.pt")}
+    scores.keep(run, new, (run / "eval-val.npz").read_bytes(), own=True, report=quiet)
+    assert {path: path.read_bytes() for path in run.rglob("*.pt")} == kept
+    assert {path.name for path in run.parent.iterdir()} == outside
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("nats.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (2**22,)})
+        for _ in range(32):
+            stream.write(bytes(1 << 20))
+
+
+def claims(path):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("nats.npy", stream.getvalue())
+        archive.writestr("tokens.npy", stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        bomb,
+        claims,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)),
+        lambda path: np.savez(path, nats=np.ones(3)),
+        lambda path: np.savez(path, nats=np.ones(3), tokens=np.ones(4)),
+        lambda path: np.savez(path, nats=np.ones(3), tokens=np.zeros(3)),
+        lambda path: np.savez(path, nats=np.ones((3, 1)), tokens=np.ones(3)),
+        lambda path: np.savez(path, nats=np.array([{}]), tokens=np.ones(1)),
+        lambda path: np.savez(path, nats=np.ones(3, "U4"), tokens=np.ones(3)),
+    ],
+)
+def test_sums_of_a_stranger_are_those_of_a_score_or_damaged(tmp_path, write):
+    path = tmp_path / "eval-val.npz"
+    write(path)
+    with pytest.raises(CheckFailed, match="does not hold the sums"):
+        scores.sums(path)
+
+
+def test_sums_of_other_documents_are_not_compared(tmp_path):
+    for name, tokens in (("a", [1.0, 2.0]), ("b", [1.0, 3.0])):
+        np.savez(tmp_path / f"{name}.npz", nats=np.ones(2), tokens=np.array(tokens))
+    rows = [{"groups": [str(tmp_path / f"{name}.npz")]} for name in "ab"]
+    with pytest.raises(CheckFailed, match="is of other documents"):
+        contrasts._sums(*rows)
+    assert contrasts._sums(rows[0], rows[0])[0][0]["tokens"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("part", [{"device": torch.ones(2)}, {5: 1}, {"a": {"b": 1}}, {"a": "x" * 201}, {"a": [1]}])
+def test_conditions_of_a_stranger_that_can_not_be_shown_are_none(part):
+    here = conditions.now("cpu")
+    assert conditions.parts([{conditions.FROM_STEP: 0, **here}]) == [{conditions.FROM_STEP: 0, **here}]
+    assert conditions.parts([part]) == []

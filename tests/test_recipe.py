@@ -1,6 +1,7 @@
 """Recipes: strict, complete, and the same after writing and reading."""
 
 import re
+import time
 import tomllib
 from pathlib import Path
 
@@ -935,3 +936,13 @@ def test_keys_of_very_many_parts_are_refused(tmp_path):
     (tmp_path / "r.toml").write_text("[" + "a." * 3000 + "b]\nx = 1\n")
     with pytest.raises(UsageError, match="nested more than 32 deep"):
         reading.read(str(tmp_path / "r.toml"))
+
+
+def test_a_recipe_with_very_many_wrong_keys_is_refused_soon_and_in_few_lines(tmp_path):
+    path = tmp_path / "many.toml"
+    path.write_text("[model]\n" + "".join(f"k{number} = 1\n" for number in range(20_000)))
+    began = time.process_time()
+    with pytest.raises(UsageError, match=r"and 19,\d\d\d more problems") as refused:
+        reading.read(str(path))
+    assert time.process_time() - began < 5
+    assert len(refused.value.message.splitlines()) < 150

@@ -87,7 +87,9 @@ def test_damage_beside_a_checkpoint_is_named_and_the_rest_is_shown(some, tmp_pat
     assert (entry["model"], entry["steps"], entry["step"]) == ("gpt", 12, None)
 
 
-@pytest.mark.parametrize("text", ["", "[", "[model]\nname = 3", "\x00", "[train]\n", "a = " + "[" * 9999])
+@pytest.mark.parametrize(
+    "text", ["", "[", "[model]\nname = 3", "\x00", "[train]\n", "a = " + "[" * 9999, "[" + "a." * 5000 + "b]"]
+)
 def test_a_recipe_that_is_none_is_damaged(tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".shortcut").write_text("shortcut train\n")

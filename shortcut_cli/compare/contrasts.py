@@ -3,12 +3,15 @@
 import math
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shortcut_cli.compare import significance
 from shortcut_cli.compare.arms import Arm
+from shortcut_cli.errors import CheckFailed
+from shortcut_cli.kept import scores
 
 Row = dict[str, Any]  # the results of an arm, from `Runner.row`
 
@@ -47,15 +50,29 @@ def _differences(row: Row, other: Row, key: str) -> list[float]:
     return differences
 
 
+def _sums(*rows: Row) -> list[list[dict[str, Any]]]:
+    """The sums by document of each seed, for each row. Raises CheckFailed if they are not of the same documents."""
+    found = [[scores.sums(Path(path)) for path in row["groups"]] for row in rows]
+    tokens = found[0][0]["tokens"]
+    for row, parts in zip(rows, found, strict=True):
+        for path, part in zip(row["groups"], parts, strict=True):
+            if not np.array_equal(part["tokens"], tokens):
+                raise CheckFailed(
+                    f"{path} is of other documents than {rows[0]['groups'][0]}",
+                    "move the eval.json beside it away, then run the same command again",
+                )
+    return found
+
+
 def _more(row: Row, other: Row) -> dict[str, Any]:
     """The differences by seed, in bits per unit, and over documents."""
     counted = None not in (*row["bits_per_unit"], *other["bits_per_unit"])  # or the split has none of the unit
     bits = significance.contrast(_differences(row, other, "bits_per_unit"), math.inf) if counted else None
-    scores = [[np.load(path) for path in one["groups"]] for one in (row, other)]  # by document, for each seed
-    ours, theirs = (np.mean([part["nats"] for part in parts], 0) for parts in scores)
+    found = _sums(row, other)  # by document, for each seed
+    ours, theirs = (np.mean([part["nats"] for part in parts], 0) for parts in found)
     return {
         "differences": _differences(row, other, "nats_per_token"),
         "bits_per_unit": bits and bits.mean,
         "bits_per_unit_interval_95": bits and bits.interval_95,
-        "documents_interval_95": significance.over_documents(ours, theirs, scores[0][0]["tokens"]),
+        "documents_interval_95": significance.over_documents(ours, theirs, found[0][0]["tokens"]),
     }

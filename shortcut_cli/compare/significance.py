@@ -103,8 +103,10 @@ def over_documents(
     arm, baseline: nats of each document, averaged over seeds, (n,); tokens: of each document, (n,).
     """
     rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(tokens), (resamples, len(tokens)))
-    means = (arm - baseline)[draws].sum(1) / tokens[draws].sum(1)
+    differences, means = arm - baseline, np.empty(resamples)
+    for number in range(resamples):  # one at a time: a split may have a million documents
+        drawn = rng.integers(0, len(tokens), len(tokens))
+        means[number] = differences[drawn].sum() / tokens[drawn].sum()
     low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)
 

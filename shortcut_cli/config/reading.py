@@ -16,6 +16,7 @@ from shortcut_cli.errors import UsageError
 
 DEEPEST = 32  # values in a recipe; its own are at most four deep
 SHOWN_CHARACTERS = 200  # of a value, in a message
+MOST_PROBLEMS = 100  # of a recipe that are explained
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,15 @@ def _checked(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems: list[Any] = list(error.errors())
+        every: list[Any] = list(error.errors())
+    problems: list[Any] = every[:MOST_PROBLEMS]
+    unexplained: int = len(every) - len(problems)
     before = [] if bare is None else _problems(kind, bare)
     blamed = [[] if _same(problem) in before else _blamed(problem, settings) for problem in problems]
     given = dict.fromkeys(setting.given for some in blamed for setting in some)
     verb = "is" if len(given) == 1 else "are"
     head = f"{', '.join(given)} {verb} not valid" if all(blamed) else f"{where} is not a valid recipe"
-    lines = [head, *map(_explain, problems)]
+    lines = [head, *map(_explain, problems), *([f"  and {unexplained:,} more problems"] if unexplained else [])]
     raise UsageError("\n".join(lines), _near(problems, kind, tree, settings))
 
 

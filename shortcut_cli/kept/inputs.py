@@ -6,6 +6,7 @@ keys of a recipe. `differences` compares that table with today's wherever a resu
 
 import itertools
 import json
+import math
 import re
 import stat
 from collections.abc import Mapping
@@ -69,8 +70,13 @@ def _is_flat(content: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from JSON is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value from JSON is a number; an integer of more than 64 bits, which no float may hold, is none."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value from JSON is a number, and not NaN or infinite."""
+    return is_number(value) and math.isfinite(value)
 
 
 def move_away(path: Path) -> Path:

@@ -9,20 +9,29 @@ itself: one that was edited is made again. "floors" has what simple predictors r
 """
 
 import hashlib
+import io
 import json
+import re
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.config.schema import EvalConfig
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.events import Note, Report
 from shortcut_cli.formatting import to_json
-from shortcut_cli.kept import floors
-from shortcut_cli.kept.inputs import differences, is_number, move_away, read
+from shortcut_cli.kept import floors as kept_floors
+from shortcut_cli.kept.inputs import differences, is_finite, is_number, move_away, read
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 NAME = "eval.json"
 NUMBERS = ("nats_per_token", "unigram_entropy", "perplexity", "accuracy", "bits_per_unit")  # or None: not known
+LONGEST = 200  # characters of a text of a score that is shown
+SUMS = re.compile(r"eval-(train|val|test|files)(-[0-9a-f]{12})?\.npz")  # what `keep` calls the sums of a score
 Score = dict[str, Any]
 
 
@@ -43,7 +52,9 @@ def made_from(checkpoint_sha256: str, shards: str, split: str, config: EvalConfi
 
 def find_floors(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """The floors of any score in a run folder that were made from exactly `inputs`, see `kept.floors`; else None."""
-    return next((score["floors"] for score in _every(folder) if floors.is_usable(score.get("floors"), inputs)), None)
+    return next(
+        (score["floors"] for score in _every(folder) if kept_floors.is_usable(score.get("floors"), inputs)), None
+    )
 
 
 def kind(device: str) -> str:
@@ -84,17 +95,42 @@ def of_checkpoint(folder: Path, checkpoint_sha256: str) -> dict[str, Score]:
 
 
 def _is_whole(score: Score) -> bool:
-    """Whether a score has what is shown of it, or computed with it."""
+    """Whether a score has what is shown of it, or computed with it, each of the right type.
+
+    Its checksum does not say so: it is no signature.
+    """
     texts, counts = ("split", "unit", "interval_over"), ("documents", "tokens")
     numbers = [*NUMBERS, *(("bits_per_character", "word_perplexity") if "words" in score else ())]
-    weights = score.get("depth_weights", {"sources": [], "by_head": []})
+    intervals = ("interval_95", "bits_per_unit_interval_95")
     return (
-        score.keys() >= {*texts, *counts, *numbers, "interval_95", "bits_per_unit_interval_95"}
-        and all(isinstance(score[key], str) for key in texts)
-        and all(isinstance(score[key], int) for key in counts)
-        and all(score[key] is None or is_number(score[key]) for key in numbers)
-        and isinstance(weights, dict)
-        and weights.keys() >= {"sources", "by_head"}
+        score.keys() >= {*texts, *counts, *numbers, *intervals}
+        and all(isinstance(score[key], str) and len(score[key]) <= LONGEST for key in texts)
+        and all(isinstance(score[key], int) and is_number(score[key]) and score[key] >= 0 for key in counts)
+        and all(score[key] is None or is_finite(score[key]) for key in numbers)
+        and all(_is_interval(score[key]) for key in intervals)
+        and isinstance(score.get("rejects", []), list)
+        and kept_floors.is_whole(score.get("floors", {"trained_tokens": 0, "scores": {}}))
+        and _are_depth_weights(score.get("depth_weights", {"sources": [], "by_head": [[]]}))
+    )
+
+
+def _is_interval(found: Any) -> bool:
+    """Whether a value is an interval, of which an end that is not finite is None, or None since it is not known."""
+    ends = isinstance(found, list) and len(found) == 2 and all(end is None or is_finite(end) for end in found)
+    return found is None or ends
+
+
+def _are_depth_weights(found: Any) -> bool:
+    """Whether a value has a name for each source, and for each head a number for each source."""
+    if not isinstance(found, dict) or not isinstance(found.get("sources"), list):
+        return False
+    sources, heads = found["sources"], found.get("by_head")
+    return (
+        all(isinstance(name, str) and len(name) <= LONGEST for name in sources)
+        and isinstance(heads, list)
+        and len(heads) > 0
+        and all(isinstance(head, list) and len(head) == len(sources) for head in heads)
+        and all(is_finite(share) for head in heads for share in head)
     )
 
 
@@ -110,12 +146,49 @@ def _digest(score: Score) -> str:
 
 
 def groups(folder: Path, score: Score) -> Path | None:
-    """The file with a score's sums by document; None if it is missing or has other bytes than the score says."""
+    """The file with a score's sums by document; None if it is missing, or not the one that the score says.
+
+    Its name is one that `keep` gives: what a score of someone else names may be any file in the folder.
+    """
     named = score.get("groups")
-    if not isinstance(named, dict) or not isinstance(named.get("file"), str) or "/" in named["file"]:
+    if not isinstance(named, dict) or not isinstance(named.get("file"), str) or not SUMS.fullmatch(named["file"]):
         return None
     path = folder / named["file"]
     return path if path.is_file() and files.sha256(path) == named.get("sha256") else None
+
+
+def sums(path: Path) -> "dict[str, npt.NDArray[np.float64]]":
+    """What is in a file that `groups` has found: "nats" and "tokens" of each document (or block), both (n,).
+
+    Raises CheckFailed if it holds anything else: the score that names it may be of someone else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed")
+            found = {name: _array(archive.read(f"{name}.npy")) for name in ("nats", "tokens")}
+        if len(found["nats"]) != len(found["tokens"]) or not (found["tokens"] > 0).all():
+            raise ValueError("it has documents without tokens")
+    except (ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise CheckFailed(
+            f"{path} does not hold the sums of a score: {str(error)[:LONGEST]}",
+            f"move {path.with_name(NAME)} away, then run the same command again",
+        ) from error
+    return found
+
+
+def _array(content: bytes) -> "npt.NDArray[np.float64]":
+    """The numbers of an .npy file, (n,). Raises ValueError if it does not hold exactly these."""
+    import numpy as np
+
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("its arrays are not as they are written here")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    rest = content[stream.tell() :]
+    if dtype != np.float64 or len(shape) != 1 or shape[0] * dtype.itemsize != len(rest):
+        raise ValueError("its arrays are not as they are written here")
+    return np.frombuffer(rest, np.float64)
 
 
 def keep(folder: Path, score: Score, sums: bytes, *, own: bool, report: Report) -> None:
@@ -141,8 +214,8 @@ def keep(folder: Path, score: Score, sums: bytes, *, own: bool, report: Report) 
         and before.get("checkpoint_sha256") == checkpoint
         and differences(before.get("inputs"), score["inputs"])
     ):
-        others.append(_renamed(folder, before))
-    file = f"eval-{name}.npz" if own else _own_name(score)
+        others.append(_renamed(folder, name, before))
+    file = f"eval-{name}.npz" if own else _own_name(name, score)
     score["groups"] = {"file": file, "sha256": hashlib.sha256(sums).hexdigest()}
     score["score_sha256"] = _digest(score)
     if own:
@@ -165,16 +238,17 @@ def _content(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _own_name(score: Score) -> str:
+def _own_name(split: str, score: Score) -> str:
     """A name for the file of sums that no other score has."""
     digest = hashlib.sha256(json.dumps(score.get("inputs"), sort_keys=True).encode()).hexdigest()
-    return f"eval-{score['split']}-{digest[:12]}.npz"
+    return f"eval-{split}-{digest[:12]}.npz"
 
 
-def _renamed(folder: Path, score: Score) -> Score:
-    """A score with its file of sums under a name that no other score has."""
+def _renamed(folder: Path, split: str, score: Score) -> Score:
+    """A score of a split with its file of sums under a name that no other score has."""
     path = groups(folder, score)
     if path is None:
         return score
-    path.rename(folder / _own_name(score))
-    return score | {"groups": score["groups"] | {"file": _own_name(score)}}
+    file = _own_name(split, score)
+    path.rename(folder / file)
+    return score | {"groups": score["groups"] | {"file": file}}

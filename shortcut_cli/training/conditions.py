@@ -13,6 +13,8 @@ from shortcut_cli import __version__
 from shortcut_cli.config import writing
 
 FROM_STEP = "from_step"
+MOST_PARTS = 1000
+LONGEST = 200  # characters of a name or a value
 
 
 def now(device: str) -> dict[str, Any]:
@@ -42,9 +44,21 @@ def changes(made: Any, here: Mapping[str, Any]) -> str:
 
 
 def parts(content: Any) -> list[dict[str, Any]]:
-    """The conditions of each part of a training, as its files hold them; none if an earlier version wrote them."""
-    whole = isinstance(content, list) and all(isinstance(part, dict) for part in content)
+    """The conditions of each part of a training, as its files hold them; none if an earlier version wrote them.
+
+    Nor if they are not what `now` says, names with texts and numbers: someone else may have written them.
+    """
+    whole = isinstance(content, list) and len(content) <= MOST_PARTS and all(map(_is_part, content))
     return [dict(part) for part in content] if whole else []
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and all(
+        isinstance(name, str)
+        and isinstance(value, str | int)
+        and max(len(text) for text in (name, value) if isinstance(text, str)) <= LONGEST
+        for name, value in part.items()
+    )
 
 
 def told(here: Mapping[str, Any]) -> str:

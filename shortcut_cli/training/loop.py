@@ -217,7 +217,7 @@ def restore(trainer: Trainable, content: dict[str, Any]) -> None:
         check_same(trainer, content, trainer.folder)
         trainer.load_state(content)
         _check_types(trainer.state)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise CheckFailed(f"{trainer.folder / STATE} is not a state of this run: {error}") from error
 
 

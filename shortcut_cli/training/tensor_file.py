@@ -277,11 +277,13 @@ def is_recipe(tree: Mapping[Any, Any], section: str, key: str) -> bool:
     That is what `schema.binding` needs. Which other keys there are, `reading.validate` checks.
     """
 
-    def is_plain(value: Any) -> bool:
+    def is_plain(value: Any, depth: int = 0) -> bool:
+        if depth > pickle_program.DEEPEST:
+            return False
         if isinstance(value, dict):
-            return all(isinstance(name, str) and is_plain(item) for name, item in value.items())
+            return all(isinstance(name, str) and is_plain(item, depth + 1) for name, item in value.items())
         if isinstance(value, list):
-            return all(map(is_plain, value))
+            return all(is_plain(item, depth + 1) for item in value)
         return value is None or isinstance(value, str | int | float)
 
     whole = is_plain(tree) and all(isinstance(table, dict) for table in tree.values())
