@@ -136,7 +136,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, job):
     head = f"def work(_):\n    Path(f'at-work-{{os.getpid()}}').touch()\n    while True: {job}\n"
     body = """    from shortcut_cli.data import workers
     list(workers.in_order(work, range(4), (), workers=2, timeout_s=60, memory_mb=4000))"""
-    process = begun(tmp_path, body, "import os\nfrom pathlib import Path\n" + head)
+    head = "import os\nfrom pathlib import Path\n" + head
+    process = begun(tmp_path, body, head, env=os.environ | {"TMPDIR": str(tmp_path)})
     try:
         wait_for(lambda: len(list(tmp_path.glob("at-work-*"))) == 2)
         process.kill()
