@@ -11,7 +11,7 @@ sends SIGINT, SIGTERM or SIGHUP, once or twice 50 ms apart, to the process or to
 - that it ended within a second; a training within its step, validation and save (--patience, 10 s);
 - of trainings, that the state is saved: the step that the panel names is the next one's start.
 
-The same command is then run to its end, and its files have to be those of an undisturbed run. Prints a line per failure
+If it was ended, the same command is then run to its end. The files have to be those of an undisturbed run. Prints a line per failure
 and a table; exits with 1 if there was one. Signals that the interpreter gets before it runs anything of ours
 (--boot, 0.15 s) end it in its own way, which is counted apart.
 """
@@ -192,7 +192,9 @@ class Rounds:
         # What workers had begun to stage is removed with .staging when the preparation ends.
         unfinished = [path for path in (folder / "w").rglob(".*.tmp") if ".staging" not in path.parts]
         problems += [f"temporary: {path}" for path in unfinished]
-        problems += self.finish(arguments, folder / "w", environment, err, expected)
+        if process.returncode:
+            problems += self.finish(arguments, folder / "w", environment, err)
+        problems += differences(folder / "w", expected)
         self.counts[name]["rounds"] += 1
         self.counts[name]["failed"] += bool(problems)
         self.counts[name][f"exit {process.returncode}"] += 1
@@ -220,20 +222,22 @@ class Rounds:
             problems.append(f"took {took:.1f} s")
         return problems
 
-    def finish(self, arguments, folder, environment, err, expected):
-        """Run a command to its end; returns what is wrong with that, and with its files."""
+    def finish(self, arguments, folder, environment, err):
+        """Run a command that was ended to its end; returns what is wrong with that."""
         process = start(arguments, folder, environment)
         _, again = process.communicate()
         if process.returncode:
             return [f"the same command then exits with {process.returncode}: {again[-1500:]}"]
-        problems = []
         saved = re.search(r"stopped at step (\d+) of", err)
         if saved and f"resuming at step {saved.group(1)}" not in again:
-            problems.append(f"stopped at step {saved.group(1)}, then: {again[:300]}")
-        found = content(folder)
-        return problems + [
-            f"differs: {path}" for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)
-        ]
+            return [f"stopped at step {saved.group(1)}, then: {again[:300]}"]
+        return []
+
+
+def differences(folder, expected):
+    """Which files are not those of an undisturbed run."""
+    found = content(folder)
+    return [f"differs: {path}" for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)]
 
 
 def main():
