@@ -11,9 +11,9 @@ sends SIGINT, SIGTERM or SIGHUP, once or twice 50 ms apart, to the process or to
 - that it ended within a second; a training within its step, validation and save (--patience, 10 s);
 - of trainings, that the state is saved: the step that the panel names is the next one's start.
 
-If it was ended, the same command is then run to its end. The files have to be those of an undisturbed run. Prints a line per failure
-and a table; exits with 1 if there was one. Signals that the interpreter gets before it runs anything of ours
-(--boot, 0.15 s) end it in its own way, which is counted apart.
+If it was ended, the same command is then run to its end. The files have to be those of an undisturbed run. Prints a
+line per failure and a table; exits with 1 if there was one. Signals that the interpreter gets before it runs anything
+of ours (--boot, 0.15 s) end it in its own way, which is counted apart.
 """
 
 import argparse

@@ -178,7 +178,11 @@ class ScheduleConfig(Config):
 
     steps: int = Field(description="optimizer steps", ge=1, le=MOST_COUNT)
     batch_size: int = Field(description="windows per step", ge=1, le=MOST_BATCH)
-    lr: float = Field(description="peak learning rate", gt=0, le=MOST_RATE)
+    lr: float = Field(
+        description="peak learning rate; with muon and fan_in one serves all widths (docs/experiments.md)",
+        gt=0,
+        le=MOST_RATE,
+    )
     min_lr: float = Field(0.1, description="final learning rate, as a share of lr", ge=0, le=1)
     warmup: int = Field(100, description="steps of linear warm-up", ge=0, le=MOST_COUNT)
     schedule: Literal["cosine", "wsd", "constant"] = Field(
