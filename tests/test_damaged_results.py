@@ -439,7 +439,7 @@ def test_sums_of_a_stranger_are_those_of_a_score_or_damaged(tmp_path, write):
     path = tmp_path / "eval-val.npz"
     write(path)
     with pytest.raises(CheckFailed, match="does not hold the sums"):
-        scores.sums(path)
+        contrasts.sums(path)
 
 
 def test_sums_of_other_documents_are_not_compared(tmp_path):

@@ -88,7 +88,7 @@ def test_settings_win_over_the_recipe():
         ("eval.stride=100000", "is larger than model.context 256: take at most 256"),
         ("data.split=given", "split 'given' needs splits"),
         ("train.accumulation=3", "not a multiple of accumulation 3: take accumulation 2 or 4"),
-        ("train.accumulation=99", "not a multiple of accumulation 99: take accumulation 16"),
+        ("train.accumulation=99", "not a multiple of accumulation 99: take accumulation 4"),
         ("nothing", "is not SECTION.KEY=VALUE"),
         ("train.steps.more=1", "steps is a key, not a section"),
     ],

@@ -9,12 +9,10 @@ itself: one that was edited is made again. "floors" has what simple predictors r
 """
 
 import hashlib
-import io
 import json
 import re
-import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.config.schema import EvalConfig
@@ -23,10 +21,6 @@ from shortcut_cli.events import Note, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, is_finite, is_number, move_away, read
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 NAME = "eval.json"
 NUMBERS = ("nats_per_token", "unigram_entropy", "perplexity", "accuracy", "bits_per_unit")  # or None: not known
@@ -155,40 +149,6 @@ def groups(folder: Path, score: Score) -> Path | None:
         return None
     path = folder / named["file"]
     return path if path.is_file() and files.sha256(path) == named.get("sha256") else None
-
-
-def sums(path: Path) -> "dict[str, npt.NDArray[np.float64]]":
-    """What is in a file that `groups` has found: "nats" and "tokens" of each document (or block), both (n,).
-
-    Raises CheckFailed if it holds anything else: the score that names it may be of someone else.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is compressed")
-            found = {name: _array(archive.read(f"{name}.npy")) for name in ("nats", "tokens")}
-        if len(found["nats"]) != len(found["tokens"]) or not (found["tokens"] > 0).all():
-            raise ValueError("it has documents without tokens")
-    except (ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise CheckFailed(
-            f"{path} does not hold the sums of a score: {str(error)[:LONGEST]}",
-            f"move {path.with_name(NAME)} away, then run the same command again",
-        ) from error
-    return found
-
-
-def _array(content: bytes) -> "npt.NDArray[np.float64]":
-    """The numbers of an .npy file, (n,). Raises ValueError if it does not hold exactly these."""
-    import numpy as np
-
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("its arrays are not as they are written here")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    rest = content[stream.tell() :]
-    if dtype != np.float64 or len(shape) != 1 or shape[0] * dtype.itemsize != len(rest):
-        raise ValueError("its arrays are not as they are written here")
-    return np.frombuffer(rest, np.float64)
 
 
 def keep(folder: Path, score: Score, sums: bytes, *, own: bool, report: Report) -> None:
