@@ -156,6 +156,9 @@ def test_a_pool_that_ends_while_a_worker_is_starting_says_nothing(tmp_path, deat
 import os, signal, time
 from shortcut_cli.data import workers
 
+if __name__ == "__mp_main__":
+    time.sleep(0.5)
+
 def work(job):
     {death}
 
