@@ -154,6 +154,7 @@ def test_a_pool_that_ends_while_a_worker_is_starting_says_nothing(tmp_path, deat
     script = tmp_path / "command.py"
     script.write_text(f"""
 import os, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as shortcut_cli.__main__ does
 from shortcut_cli.data import workers
 
 if __name__ == "__mp_main__":
