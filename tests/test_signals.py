@@ -149,6 +149,33 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, job):
                 os.kill(int(path.name.split("-")[-1]), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("death", ["os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(60)"])
+def test_a_pool_that_ends_while_a_worker_is_starting_says_nothing(tmp_path, death):
+    # The one that died last is replaced at once; the pool ends before its successor is up.
+    script = tmp_path / "command.py"
+    script.write_text(f"""
+import os, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as shortcut_cli.__main__ does
+from shortcut_cli.data import workers
+
+if __name__ == "__mp_main__":
+    time.sleep(0.5)
+
+def work(job):
+    {death}
+
+if __name__ == "__main__":
+    for _ in range(3):
+        ((job, result),) = workers.in_order(work, [1], (), workers=1, timeout_s=0.3, memory_mb=4000)
+        assert result.passing
+""")
+    root = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, env=os.environ | root, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def wait_for(condition, within_s=20.0):
     deadline = time.monotonic() + within_s
     while not condition():

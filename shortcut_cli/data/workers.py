@@ -89,9 +89,29 @@ class _Worker(SpawnProcess):
         with cleanup.steady():
             super().start()
 
+    def terminate(self) -> None:
+        """Kill it: one that is still starting has SIGTERM blocked, and Pebble would wait for it."""
+        self.kill()
+
 
 class _Workers(SpawnContext):
+    """Keeps the locks of a pool for as long as itself.
+
+    Pebble drops them before it stops the workers; one that is still starting then (in the place of one that died or
+    took too long) does not find them, and shows a traceback.
+    """
+
     Process = _Worker
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locks: list[Any] = []
+
+    def RLock(self) -> Any:  # noqa: N802
+        """A lock that processes share."""
+        lock = super().RLock()
+        self.locks.append(lock)
+        return lock
 
 
 def _abandon() -> None:
