@@ -690,15 +690,23 @@ SHAPES = [{}, {"activation": "relu2", "tied": False}, {"activation": "swiglu"}, 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("name", "options"), ALL_ARMS)
 def test_a_prepared_model_has_the_logits_of_the_model(name, options, shape, rows):
-    """The oracle reads whole windows in float64; fp32 moves a logit by 4e-6 of the largest (measured), by rounding."""
+    """The oracle reads whole windows in float64. Rounding in fp32 moves a logit of the model itself by up to 1e-5 of
+    the largest (`hyper`, measured); the prepared one may add 5e-6.
+    """
     model, x = make(name, options, open_gates=True, **shape).eval(), ids(rows, 14)
+
+    def stepwise():
+        cache = model.new_cache(rows, CONTEXT)
+        steps = [(0, 5), *((t, t + 1) for t in range(5, 14))]
+        return torch.cat([model(x[:, a:b], cache) for a, b in steps], 1)
+
     with torch.inference_mode():
         expected = copy.deepcopy(model).double()(x)
+        by_rounding = (stepwise() - expected).abs().max()
         with prepared(model, rows, "fp32"):
-            cache = model.new_cache(rows, CONTEXT)
-            steps = [(0, 5), *((t, t + 1) for t in range(5, 14))]
-            found = torch.cat([model(x[:, a:b], cache) for a, b in steps], 1)
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+            found = stepwise()
+    assert by_rounding < 2e-5 * expected.abs().max()
+    assert (found - expected).abs().max() < by_rounding + 5e-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

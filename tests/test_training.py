@@ -274,10 +274,16 @@ def test_a_recipe_inside_a_checkpoint_asks_for_no_more_than_its_weights(text_run
         runs.open_run(tmp_path / "run.pt", "cpu")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello"])
-def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / "run.pt").write_bytes(content)
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "run.pt").write_bytes(b"hello")
     with pytest.raises(UsageError, match="is not a run"):
+        checkpoint.load(tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize(("content", "state"), [(b"", "is empty"), (bytes(512), "begins with zeros")])
+def test_a_file_that_a_power_cut_left_is_damaged(tmp_path, content, state):
+    (tmp_path / "run.pt").write_bytes(content)
+    with pytest.raises(CheckFailed, match=state):
         checkpoint.load(tmp_path / "run.pt")
 
 
