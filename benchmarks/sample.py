@@ -24,7 +24,8 @@ CONTEXT, VOCABULARY, PEER = 4096, 1024, "transformers"
 
 def ours(name, tokens, streams, precision="fp32"):
     """A function that samples and returns when each token was done: by the clock, and in CPU seconds."""
-    settings = ["layers=6", "width=256", "heads=8", "ffn=1024", f"context={CONTEXT}", "activation=gelu"]
+    settings = ["layers=6", "width=256", "heads=8", "ffn=1024", f"context={CONTEXT}", "activation=gelu", "tied=true"]
+    settings += ["qk_norm=false", "init=gpt2", "shortcut.map_width=1024"]
     config = reading.read("music", [f"model.{s}" for s in settings] + [f"model.name={name}", f"eval.stride={CONTEXT}"])
     model = registry.load(registry.MODELS, name)(config.model, VOCABULARY, 1).eval()
     sampler = config.sample.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
