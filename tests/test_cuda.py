@@ -1,0 +1,150 @@
+"""On a real GPU, where there is one: its numbers against the CPU's, steps that never wait, runs that go on to the bit.
+
+tests/test_fake_device.py checks shapes, devices and kernels without one.
+"""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import TEXT_SETTINGS, quiet, shortcut
+from test_models import ARMS, make
+from test_training import SMALL, config, tiny, weights_hash
+
+from shortcut_cli.models.loss import loss
+from shortcut_cli.training import precision
+from shortcut_cli.training.optim import Optimizer
+from shortcut_cli.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+CUDA, CONTEXT = "cuda", 24
+
+
+def drawn(rows=2, times=CONTEXT):
+    return torch.randint(0, 37, (rows, times), generator=torch.Generator().manual_seed(3))
+
+
+def apart(a, b):
+    """Distance of b from a, relative to the length of a."""
+    a, b = a.detach().double().cpu(), b.detach().double().cpu()
+    return ((a - b).norm() / a.norm().clamp(min=1e-12)).item()
+
+
+def joined(model):
+    return torch.cat([parameter.grad.flatten().cpu() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize(("name", "options"), ARMS)
+def test_every_arm_has_the_cpus_loss_and_gradients(name, options):
+    """bf16 has 8 bits: a rounding is up to 0.4 % of a number."""
+    own, ids = make(name, options, open_gates=True), drawn()
+    loss(own(ids), ids).backward()
+    for wanted, far in (("fp32", 1e-4), ("bf16", 0.1)):
+        there = copy.deepcopy(own).to(CUDA)
+        there.zero_grad()
+        with precision.products(wanted, CUDA):
+            logits = there(ids.to(CUDA))
+        loss(logits, ids.to(CUDA)).backward()
+        assert apart(own(ids), logits) < far
+        assert apart(joined(own), joined(there)) < far
+
+
+@pytest.mark.parametrize(("name", "options"), ARMS)
+def test_the_cache_of_every_arm_gives_the_whole_pass(name, options):
+    model, ids = make(name, options, open_gates=True).to(CUDA).eval(), drawn().to(CUDA)
+    with torch.no_grad():
+        whole, cache = model(ids), model.new_cache(2, CONTEXT)
+        parts = [model(part, cache) for part in ids.split([9, 7] + [1] * (CONTEXT - 16), 1)]
+    assert apart(whole, torch.cat(parts, 1)) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "options"), ARMS)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_no_step_of_any_arm_waits_for_the_device(name, options, optimizer, text_run):
+    model, ids = make(name, options, dropout=0.1).to(CUDA), drawn().to(CUDA)
+    train = tiny(text_run, f"train.optimizer={optimizer}", "train.ema=0.9").train
+    made = Optimizer(model, train, model.routers(), 1.0, model.matrices() if optimizer == "muon" else {})
+
+    def step(number):
+        with precision.products("bf16", CUDA):
+            logits = model(ids)
+        loss(logits, ids).backward()
+        made.clip()
+        made.step(number)
+
+    step(0)  # allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_steps_of_a_trainer_never_wait(text_run, tmp_path):
+    trainer = Trainer(config(text_run, *SMALL, "train.batch_size=4"), tmp_path, CUDA, quiet)
+    trainer.step(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(1, 5):
+            trainer.step(number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.settle()
+    assert trainer.precision == "bf16"
+
+
+@pytest.mark.parametrize("name", ["gpt", "shortcut"])
+def test_attention_runs_in_the_flash_kernel(name):
+    """In training, forward and backward, without a product over all pairs."""
+    model, ids = make(name, {}, width=128, heads=2, ffn=256, context=256).to(CUDA), drawn(4, 256).to(CUDA)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        with precision.products("bf16", CUDA):
+            logits = model(ids)
+        loss(logits, ids).backward()
+        torch.cuda.synchronize()
+    kernels = {event.key.lower() for event in profile.key_averages()}
+    assert any("flash" in kernel and "bwd" in kernel for kernel in kernels), sorted(kernels)
+    assert any("flash" in kernel and "bwd" not in kernel for kernel in kernels), sorted(kernels)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["gpt", "shortcut", "mudd"])
+def test_a_run_goes_on_to_the_bit(name, optimizer, text_run, tmp_path):
+    """Of a run that stops after any step and goes on, the weights are those of one that never stopped."""
+    settings = [*TEXT_SETTINGS, *SMALL, f"data.shards={text_run / 'shards'}", f"model.name={name}"]
+    settings += [f"train.optimizer={optimizer}", "train.deterministic=true", "train.schedule=constant"]
+    settings += ["train.batch_size=4", "train.eval_every=7", "model.dropout=0.1"]
+
+    def train(folder, steps, *more):
+        asked = ["train", "--recipe", "text-tiny", "--out", tmp_path / folder, "--device", CUDA, *more]
+        for setting in [*settings, f"train.steps={steps}"]:
+            asked += ["--set", setting]
+        shortcut(*asked, cwd=tmp_path, fresh=True, CUBLAS_WORKSPACE_CONFIG=":4096:8")
+
+    train("whole", 20)
+    train("parts", 9)
+    train("parts", 9, "--extend", 20)
+    assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+
+
+def test_a_run_of_a_gpu_is_scored_the_same_on_a_cpu(text_run, tmp_path):
+    asked = ["train", "--recipe", "text-tiny", "--out", tmp_path / "run", "--device", CUDA]
+    for setting in [*TEXT_SETTINGS, *SMALL, f"data.shards={text_run / 'shards'}", "train.steps=20"]:
+        asked += ["--set", setting]
+    shortcut(*asked, cwd=tmp_path, fresh=True)
+    found = []
+    for device in (CUDA, "cpu"):
+        said = shortcut("eval", "--ckpt", tmp_path / "run", "--device", device, "--json", cwd=tmp_path, fresh=True)
+        found.append(json.loads(said.stdout)["nats_per_token"])
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gpt", "shortcut"])
+def test_a_compiled_step_is_the_same_step(name, text_run, tmp_path):
+    losses = []
+    for compiled in ("false", "true"):
+        settings = [f"model.name={name}", f"train.compile={compiled}", "train.precision=fp32", "train.batch_size=4"]
+        trainer = Trainer(config(text_run, *SMALL, *settings), tmp_path / compiled, CUDA, quiet)
+        losses.append([trainer.step(number).item() for number in range(5)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
