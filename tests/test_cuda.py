@@ -31,23 +31,24 @@ def apart(a, b):
     return ((a - b).norm() / a.norm().clamp(min=1e-12)).item()
 
 
-def joined(model):
-    return torch.cat([parameter.grad.flatten().cpu() for parameter in model.parameters()])
+def passed(model, ids, wanted, device):
+    """Logits, and all gradients in one row, of a copy of the model on a device."""
+    model, ids = copy.deepcopy(model).to(device), ids.to(device)
+    with precision.products(wanted, device):
+        logits = model(ids)
+    loss(logits, ids).backward()
+    return logits, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
 @pytest.mark.parametrize(("name", "options"), ARMS)
-def test_every_arm_has_the_cpus_loss_and_gradients(name, options):
-    """bf16 has 8 bits: a rounding is up to 0.4 % of a number."""
-    own, ids = make(name, options, open_gates=True), drawn()
-    loss(own(ids), ids).backward()
-    for wanted, far in (("fp32", 1e-4), ("bf16", 0.1)):
-        there = copy.deepcopy(own).to(CUDA)
-        there.zero_grad()
-        with precision.products(wanted, CUDA):
-            logits = there(ids.to(CUDA))
-        loss(logits, ids.to(CUDA)).backward()
-        assert apart(own(ids), logits) < far
-        assert apart(joined(own), joined(there)) < far
+def test_every_arm_has_the_cpus_logits_and_gradients(name, options):
+    """In bf16 the two devices round in different places: each is about as far from fp32 as the other."""
+    model, ids = make(name, options, open_gates=True), drawn()
+    wide, narrow = (passed(model, ids, wanted, "cpu") for wanted in ("fp32", "bf16"))
+    there = {wanted: passed(model, ids, wanted, CUDA) for wanted in ("fp32", "bf16")}
+    for number in range(2):
+        assert apart(wide[number], there["fp32"][number]) < 1e-4
+        assert apart(wide[number], there["bf16"][number]) < 2 * apart(wide[number], narrow[number])
 
 
 @pytest.mark.parametrize(("name", "options"), ARMS)
@@ -104,8 +105,9 @@ def test_attention_runs_in_the_flash_kernel(name):
         loss(logits, ids).backward()
         torch.cuda.synchronize()
     kernels = {event.key.lower() for event in profile.key_averages()}
-    assert any("flash" in kernel and "bwd" in kernel for kernel in kernels), sorted(kernels)
-    assert any("flash" in kernel and "bwd" not in kernel for kernel in kernels), sorted(kernels)
+    backward = {kernel for kernel in kernels if "flash" in kernel and ("bwd" in kernel or "bprop" in kernel)}
+    assert backward, sorted(kernels)  # PyTorch's own kernel, or cuDNN's
+    assert any("flash" in kernel for kernel in kernels - backward), sorted(kernels)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

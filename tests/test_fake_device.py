@@ -270,3 +270,19 @@ def test_merging_a_gpus_kernels_gives_the_plain_attention(kernel, monkeypatch):
             found.append([y, *torch.autograd.grad((y * scale).sum(), leaves)])
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "kernel"), [(torch.bfloat16, 64, "flash"), (torch.float32, 64, ""), (torch.bfloat16, 512, "")]
+)
+def test_a_compiled_step_asks_the_driver_nothing(dtype, width, kernel, monkeypatch):
+    """torch.compile can't trace the questions."""
+
+    def asked(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", asked)
+    with FakeTensorMode():
+        q = torch.zeros(1, 2, 8, width, device=CUDA, dtype=dtype)
+    assert attention.kernel_for(q, q, q) == kernel

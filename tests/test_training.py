@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import functools
 import json
 import math
 import os
@@ -618,19 +619,30 @@ def test_a_device_may_have_a_number(text_run, tmp_path):
 def test_compile_and_deterministic_do_what_the_recipe_says(text_run, tmp_path, monkeypatch, wanted):
     made_of, called, chosen = [], [], []
 
-    def compiled(model):
-        made_of.append(model)
-        return lambda ids: called.append(len(ids)) or model(ids)
+    def compiled(nats):
+        made_of.append(nats)
+        return lambda x, y: called.append((len(x), len(y))) or nats(x, y)
 
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
     flag = str(wanted).lower()
     go(tiny(text_run, "train.steps=1", "train.warmup=1", f"train.compile={flag}"), tmp_path / "compiled")
     assert len(made_of) == wanted
-    assert called == [4] * wanted
+    assert called == [(4, 4)] * wanted
     assert chosen == []
     go(tiny(text_run, "train.steps=1", "train.warmup=1", f"train.deterministic={flag}"), tmp_path / "deterministic")
     assert chosen == [True] * wanted
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_model_and_loss_are_compiled_into_one_graph_of_the_same_numbers(text_run, tmp_path, monkeypatch, precision):
+    whole = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", whole)
+    losses = []
+    for flag in ("false", "true"):
+        trainer = made(text_run, tmp_path, f"train.compile={flag}", f"train.precision={precision}")
+        losses.append([trainer.step(number).item() for number in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5 if precision == "fp32" else 1e-3)
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])

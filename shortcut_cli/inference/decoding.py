@@ -121,7 +121,7 @@ class ShortBlock(Block):
         heads, head_width = self.heads, width // self.heads
         qkv = self.qkv(x)  # ours alone: queries and keys are turned where they are
         pairs = torch.view_as_complex(qkv.view(batch, 3, heads, -1, 2)[:, :2])
-        torch.mul(pairs, freqs, out=pairs)
+        torch.mul(pairs, torch.view_as_complex(freqs), out=pairs)
         parts = qkv.view(batch, 3, heads, head_width)
         if self.qk_norm:
             parts[:, :2] = unit_norm(parts[:, :2])

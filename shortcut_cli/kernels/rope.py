@@ -7,33 +7,36 @@ from torch import Tensor
 
 
 def rope_freqs(context: int, head_width: int, base: float) -> Tensor:
-    """exp(i t base^(-2k/d)) for time t and pair k (eq. 34), complex64 (context, head_width / 2)."""
+    """Cosine and sine of t base^(-2k/d) for time t and pair k (eq. 34), fp32 (context, head_width / 2, 2).
+
+    In eager mode they are read as complex numbers. torch.compile has no kernels for those, not even to slice them.
+    """
     if torch.get_default_device().type == "meta":  # only the shape; numbers would import torch's compiler, 2 s
-        return torch.empty(context, head_width // 2, dtype=torch.complex64)
+        return torch.empty(context, head_width // 2, 2)
     frequencies = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies)
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    return torch.stack((angles.cos(), angles.sin()), -1).float()
 
 
 def rotate(x: Tensor, freqs: Tensor) -> Tensor:
-    """Turn neighbouring pairs of channels by the angles of their time: x (B, T, ..., d), freqs (T, d / 2)."""
+    """Turn neighbouring pairs of channels by the angles of their time: x (B, T, ..., d), freqs (T, d / 2, 2)."""
     # Only torch.compile decides: it has no kernels for complex numbers. Elsewhere the turn is in fp32 on all devices,
     # under autocast too.
     if torch.compiler.is_compiling():
         return plain_rotate(x, freqs)
-    return torch.view_as_real(_pairs(x) * _over_heads(x, freqs)).flatten(-2).type_as(x)
+    return torch.view_as_real(_pairs(x) * _over_heads(x, torch.view_as_complex(freqs))).flatten(-2).type_as(x)
 
 
 def plain_rotate(x: Tensor, freqs: Tensor) -> Tensor:
     """The same in real numbers."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = torch.view_as_real(_over_heads(x, freqs)).unbind(-1)
+    cos, sin = (_over_heads(x, part) for part in freqs.unbind(-1))
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)
 
 
 def _over_heads(x: Tensor, freqs: Tensor) -> Tensor:
     """freqs (T, d / 2) in a shape that broadcasts over x (B, T, ..., d)."""
-    return freqs.view(-1, *(1,) * (x.dim() - 3), freqs.shape[-1])
+    return freqs.reshape(-1, *(1,) * (x.dim() - 3), freqs.shape[-1])
 
 
 def _pairs(x: Tensor) -> Tensor:
@@ -43,12 +46,13 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 def qkv_heads(qkv: Tensor, freqs: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One projection (B, T, 3 D) -> queries, keys (both turned) and values, (B, H, T, d) each; freqs (T, d / 2)."""
+    """One projection (B, T, 3 D) -> queries, keys (both turned) and values, (B, H, T, d) each; freqs (T, d / 2, 2)."""
     if torch.compiler.is_compiling():  # as in `rotate`
         return plain_qkv_heads(qkv, freqs, heads)
+    turns = torch.view_as_complex(freqs)
     if not torch.is_grad_enabled():
-        return _turned(qkv, freqs, heads)
-    q, k, v = _Heads.apply(qkv, freqs, heads)
+        return _turned(qkv, turns, heads)
+    q, k, v = _Heads.apply(qkv, turns, heads)
     return q, k, v
 
 
@@ -58,13 +62,13 @@ def plain_qkv_heads(qkv: Tensor, freqs: Tensor, heads: int) -> tuple[Tensor, Ten
     return plain_rotate(q, freqs).transpose(1, 2), plain_rotate(k, freqs).transpose(1, 2), v.transpose(1, 2)
 
 
-def _turned(qkv: Tensor, freqs: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _turned(qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys are written head by head, the layout that attention reads fastest."""
     batch, times = qkv.shape[:2]
     shape = (batch, times, 3, heads, -1)
     pairs = torch.view_as_complex(qkv.float().view(*shape, 2)[..., :2, :, :, :]).permute(2, 0, 3, 1, 4)
     turned = pairs.new_empty(pairs.shape)  # (2, B, H, T, d / 2)
-    torch.mul(pairs, freqs, out=turned)
+    torch.mul(pairs, turns, out=turned)
     q, k = torch.view_as_real(turned).flatten(-2).type_as(qkv).unbind()
     return q, k, qkv.view(shape)[:, :, 2].transpose(1, 2)
 
@@ -73,9 +77,9 @@ class _Heads(torch.autograd.Function):
     """Backward turns back, and writes all three gradients into one tensor, that of the projection."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, freqs: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(freqs)
-        return _turned(qkv, freqs, heads)
+    def forward(ctx: Any, qkv: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(turns)
+        return _turned(qkv, turns, heads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

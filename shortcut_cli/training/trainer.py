@@ -55,7 +55,8 @@ class Trainer:
         check_room(count["total"], vocabulary, device)
         self.model: Decoder = kind(resolved.model, vocabulary, self.config.seed).to(device)
         self.lineage: dict[str, Any] = ancestor.give(self.model) if ancestor else {}
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.config.compile else self.model
+        # The loss is compiled with the model: by itself it reads and writes all logits several times.
+        self.nats: Callable[[Tensor, Tensor], Tensor] = torch.compile(self._nats) if self.config.compile else self._nats
         matrices = self.model.matrices() if self.config.optimizer == "muon" else {}
         self.optimizer = Optimizer(self.model, self.config, self.model.routers(), self.config.router_lr, matrices)
         self.precision = precision.choose(resolved, device)
@@ -100,14 +101,17 @@ class Trainer:
         for index in range(config.accumulation):
             x, y = map(self._moved, self.windows.batch(number * config.batch_size + index * part, part))  # (B, T)
             with precision.products(self.precision, self.device):
-                logits = self.forward(x)  # (B, T, V)
-            loss = cross_entropy(logits, y) / config.accumulation
+                loss = self.nats(x, y) / config.accumulation
             loss.backward()
             total += loss.detach()
         self.unread.append((number, total, self.optimizer.clip()))
         with bf16.products(self.precision == "bf16"):  # of Muon, on a CPU
             self.optimizer.step(number)
         return total
+
+    def _nats(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of the model, 0-dim: x, y int64 (B, T)."""
+        return cross_entropy(self.model(x), y)
 
     def _moved(self, ids: Tensor) -> Tensor:
         """ids on the device; a GPU fetches them from pinned memory while the next operations are queued."""
