@@ -625,13 +625,15 @@ def test_compile_and_deterministic_do_what_the_recipe_says(text_run, tmp_path, m
 
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     flag = str(wanted).lower()
     go(tiny(text_run, "train.steps=1", "train.warmup=1", f"train.compile={flag}"), tmp_path / "compiled")
     assert len(made_of) == wanted
     assert called == [(4, 4)] * wanted
-    assert chosen == []
+    assert (chosen, "CUBLAS_WORKSPACE_CONFIG" in os.environ) == ([], False)
     go(tiny(text_run, "train.steps=1", "train.warmup=1", f"train.deterministic={flag}"), tmp_path / "deterministic")
     assert chosen == [True] * wanted
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

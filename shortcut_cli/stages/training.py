@@ -6,6 +6,7 @@ the conditions of the training (`training.conditions`): under others, the last b
 run folder keeps is in `training.keeping`.
 """
 
+import os
 import resource
 import statistics
 import time
@@ -86,6 +87,7 @@ def train(
 def _prepare(resolved: Recipe) -> None:
     keep_freed_memory()
     if resolved.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products raise an error then
         torch.use_deterministic_algorithms(True)
 
 
