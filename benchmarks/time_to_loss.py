@@ -14,9 +14,10 @@ which the best of --rates counts.
 
 nanoGPT runs first, at each rate (min_lr is a tenth of it); its losses are the goals. nanochat's model and optimizer
 have the hyperparameters and the schedules of its scripts/base_train.py, scaled to batch and model as that script does,
-times each factor in --nanochat-rates. `shortcut train` has the recipe and the settings of --ours. Both train at
---lengths steps, shortest first, until the goals are reached: the time of a goal is that of the whole shortest run that
-reaches it, from its first step to its last.
+times each factor in --nanochat-rates. `shortcut train` has the recipe and the settings of --ours, in each of
+--precisions; loss and times of a length are means over --seeds. Both train at --lengths steps, shortest first, until
+the goals are reached: the time of a goal is that of the whole shortest run that reaches it, from its first step to its
+last.
 
 All train on the ids of the same training split, have the same layers, width, heads and context (parameters are
 printed) and are scored by the same code on the same windows of the validation split, spread evenly over it. Validation
@@ -33,6 +34,7 @@ import os
 import pickle
 import platform
 import runpy
+import statistics
 import sys
 import tempfile
 import time
@@ -324,7 +326,8 @@ def one(function, task, *arguments):
 def show(who, found):
     print(
         f"{who:<10}{found['rate']:>10.4g}{found['steps']:>8,}{found['tokens']:>12,}{found['parameters']:>11,}"
-        f"{found['loss']:>9.4f}{found['wall_s']:>9.1f}{found['cpu_s']:>9.1f}",
+        f"{found['loss']:>9.4f}{found['wall_s']:>9.1f}{found['cpu_s']:>9.1f}"
+        f"{'  ' * ('losses' in found)}{', '.join(f'{loss:.4f}' for loss in found.get('losses', []))}",
         flush=True,
     )
     return found | {"who": who}
@@ -338,6 +341,13 @@ def search(who, goals, lengths, run):
         if found[-1]["loss"] <= min(goals.values()):
             break
     return found
+
+
+def over_seeds(task, settings, steps, seeds):
+    """Means over the seeds, whose own losses are kept."""
+    found = [one(ours, task, [*settings, f"train.seed={seed}"], steps) for seed in range(1, seeds + 1)]
+    means = {name: statistics.mean(run[name] for run in found) for name in ("loss", "wall_s", "cpu_s")}
+    return found[0] | means | {"losses": [run["loss"] for run in found]}
 
 
 def letters(path, out, threads):
@@ -397,7 +407,8 @@ def parse():
     parser.add_argument("--out", metavar="FOLDER", required=True, help="for the letters' shards and result.json")
     parser.add_argument("--recipe", default="text", help="shards: the recipe that they were prepared with")
     parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe")
-    parser.add_argument("--no-ours", action="store_true", help="nanoGPT and nanochat only")
+    parser.add_argument("--precisions", nargs="*", default=["fp32"], choices=["fp32", "bf16"], help="of ours")
+    parser.add_argument("--seeds", type=int, default=1, help="of ours")
     parser.add_argument("--rates", type=numbers, help="nanoGPT's; default: its own, 2 and 4 times that")
     parser.add_argument("--nanochat-rates", type=numbers, default=[1.0], help="factors on its own rates")
     parser.add_argument("--lengths", type=numbers, default=[250, 350, 500, 700, 1000, 1400, 2000])
@@ -441,8 +452,10 @@ def main():
         found += search(
             "nanochat", goals, lengths, lambda n, chat=chat: one(nanochat, task, *chat, n, not options.eager)
         )
-    if not options.no_ours:
-        found += search("shortcut", goals, lengths, lambda steps: one(ours, task, settings, steps))
+    for precision in options.precisions:
+        given = [*settings, f"train.precision={precision}"]
+        who = "shortcut" if precision == "fp32" else "in bf16"
+        found += search(who, goals, lengths, lambda n, given=given: over_seeds(task, given, n, options.seeds))
     summary = conclude(goals, peers, found)
     (out / "result.json").write_text(
         json.dumps({"task": asdict(task), "ours": settings, "runs": found, **summary}, indent=1)
