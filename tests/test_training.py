@@ -53,7 +53,7 @@ SMALL = ("model.width=32", "model.heads=2", "model.context=32", "model.ffn=64", 
 
 def tiny(text_run, *settings):
     """A recipe whose steps take milliseconds."""
-    return config(text_run, *TINY, "model.name=gpt", "train.batch_size=4", *settings)
+    return config(text_run, *TINY, "model.name=gpt", "train.precision=fp32", "train.batch_size=4", *settings)
 
 
 def made(text_run, folder, *settings):
@@ -569,9 +569,17 @@ def test_auto_is_bf16_on_cuda(text_run, tmp_path, monkeypatch, wanted, chosen):
     assert moved == ["cuda:1"]
 
 
-def test_auto_is_fp32_elsewhere(text_run):
-    resolved = tiny(text_run, "train.precision=auto")
-    assert precision.choose(resolved, "cpu") == precision.choose(resolved, "mps") == "fp32"
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
+def test_auto_is_bf16_on_a_cpu_with_instructions_for_it(text_run, monkeypatch, avx512, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    for wanted, device, chosen in (
+        ("auto", "cpu", "bf16" if avx512 or amx else "fp32"),
+        ("auto", "mps", "fp32"),
+        ("fp32", "cpu", "fp32"),
+        ("bf16", "cpu", "bf16"),
+    ):
+        assert precision.choose(tiny(text_run, f"train.precision={wanted}"), device) == chosen
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_chosen(text_run, tmp_path, monkeypatch):

@@ -263,8 +263,9 @@ class TrainConfig(ScheduleConfig):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="of products; weights, norms, softmax and loss are fp32. auto: bf16 on CUDA, fp32 elsewhere. "
-        "What was chosen is kept with the run: it is evaluated in it too",
+        description="of products; weights, norms, softmax and loss are fp32. auto: bf16 on CUDA and on CPUs with "
+        "instructions for it (AVX512-BF16, AMX), fp32 elsewhere. What was chosen is kept with the run: it is evaluated "
+        "in it too",
     )
     compile: bool = Field(False, description="torch.compile the model")
     deterministic: bool = Field(

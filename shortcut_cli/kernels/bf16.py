@@ -32,6 +32,11 @@ def products(wanted: bool = True) -> Iterator[None]:
         _Products.wanted = before
 
 
+def native() -> bool:
+    """Whether this CPU has instructions for it; others compute it by those of fp32, and more slowly."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def wanted(x: Tensor) -> bool:
     """Whether to multiply x in bf16."""
     return _Products.wanted and x.device.type == "cpu"

@@ -14,14 +14,16 @@ from shortcut_cli.kernels import bf16
 
 
 def choose(resolved: Recipe, device: str) -> str:
-    """ "fp32" or "bf16": what train.precision says; "auto" is bf16 on CUDA, and fp32 elsewhere.
+    """ "fp32" or "bf16": what train.precision says.
 
-    On a CPU it would be faster in bf16 too (benchmarks/precision.py speed). That the loss stays the same is not shown.
+    "auto" is bf16 on CUDA and on a CPU with instructions for it: there a step is faster at every width that was tried,
+    and the loss is that of fp32 within the noise of seeds (benchmarks/precision.py; docs/experiments.md).
     """
     wanted = resolved.train.precision
     if wanted != "auto":
         return wanted
-    return "bf16" if device.partition(":")[0] == "cuda" else "fp32"
+    kind = device.partition(":")[0]
+    return "bf16" if kind == "cuda" or (kind == "cpu" and bf16.native()) else "fp32"
 
 
 def of(content: Mapping[str, Any]) -> str:
