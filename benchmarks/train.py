@@ -4,8 +4,9 @@
 
 FOLDER is a checkout of github.com/karpathy/nanoGPT (its model.py is imported; none of it is in this project). Shape: 6
 layers, width 256, 8 heads, feed-forward 1,024, context 256, batch 16, vocabulary 1,024, fp32, fused AdamW, clipping at
-1.0. Every round times a few steps of each arm, in random order. The processes are restarted a few times, since one can
-be two per cent faster than the next. Printed are the medians over all rounds, each arm's ratio to `gpt` taken round by
+1.0. In rows named bf16 products are in bf16: ours as with `train.precision = "bf16"`, nanoGPT's under torch's autocast.
+Every round times a few steps of each arm, in random order. The processes are restarted a few times, since one can be
+two per cent faster than the next. Printed are the medians over all rounds, each arm's ratio to `gpt` taken round by
 round, the FLOPs that torch counts, and the share of the time that goes to data.
 """
 
@@ -30,6 +31,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.data import shards
 from shortcut_cli.data.windows import Windows
 from shortcut_cli.data.workers import keep_freed_memory
+from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss
 from shortcut_cli.training import optim
 
@@ -102,7 +104,7 @@ def ours(name, *settings, seed=1):
     return Arm(name, model, model, config.train)
 
 
-def nanogpt(folder):
+def nanogpt(folder, narrow):
     """nanoGPT's model of the same shape, biases off, with targets given so that it returns all logits."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder) / "model.py")
     module = importlib.util.module_from_spec(spec)
@@ -116,7 +118,8 @@ def nanogpt(folder):
 
     def step(x, y):
         # nanoGPT computes its own loss, as its training loop does.
-        _, nats = model(x, y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            _, nats = model(x, y)
         nats.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         arm.optimizer.step()
@@ -133,9 +136,18 @@ mine = {}  # this process's arm
 def begin(name, folder, threads):
     """Make this the process of one arm; nanoGPT's keeps the memory settings of its own script."""
     torch.set_num_threads(threads)
-    if name != "nanoGPT":
-        keep_freed_memory()
-    mine["arm"] = nanogpt(folder) if name == "nanoGPT" else ours(name)
+    name, _, narrow = name.partition(" ")
+    if name == "nanoGPT":
+        mine["arm"] = nanogpt(folder, bool(narrow))
+        return
+    keep_freed_memory()
+    mine["arm"], plain = ours(name), Arm.step
+
+    def step(x, y):
+        with bf16.products(bool(narrow)):
+            plain(mine["arm"], x, y)
+
+    mine["arm"].step = step
 
 
 def time_steps(batch):
@@ -157,7 +169,7 @@ def main():
     parser.add_argument("--starts", type=int, default=5, help="how often every arm gets a new process")
     parser.add_argument("--rounds", type=int, default=6, help="rounds with each process")
     options = parser.parse_args()
-    names = ["gpt", "shortcut"] + (["nanoGPT"] if options.nanogpt else [])
+    names = ["gpt", "gpt bf16", "shortcut"] + (["nanoGPT", "nanoGPT bf16"] if options.nanogpt else [])
     spawn = multiprocessing.get_context("spawn")
     times = {name: [] for name in names}
     data_s = []
@@ -178,13 +190,13 @@ def main():
             for arm in arms.values():
                 arm.shutdown()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    print(f"{'arm':<10}{'tokens/s':>10}{'s/step':>9}{'time / gpt':>12}{'FLOPs / gpt':>13}{'GFLOPs/step':>13}")
+    print(f"{'arm':<14}{'tokens/s':>10}{'s/step':>9}{'time / gpt':>12}{'FLOPs / gpt':>13}{'GFLOPs/step':>13}")
     for name in names:
         step_s = statistics.median(times[name])
         ratio = statistics.median(a / b for a, b in zip(times[name], times["gpt"], strict=True))
         share = flops[name] / flops["gpt"]
         rate = BATCH * CONTEXT / step_s
-        print(f"{name:<10}{rate:>10,.0f}{step_s:>9.3f}{ratio:>12.3f}{share:>13.3f}{flops[name] / 1e9:>13.1f}")
+        print(f"{name:<14}{rate:>10,.0f}{step_s:>9.3f}{ratio:>12.3f}{share:>13.3f}{flops[name] / 1e9:>13.1f}")
     batch_s = statistics.median(data_s[1:])
     print(f"data: {batch_s * 1e3:.2f} ms per batch, {batch_s / statistics.median(times['gpt']):.2%} of a step of gpt")
 
