@@ -9,8 +9,8 @@ there, and none of it is in this project.
 `letters` is nanoGPT's own example for a CPU (its README, "I only have a macbook"): characters of tinyshakespeare, of
 which FILE is the text, the first 90 % for training; its train.py with config/train_shakespeare_char.py and the
 README's flags. `shards` takes any prepared shards, and a model of 6 layers and width 192 with a context of 256;
-nanoGPT's train.py has its defaults, but for size, batch, length, a warm-up of 100 steps, and the learning rate, of
-which the best of --rates counts.
+nanoGPT's train.py has its defaults, but for size, batch, length, a warm-up of a tenth of the steps, and the learning
+rate, of which the best of --rates counts.
 
 nanoGPT runs first, at each rate (min_lr is a tenth of it); its losses are the goals. nanochat's model and optimizer
 have the hyperparameters and the schedules of its scripts/base_train.py, scaled to batch and model as that script does,
@@ -386,7 +386,7 @@ def from_shards(options):
             "n_embd": 192,
             "max_iters": steps,
             "lr_decay_iters": steps,
-            "warmup_iters": 100,
+            "warmup_iters": steps // 10,
             "eval_interval": steps,
             "eval_iters": 1,
         }.items()
