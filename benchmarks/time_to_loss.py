@@ -412,6 +412,7 @@ def parse():
     parser.add_argument("--rates", type=numbers, help="nanoGPT's; default: its own, 2 and 4 times that")
     parser.add_argument("--nanochat-rates", type=numbers, default=[1.0], help="factors on its own rates")
     parser.add_argument("--lengths", type=numbers, default=[250, 350, 500, 700, 1000, 1400, 2000])
+    parser.add_argument("--nanochat-lengths", type=numbers, help="default: --lengths")
     parser.add_argument("--steps", type=int, default=1000, help="shards: nanoGPT's")
     parser.add_argument("--batch", type=int, default=16, help="shards: windows per step")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -447,10 +448,11 @@ def main():
     if peers:
         goals["best rate"] = min(run["loss"] for run in peers)
     found, lengths = list(peers), [int(steps) for steps in options.lengths]
+    theirs = [int(steps) for steps in options.nanochat_lengths or lengths]
     for factor in options.nanochat_rates if options.nanochat else []:
         chat = (options.nanochat, factor)
         found += search(
-            "nanochat", goals, lengths, lambda n, chat=chat: one(nanochat, task, *chat, n, not options.eager)
+            "nanochat", goals, theirs, lambda n, chat=chat: one(nanochat, task, *chat, n, not options.eager)
         )
     for precision in options.precisions:
         given = [*settings, f"train.precision={precision}"]
