@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
 from shortcut_cli import registry
-from shortcut_cli.config.schema import ModelConfig
+from shortcut_cli.config.schema import ModelConfig, TrainConfig
 from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels.attention import plain_attend_with_depth
 from shortcut_cli.kernels.rope import rotate
@@ -21,6 +21,7 @@ from shortcut_cli.models.loss import loss
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.shortcut import tapped_layers
 from shortcut_cli.models.transformer import Trace
+from shortcut_cli.training import optim
 
 VOCABULARY, CONTEXT = 37, 24
 SECTIONS = {name: registry.load(registry.MODEL_OPTIONS, name) for name in registry.MODEL_OPTIONS}
@@ -28,6 +29,7 @@ Config = create_model("Config", __base__=ModelConfig, **{name: (kind, kind()) fo
 ARMS = [
     ("gpt", {}),
     ("shortcut", {}),
+    ("shortcut", {"map_norm": False}),
     ("shortcut", {"taps": "none"}),
     ("shortcut", {"taps": "all", "map": "linear", "project": "per_tap"}),
     ("shortcut", {"taps": "0,3", "map": "identity", "depth_embedding": True}),
@@ -65,6 +67,8 @@ PATHS = [
     ({"concat": "feature", "map_width": 20, "depth_embedding": True, "project": "per_tap"}, {}),
     ({"concat": "feature", "mode": "add", "map": "linear", "share_map": True, "taps": "0,1,5"}, {"tied": False}),
     ({"concat": "feature", "mode": "gated", "map": "identity", "taps": "3,5"}, {"rope_base": 30.0}),
+    ({"map_norm": False, "map_width": 20}, {}),
+    ({"map_norm": False, "concat": "feature", "map": "linear"}, {}),
 ]
 TAPPED = {"paper": [2, 4], "all": [1, 2, 3, 4, 5], "every:2": [2, 4]}  # of six layers
 FORMS = {**{taps: [int(layer) for layer in taps.split(",")] for taps in ("0,2,5", "1,4", "0,1,5", "3,5")}, **TAPPED}
@@ -228,7 +232,7 @@ class TestEveryArm:
         model, other = make(name, options, tied=False, seed=3), make(name, options, tied=False, seed=4)
         firsts, others = set(), dict(other.named_parameters())
         for parameter_name, weight in model.named_parameters():
-            fixed = start(parameter_name, weight.shape)
+            fixed = start(parameter_name, weight.shape, mapped_size(name, options))
             if fixed is not None:
                 assert torch.equal(weight, fixed), parameter_name
                 continue
@@ -258,8 +262,21 @@ class TestEveryArm:
                 std = 1 if parameter_name == "embedding.weight" else weight.shape[1] ** -0.5
                 assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter_name
                 assert torch.allclose(weight / std, plain[parameter_name] / 0.02), parameter_name
+            elif options.get("concat") == "feature" and "map_norms" in parameter_name:
+                assert (weight == 1).all()  # the matrix that reads them keeps their size
             else:
                 assert torch.equal(weight, plain[parameter_name]), parameter_name
+
+    @pytest.mark.parametrize("shape", [{}, {"init": "fan_in", "tied": False, **NORMED}], ids=["gpt2", "fan_in"])
+    def test_every_attention_starts_as_large_as_the_baselines(self, name, options, shape):
+        """What it adds or, where that starts at zero, what it multiplies by that zero."""
+        found, expected = attention_sizes(name, options, shape), attention_sizes("gpt", {}, shape)
+        if name == "depth_attention":  # by its formula: a mean of the values of all layers so far
+            expected = [size / math.sqrt(layer) for layer, size in enumerate(expected, 1)]
+        if options.get("map_norm", True):
+            assert all(1 / 2 < a / b < 2 for a, b in zip(found, expected, strict=True)), (found, expected)
+        elif not shape:  # the reconstruction as it was
+            assert found[-1] < expected[-1] / 10
 
     def test_with_fan_in_it_starts_as_the_baseline(self, name, options):
         x = ids()
@@ -322,6 +339,42 @@ class TestEveryArm:
         assert apart(whole, torch.cat([grad.flatten() for grad in grads.values()])) < 26 * 2**-8
 
 
+def attention_sizes(name, options, shape, layers=6):
+    """The standard deviation, at first, of what the attention of each layer adds, or of what its last matrix reads."""
+    model = make(name, options, layers=layers, width=64, ffn=128, **shape).eval()
+    sizes = {}
+
+    def note(layer):
+        return lambda _module, given, result: sizes.update({layer: (result if result.any() else given[0]).std().item()})
+
+    for layer, block in enumerate(model.blocks):
+        block.attention.out.register_forward_hook(note(layer))
+    with torch.no_grad():
+        model(ids(rows=8))
+    return [sizes[layer] for layer in range(layers)]
+
+
+@pytest.mark.parametrize("init", ["gpt2", "fan_in"])
+@pytest.mark.parametrize("mode", ["replace", "add"])
+@pytest.mark.parametrize("concat", ["time", "feature"])
+@pytest.mark.parametrize("name", ["shortcut", "shortcut_local"])
+def test_the_last_attention_of_many_taps_starts_as_large_as_the_baselines(name, concat, mode, init):
+    shape = {"init": init, "tied": init == "gpt2", "qk_norm": init == "fan_in"}
+    found = attention_sizes(name, {"taps": "all", "concat": concat, "mode": mode, "map_width": 128}, shape, 10)[-1]
+    assert 1 / 2 < found / attention_sizes("gpt", {}, shape, 10)[-1] < 2
+
+
+def test_the_vectors_of_the_depth_embedding_do_not_decay():
+    model = make("shortcut", {"depth_embedding": True})
+    groups = optim.adamw(model, TrainConfig(steps=1, batch_size=1, lr=1.0), decays=model.decays()).param_groups
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    decayed = {named[parameter] for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert "blocks.5.attention.features.depth" in named.values()
+    assert decayed == {name for name, weight in model.named_parameters() if weight.dim() > 1} - {
+        "blocks.5.attention.features.depth"
+    }
+
+
 def slots(name, options):
     """Keys per token in each slot of the cache of six layers."""
     if name == "late_kv":
@@ -341,8 +394,23 @@ ROUTING = re.compile(
 )
 
 
-def start(name, shape):
-    """The initial value of a parameter that isn't drawn, None for the others."""
+def mapped_size(name, options):
+    """Of what a map makes, at first: a mean of M features that do not depend on each other is sqrt(M) smaller.
+
+    Between own keys and M others: (1 + M size^2)^1/2 = M + 1. A matrix of M D inputs makes sqrt(M) times more of them.
+    """
+    if name == "shortcut_gated":
+        return math.sqrt(5)
+    taps = {"all": 5}.get(options.get("taps"), 2)
+    if options.get("concat") == "feature":
+        return 1 / math.sqrt(taps)
+    if options.get("share_map"):
+        return 1.0
+    return math.sqrt(taps)
+
+
+def start(name, shape, size=None):
+    """The initial value of a parameter that isn't drawn, None for the others; size: of what maps make."""
     last = torch.zeros(shape)
     last[..., -1] = 1
     if name.startswith("connections."):
@@ -352,6 +420,7 @@ def start(name, shape):
         values = {"read": first, "carry": torch.eye(shape[0]), "write": torch.ones(shape), "norm": torch.ones(shape)}
         return (values | {"route.weight": torch.zeros(shape), "scale": torch.full(shape, 0.01)})[part]
     values = [
+        (r"map_norms\.\d+\.weight", torch.full(shape, size or math.nan)),
         (r"norm\.weight|norms\.\d+\.weight|key_norms", torch.ones(shape)),
         (r"attention\.gate|queries|outer\.weight", torch.zeros(shape)),
         (r"attention\.share", torch.full(shape, 0.5)),
@@ -445,6 +514,7 @@ def read_taps(model, states, options, tapped):
     attention, by_feature = last.attention, options.concat == "feature"
     features, maps, projections = [], list(attention.features.maps), list(attention.key_value)
     assert len(maps) == (1 if options.share_map else len(tapped))
+    assert len(attention.features.map_norms) == (len(tapped) if options.map_norm and options.map != "identity" else 0)
     assert len(projections) == (len(tapped) if options.project == "per_tap" and not by_feature else 1)
     for m, layer in enumerate(tapped):
         feature = normed(states[layer], attention.features.norms[m].weight)
@@ -454,6 +524,8 @@ def read_taps(model, states, options, tapped):
             feature = gelu(feature @ mapped[0].weight.T) @ mapped[2].weight.T
         elif options.map == "linear":
             feature = feature @ mapped.weight.T
+        if options.map_norm and options.map != "identity":
+            feature = normed(feature, attention.features.map_norms[m].weight)
         features.append(feature + attention.features.depth[m] if options.depth_embedding else feature)
     sources = []
     for m, feature in enumerate([torch.cat(features, -1)] if by_feature else features):
@@ -587,9 +659,10 @@ def test_the_flops_of_a_window_by_hand():
         ("mudd_last", {}, 2 * (32 + 6 + 1) * 6),
         ("hyper", {}, 12 * (4 + 16 + 4 + 32 + 6 * 32 + 2)),
         ("hyper", {"weights": "static", "streams": 3}, 12 * (3 + 9 + 3)),
-        ("shortcut", {"mode": "gated", "taps": "0,3", "map": "linear"}, 2 * (32 + 32**2) + 2 * 32**2 + 4),
+        ("shortcut", {"mode": "gated", "taps": "0,3", "map": "linear"}, 2 * (32 + 32**2 + 32) + 2 * 32**2 + 4),
         ("shortcut", {"depth_embedding": True, "taps": "0,3", "map": "identity"}, 4 * 32),
-        ("shortcut", {"share_map": True, "map_width": 9, "taps": "0,3"}, 2 * 32 + 2 * 9 * 32),
+        ("shortcut", {"share_map": True, "map_width": 9, "taps": "0,3"}, 2 * 32 + 2 * 9 * 32 + 2 * 32),
+        ("shortcut", {"map_norm": False, "map_width": 9, "taps": "0,3"}, 2 * 32 + 2 * 2 * 9 * 32),
         ("shortcut", {"concat": "feature", "map": "identity", "taps": "0,3"}, 2 * 32 + 2 * 32**2),
     ],
 )
@@ -621,6 +694,7 @@ def test_the_options_of_the_shortcut_are_the_papers_unless_told_otherwise():
         "taps": "paper",
         "map": "mlp",
         "map_width": 1024,
+        "map_norm": True,
         "share_map": False,
         "concat": "time",
         "mode": "replace",
@@ -691,10 +765,10 @@ def test_the_papers_probable_size():
         )
     }
     assert counts["gpt"] == 10 * (4 * 128**2 + 2 * 128 * 512 + 2 * 128) + 128
-    maps = 4 * (2 * 128 * 1024 + 128)
+    maps = 4 * (2 * 128 * 1024 + 128 + 128)
     assert counts["one"] - counts["gpt"] == maps
     assert counts["per"] - counts["one"] == 3 * 2 * 128**2
-    assert make("shortcut_gated", {}, **shape).count()["non_embedding"] - counts["gpt"] == 181_384
+    assert make("shortcut_gated", {}, **shape).count()["non_embedding"] - counts["gpt"] == 182_536
 
 
 def plainly(model, x, targets):
@@ -742,7 +816,9 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
             connection.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].clone()))
     else:
         norm = transformer.RMSNorm.fork
-        monkeypatch.setattr(transformer.RMSNorm, "fork", lambda self, x: kept.append(x) or norm(self, x))
+        of_maps = {part for n, part in model.named_modules() if "map_norms." in n}  # those read products, not states
+        note = lambda self, x: norm(self, x if self in of_maps else kept.append(x) or x)  # noqa: E731
+        monkeypatch.setattr(transformer.RMSNorm, "fork", note)
     x = ids(1, 8)
     with torch.autocast("cpu", torch.bfloat16):
         nats = loss(model(x), x)

@@ -61,9 +61,9 @@ class Linear(nn.Linear):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, initial: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -306,6 +306,14 @@ class Decoder(nn.Module):
     def routers(self) -> list[str]:
         """Parameters that route, by the ends of their names: no weight decay, learning rate times `train.router_lr`."""
         return []
+
+    def decays(self) -> dict[str, bool]:
+        """Whether AdamW decays parameters that differ in that from their kind, by the ends of their names."""
+        return {}
+
+    def rates(self) -> dict[str, float]:
+        """Factors of the learning rate of parameters, by the ends of their names."""
+        return {}
 
     def matrices(self) -> dict[str, int]:
         """Names of the weights that multiply states within the layers, but for routers; of how many matrices each is.

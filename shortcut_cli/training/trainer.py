@@ -57,7 +57,15 @@ class Trainer:
         self.lineage: dict[str, Any] = ancestor.give(self.model) if ancestor else {}
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.config.compile else self.model
         matrices = self.model.matrices() if self.config.optimizer == "muon" else {}
-        self.optimizer = Optimizer(self.model, self.config, self.model.routers(), self.config.router_lr, matrices)
+        self.optimizer = Optimizer(
+            self.model,
+            self.config,
+            self.model.routers(),
+            self.config.router_lr,
+            matrices,
+            self.model.decays(),
+            self.model.rates(),
+        )
         self.precision = precision.choose(resolved, device)
         self.state = loop.State()
         self.began = 0.0  # see loop.Trainable
