@@ -17,6 +17,7 @@ DEFAULT_RECIPES = {"audio": "audio", "midi": "music", "text": "text"}  # of `sho
 
 MODELS = {
     "gpt": "shortcut_cli.models.gpt:GPT",
+    "conv": "shortcut_cli.models.conv:Conv",
     "shortcut": "shortcut_cli.models.shortcut:Shortcut",
     "shortcut_gated": "shortcut_cli.models.shortcut_gated:ShortcutGated",
     "shortcut_local": "shortcut_cli.models.shortcut_local:ShortcutLocal",
@@ -33,6 +34,7 @@ MODELS = {
 }
 
 MODEL_OPTIONS = {  # for the architectures that have their own recipe keys
+    "conv": "shortcut_cli.models.options:ConvOptions",
     "shortcut": "shortcut_cli.models.options:ShortcutOptions",
     "late_kv": "shortcut_cli.models.options:LateKVOptions",
     "value_residual": "shortcut_cli.models.options:ValueResidualOptions",

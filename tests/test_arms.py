@@ -32,6 +32,33 @@ def gpt(model, x):
     return x
 
 
+def conv(model, x):
+    options = model.config.conv
+    for layer, block in enumerate(model.blocks):
+        x = x + attended(model, layer, x)
+        module = block.convolution
+        h = normed(x, block.convolution_norm.weight) @ module.inner.weight.T
+        h = h[..., : x.shape[-1]] / (1 + (-h[..., x.shape[-1] :]).exp())
+        y = torch.zeros_like(h)
+        for t in range(h.shape[1]):
+            for back in range(min(options.kernel, t + 1)):
+                y[:, t] += h[:, t - back] * module.kernel[:, -1 - back]
+        y = normed(y, module.norm.weight)
+        x = x + (y / (1 + (-y).exp())) @ module.out.weight.T
+        x = x + (blocks_fed(model, layer, x, options.groups) if options.groups > 1 else fed(model, layer, x))
+    return x
+
+
+def blocks_fed(model, layer, x, groups):
+    """What a feed-forward of GELU, or of SwiGLU, adds, if its matrices are block-diagonal: written out in full."""
+    block, config = model.blocks[layer], model.config
+    parts = 2 if config.activation == "swiglu" else 1
+    inner = [torch.block_diag(*part.chunk(groups)) for part in block.feed_forward.inner.weight.chunk(parts)]
+    h = [normed(x, block.feed_forward_norm.weight) @ weight.T for weight in inner]
+    h = F.silu(h[0]) * h[1] if parts == 2 else F.gelu(h[0])
+    return h @ torch.block_diag(*block.feed_forward.out.weight.chunk(groups)).T
+
+
 def value_residual(model, x):
     first = []
 
@@ -223,6 +250,9 @@ REFERENCES = [
     (gpt, {}, {}),
     (gpt, {}, {"activation": "swiglu", "tied": False, "heads": 2, "rope_base": 30.0}),
     (gpt, {}, {"layers": 1, "rope_base": 1e6}),
+    (conv, {}, {}),
+    (conv, {"kernel": 3, "groups": 4}, {"rope_base": 30.0}),
+    (conv, {"kernel": 16, "groups": 2}, {"layers": 2, "activation": "swiglu"}),
     (shortcut_gated, {}, {"activation": "swiglu"}),
     (shortcut_gated, {}, {"layers": 2}),
     (shortcut_local, {}, {"rope_base": 30.0}),
@@ -298,6 +328,20 @@ def test_an_architecture_is_its_formula(plain, options, shape):
 @pytest.mark.parametrize("name", ["denseformer", "dense_last", "shortcut_gated", "mudd", "mudd_last", "hyper"])
 def test_the_identity_at_the_start_is_the_baseline_bit_for_bit(name):
     assert torch.equal(make("gpt", {})(ids()), make(name, {})(ids()))
+
+
+def test_a_row_that_is_left_keeps_the_tokens_that_its_convolutions_read():
+    model, x = make("conv", {"kernel": 5}, open_gates=True).eval(), ids(3)
+    with torch.inference_mode():
+        cache = model.new_cache(3, 24)
+        model(x[:, :7], cache)
+        cache.keep([0, 2])
+        found = [model(x[[0, 2], 7:8], cache)]
+        cache.keep([1])
+        found.append(model(x[2:, 8:12], cache))
+        expected = model(x)
+    assert apart(found[0], expected[[0, 2], 7:8]) < 1e-5
+    assert apart(found[1], expected[2:, 8:12]) < 1e-5
 
 
 @pytest.mark.parametrize("weights", ["static", "dynamic"])

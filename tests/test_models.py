@@ -28,6 +28,8 @@ SECTIONS = {name: registry.load(registry.MODEL_OPTIONS, name) for name in regist
 Config = create_model("Config", __base__=ModelConfig, **{name: (kind, kind()) for name, kind in SECTIONS.items()})
 ARMS = [
     ("gpt", {}),
+    ("conv", {}),
+    ("conv", {"kernel": 3, "groups": 4}),
     ("shortcut", {}),
     ("shortcut", {"map_norm": False}),
     ("shortcut", {"taps": "none"}),
@@ -236,8 +238,9 @@ class TestEveryArm:
             if fixed is not None:
                 assert torch.equal(weight, fixed), parameter_name
                 continue
-            last = re.search(r"(attention|feed_forward)\.out\.weight$", parameter_name)
-            std = 0.02 / math.sqrt(2 * 6) if last else 0.02
+            std = 0.02 / math.sqrt(2 * 6) if WRITES.search(parameter_name) else 0.02
+            if parameter_name.endswith("convolution.kernel"):
+                std = options.get("kernel", 7) ** -0.5
             # Five standard errors of the standard deviation, and below of the mean.
             assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter_name
             assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel()), parameter_name
@@ -253,8 +256,8 @@ class TestEveryArm:
         model = make(name, options, tied=False, init="fan_in")
         given = dict(model.named_parameters())
         plain = dict(make(name, options, tied=False).named_parameters())
-        written = [n for n in given if re.search(r"(attention|feed_forward)\.out\.weight$", n)]
-        assert len(written) == 2 * 6
+        written = [n for n in given if WRITES.search(n)]
+        assert len(written) == (3 if name == "conv" else 2) * 6
         for parameter_name, weight in given.items():
             if parameter_name in written:
                 assert (weight == 0).all(), parameter_name
@@ -290,6 +293,9 @@ class TestEveryArm:
         replaced = name in ("shortcut_local", "late_kv") or (name == "shortcut" and "mode" not in options)
         replaced = replaced and options.get("taps") != "none"
         assert missing == ({"blocks.5.attention.query_key_value.weight"} if replaced else set())
+        if "groups" in options:  # a fourth of the matrices
+            missing = {n for n in baseline if re.search(r"feed_forward\.(inner|out)\.weight$", n)}
+            assert all(weights[n].numel() * 4 == baseline[n].numel() for n in missing)
         assert all(torch.equal(weights[n], weight) for n, weight in baseline.items() if n not in missing)
 
     def test_its_routers_are_just_what_weighs_sources(self, name, options):
@@ -299,7 +305,7 @@ class TestEveryArm:
         found = {n for n in parameters if any(n.endswith(router) for router in model.routers())}
         assert found == {n for n in parameters if ROUTING.fullmatch(n)}
         assert bool(found) is (
-            name not in ("gpt", "depth_attention", "moda") and not name.startswith(("short", "late"))
+            name not in ("gpt", "conv", "depth_attention", "moda") and not name.startswith(("short", "late"))
         )
 
     def test_dropout_is_on_the_embedding_and_on_what_each_sublayer_adds(self, name, options, monkeypatch):
@@ -316,7 +322,7 @@ class TestEveryArm:
         assert torch.equal(model.eval()(ids()), other(ids()))
         with torch.no_grad():
             for parameter_name, weight in other.named_parameters():
-                if re.search(r"^embedding|(attention|feed_forward)\.out\.weight$", parameter_name):
+                if parameter_name == "embedding.weight" or WRITES.search(parameter_name):
                     weight.mul_(0.5)
         assert apart(model.train()(ids()), other(ids())) < 1e-6
         assert chances == {0.3}
@@ -388,6 +394,7 @@ def slots(name, options):
     return [1, 1, 1, 1, 1, *{"replace": [taps], "add": [taps + 1], "gated": [1, taps]}[options.get("mode", "replace")]]
 
 
+WRITES = re.compile(r"(attention|convolution|feed_forward)\.out\.weight$")  # to the residual stream
 ROUTING = re.compile(
     r"blocks\.\d+\.attention\.(share|gate\.weight)|mix|mixes\.\d+|queries|key_norms"
     r"|mixes\.\d+\.(static|inner\.weight|outer\.weight)|connections\.\d+\.(read|carry|write|norm|route\.weight|scale)"
@@ -629,6 +636,9 @@ def test_the_flops_of_a_window_by_hand():
     assert gpt.flops(5) == 2 * 5 * (3 * 576 + 296) + 3 * 15 * (2 * 8 + 2 * 8)
     # SwiGLU: two matrices in, one out.
     assert make("gpt", {}, layers=3, width=8, heads=2, ffn=20, activation="swiglu").macs() == 3 * 736 + 296
+    # A convolution: 128 in, 5 taps for each of 8 channels, 64 out; a feed-forward in two blocks costs half.
+    conv = make("conv", {"kernel": 5, "groups": 2}, layers=3, width=8, heads=2, ffn=20)
+    assert conv.macs() == 3 * (256 + 160 + 128 + 40 + 64) + 296
     # The last of 4 layers reads 3 taps: query 64 and out 64; per tap a map 2 * 8 * 10, keys and values 2 * 64.
     for project, share in itertools.product(("shared", "per_tap"), (False, True)):
         options = {"taps": "0,1,3", "map_width": 10, "project": project, "share_map": share}
@@ -645,6 +655,8 @@ def test_the_flops_of_a_window_by_hand():
 @pytest.mark.parametrize(
     ("name", "options", "more"),
     [
+        ("conv", {}, 6 * (3 * 32**2 + 7 * 32 + 2 * 32)),
+        ("conv", {"kernel": 3, "groups": 4}, 6 * (3 * 32**2 + 3 * 32 + 2 * 32 - 2 * 32 * 64 * 3 // 4)),
         ("dense_last", {}, 7),
         ("late_kv", {}, 32),  # the norm of the tap
         ("value_residual", {}, 5 * 2),
@@ -704,6 +716,7 @@ def test_the_options_of_the_shortcut_are_the_papers_unless_told_otherwise():
     }
     rest = {name: SECTIONS[name]().model_dump() for name in SECTIONS if name != "shortcut"}
     assert rest == {
+        "conv": {"kernel": 7, "groups": 1},
         "late_kv": {"layer": 0},
         "value_residual": {"gate": "scalar"},
         "denseformer": {"dilation": 1, "period": 1},
@@ -816,8 +829,9 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
             connection.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].clone()))
     else:
         norm = transformer.RMSNorm.fork
-        of_maps = {part for n, part in model.named_modules() if "map_norms." in n}  # those read products, not states
-        note = lambda self, x: norm(self, x if self in of_maps else kept.append(x) or x)  # noqa: E731
+        # Two kinds of norms read products, not states.
+        inner = {part for n, part in model.named_modules() if "map_norms." in n or n.endswith("convolution.norm")}
+        note = lambda self, x: norm(self, x if self in inner else kept.append(x) or x)  # noqa: E731
         monkeypatch.setattr(transformer.RMSNorm, "fork", note)
     x = ids(1, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -829,6 +843,13 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
         # One fp32 number in 2^16 is a bf16 number too.
         assert (state == state.bfloat16()).float().mean() < 0.1
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("groups", "key", "size"), [(3, "width", 32), (64, "width", 32), (16, "ffn", 72)])
+def test_groups_divide_what_they_have_to(groups, key, size):
+    message = rf"model\.{key} {size} is not a multiple of model\.conv\.groups {groups}$"
+    with pytest.raises(UsageError, match=message):
+        make("conv", {"groups": groups}, ffn=72)
 
 
 def test_late_kv_of_a_single_layer_has_nothing_to_read():

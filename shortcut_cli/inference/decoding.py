@@ -132,7 +132,7 @@ class ShortBlock(Block):
 
 def _form(module: nn.Module, rows: int, precision: Precision) -> nn.Module | None:
     """What takes the place of a module, whose parts have their forms, for steps of so many rows; None if it stays."""
-    if isinstance(module, Linear):
+    if type(module) is Linear:  # a matrix of blocks stays
         return _product(module, rows, precision)
     if isinstance(module, FeedForward) and isinstance(module.inner, Packed) and not module.gated:
         return ShortFeedForward(module.inner, module.out, module.squared)

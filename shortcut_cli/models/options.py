@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from shortcut_cli.config.schema import MOST_FFN, MOST_LAYERS, Config
+from shortcut_cli.config.schema import MOST_FFN, MOST_LAYERS, MOST_WIDTH, Config
 
 TAPS_FORM = re.compile(r"paper|all|none|every:[1-9]\d*|\d+(,\d+)*")
 
@@ -48,6 +48,18 @@ class ShortcutOptions(Config):
         if not TAPS_FORM.fullmatch(taps):
             raise ValueError('is none of paper, all, none, every:K, or a list such as "2,4,6,8"')
         return taps
+
+
+class ConvOptions(Config):
+    """[model.conv]"""
+
+    kernel: int = Field(7, description="tokens that the convolution reads, its own included", ge=2, le=1024)
+    groups: int = Field(
+        1,
+        description="blocks of the block-diagonal matrices of the feed-forward; 1: full matrices",
+        ge=1,
+        le=MOST_WIDTH,
+    )
 
 
 class LateKVOptions(Config):

@@ -83,7 +83,10 @@ class History:
 
 
 class Cache:
-    """Keys and values of the tokens so far: one or more entries per token in each slot, time-major."""
+    """Keys and values of the tokens so far: one or more entries per token in each slot, time-major.
+
+    And what layers that read few tokens back need of the last ones, however long the cache is.
+    """
 
     def __init__(self, entries: list[int], batch: int, config: ModelConfig, length: int, like: Tensor) -> None:
         self.length = length
@@ -91,6 +94,7 @@ class Cache:
         self.entries = entries
         head_width = config.width // config.heads
         self.pairs = [like.new_empty(2, batch, config.heads, n * length, head_width) for n in entries]
+        self.tails: dict[int, Tensor] = {}  # by layer, (B, n, D)
 
     @property
     def keys(self) -> list[Tensor]:
@@ -118,6 +122,13 @@ class Cache:
         keys, values = pair.flatten(1, 2)[:, :, :end].unbind()
         return keys, values
 
+    def follow(self, layer: int, x: Tensor, count: int) -> Tensor:
+        """x (B, T, D) behind the `count` states that this layer gave before, or zeros: (B, count + T, D)."""
+        before = self.tails.get(layer)
+        joined = F.pad(x, (0, 0, count, 0)) if before is None else torch.cat((before, x), 1)
+        self.tails[layer] = joined[:, -count:].clone()  # so that the rest is freed
+        return joined
+
     def keep(self, rows: list[int]) -> None:
         """Let these rows of the batch follow each other, and forget the others.
 
@@ -129,6 +140,7 @@ class Cache:
                 if place != row:
                     pair[:, place, :, :end] = pair[:, row, :, :end]
             self.pairs[slot] = pair[:, : len(rows)]
+        self.tails = {layer: tail[rows] for layer, tail in self.tails.items()}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
