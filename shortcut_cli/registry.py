@@ -21,6 +21,7 @@ MODELS = {
     "shortcut": "shortcut_cli.models.shortcut:Shortcut",
     "shortcut_gated": "shortcut_cli.models.shortcut_gated:ShortcutGated",
     "shortcut_local": "shortcut_cli.models.shortcut_local:ShortcutLocal",
+    "x0": "shortcut_cli.models.x0:X0",
     "dense_last": "shortcut_cli.models.dense_last:DenseLast",
     "late_kv": "shortcut_cli.models.late_kv:LateKV",
     "value_residual": "shortcut_cli.models.value_residual:ValueResidual",

@@ -101,6 +101,13 @@ def denseformer(model, x):
     return x
 
 
+def x0(model, x):
+    first = normed(x, 1)
+    for layer in range(len(model.blocks)):
+        x = layer_output(model, layer, model.carry[layer] * x + model.again[layer] * first)
+    return x
+
+
 def dense_last(model, x):
     states = [x]
     for layer in range(len(model.blocks)):
@@ -270,6 +277,8 @@ REFERENCES = [
     (denseformer, {"dilation": 3, "period": 2}, {"activation": "swiglu"}),
     (denseformer, {"dilation": 2, "period": 3}, {"layers": 5}),
     (denseformer, {"period": 4}, {"layers": 3}),
+    (x0, {}, {}),
+    (x0, {}, {"layers": 1, "tied": False}),
     (dense_last, {}, {}),
     (dense_last, {}, {"layers": 1, "tied": False}),
     (attnres, {}, {}),
@@ -325,7 +334,7 @@ def test_an_architecture_is_its_formula(plain, options, shape):
         assert (grads[name] - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-9, name
 
 
-@pytest.mark.parametrize("name", ["denseformer", "dense_last", "shortcut_gated", "mudd", "mudd_last", "hyper"])
+@pytest.mark.parametrize("name", ["x0", "denseformer", "dense_last", "shortcut_gated", "mudd", "mudd_last", "hyper"])
 def test_the_identity_at_the_start_is_the_baseline_bit_for_bit(name):
     assert torch.equal(make("gpt", {})(ids()), make(name, {})(ids()))
 

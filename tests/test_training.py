@@ -362,6 +362,17 @@ def test_routers_have_no_weight_decay_and_a_rate_of_their_own():
         )
 
 
+def test_what_multiplies_the_whole_stream_learns_at_a_hundredth_of_the_rate(text_run, tmp_path):
+    trainer = made(text_run, tmp_path, "model.name=x0", "train.router_lr=0.5", "train.lr=0.25")
+    optim.set_rate(trainer.optimizer.adamw, 0.25)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.optimizer.adamw.param_groups
+    found = {names[p]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert found["carry"] == (0.00125, 0)
+    assert found["again"] == (0.125, 0)
+    assert {rate for name, (rate, _) in found.items() if name not in ("carry", "again")} == {0.25}
+
+
 @pytest.mark.parametrize(
     ("accumulation", "clip", "ema"), [(1, 0.0, 0.0), (1, 0.05, 0.9), (2, 0.05, 0.15), (4, 1e6, 0.9)]
 )
