@@ -21,6 +21,7 @@ MODELS = {
     "shortcut": "shortcut_cli.models.shortcut:Shortcut",
     "shortcut_gated": "shortcut_cli.models.shortcut_gated:ShortcutGated",
     "shortcut_local": "shortcut_cli.models.shortcut_local:ShortcutLocal",
+    "shortcut_pool": "shortcut_cli.models.shortcut_pool:ShortcutPool",
     "x0": "shortcut_cli.models.x0:X0",
     "dense_last": "shortcut_cli.models.dense_last:DenseLast",
     "late_kv": "shortcut_cli.models.late_kv:LateKV",
@@ -45,7 +46,7 @@ MODEL_OPTIONS = {  # for the architectures that have their own recipe keys
 }
 
 # The architecture under whose name the recipe keys of another one are; one that is not here has those of its own name.
-OPTIONS_OF = {"shortcut_local": "shortcut"}
+OPTIONS_OF = {"shortcut_local": "shortcut", "shortcut_pool": "shortcut"}
 
 OFFICIAL_WEIGHTS = ("encodec_24khz", "encodec_48khz")  # EnCodec's published checkpoints
 

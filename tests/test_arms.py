@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from test_models import (
+    NORMED,
     apart,
     attended,
     fed,
@@ -21,9 +22,11 @@ from test_models import (
 from torch.nn import functional as F
 
 from shortcut_cli import registry
+from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels import depth
 from shortcut_cli.models.mudd import Router
 from shortcut_cli.models.options import ShortcutOptions
+from shortcut_cli.models.transformer import Trace
 
 
 def gpt(model, x):
@@ -229,6 +232,11 @@ def shortcut_local(model, x):
     return tapping({}, [2, 4], model, x, local=True)
 
 
+def shortcut_pool(model, x):
+    options = model.config.shortcut
+    return tapping(options.model_dump(), {"paper": [2, 4], "all": [1, 2, 3, 4, 5]}[options.taps], model, x)
+
+
 def late_kv(model, x):
     layer = model.config.late_kv.layer or {2: 1, 3: 1, 5: 2, 6: 3}[len(model.blocks)]
     return tapping({"map": "identity"}, [layer], model, x)
@@ -263,6 +271,8 @@ REFERENCES = [
     (shortcut_gated, {}, {"activation": "swiglu"}),
     (shortcut_gated, {}, {"layers": 2}),
     (shortcut_local, {}, {"rope_base": 30.0}),
+    (shortcut_pool, {}, {"rope_base": 30.0}),
+    (shortcut_pool, {"taps": "all", "concat": "feature", "map": "linear"}, {}),
     (late_kv, {}, {}),
     (late_kv, {}, {"layers": 5, "rope_base": 30.0}),
     (late_kv, {}, {"layers": 2}),
@@ -375,6 +385,28 @@ def test_the_controls_of_the_shortcut():
     assert torch.equal(one(x), late(x))
     gated = make("shortcut", {"taps": "all", "map": "linear", "mode": "gated"})
     assert torch.equal(gated(x), make("shortcut_gated", {})(x))
+
+
+def test_a_pooling_query_is_the_same_for_all_tokens_at_one_time():
+    """Of two last layers that differ in nothing but their state, both attend alike; those of `shortcut` do not."""
+    for name, alike in (("shortcut_pool", True), ("shortcut", False)):
+        block = make(name, {}, open_gates=True, **NORMED).blocks[-1]
+        generator = torch.Generator().manual_seed(0)
+        first, second, *tapped = (torch.randn(2, 9, 32, generator=generator) for _ in range(4))
+        freqs = make(name, {}).freqs[:9]
+        found = []
+        for x in (first, second):
+            trace = Trace()
+            block(x, tapped, freqs, None, trace)
+            found.append(trace.depth_weights)
+        assert torch.equal(*found) is alike
+
+
+@pytest.mark.parametrize("mode", ["add", "gated"])
+def test_a_pooling_query_has_no_keys_of_its_own_layer(mode):
+    with pytest.raises(UsageError, match=rf"model\.shortcut\.mode '{mode}'") as refused:
+        make("shortcut_pool", {"mode": mode})
+    assert refused.value.hint == 'set model.shortcut.mode = "replace"'
 
 
 @pytest.mark.parametrize(("name", "options"), [("attnres", {}), ("attnres", {"variant": "block"}), ("mudd", {})])

@@ -42,6 +42,9 @@ ARMS = [
     ("shortcut", {"attention": "merge", "taps": "every:2"}),
     ("shortcut_gated", {}),
     ("shortcut_local", {}),
+    ("shortcut_pool", {}),
+    ("shortcut_pool", {"taps": "all", "concat": "feature"}),
+    ("shortcut_pool", {"taps": "none"}),
     ("x0", {}),
     ("dense_last", {}),
     ("late_kv", {}),
@@ -85,7 +88,7 @@ NORMED = {"qk_norm": True}
 def make(name, options, *, seed=1, open_gates=False, **shape):
     """open_gates: with weights at which every part of the model matters, and no two parts are alike."""
     shape = {"layers": 6, "width": 32, "heads": 4, "context": CONTEXT, "ffn": 64, **PLAIN} | shape
-    section = "shortcut" if name == "shortcut_local" else name
+    section = registry.OPTIONS_OF.get(name, name)
     sections = {section: SECTIONS[section](**options)} if options else {}
     config = Config(name=name, **shape, **sections)
     model = registry.load(registry.MODELS, name)(config, VOCABULARY, seed)
@@ -244,6 +247,8 @@ class TestEveryArm:
             std = 0.02 / math.sqrt(2 * 6) if WRITES.search(parameter_name) else 0.02
             if parameter_name.endswith("convolution.kernel"):
                 std = options.get("kernel", 7) ** -0.5
+            if parameter_name.endswith("attention.pool"):  # what a matrix of 32 inputs makes of a normed state
+                std = 0.02 * math.sqrt(32)
             # Five standard errors of the standard deviation, and below of the mean.
             assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter_name
             assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel()), parameter_name
@@ -268,6 +273,8 @@ class TestEveryArm:
                 std = 1 if parameter_name == "embedding.weight" else weight.shape[1] ** -0.5
                 assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter_name
                 assert torch.allclose(weight / std, plain[parameter_name] / 0.02), parameter_name
+            elif parameter_name.endswith("attention.pool"):
+                assert torch.allclose(weight, plain[parameter_name] / (0.02 * math.sqrt(32)))
             elif options.get("concat") == "feature" and "map_norms" in parameter_name:
                 assert (weight == 1).all()  # the matrix that reads them keeps their size
             else:
@@ -293,9 +300,13 @@ class TestEveryArm:
         baseline, weights = make("gpt", {}).state_dict(), make(name, options).state_dict()
         missing = {parameter for parameter in baseline if parameter not in weights}
         # A last layer that reads only taps has no keys of its own.
-        replaced = name in ("shortcut_local", "late_kv") or (name == "shortcut" and "mode" not in options)
+        replaced = name in ("shortcut_local", "shortcut_pool", "late_kv")
+        replaced = replaced or (name == "shortcut" and "mode" not in options)
         replaced = replaced and options.get("taps") != "none"
-        assert missing == ({"blocks.5.attention.query_key_value.weight"} if replaced else set())
+        lacking = {"blocks.5.attention.query_key_value.weight"} if replaced else set()
+        if replaced and name == "shortcut_pool":  # nor anything else that its attention asks
+            lacking |= {"blocks.5.attention_norm.weight"}
+        assert missing == lacking
         if "groups" in options:  # a fourth of the matrices
             missing = {n for n in baseline if re.search(r"feed_forward\.(inner|out)\.weight$", n)}
             assert all(weights[n].numel() * 4 == baseline[n].numel() for n in missing)
@@ -307,9 +318,8 @@ class TestEveryArm:
         parameters = [n for n, _ in model.named_parameters()]
         found = {n for n in parameters if any(n.endswith(router) for router in model.routers())}
         assert found == {n for n in parameters if ROUTING.fullmatch(n)}
-        assert bool(found) is (
-            name not in ("gpt", "conv", "depth_attention", "moda") and not name.startswith(("short", "late"))
-        )
+        without = ("gpt", "conv", "depth_attention", "moda", "shortcut", "shortcut_gated", "shortcut_local", "late_kv")
+        assert bool(found) is (name not in without and options.get("taps") != "none")
 
     def test_dropout_is_on_the_embedding_and_on_what_each_sublayer_adds(self, name, options, monkeypatch):
         """With a factor of 1/2, which is exact, in place of chance, it equals a model with half of those weights."""
@@ -404,7 +414,7 @@ def slots(name, options):
 
 WRITES = re.compile(r"(attention|convolution|feed_forward)\.out\.weight$")  # to the residual stream
 ROUTING = re.compile(
-    r"blocks\.\d+\.attention\.(share|gate\.weight)|carry|again|mix|mixes\.\d+|queries|key_norms"
+    r"blocks\.\d+\.attention\.(share|pool|gate\.weight)|carry|again|mix|mixes\.\d+|queries|key_norms"
     r"|mixes\.\d+\.(static|inner\.weight|outer\.weight)|connections\.\d+\.(read|carry|write|norm|route\.weight|scale)"
 )
 
@@ -548,8 +558,10 @@ def read_taps(model, states, options, tapped):
         k, v = (feature @ projections[m % len(projections)].weight.T).chunk(2, -1)
         k, v = (y.unflatten(-1, (model.config.heads, -1)) for y in (k, v))
         sources.append((turned(k, model), v))
-    h = normed(states[-1], last.attention_norm.weight)
-    if options.mode == "replace":
+    h = normed(states[-1], last.attention_norm.weight) if hasattr(last, "attention_norm") else states[-1]
+    if hasattr(attention, "pool"):
+        q = turned(attention.pool.expand(*h.shape[:2], -1, -1), model)
+    elif options.mode == "replace":
         q = turned((h @ attention.query.weight.T).unflatten(-1, (model.config.heads, -1)), model)
     else:
         q, *own = heads(model, -1, h)
@@ -666,6 +678,7 @@ def test_the_flops_of_a_window_by_hand():
     [
         ("conv", {}, 6 * (3 * 32**2 + 7 * 32 + 2 * 32)),
         ("conv", {"kernel": 3, "groups": 4}, 6 * (3 * 32**2 + 3 * 32 + 2 * 32 - 2 * 32 * 64 * 3 // 4)),
+        ("shortcut_pool", {"map": "linear"}, 2 * (32 + 32**2 + 32) - 32**2 - 32 + 32),
         ("x0", {}, 6 * 2),
         ("dense_last", {}, 7),
         ("late_kv", {}, 32),  # the norm of the tap

@@ -811,7 +811,9 @@ BINDS_CODEC = {
 }
 FREE = {"train.log_every", "train.tensorboard", "train.keep"}
 FREE_CODEC = (FREE - {"train.keep"}) | {"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}
-OPTIONS = {"shortcut": "shortcut", "shortcut_local": "shortcut"}  # the table of [model.NAME] that an architecture reads
+OPTIONS = dict.fromkeys(
+    ("shortcut", "shortcut_local", "shortcut_pool"), "shortcut"
+)  # the table of [model.NAME] that an architecture reads
 OPTIONS |= {name: name for name in ("conv", "late_kv", "value_residual", "denseformer", "attnres", "hyper")}
 
 
