@@ -20,7 +20,7 @@ from shortcut_cli.tokenizers.base import Constraint
 from shortcut_cli.training import conditions
 
 ARMS = [("gpt", {}), ("shortcut", {}), ("shortcut", {"mode": "gated", "taps": "all"})]
-ALL_ARMS = [*{name: (name, {}) for name in registry.MODELS}.values(), ARMS[-1]]
+ALL_ARMS = [*{name: (name, {}) for name in registry.MODELS}.values(), ARMS[-1], ("conv", {"groups": 4})]
 # How far fp32 may move a probability (measured: below 4e-7). A plain draw or filter closer to a border than this would
 # depend on rounding; `plain_row` asserts that no fixed example does.
 ROUNDING = 2e-6

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.errors import UsageError
+from shortcut_cli.kernels.cpu import linear
 from shortcut_cli.models.options import ConvOptions
 from shortcut_cli.models.transformer import Block, Cache, Decoder, History, Linear, RMSNorm
 
@@ -21,15 +22,17 @@ from shortcut_cli.models.transformer import Block, Cache, Decoder, History, Line
 class GroupedLinear(Linear):
     """A block-diagonal matrix, or several: each group of outputs reads its own group of inputs."""
 
-    def __init__(self, in_features: int, out_features: int, groups: int, parts: int = 1) -> None:
-        super().__init__(in_features // groups, out_features, parts * groups)
-        self.blocks = (parts, groups, out_features // (parts * groups), in_features // groups)
+    def __init__(
+        self, in_features: int, out_features: int, groups: int, parts: int = 1, *, narrow: bool = False
+    ) -> None:
+        super().__init__(in_features // groups, out_features, parts * groups, narrow=narrow)
+        self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        _, groups, _, size = self.blocks
-        y = torch.einsum("...gi,pgoi->...pgo", x.unflatten(-1, (groups, size)), self.weight.view(self.blocks))
-        return y.flatten(-3)
+        inputs, blocks = x.chunk(self.groups, -1), self.weight.chunk(self.parts)
+        products = [linear(inputs[n % self.groups], block, self.narrow) for n, block in enumerate(blocks)]
+        return torch.cat(products, -1)
 
 
 class Convolution(nn.Module):
@@ -61,9 +64,11 @@ class ConvBlock(Block):
         self.convolution_norm = RMSNorm(config.width)
         self.convolution = Convolution(config, options.kernel, layer)
         if options.groups > 1:
-            inner, out = self.feed_forward.inner, self.feed_forward.out
-            self.feed_forward.inner = GroupedLinear(config.width, inner.out_features, options.groups, inner.parts)
-            self.feed_forward.out = GroupedLinear(config.ffn, out.out_features, options.groups)
+            inner, groups = self.feed_forward.inner, options.groups
+            self.feed_forward.inner = GroupedLinear(
+                config.width, inner.out_features, groups, inner.parts, narrow=inner.narrow
+            )
+            self.feed_forward.out = GroupedLinear(config.ffn, config.width, groups)
 
     def forward(self, x: Tensor, freqs: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
