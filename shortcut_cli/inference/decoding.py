@@ -4,6 +4,8 @@ A step reads every weight once and does little with it, so that the order and th
 and for one row the number of its operations. In bf16 the weights take half the bytes. Only the products are in bf16
 then, each rounded once to its result, after the activation if one follows; residual stream, norms, attention and its
 cache, and logits stay in fp32. A cache in bf16 would be slower on a CPU: torch's kernels convert it number by number.
+
+Block-diagonal matrices (`model.conv.groups`) and convolutions stay as they are, in fp32.
 """
 
 import math
