@@ -42,6 +42,8 @@ MODEL_OPTIONS = {  # for the architectures that have their own recipe keys
     "value_residual": "shortcut_cli.models.options:ValueResidualOptions",
     "denseformer": "shortcut_cli.models.options:DenseFormerOptions",
     "attnres": "shortcut_cli.models.options:AttnResOptions",
+    "depth_attention": "shortcut_cli.models.options:DepthAttentionOptions",
+    "moda": "shortcut_cli.models.options:MoDAOptions",
     "hyper": "shortcut_cli.models.options:HyperOptions",
 }
 

@@ -57,7 +57,9 @@ ARMS = [
     ("attnres", {"variant": "block", "blocks": 5}),
     ("attnres", {"variant": "delta"}),
     ("depth_attention", {}),
+    ("depth_attention", {"values": "mixed"}),
     ("moda", {}),
+    ("moda", {"feed_forward": True}),
     ("mudd", {}),
     ("mudd_last", {}),
     ("hyper", {}),
@@ -245,6 +247,8 @@ class TestEveryArm:
                 assert torch.equal(weight, fixed), parameter_name
                 continue
             std = 0.02 / math.sqrt(2 * 6) if WRITES.search(parameter_name) else 0.02
+            if name == "hyper" and WRITES.search(parameter_name):
+                std *= math.sqrt(options.get("streams", 4))
             if parameter_name.endswith("convolution.kernel"):
                 std = options.get("kernel", 7) ** -0.5
             if parameter_name.endswith("attention.pool"):  # what a matrix of 32 inputs makes of a normed state
@@ -284,8 +288,8 @@ class TestEveryArm:
     def test_every_attention_starts_as_large_as_the_baselines(self, name, options, shape):
         """What it adds or, where that starts at zero, what it multiplies by that zero."""
         found, expected = attention_sizes(name, options, shape), attention_sizes("gpt", {}, shape)
-        if name == "depth_attention":  # by its formula: a mean of the values of all layers so far
-            expected = [size / math.sqrt(layer) for layer, size in enumerate(expected, 1)]
+        # By their formulas, a mean over depth starts smaller, and what writes to many streams larger.
+        expected = [size * share for size, share in zip(expected, first_shares(name, options, shape), strict=True)]
         if options.get("map_norm", True):
             assert all(1 / 2 < a / b < 2 for a, b in zip(found, expected, strict=True)), (found, expected)
         elif not shape:  # the reconstruction as it was
@@ -310,6 +314,11 @@ class TestEveryArm:
         if "groups" in options:  # a fourth of the matrices
             missing = {n for n in baseline if re.search(r"feed_forward\.(inner|out)\.weight$", n)}
             assert all(weights[n].numel() * 4 == baseline[n].numel() for n in missing)
+        if name == "hyper":  # it writes sqrt(n) more to each of n streams
+            times = math.sqrt(options.get("streams", 4))
+            written = {n for n in baseline if WRITES.search(n)}
+            assert all(torch.allclose(weights[n], times * baseline[n], rtol=1e-6) for n in written)
+            missing |= written
         assert all(torch.equal(weights[n], weight) for n, weight in baseline.items() if n not in missing)
 
     def test_its_routers_are_just_what_weighs_sources(self, name, options):
@@ -358,6 +367,20 @@ class TestEveryArm:
         assert apart(whole, torch.cat([grad.flatten() for grad in grads.values()])) < 26 * 2**-8
 
 
+def first_shares(name, options, shape):
+    """By which an architecture's own formula makes the attention of each layer larger or smaller at first."""
+    if name == "hyper" and not shape:
+        return [math.sqrt(options.get("streams", 4))] * 6
+    if name != "depth_attention":
+        return [1] * 6
+    mixed = []  # of each layer, as shares of the values of all, which do not depend on each other: their mean
+    for layer in range(6):
+        own = torch.eye(6)[layer]
+        below = mixed if options.get("values") == "mixed" else torch.eye(6)[:layer].unbind()
+        mixed.append(sum(below, own) / (layer + 1))
+    return [shares.norm().item() for shares in mixed]
+
+
 def attention_sizes(name, options, shape, layers=6):
     """The standard deviation, at first, of what the attention of each layer adds, or of what its last matrix reads."""
     model = make(name, options, layers=layers, width=64, ffn=128, **shape).eval()
@@ -396,7 +419,20 @@ def test_the_vectors_of_the_depth_embedding_do_not_decay():
 
 def depth_sums(name, options):
     """How many states of one token six layers multiply by a number, to add them over depth, one after the other."""
-    return {"x0": 6 * 2}.get(name, 0)
+    if name.startswith("shortcut"):  # what a gate weighs
+        return int(options.get("mode") == "gated" or name == "shortcut_gated")
+    if name == "value_residual":  # of two values, one may have no weight
+        return 5 * (1 if options.get("gate") == "token" else 2)
+    if name == "denseformer":
+        return 2 + 4 if "dilation" in options else 2 + 3 + 4 + 5 + 6 + 7
+    if name == "moda":  # scores and sums of the layers below
+        return 2 * (1 + 2 + 3 + 4 + 5) * (2 if options.get("feed_forward") else 1)
+    return {
+        "x0": 6 * 2,
+        "dense_last": 7,
+        "depth_attention": 2 * (2 + 3 + 4 + 5 + 6),  # scores and sums of the layers so far
+        "mudd_last": 3 + 3 + 4,
+    }.get(name, 0)
 
 
 def slots(name, options):
@@ -415,7 +451,7 @@ def slots(name, options):
 WRITES = re.compile(r"(attention|convolution|feed_forward)\.out\.weight$")  # to the residual stream
 ROUTING = re.compile(
     r"blocks\.\d+\.attention\.(share|pool|gate\.weight)|carry|again|mix|mixes\.\d+|queries|key_norms"
-    r"|mixes\.\d+\.(static|inner\.weight|outer\.weight)|connections\.\d+\.(read|carry|write|norm|route\.weight|scale)"
+    r"|(mixes\.\d+|before|after)\.(static|inner\.weight|outer\.weight)|connections\.\d+\.(read|carry|write|norm|route\.weight|scale)"
 )
 
 
@@ -438,6 +474,10 @@ def start(name, shape, size=None):
     """The initial value of a parameter that isn't drawn, None for the others; size: of what maps make."""
     last = torch.zeros(shape)
     last[..., -1] = 1
+    if name == "before.static":
+        return torch.zeros(shape)
+    if name == "after.static":
+        return torch.tensor([0, 0, -5.0, 0])  # times 0.1: half of layer 8 of 11 is taken off
     if name.startswith("connections."):
         _, number, part = name.split(".", 2)
         first = torch.zeros(shape)
@@ -691,7 +731,8 @@ def test_the_flops_of_a_window_by_hand():
         ("depth_attention", {}, 0),
         ("moda", {}, 0),
         ("mudd", {}, sum((32 + n + 1) * n for n in (8, 12, 16, 20, 24, 7))),
-        ("mudd_last", {}, 2 * (32 + 6 + 1) * 6),
+        ("moda", {"feed_forward": True}, 5 * 2 * 32**2),
+        ("mudd_last", {}, 2 * 32 * 64 + (64 + 1) * (6 + 4)),
         ("hyper", {}, 12 * (4 + 16 + 4 + 32 + 6 * 32 + 2)),
         ("hyper", {"weights": "static", "streams": 3}, 12 * (3 + 9 + 3)),
         ("shortcut", {"mode": "gated", "taps": "0,3", "map": "linear"}, 2 * (32 + 32**2 + 32) + 2 * 32**2 + 4),
@@ -744,6 +785,8 @@ def test_the_options_of_the_shortcut_are_the_papers_unless_told_otherwise():
         "value_residual": {"gate": "scalar"},
         "denseformer": {"dilation": 1, "period": 1},
         "attnres": {"variant": "full", "blocks": 8},
+        "depth_attention": {"values": "raw"},
+        "moda": {"feed_forward": False},
         "hyper": {"streams": 4, "weights": "dynamic"},
     }
 

@@ -814,7 +814,10 @@ FREE_CODEC = (FREE - {"train.keep"}) | {"data.speaker", "data.val", "data.file_t
 OPTIONS = dict.fromkeys(
     ("shortcut", "shortcut_local", "shortcut_pool"), "shortcut"
 )  # the table of [model.NAME] that an architecture reads
-OPTIONS |= {name: name for name in ("conv", "late_kv", "value_residual", "denseformer", "attnres", "hyper")}
+OPTIONS |= {
+    name: name
+    for name in ("conv", "late_kv", "value_residual", "denseformer", "attnres", "depth_attention", "moda", "hyper")
+}
 
 
 def binds(tree, key):

@@ -99,6 +99,22 @@ class AttnResOptions(Config):
     blocks: int = Field(8, description="block: groups of sublayers", ge=1, le=2 * MOST_LAYERS)
 
 
+class DepthAttentionOptions(Config):
+    """[model.depth_attention]"""
+
+    values: Literal["raw", "mixed"] = Field(
+        "raw", description="what a layer mixes of those below: raw: their own values; mixed: what they attended to"
+    )
+
+
+class MoDAOptions(Config):
+    """[model.moda]"""
+
+    feed_forward: bool = Field(
+        False, description="each feed-forward leaves a key and a value for the layers above too, by a projection"
+    )
+
+
 class HyperOptions(Config):
     """[model.hyper]"""
 

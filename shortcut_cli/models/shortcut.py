@@ -250,10 +250,12 @@ class Shortcut(Decoder):
         return {"features.depth": False}
 
     def macs(self) -> int:
-        """A map or projection that all taps share runs once per tap."""
+        """A map or projection that all taps share runs once per tap; a gate weighs what the taps give."""
         total = super().macs()
         if not self.tapped:
             return total
+        if self.options.mode == "gated":  # the gate's products
+            total += self.config.width
         attention: Any = self.blocks[-1].attention
         again = list(attention.features.maps) if self.options.share_map else []
         if self.options.project == "shared" and self.options.concat == "time":

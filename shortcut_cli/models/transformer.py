@@ -381,8 +381,9 @@ class Decoder(nn.Module):
     def flops(self, context: int, *, causal: bool = True) -> int:
         """Forward FLOPs of one window of `context` tokens.
 
-        Two per multiply-add of the matrices and of attention. With `causal` only the pairs that a query sees count;
-        without it all T x S, which a dense implementation computes and torch's FlopCounterMode counts.
+        Two per multiply-add of the matrices, of attention, and of reads over depth. With `causal` only the pairs that a
+        query sees count; without it all T x S, which a dense implementation computes and torch's FlopCounterMode counts
+        (which does not count elementwise products, as those of some reads over depth).
         """
         pairs = context * (context + 1) // 2 if causal else context**2
         return 2 * self.macs() * context + 4 * self.config.width * pairs * sum(self.cache_entries())
@@ -392,7 +393,7 @@ class Decoder(nn.Module):
         return 3 * self.flops(context) // context
 
     def macs(self) -> int:
-        """Multiply-adds of all matrices per token, without those of attention."""
+        """Multiply-adds per token of all matrices, and of weighted sums over depth; without those of attention."""
         return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
 
 
