@@ -28,7 +28,7 @@ from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels import depth
 from shortcut_cli.models.mudd import Router
 from shortcut_cli.models.options import ShortcutOptions
-from shortcut_cli.models.transformer import Trace
+from shortcut_cli.models.transformer import History, Trace
 from shortcut_cli.training import optim
 
 
@@ -448,6 +448,20 @@ def test_a_pooling_query_is_the_same_for_all_tokens_at_one_time():
             block(x, tapped, freqs, None, trace)
             found.append(trace.depth_weights)
         assert torch.equal(*found) is alike
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_queries_and_keys_that_an_arm_adds_are_normed_as_the_others_are(qk_norm):
+    pool = make("shortcut_pool", {}, open_gates=True, qk_norm=qk_norm)
+    before = pool(ids())
+    with torch.no_grad():
+        pool.blocks[-1].attention.pool.mul_(3)
+    assert (apart(pool(ids()), before) < 1e-4) is qk_norm
+    moda = make("moda", {"feed_forward": True}, open_gates=True, qk_norm=qk_norm)
+    history = History()
+    moda.blocks[0](moda.embedding(ids()), moda.freqs, None, history)
+    _, key = history.keys
+    assert torch.allclose(key.square().mean(-1), torch.ones(()), atol=1e-3) is qk_norm
 
 
 @pytest.mark.parametrize("mode", ["add", "gated"])
