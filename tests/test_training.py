@@ -470,8 +470,9 @@ def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypat
     # The output of a sublayer is linear in its last matrix: dropping all of it equals setting that matrix to zero.
     model = make(name, {}, open_gates=True, dropout=0.25, tied=False, layers=4).train()
     places = ["embedding"]
+    sublayers = ("attention", "convolution", "feed_forward") if name == "conv" else ("attention", "feed_forward")
     for layer in range(4):
-        places += [f"blocks.{layer}.attention.out", f"blocks.{layer}.feed_forward.out"]
+        places += [f"blocks.{layer}.{sublayer}.out" for sublayer in sublayers]
     ids = torch.randint(0, 37, (2, 12), generator=torch.Generator().manual_seed(1))
     calls = []
 
@@ -487,7 +488,7 @@ def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypat
         return model(ids)
 
     whole = logits()
-    assert calls == [(0.25, True, False)] * 9
+    assert calls == [(0.25, True, False)] * len(places)
     with torch.no_grad():
         for number, place in enumerate(places):
             found = logits(dropped=number)
