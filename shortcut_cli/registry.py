@@ -17,9 +17,12 @@ DEFAULT_RECIPES = {"audio": "audio", "midi": "music", "text": "text"}  # of `sho
 
 MODELS = {
     "gpt": "shortcut_cli.models.gpt:GPT",
+    "conv": "shortcut_cli.models.conv:Conv",
     "shortcut": "shortcut_cli.models.shortcut:Shortcut",
     "shortcut_gated": "shortcut_cli.models.shortcut_gated:ShortcutGated",
     "shortcut_local": "shortcut_cli.models.shortcut_local:ShortcutLocal",
+    "shortcut_pool": "shortcut_cli.models.shortcut_pool:ShortcutPool",
+    "x0": "shortcut_cli.models.x0:X0",
     "dense_last": "shortcut_cli.models.dense_last:DenseLast",
     "late_kv": "shortcut_cli.models.late_kv:LateKV",
     "value_residual": "shortcut_cli.models.value_residual:ValueResidual",
@@ -33,16 +36,19 @@ MODELS = {
 }
 
 MODEL_OPTIONS = {  # for the architectures that have their own recipe keys
+    "conv": "shortcut_cli.models.options:ConvOptions",
     "shortcut": "shortcut_cli.models.options:ShortcutOptions",
     "late_kv": "shortcut_cli.models.options:LateKVOptions",
     "value_residual": "shortcut_cli.models.options:ValueResidualOptions",
     "denseformer": "shortcut_cli.models.options:DenseFormerOptions",
     "attnres": "shortcut_cli.models.options:AttnResOptions",
+    "depth_attention": "shortcut_cli.models.options:DepthAttentionOptions",
+    "moda": "shortcut_cli.models.options:MoDAOptions",
     "hyper": "shortcut_cli.models.options:HyperOptions",
 }
 
 # The architecture under whose name the recipe keys of another one are; one that is not here has those of its own name.
-OPTIONS_OF = {"shortcut_local": "shortcut"}
+OPTIONS_OF = {"shortcut_local": "shortcut", "shortcut_pool": "shortcut"}
 
 OFFICIAL_WEIGHTS = ("encodec_24khz", "encodec_48khz")  # EnCodec's published checkpoints
 

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from test_models import (
+    NORMED,
     apart,
     attended,
     fed,
@@ -17,19 +18,51 @@ from test_models import (
     make,
     normed,
     read_taps,
+    turned,
 )
 from torch.nn import functional as F
 
 from shortcut_cli import registry
+from shortcut_cli.config.schema import TrainConfig
+from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels import depth
 from shortcut_cli.models.mudd import Router
 from shortcut_cli.models.options import ShortcutOptions
+from shortcut_cli.models.transformer import History, Trace
+from shortcut_cli.training import optim
 
 
 def gpt(model, x):
     for layer in range(len(model.blocks)):
         x = layer_output(model, layer, x)
     return x
+
+
+def conv(model, x):
+    options = model.config.conv
+    for layer, block in enumerate(model.blocks):
+        x = x + attended(model, layer, x)
+        module = block.convolution
+        h = normed(x, block.convolution_norm.weight) @ module.inner.weight.T
+        h = h[..., : x.shape[-1]] / (1 + (-h[..., x.shape[-1] :]).exp())
+        y = torch.zeros_like(h)
+        for t in range(h.shape[1]):
+            for back in range(min(options.kernel, t + 1)):
+                y[:, t] += h[:, t - back] * module.kernel[:, -1 - back]
+        y = normed(y, module.norm.weight)
+        x = x + (y / (1 + (-y).exp())) @ module.out.weight.T
+        x = x + (blocks_fed(model, layer, x, options.groups) if options.groups > 1 else fed(model, layer, x))
+    return x
+
+
+def blocks_fed(model, layer, x, groups):
+    """What a feed-forward of GELU, or of SwiGLU, adds, if its matrices are block-diagonal: written out in full."""
+    block, config = model.blocks[layer], model.config
+    parts = 2 if config.activation == "swiglu" else 1
+    inner = [torch.block_diag(*part.chunk(groups)) for part in block.feed_forward.inner.weight.chunk(parts)]
+    h = [normed(x, block.feed_forward_norm.weight) @ weight.T for weight in inner]
+    h = F.silu(h[0]) * h[1] if parts == 2 else F.gelu(h[0])
+    return h @ torch.block_diag(*block.feed_forward.out.weight.chunk(groups)).T
 
 
 def value_residual(model, x):
@@ -55,7 +88,10 @@ def depth_attention(model, x):
     def values(q, k, v, h):
         below.append((k, v))
         scores = torch.stack([(q * key).sum(-1) / math.sqrt(q.shape[-1]) for key, _ in below])
-        return sum(share.unsqueeze(-1) * value for share, (_, value) in zip(scores.softmax(0), below, strict=True))
+        mixed = sum(share.unsqueeze(-1) * value for share, (_, value) in zip(scores.softmax(0), below, strict=True))
+        if model.config.depth_attention.values == "mixed":
+            below[-1] = (k, mixed)
+        return mixed
 
     for layer in range(len(model.blocks)):
         x = layer_output(model, layer, x, values)
@@ -71,6 +107,13 @@ def denseformer(model, x):
         if (layer + 1) % options.period == 0:
             read = states[:: -options.dilation][::-1]
             x = sum(a * state for a, state in zip(model.mixes[str(layer + 1)], read, strict=True))
+    return x
+
+
+def x0(model, x):
+    first = normed(x, 1)
+    for layer in range(len(model.blocks)):
+        x = layer_output(model, layer, model.carry[layer] * x + model.again[layer] * first)
     return x
 
 
@@ -127,6 +170,10 @@ def moda(model, x):
             out[:, t] = torch.einsum("bhs,bshd->bhd", scores.softmax(-1), read)
         below.append((k, v))
         x = x + out.flatten(-2) @ block.attention.out.weight.T
+        if model.config.moda.feed_forward and layer + 1 < len(model.blocks):
+            key_value = normed(x, block.feed_forward_norm.weight) @ block.depth_key_value.weight.T
+            k, v = (y.unflatten(-1, (model.config.heads, -1)) for y in key_value.chunk(2, -1))
+            below.append((turned(k, model), v))
         x = x + fed(model, layer, x)
     return x
 
@@ -157,26 +204,26 @@ def mudd(model, x):
     return streams[0]
 
 
-LATE = {
-    1: (1, 1),
-    2: (1, 1),
-    3: (1, 1),
-    5: (3, 2),
-    6: (4, 3),
-}  # layers: the first that reads mixes, and the one in the middle
+PLACES = {1: (0, 0), 2: (1, 1), 3: (1, 2), 5: (2, 4), 6: (2, 4), 11: (4, 8)}  # by layers: 4 / 11 and 8 / 11 of them
 
 
 def mudd_last(model, x):
-    first, middle = LATE[len(model.blocks)]
+    def weights(mix, x):
+        return (F.gelu(normed(x, 1) @ mix.inner.weight.T) @ mix.outer.weight.T + mix.static).mul(0.1).unbind(-1)
+
+    def mixed(weights, states):
+        return sum(weight[..., None] * state for weight, state in zip(weights, states, strict=True))
+
+    early, late = PLACES[len(model.blocks)]
     states = [x]
-    for layer in range(len(model.blocks)):
-        if layer < first:
-            x = layer_output(model, layer, x)
-        else:
-            values, residual = routed(model.mixes[layer - first], [states[0], states[middle], x])
-            x = streamed(model, layer, [residual, residual, values, residual])
-        states.append(x)
-    return x
+    for layer in range(len(model.blocks) - 1):
+        states.append(layer_output(model, layer, states[-1]))
+    first, early, late, x = states[0], states[early], states[late], states[-1]
+    shares = weights(model.before, x)
+    added = mixed(shares[:3], [first, late, x]).unflatten(-1, (model.config.heads, -1))
+    y = x + mixed(shares[3:], [first, late, x])
+    y = layer_output(model, len(model.blocks) - 1, y, lambda _q, _k, v, _h: v + added)
+    return y + mixed(weights(model.after, y), [first, early, late, x])
 
 
 def tapping(options, taps, model, x, local=False):
@@ -193,6 +240,11 @@ def shortcut_gated(model, x):
 
 def shortcut_local(model, x):
     return tapping({}, [2, 4], model, x, local=True)
+
+
+def shortcut_pool(model, x):
+    options = model.config.shortcut
+    return tapping(options.model_dump(), {"paper": [2, 4], "all": [1, 2, 3, 4, 5]}[options.taps], model, x)
 
 
 def late_kv(model, x):
@@ -223,9 +275,14 @@ REFERENCES = [
     (gpt, {}, {}),
     (gpt, {}, {"activation": "swiglu", "tied": False, "heads": 2, "rope_base": 30.0}),
     (gpt, {}, {"layers": 1, "rope_base": 1e6}),
+    (conv, {}, {}),
+    (conv, {"kernel": 3, "groups": 4}, {"rope_base": 30.0}),
+    (conv, {"kernel": 16, "groups": 2}, {"layers": 2, "activation": "swiglu"}),
     (shortcut_gated, {}, {"activation": "swiglu"}),
     (shortcut_gated, {}, {"layers": 2}),
     (shortcut_local, {}, {"rope_base": 30.0}),
+    (shortcut_pool, {}, {"rope_base": 30.0}),
+    (shortcut_pool, {"taps": "all", "concat": "feature", "map": "linear"}, {}),
     (late_kv, {}, {}),
     (late_kv, {}, {"layers": 5, "rope_base": 30.0}),
     (late_kv, {}, {"layers": 2}),
@@ -235,11 +292,14 @@ REFERENCES = [
     (value_residual, {}, {"layers": 1}),
     (depth_attention, {}, {}),
     (depth_attention, {}, {"layers": 2, "heads": 2, "rope_base": 30.0}),
+    (depth_attention, {"values": "mixed"}, {}),
     (denseformer, {}, {}),
     (denseformer, {"dilation": 2}, {}),
     (denseformer, {"dilation": 3, "period": 2}, {"activation": "swiglu"}),
     (denseformer, {"dilation": 2, "period": 3}, {"layers": 5}),
     (denseformer, {"period": 4}, {"layers": 3}),
+    (x0, {}, {}),
+    (x0, {}, {"layers": 1, "tied": False}),
     (dense_last, {}, {}),
     (dense_last, {}, {"layers": 1, "tied": False}),
     (attnres, {}, {}),
@@ -251,11 +311,14 @@ REFERENCES = [
     (attnres, {"variant": "delta"}, {"layers": 2}),
     (moda, {}, {}),
     (moda, {}, {"layers": 3, "heads": 2, "rope_base": 30.0}),
+    (moda, {"feed_forward": True}, {}),
+    (moda, {"feed_forward": True}, {"layers": 3, "heads": 2, "rope_base": 30.0, "activation": "swiglu"}),
     (mudd, {}, {}),
     (mudd, {}, {"layers": 1}),
     (mudd, {}, {"layers": 3, "activation": "swiglu", "rope_base": 30.0}),
     (mudd_last, {}, {}),
     (mudd_last, {}, {"layers": 5, "rope_base": 30.0}),
+    (mudd_last, {}, {"layers": 11}),
     (mudd_last, {}, {"layers": 3}),
     (mudd_last, {}, {"layers": 2}),
     (mudd_last, {}, {"layers": 1}),
@@ -279,6 +342,9 @@ def test_an_architecture_is_its_formula(plain, options, shape):
             # Its first connection reads one state times a number, which a norm cancels except for its epsilon. At the
             # embedding's usual size, the gradient of that number is what remains of sums that cancel.
             model.embedding.weight.div_(10)
+            for name, weight in model.named_parameters():  # nor may what is written be so large that a norm cancels it
+                if name.endswith(".out.weight"):
+                    weight.div_(math.sqrt(model.options.streams))
     x = ids(length=11)
     found = model(x)
     found.square().sum().backward()
@@ -295,17 +361,62 @@ def test_an_architecture_is_its_formula(plain, options, shape):
         assert (grads[name] - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-9, name
 
 
-@pytest.mark.parametrize("name", ["denseformer", "dense_last", "shortcut_gated", "mudd", "mudd_last", "hyper"])
+@pytest.mark.parametrize("name", ["x0", "denseformer", "dense_last", "shortcut_gated", "mudd"])
 def test_the_identity_at_the_start_is_the_baseline_bit_for_bit(name):
     assert torch.equal(make("gpt", {})(ids()), make(name, {})(ids()))
 
 
+def test_a_row_that_is_left_keeps_the_tokens_that_its_convolutions_read():
+    model, x = make("conv", {"kernel": 5}, open_gates=True).eval(), ids(3)
+    with torch.inference_mode():
+        cache = model.new_cache(3, 24)
+        model(x[:, :7], cache)
+        cache.keep([0, 2])
+        found = [model(x[[0, 2], 7:8], cache)]
+        cache.keep([1])
+        found.append(model(x[2:, 8:12], cache))
+        expected = model(x)
+    assert apart(found[0], expected[[0, 2], 7:8]) < 1e-5
+    assert apart(found[1], expected[2:, 8:12]) < 1e-5
+
+
+def stripped(model):
+    """A baseline with the weights that a model shares with it."""
+    plain = make("gpt", {}, layers=len(model.blocks))
+    plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if name in plain.state_dict()})
+    return plain
+
+
 @pytest.mark.parametrize("weights", ["static", "dynamic"])
 @pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 16])
-def test_any_number_of_streams_starts_as_the_baseline(streams, weights):
+def test_any_number_of_streams_starts_as_a_baseline_that_writes_more(streams, weights):
     """Bit for bit with two or four streams; with others the mean rounds once more."""
-    wanted, found = make("gpt", {})(ids()), make("hyper", {"streams": streams, "weights": weights})(ids())
+    model = make("hyper", {"streams": streams, "weights": weights})
+    wanted, found = stripped(model)(ids()), model(ids())
     assert torch.equal(found, wanted) if streams in (1, 2, 4) else apart(found, wanted) < 1e-6
+
+
+def test_the_dynamic_weights_of_streams_decay_and_the_static_ones_do_not():
+    model = make("hyper", {})
+    config = TrainConfig(steps=1, batch_size=1, lr=1.0, router_lr=0.5)
+    optimizer = optim.adamw(model, config, model.routers(), config.router_lr, decays=model.decays())
+    optim.set_rate(optimizer, 1.0)
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for name in (named[parameter] for parameter in group["params"]):
+            if name.startswith("connections."):
+                assert group["lr"] == 0.5
+                assert (group["weight_decay"] > 0) is name.endswith("route.weight"), name
+
+
+def test_half_of_a_late_state_is_taken_off_before_the_head():
+    model = make("mudd_last", {})
+    plain, x = stripped(model), ids()
+    states = [plain.embedding(x)]
+    for block in plain.blocks:
+        states.append(block(states[-1], plain.freqs, None))
+    expected = plain.head(plain.norm(states[6] - states[4] / 2))
+    assert apart(model(x), expected) < 1e-6
 
 
 def test_the_controls_of_the_shortcut():
@@ -322,6 +433,42 @@ def test_the_controls_of_the_shortcut():
     assert torch.equal(one(x), late(x))
     gated = make("shortcut", {"taps": "all", "map": "linear", "mode": "gated"})
     assert torch.equal(gated(x), make("shortcut_gated", {})(x))
+
+
+def test_a_pooling_query_is_the_same_for_all_tokens_at_one_time():
+    """Of two last layers that differ in nothing but their state, both attend alike; those of `shortcut` do not."""
+    for name, alike in (("shortcut_pool", True), ("shortcut", False)):
+        block = make(name, {}, open_gates=True, **NORMED).blocks[-1]
+        generator = torch.Generator().manual_seed(0)
+        first, second, *tapped = (torch.randn(2, 9, 32, generator=generator) for _ in range(4))
+        freqs = make(name, {}).freqs[:9]
+        found = []
+        for x in (first, second):
+            trace = Trace()
+            block(x, tapped, freqs, None, trace)
+            found.append(trace.depth_weights)
+        assert torch.equal(*found) is alike
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_queries_and_keys_that_an_arm_adds_are_normed_as_the_others_are(qk_norm):
+    pool = make("shortcut_pool", {}, open_gates=True, qk_norm=qk_norm)
+    before = pool(ids())
+    with torch.no_grad():
+        pool.blocks[-1].attention.pool.mul_(3)
+    assert (apart(pool(ids()), before) < 1e-4) is qk_norm
+    moda = make("moda", {"feed_forward": True}, open_gates=True, qk_norm=qk_norm)
+    history = History()
+    moda.blocks[0](moda.embedding(ids()), moda.freqs, None, history)
+    _, key = history.keys
+    assert torch.allclose(key.square().mean(-1), torch.ones(()), atol=1e-3) is qk_norm
+
+
+@pytest.mark.parametrize("mode", ["add", "gated"])
+def test_a_pooling_query_has_no_keys_of_its_own_layer(mode):
+    with pytest.raises(UsageError, match=rf"model\.shortcut\.mode '{mode}'") as refused:
+        make("shortcut_pool", {"mode": mode})
+    assert refused.value.hint == 'set model.shortcut.mode = "replace"'
 
 
 @pytest.mark.parametrize(("name", "options"), [("attnres", {}), ("attnres", {"variant": "block"}), ("mudd", {})])

@@ -155,9 +155,9 @@ class Slow:
                 history.append(block(history[-1], self.model.freqs[: self.times], None))
             self.last = history[-1]
             normed = self.model.blocks[-1].attention_norm(self.last)
+            parts = zip(attention.features.norms, attention.features.maps, attention.features.map_norms, strict=True)
             features = [
-                attention.features.maps[m](attention.features.norms[m](history[layer]))
-                for m, layer in enumerate(layers)
+                after(mapped(before(history[n]))) for n, (before, mapped, after) in zip(layers, parts, strict=True)
             ]
             if attention.by_feature:
                 features = [torch.cat(features, -1)]

@@ -387,8 +387,8 @@ def flops_of(layers, width, ffn):
 def wanted_size(label):
     """(non-embedding parameters, all, training FLOPs per token, cache bytes per token), computed by hand."""
     if label in ASKED:
-        return {"value_residual": (33062, 33926, 214848, 1024), "late_kv": (33088, 33952, 214848, 1024)}.get(
-            label, (40256, 41120, 257856, 1024)
+        return {"value_residual": (33062, 33926, 216000, 1024), "late_kv": (33088, 33952, 214848, 1024)}.get(
+            label, (40288, 41152, 257856, 1024)
         )
     _, layers, width, ffn = SHAPES[label]
     parameters = layers * (4 * width**2 + 2 * width * ffn) + (2 * layers + 1) * width

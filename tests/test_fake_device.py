@@ -200,16 +200,19 @@ def test_every_arm_trains_scores_and_samples_on_a_gpu(name, options, wanted, ker
         assert shapes == ({(2, 4, len(model.taps), CONTEXT)} if model.taps else {(0,)})
 
 
-def test_a_gpu_merges_the_attention_to_taps_in_its_flash_kernel(driver, monkeypatch):
+@pytest.mark.parametrize("name", ["shortcut", "shortcut_pool"])
+def test_a_gpu_merges_the_attention_to_taps_in_its_flash_kernel(name, driver, monkeypatch):
     driver("flash")
     ran = []
     plain = attention.fused
-    monkeypatch.setattr(attention, "fused", lambda kernel, *x: ran.append(kernel) or plain(kernel, *x))
+    note = lambda kernel, *x: ran.append((kernel, *(each.dtype for each in x))) or plain(kernel, *x)  # noqa: E731
+    monkeypatch.setattr(attention, "fused", note)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model, ids = on_fake_gpu("shortcut", {"taps": "all"})
+        model, ids = on_fake_gpu(name, {"taps": "all"})
         with precision.products("bf16", CUDA):
             model(ids)
-    assert ran == ["flash"] * 3
+    # The kernel takes no fp32, nor a mixture.
+    assert ran == [("flash", *[torch.bfloat16] * 3)] * 3
 
 
 class AnotherKernel:

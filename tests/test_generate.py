@@ -688,7 +688,7 @@ SHAPES = [{}, {"activation": "relu2", "tied": False}, {"activation": "swiglu"}, 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("name", "options"), ALL_ARMS)
+@pytest.mark.parametrize(("name", "options"), [*ALL_ARMS, ("conv", {"groups": 4})])
 def test_a_prepared_model_has_the_logits_of_the_model(name, options, shape, rows):
     """The oracle reads whole windows in float64. Rounding in fp32 moves a logit of the model itself by up to 1e-5 of
     the largest (`hyper`, measured); the prepared one may add 5e-6.

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
 from shortcut_cli import registry
-from shortcut_cli.config.schema import ModelConfig
+from shortcut_cli.config.schema import ModelConfig, TrainConfig
 from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels.attention import plain_attend_with_depth
 from shortcut_cli.kernels.rope import rotate
@@ -21,13 +21,17 @@ from shortcut_cli.models.loss import loss
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.shortcut import tapped_layers
 from shortcut_cli.models.transformer import Trace
+from shortcut_cli.training import optim
 
 VOCABULARY, CONTEXT = 37, 24
 SECTIONS = {name: registry.load(registry.MODEL_OPTIONS, name) for name in registry.MODEL_OPTIONS}
 Config = create_model("Config", __base__=ModelConfig, **{name: (kind, kind()) for name, kind in SECTIONS.items()})
 ARMS = [
     ("gpt", {}),
+    ("conv", {}),
+    ("conv", {"kernel": 3, "groups": 4}),
     ("shortcut", {}),
+    ("shortcut", {"map_norm": False}),
     ("shortcut", {"taps": "none"}),
     ("shortcut", {"taps": "all", "map": "linear", "project": "per_tap"}),
     ("shortcut", {"taps": "0,3", "map": "identity", "depth_embedding": True}),
@@ -38,6 +42,10 @@ ARMS = [
     ("shortcut", {"attention": "merge", "taps": "every:2"}),
     ("shortcut_gated", {}),
     ("shortcut_local", {}),
+    ("shortcut_pool", {}),
+    ("shortcut_pool", {"taps": "all", "concat": "feature"}),
+    ("shortcut_pool", {"taps": "none"}),
+    ("x0", {}),
     ("dense_last", {}),
     ("late_kv", {}),
     ("late_kv", {"layer": 1}),
@@ -49,7 +57,9 @@ ARMS = [
     ("attnres", {"variant": "block", "blocks": 5}),
     ("attnres", {"variant": "delta"}),
     ("depth_attention", {}),
+    ("depth_attention", {"values": "mixed"}),
     ("moda", {}),
+    ("moda", {"feed_forward": True}),
     ("mudd", {}),
     ("mudd_last", {}),
     ("hyper", {}),
@@ -65,6 +75,8 @@ PATHS = [
     ({"concat": "feature", "map_width": 20, "depth_embedding": True, "project": "per_tap"}, {}),
     ({"concat": "feature", "mode": "add", "map": "linear", "share_map": True, "taps": "0,1,5"}, {"tied": False}),
     ({"concat": "feature", "mode": "gated", "map": "identity", "taps": "3,5"}, {"rope_base": 30.0}),
+    ({"map_norm": False, "map_width": 20}, {}),
+    ({"map_norm": False, "concat": "feature", "map": "linear"}, {}),
 ]
 TAPPED = {"paper": [2, 4], "all": [1, 2, 3, 4, 5], "every:2": [2, 4]}  # of six layers
 FORMS = {**{taps: [int(layer) for layer in taps.split(",")] for taps in ("0,2,5", "1,4", "0,1,5", "3,5")}, **TAPPED}
@@ -78,7 +90,7 @@ NORMED = {"qk_norm": True}
 def make(name, options, *, seed=1, open_gates=False, **shape):
     """open_gates: with weights at which every part of the model matters, and no two parts are alike."""
     shape = {"layers": 6, "width": 32, "heads": 4, "context": CONTEXT, "ffn": 64, **PLAIN} | shape
-    section = "shortcut" if name == "shortcut_local" else name
+    section = registry.OPTIONS_OF.get(name, name)
     sections = {section: SECTIONS[section](**options)} if options else {}
     config = Config(name=name, **shape, **sections)
     model = registry.load(registry.MODELS, name)(config, VOCABULARY, seed)
@@ -173,7 +185,9 @@ class TestEveryArm:
         counter = flop_counter.FlopCounterMode(display=False, custom_mapping=mapping)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             counted(ids(rows=1, length=times))
-        assert counter.get_total_flops() == model.flops(times, causal=False)
+        # Nor does it count products of states with numbers, and sums over depth of what they give.
+        summed = 2 * times * 40 * depth_sums(name, options)
+        assert counter.get_total_flops() + summed == model.flops(times, causal=False)
         # Without the keys at later times, which no query sees: for each of them and each channel, one multiply-add in
         # the scores and one in the sums.
         keys = sum(slots(name, options))
@@ -228,12 +242,17 @@ class TestEveryArm:
         model, other = make(name, options, tied=False, seed=3), make(name, options, tied=False, seed=4)
         firsts, others = set(), dict(other.named_parameters())
         for parameter_name, weight in model.named_parameters():
-            fixed = start(parameter_name, weight.shape)
+            fixed = start(parameter_name, weight.shape, mapped_size(name, options))
             if fixed is not None:
                 assert torch.equal(weight, fixed), parameter_name
                 continue
-            last = re.search(r"(attention|feed_forward)\.out\.weight$", parameter_name)
-            std = 0.02 / math.sqrt(2 * 6) if last else 0.02
+            std = 0.02 / math.sqrt(2 * 6) if WRITES.search(parameter_name) else 0.02
+            if name == "hyper" and WRITES.search(parameter_name):
+                std *= math.sqrt(options.get("streams", 4))
+            if parameter_name.endswith("convolution.kernel"):
+                std = options.get("kernel", 7) ** -0.5
+            if parameter_name.endswith("attention.pool"):  # what a matrix of 32 inputs makes of a normed state
+                std = 0.02 * math.sqrt(32)
             # Five standard errors of the standard deviation, and below of the mean.
             assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter_name
             assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel()), parameter_name
@@ -249,8 +268,8 @@ class TestEveryArm:
         model = make(name, options, tied=False, init="fan_in")
         given = dict(model.named_parameters())
         plain = dict(make(name, options, tied=False).named_parameters())
-        written = [n for n in given if re.search(r"(attention|feed_forward)\.out\.weight$", n)]
-        assert len(written) == 2 * 6
+        written = [n for n in given if WRITES.search(n)]
+        assert len(written) == (3 if name == "conv" else 2) * 6
         for parameter_name, weight in given.items():
             if parameter_name in written:
                 assert (weight == 0).all(), parameter_name
@@ -258,8 +277,23 @@ class TestEveryArm:
                 std = 1 if parameter_name == "embedding.weight" else weight.shape[1] ** -0.5
                 assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter_name
                 assert torch.allclose(weight / std, plain[parameter_name] / 0.02), parameter_name
+            elif parameter_name.endswith("attention.pool"):
+                assert torch.allclose(weight, plain[parameter_name] / (0.02 * math.sqrt(32)))
+            elif options.get("concat") == "feature" and "map_norms" in parameter_name:
+                assert (weight == 1).all()  # the matrix that reads them keeps their size
             else:
                 assert torch.equal(weight, plain[parameter_name]), parameter_name
+
+    @pytest.mark.parametrize("shape", [{}, {"init": "fan_in", "tied": False, **NORMED}], ids=["gpt2", "fan_in"])
+    def test_every_attention_starts_as_large_as_the_baselines(self, name, options, shape):
+        """What it adds or, where that starts at zero, what it multiplies by that zero."""
+        found, expected = attention_sizes(name, options, shape), attention_sizes("gpt", {}, shape)
+        # By their formulas, a mean over depth starts smaller, and what writes to many streams larger.
+        expected = [size * share for size, share in zip(expected, first_shares(name, options, shape), strict=True)]
+        if options.get("map_norm", True):
+            assert all(1 / 2 < a / b < 2 for a, b in zip(found, expected, strict=True)), (found, expected)
+        elif not shape:  # the reconstruction as it was
+            assert found[-1] < expected[-1] / 10
 
     def test_with_fan_in_it_starts_as_the_baseline(self, name, options):
         x = ids()
@@ -270,9 +304,21 @@ class TestEveryArm:
         baseline, weights = make("gpt", {}).state_dict(), make(name, options).state_dict()
         missing = {parameter for parameter in baseline if parameter not in weights}
         # A last layer that reads only taps has no keys of its own.
-        replaced = name in ("shortcut_local", "late_kv") or (name == "shortcut" and "mode" not in options)
+        replaced = name in ("shortcut_local", "shortcut_pool", "late_kv")
+        replaced = replaced or (name == "shortcut" and "mode" not in options)
         replaced = replaced and options.get("taps") != "none"
-        assert missing == ({"blocks.5.attention.query_key_value.weight"} if replaced else set())
+        lacking = {"blocks.5.attention.query_key_value.weight"} if replaced else set()
+        if replaced and name == "shortcut_pool":  # nor anything else that its attention asks
+            lacking |= {"blocks.5.attention_norm.weight"}
+        assert missing == lacking
+        if "groups" in options:  # a fourth of the matrices
+            missing = {n for n in baseline if re.search(r"feed_forward\.(inner|out)\.weight$", n)}
+            assert all(weights[n].numel() * 4 == baseline[n].numel() for n in missing)
+        if name == "hyper":  # it writes sqrt(n) more to each of n streams
+            times = math.sqrt(options.get("streams", 4))
+            written = {n for n in baseline if WRITES.search(n)}
+            assert all(torch.allclose(weights[n], times * baseline[n], rtol=1e-6) for n in written)
+            missing |= written
         assert all(torch.equal(weights[n], weight) for n, weight in baseline.items() if n not in missing)
 
     def test_its_routers_are_just_what_weighs_sources(self, name, options):
@@ -281,9 +327,8 @@ class TestEveryArm:
         parameters = [n for n, _ in model.named_parameters()]
         found = {n for n in parameters if any(n.endswith(router) for router in model.routers())}
         assert found == {n for n in parameters if ROUTING.fullmatch(n)}
-        assert bool(found) is (
-            name not in ("gpt", "depth_attention", "moda") and not name.startswith(("short", "late"))
-        )
+        without = ("gpt", "conv", "depth_attention", "moda", "shortcut", "shortcut_gated", "shortcut_local", "late_kv")
+        assert bool(found) is (name not in without and options.get("taps") != "none")
 
     def test_dropout_is_on_the_embedding_and_on_what_each_sublayer_adds(self, name, options, monkeypatch):
         """With a factor of 1/2, which is exact, in place of chance, it equals a model with half of those weights."""
@@ -299,7 +344,7 @@ class TestEveryArm:
         assert torch.equal(model.eval()(ids()), other(ids()))
         with torch.no_grad():
             for parameter_name, weight in other.named_parameters():
-                if re.search(r"^embedding|(attention|feed_forward)\.out\.weight$", parameter_name):
+                if parameter_name == "embedding.weight" or WRITES.search(parameter_name):
                     weight.mul_(0.5)
         assert apart(model.train()(ids()), other(ids())) < 1e-6
         assert chances == {0.3}
@@ -322,6 +367,74 @@ class TestEveryArm:
         assert apart(whole, torch.cat([grad.flatten() for grad in grads.values()])) < 26 * 2**-8
 
 
+def first_shares(name, options, shape):
+    """By which an architecture's own formula makes the attention of each layer larger or smaller at first."""
+    if name == "hyper" and not shape:
+        return [math.sqrt(options.get("streams", 4))] * 6
+    if name != "depth_attention":
+        return [1] * 6
+    mixed = []  # of each layer, as shares of the values of all, which do not depend on each other: their mean
+    for layer in range(6):
+        own = torch.eye(6)[layer]
+        below = mixed if options.get("values") == "mixed" else torch.eye(6)[:layer].unbind()
+        mixed.append(sum(below, own) / (layer + 1))
+    return [shares.norm().item() for shares in mixed]
+
+
+def attention_sizes(name, options, shape, layers=6):
+    """The standard deviation, at first, of what the attention of each layer adds, or of what its last matrix reads."""
+    model = make(name, options, layers=layers, width=64, ffn=128, **shape).eval()
+    sizes = {}
+
+    def note(layer):
+        return lambda _module, given, result: sizes.update({layer: (result if result.any() else given[0]).std().item()})
+
+    for layer, block in enumerate(model.blocks):
+        block.attention.out.register_forward_hook(note(layer))
+    with torch.no_grad():
+        model(ids(rows=8))
+    return [sizes[layer] for layer in range(layers)]
+
+
+@pytest.mark.parametrize("init", ["gpt2", "fan_in"])
+@pytest.mark.parametrize("mode", ["replace", "add"])
+@pytest.mark.parametrize("concat", ["time", "feature"])
+@pytest.mark.parametrize("name", ["shortcut", "shortcut_local"])
+def test_the_last_attention_of_many_taps_starts_as_large_as_the_baselines(name, concat, mode, init):
+    shape = {"init": init, "tied": init == "gpt2", "qk_norm": init == "fan_in"}
+    found = attention_sizes(name, {"taps": "all", "concat": concat, "mode": mode, "map_width": 128}, shape, 10)[-1]
+    assert 1 / 2 < found / attention_sizes("gpt", {}, shape, 10)[-1] < 2
+
+
+def test_the_vectors_of_the_depth_embedding_do_not_decay():
+    model = make("shortcut", {"depth_embedding": True})
+    groups = optim.adamw(model, TrainConfig(steps=1, batch_size=1, lr=1.0), decays=model.decays()).param_groups
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    decayed = {named[parameter] for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert "blocks.5.attention.features.depth" in named.values()
+    assert decayed == {name for name, weight in model.named_parameters() if weight.dim() > 1} - {
+        "blocks.5.attention.features.depth"
+    }
+
+
+def depth_sums(name, options):
+    """How many states of one token six layers multiply by a number, to add them over depth, one after the other."""
+    if name.startswith("shortcut"):  # what a gate weighs
+        return int(options.get("mode") == "gated" or name == "shortcut_gated")
+    if name == "value_residual":  # of two values, one may have no weight
+        return 5 * (1 if options.get("gate") == "token" else 2)
+    if name == "denseformer":
+        return 2 + 4 if "dilation" in options else 2 + 3 + 4 + 5 + 6 + 7
+    if name == "moda":  # scores and sums of the layers below
+        return 2 * (1 + 2 + 3 + 4 + 5) * (2 if options.get("feed_forward") else 1)
+    return {
+        "x0": 6 * 2,
+        "dense_last": 7,
+        "depth_attention": 2 * (2 + 3 + 4 + 5 + 6),  # scores and sums of the layers so far
+        "mudd_last": 3 + 3 + 4,
+    }.get(name, 0)
+
+
 def slots(name, options):
     """Keys per token in each slot of the cache of six layers."""
     if name == "late_kv":
@@ -335,16 +448,36 @@ def slots(name, options):
     return [1, 1, 1, 1, 1, *{"replace": [taps], "add": [taps + 1], "gated": [1, taps]}[options.get("mode", "replace")]]
 
 
+WRITES = re.compile(r"(attention|convolution|feed_forward)\.out\.weight$")  # to the residual stream
 ROUTING = re.compile(
-    r"blocks\.\d+\.attention\.(share|gate\.weight)|mix|mixes\.\d+|queries|key_norms"
-    r"|mixes\.\d+\.(static|inner\.weight|outer\.weight)|connections\.\d+\.(read|carry|write|norm|route\.weight|scale)"
+    r"blocks\.\d+\.attention\.(share|pool|gate\.weight)|carry|again|mix|mixes\.\d+|queries|key_norms"
+    r"|(mixes\.\d+|before|after)\.(static|inner\.weight|outer\.weight)|connections\.\d+\.(read|carry|write|norm|route\.weight|scale)"
 )
 
 
-def start(name, shape):
-    """The initial value of a parameter that isn't drawn, None for the others."""
+def mapped_size(name, options):
+    """Of what a map makes, at first: a mean of M features that do not depend on each other is sqrt(M) smaller.
+
+    Between own keys and M others: (1 + M size^2)^1/2 = M + 1. A matrix of M D inputs makes sqrt(M) times more of them.
+    """
+    if name == "shortcut_gated":
+        return math.sqrt(5)
+    taps = {"all": 5}.get(options.get("taps"), 2)
+    if options.get("concat") == "feature":
+        return 1 / math.sqrt(taps)
+    if options.get("share_map"):
+        return 1.0
+    return math.sqrt(taps)
+
+
+def start(name, shape, size=None):
+    """The initial value of a parameter that isn't drawn, None for the others; size: of what maps make."""
     last = torch.zeros(shape)
     last[..., -1] = 1
+    if name == "before.static":
+        return torch.zeros(shape)
+    if name == "after.static":
+        return torch.tensor([0, 0, -5.0, 0])  # times 0.1: half of layer 8 of 11 is taken off
     if name.startswith("connections."):
         _, number, part = name.split(".", 2)
         first = torch.zeros(shape)
@@ -352,8 +485,10 @@ def start(name, shape):
         values = {"read": first, "carry": torch.eye(shape[0]), "write": torch.ones(shape), "norm": torch.ones(shape)}
         return (values | {"route.weight": torch.zeros(shape), "scale": torch.full(shape, 0.01)})[part]
     values = [
+        (r"map_norms\.\d+\.weight", torch.full(shape, size or math.nan)),
         (r"norm\.weight|norms\.\d+\.weight|key_norms", torch.ones(shape)),
-        (r"attention\.gate|queries|outer\.weight", torch.zeros(shape)),
+        (r"carry", torch.ones(shape)),
+        (r"attention\.gate|queries|outer\.weight|again", torch.zeros(shape)),
         (r"attention\.share", torch.full(shape, 0.5)),
         (r"mix|mixes\.\d+|static", last),
     ]
@@ -445,6 +580,7 @@ def read_taps(model, states, options, tapped):
     attention, by_feature = last.attention, options.concat == "feature"
     features, maps, projections = [], list(attention.features.maps), list(attention.key_value)
     assert len(maps) == (1 if options.share_map else len(tapped))
+    assert len(attention.features.map_norms) == (len(tapped) if options.map_norm and options.map != "identity" else 0)
     assert len(projections) == (len(tapped) if options.project == "per_tap" and not by_feature else 1)
     for m, layer in enumerate(tapped):
         feature = normed(states[layer], attention.features.norms[m].weight)
@@ -454,14 +590,18 @@ def read_taps(model, states, options, tapped):
             feature = gelu(feature @ mapped[0].weight.T) @ mapped[2].weight.T
         elif options.map == "linear":
             feature = feature @ mapped.weight.T
+        if options.map_norm and options.map != "identity":
+            feature = normed(feature, attention.features.map_norms[m].weight)
         features.append(feature + attention.features.depth[m] if options.depth_embedding else feature)
     sources = []
     for m, feature in enumerate([torch.cat(features, -1)] if by_feature else features):
         k, v = (feature @ projections[m % len(projections)].weight.T).chunk(2, -1)
         k, v = (y.unflatten(-1, (model.config.heads, -1)) for y in (k, v))
         sources.append((turned(k, model), v))
-    h = normed(states[-1], last.attention_norm.weight)
-    if options.mode == "replace":
+    h = normed(states[-1], last.attention_norm.weight) if hasattr(last, "attention_norm") else states[-1]
+    if hasattr(attention, "pool"):
+        q = turned(attention.pool.expand(*h.shape[:2], -1, -1), model)
+    elif options.mode == "replace":
         q = turned((h @ attention.query.weight.T).unflatten(-1, (model.config.heads, -1)), model)
     else:
         q, *own = heads(model, -1, h)
@@ -557,6 +697,9 @@ def test_the_flops_of_a_window_by_hand():
     assert gpt.flops(5) == 2 * 5 * (3 * 576 + 296) + 3 * 15 * (2 * 8 + 2 * 8)
     # SwiGLU: two matrices in, one out.
     assert make("gpt", {}, layers=3, width=8, heads=2, ffn=20, activation="swiglu").macs() == 3 * 736 + 296
+    # A convolution: 128 in, 5 taps for each of 8 channels, 64 out; a feed-forward in two blocks costs half.
+    conv = make("conv", {"kernel": 5, "groups": 2}, layers=3, width=8, heads=2, ffn=20)
+    assert conv.macs() == 3 * (256 + 160 + 128 + 40 + 64) + 296
     # The last of 4 layers reads 3 taps: query 64 and out 64; per tap a map 2 * 8 * 10, keys and values 2 * 64.
     for project, share in itertools.product(("shared", "per_tap"), (False, True)):
         options = {"taps": "0,1,3", "map_width": 10, "project": project, "share_map": share}
@@ -573,6 +716,10 @@ def test_the_flops_of_a_window_by_hand():
 @pytest.mark.parametrize(
     ("name", "options", "more"),
     [
+        ("conv", {}, 6 * (3 * 32**2 + 7 * 32 + 2 * 32)),
+        ("conv", {"kernel": 3, "groups": 4}, 6 * (3 * 32**2 + 3 * 32 + 2 * 32 - 2 * 32 * 64 * 3 // 4)),
+        ("shortcut_pool", {"map": "linear"}, 2 * (32 + 32**2 + 32) - 32**2 - 32 + 32),
+        ("x0", {}, 6 * 2),
         ("dense_last", {}, 7),
         ("late_kv", {}, 32),  # the norm of the tap
         ("value_residual", {}, 5 * 2),
@@ -584,12 +731,14 @@ def test_the_flops_of_a_window_by_hand():
         ("depth_attention", {}, 0),
         ("moda", {}, 0),
         ("mudd", {}, sum((32 + n + 1) * n for n in (8, 12, 16, 20, 24, 7))),
-        ("mudd_last", {}, 2 * (32 + 6 + 1) * 6),
+        ("moda", {"feed_forward": True}, 5 * 2 * 32**2),
+        ("mudd_last", {}, 2 * 32 * 64 + (64 + 1) * (6 + 4)),
         ("hyper", {}, 12 * (4 + 16 + 4 + 32 + 6 * 32 + 2)),
         ("hyper", {"weights": "static", "streams": 3}, 12 * (3 + 9 + 3)),
-        ("shortcut", {"mode": "gated", "taps": "0,3", "map": "linear"}, 2 * (32 + 32**2) + 2 * 32**2 + 4),
+        ("shortcut", {"mode": "gated", "taps": "0,3", "map": "linear"}, 2 * (32 + 32**2 + 32) + 2 * 32**2 + 4),
         ("shortcut", {"depth_embedding": True, "taps": "0,3", "map": "identity"}, 4 * 32),
-        ("shortcut", {"share_map": True, "map_width": 9, "taps": "0,3"}, 2 * 32 + 2 * 9 * 32),
+        ("shortcut", {"share_map": True, "map_width": 9, "taps": "0,3"}, 2 * 32 + 2 * 9 * 32 + 2 * 32),
+        ("shortcut", {"map_norm": False, "map_width": 9, "taps": "0,3"}, 2 * 32 + 2 * 2 * 9 * 32),
         ("shortcut", {"concat": "feature", "map": "identity", "taps": "0,3"}, 2 * 32 + 2 * 32**2),
     ],
 )
@@ -621,6 +770,7 @@ def test_the_options_of_the_shortcut_are_the_papers_unless_told_otherwise():
         "taps": "paper",
         "map": "mlp",
         "map_width": 1024,
+        "map_norm": True,
         "share_map": False,
         "concat": "time",
         "mode": "replace",
@@ -630,10 +780,13 @@ def test_the_options_of_the_shortcut_are_the_papers_unless_told_otherwise():
     }
     rest = {name: SECTIONS[name]().model_dump() for name in SECTIONS if name != "shortcut"}
     assert rest == {
+        "conv": {"kernel": 7, "groups": 1},
         "late_kv": {"layer": 0},
         "value_residual": {"gate": "scalar"},
         "denseformer": {"dilation": 1, "period": 1},
         "attnres": {"variant": "full", "blocks": 8},
+        "depth_attention": {"values": "raw"},
+        "moda": {"feed_forward": False},
         "hyper": {"streams": 4, "weights": "dynamic"},
     }
 
@@ -691,10 +844,10 @@ def test_the_papers_probable_size():
         )
     }
     assert counts["gpt"] == 10 * (4 * 128**2 + 2 * 128 * 512 + 2 * 128) + 128
-    maps = 4 * (2 * 128 * 1024 + 128)
+    maps = 4 * (2 * 128 * 1024 + 128 + 128)
     assert counts["one"] - counts["gpt"] == maps
     assert counts["per"] - counts["one"] == 3 * 2 * 128**2
-    assert make("shortcut_gated", {}, **shape).count()["non_embedding"] - counts["gpt"] == 181_384
+    assert make("shortcut_gated", {}, **shape).count()["non_embedding"] - counts["gpt"] == 182_536
 
 
 def plainly(model, x, targets):
@@ -742,7 +895,10 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
             connection.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].clone()))
     else:
         norm = transformer.RMSNorm.fork
-        monkeypatch.setattr(transformer.RMSNorm, "fork", lambda self, x: kept.append(x) or norm(self, x))
+        # Two kinds of norms read products, not states.
+        inner = {part for n, part in model.named_modules() if "map_norms." in n or n.endswith("convolution.norm")}
+        note = lambda self, x: norm(self, x if self in inner else kept.append(x) or x)  # noqa: E731
+        monkeypatch.setattr(transformer.RMSNorm, "fork", note)
     x = ids(1, 8)
     with torch.autocast("cpu", torch.bfloat16):
         nats = loss(model(x), x)
@@ -753,6 +909,13 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
         # One fp32 number in 2^16 is a bf16 number too.
         assert (state == state.bfloat16()).float().mean() < 0.1
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("groups", "key", "size"), [(3, "width", 32), (64, "width", 32), (16, "ffn", 72)])
+def test_groups_divide_what_they_have_to(groups, key, size):
+    message = rf"model\.{key} {size} is not a multiple of model\.conv\.groups {groups}$"
+    with pytest.raises(UsageError, match=message):
+        make("conv", {"groups": groups}, ffn=72)
 
 
 def test_late_kv_of_a_single_layer_has_nothing_to_read():

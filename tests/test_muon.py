@@ -1,5 +1,7 @@
 """Muon: against singular values in float64, against torch's own, and what it is given to update."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,18 @@ def test_muon_and_adamw_share_all_weights_of_every_architecture(name):
         assert model.get_parameter(weight).dim() == 2
         assert not weight.endswith(tuple(model.routers()))
     fused = {name for name, parts in given.items() if parts > 1}
-    assert fused == {name for name in given if name.endswith("query_key_value.weight") or ".key_value." in name}
+    together = re.compile(r"query_key_value\.weight$|\.key_value\.|convolution\.inner\.weight$")
+    assert fused == {name for name in given if together.search(name)}
+
+
+def test_muon_turns_each_block_of_a_block_diagonal_matrix_by_itself():
+    model = make("conv", {"groups": 4}, activation="swiglu")
+    parts = {name: count for name, count in model.matrices().items() if "feed_forward" in name}
+    assert parts == {
+        f"blocks.{layer}.feed_forward.{name}.weight": 4 * matrices
+        for layer in range(6)
+        for name, matrices in (("inner", 2), ("out", 1))
+    }
 
 
 def test_the_rate_of_matrices_is_a_multiple_that_follows_the_schedule():

@@ -100,6 +100,29 @@ def test_steps_equal_plain_adamw_with_decay_on_matrices_and_a_separate_rate_for_
     assert (model.frozen.double().numpy() == before["frozen"]).all()
 
 
+def test_what_decays_and_at_which_rate_can_be_said_by_name():
+    model = Three()
+    optimizer = optim.Optimizer(
+        model,
+        config(weight_decay=0.3),
+        routers=["gate", "route"],
+        router_lr=0.25,
+        decays={"matrix": False, "vector": True, "inner.gate": True},
+        rates={"inner.route": 0.5, "vector": 0.125},
+    ).adamw
+    optim.set_rate(optimizer, 0.5)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {
+        names[p]: (group["weight_decay"], group["lr"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    assert found == {
+        "matrix": (0, 0.5),
+        "vector": (0.3, 0.0625),
+        "inner.gate": (0.3, 0.125),
+        "inner.route": (0, 0.0625),
+    }
+
+
 def test_without_routers_all_matrices_decay_and_all_have_one_rate():
     model = Three()
     optimizer = optim.adamw(model, config(weight_decay=0.3), router_lr=0.25)

@@ -811,8 +811,13 @@ BINDS_CODEC = {
 }
 FREE = {"train.log_every", "train.tensorboard", "train.keep"}
 FREE_CODEC = (FREE - {"train.keep"}) | {"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}
-OPTIONS = {"shortcut": "shortcut", "shortcut_local": "shortcut"}  # the table of [model.NAME] that an architecture reads
-OPTIONS |= {name: name for name in ("late_kv", "value_residual", "denseformer", "attnres", "hyper")}
+OPTIONS = dict.fromkeys(
+    ("shortcut", "shortcut_local", "shortcut_pool"), "shortcut"
+)  # the table of [model.NAME] that an architecture reads
+OPTIONS |= {
+    name: name
+    for name in ("conv", "late_kv", "value_residual", "denseformer", "attnres", "depth_attention", "moda", "hyper")
+}
 
 
 def binds(tree, key):

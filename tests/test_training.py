@@ -259,9 +259,11 @@ def test_a_checkpoint_of_an_earlier_version_means_what_it_meant(text_run, tmp_pa
     expected = runs.open_run(text_run / "gpt" / "run.pt", "cpu")
     for section, key in (("model", "qk_norm"), ("model", "init"), ("train", "optimizer")):
         del content["recipe"][section][key]
+    del content["recipe"]["model"]["shortcut"]["map_norm"]
     checkpoint.save(tmp_path / "run.pt", content)
     found = runs.open_run(tmp_path / "run.pt", "cpu")
     assert not found.recipe.model.qk_norm
+    assert not found.recipe.model.shortcut.map_norm
     assert (found.recipe.model.init, found.recipe.train.optimizer) == ("gpt2", "adamw")
     x = torch.arange(12)[None]
     assert torch.equal(found.model(x), expected.model(x))
@@ -361,6 +363,17 @@ def test_routers_have_no_weight_decay_and_a_rate_of_their_own():
         )
 
 
+def test_what_multiplies_the_whole_stream_learns_at_a_hundredth_of_the_rate(text_run, tmp_path):
+    trainer = made(text_run, tmp_path, "model.name=x0", "train.router_lr=0.5", "train.lr=0.25")
+    optim.set_rate(trainer.optimizer.adamw, 0.25)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.optimizer.adamw.param_groups
+    found = {names[p]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert found["carry"] == (0.00125, 0)
+    assert found["again"] == (0.125, 0)
+    assert {rate for name, (rate, _) in found.items() if name not in ("carry", "again")} == {0.25}
+
+
 @pytest.mark.parametrize(
     ("accumulation", "clip", "ema"), [(1, 0.0, 0.0), (1, 0.05, 0.9), (2, 0.05, 0.15), (4, 1e6, 0.9)]
 )
@@ -458,8 +471,9 @@ def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypat
     # The output of a sublayer is linear in its last matrix: dropping all of it equals setting that matrix to zero.
     model = make(name, {}, open_gates=True, dropout=0.25, tied=False, layers=4).train()
     places = ["embedding"]
+    sublayers = ("attention", "convolution", "feed_forward") if name == "conv" else ("attention", "feed_forward")
     for layer in range(4):
-        places += [f"blocks.{layer}.attention.out", f"blocks.{layer}.feed_forward.out"]
+        places += [f"blocks.{layer}.{sublayer}.out" for sublayer in sublayers]
     ids = torch.randint(0, 37, (2, 12), generator=torch.Generator().manual_seed(1))
     calls = []
 
@@ -475,7 +489,7 @@ def test_dropout_acts_on_the_embedding_and_on_what_every_sublayer_adds(monkeypat
         return model(ids)
 
     whole = logits()
-    assert calls == [(0.25, True, False)] * 9
+    assert calls == [(0.25, True, False)] * len(places)
     with torch.no_grad():
         for number, place in enumerate(places):
             found = logits(dropped=number)

@@ -4,6 +4,8 @@ A step reads every weight once and does little with it, so that the order and th
 and for one row the number of its operations. In bf16 the weights take half the bytes. Only the products are in bf16
 then, each rounded once to its result, after the activation if one follows; residual stream, norms, attention and its
 cache, and logits stay in fp32. A cache in bf16 would be slower on a CPU: torch's kernels convert it number by number.
+
+Block-diagonal matrices (`model.conv.groups`) and convolutions stay as they are, in fp32.
 """
 
 import math
@@ -132,7 +134,7 @@ class ShortBlock(Block):
 
 def _form(module: nn.Module, rows: int, precision: Precision) -> nn.Module | None:
     """What takes the place of a module, whose parts have their forms, for steps of so many rows; None if it stays."""
-    if isinstance(module, Linear):
+    if type(module) is Linear:  # a matrix of blocks stays
         return _product(module, rows, precision)
     if isinstance(module, FeedForward) and isinstance(module.inner, Packed) and not module.gated:
         return ShortFeedForward(module.inner, module.out, module.squared)

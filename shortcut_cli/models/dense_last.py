@@ -30,6 +30,10 @@ class DenseLast(Decoder):
             states.append(block(states[-1], freqs, cache))
         return weighted_sum(self.mix, states)
 
+    def macs(self) -> int:
+        """The matrices, and the mix."""
+        return super().macs() + len(self.mix) * self.config.width
+
     def routers(self) -> list[str]:
         """The mix."""
         return ["mix"]

@@ -39,6 +39,10 @@ class DenseFormer(Decoder):
                 x = weighted_sum(self.mixes[str(layer)], [states[j] for j in self.read[layer]])
         return x
 
+    def macs(self) -> int:
+        """The matrices, and the mixes."""
+        return super().macs() + sum(map(len, self.read.values())) * self.config.width
+
     def routers(self) -> list[str]:
         """The mixes."""
         return [f"mixes.{layer}" for layer in self.read]

@@ -3,26 +3,36 @@
     V_l,t <- sum over i <= l of softmax_i(q_l,t . k_i,t / sqrt(d)) v_i,t
 
 for each head; then attention as usual. No parameters. The mixed values replace the layer's own in the cache. Written
-from the abstract and notes on the formula, without the code: that v_i are the values before mixing, and the scale, are
-our reading. Queries and keys are rotated by their time; at one time the rotation is the same, so their products stay.
+from the abstract and notes on the formula, without the code, which do not say whether v_i of a lower layer is the value
+before mixing (`values` = raw) or after it (mixed). The scale is our reading too. Queries and keys are rotated by their
+time; at one time the rotation is the same, so their products stay.
 """
 
 import torch
 from torch import Tensor
 
+from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.depth import weighted_sum
+from shortcut_cli.models.options import DepthAttentionOptions
 from shortcut_cli.models.transformer import Attention, History, ReadingDecoder
 
 
 class DepthMixing(Attention):
     """Attention whose values are a mix over the layers up to this one."""
 
+    def __init__(self, config: ModelConfig, layer: int, options: DepthAttentionOptions) -> None:
+        super().__init__(config, layer)
+        self.mixed = options.values == "mixed"
+
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
         """(B, H, T, d)."""
         v = super().mix(x, q, k, v, history)
         scores = [(q * key).sum(-1, keepdim=True) for key in history.keys]  # (B, H, T, 1) each
         shares = (torch.stack(scores).float() * q.shape[-1] ** -0.5).softmax(0)
-        return weighted_sum(shares, history.values).type_as(v)
+        v = weighted_sum(shares, history.values).type_as(v)
+        if self.mixed:
+            history.values[-1] = v
+        return v
 
 
 class DepthAttention(ReadingDecoder):
@@ -30,4 +40,9 @@ class DepthAttention(ReadingDecoder):
 
     def make_attention(self, layer: int) -> Attention:
         """Above the first layer."""
-        return DepthMixing(self.config, layer)
+        return DepthMixing(self.config, layer, self.config.depth_attention)  # type: ignore[attr-defined]
+
+    def macs(self) -> int:
+        """The matrices; a score and a share of the sum for each layer up to each."""
+        layers = self.config.layers
+        return super().macs() + 2 * (layers * (layers + 1) // 2 - 1) * self.config.width

@@ -6,9 +6,12 @@ For a sublayer F and streams H (n, D):
     a <- a + s_a tanh(N(H) w_a),  R <- R + s_a tanh(N(H) W_r),  b <- b + s_b tanh(N(H) w_b)       dynamic, per token
 
 N is a norm of each stream. At first a reads stream (number of the sublayer mod n), R = I, b = 1, all w are zero and all
-s 0.01: every stream is the baseline's residual stream. The head reads their mean; the paper's sum is n times that, a
-factor that the norm before the head removes. Two or four streams start as the baseline, bit for bit.
+s 0.01: every stream is the residual stream of a baseline whose output matrices are sqrt(n) times as large, as the paper
+draws them. The head reads their mean; the paper's sum is n times that, a factor that the norm before the head removes.
+As in the paper, the static weights do not decay, and the matrix of the dynamic ones does.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +72,15 @@ class Hyper(Decoder):
         )
         if seed is not None:
             self.initialise(seed)
+
+    def initial_std(self, name: str, weight: Tensor) -> float:
+        """What writes to the streams starts sqrt(n) larger."""
+        factor = math.sqrt(self.options.streams) if name.endswith(".out.weight") else 1.0
+        return super().initial_std(name, weight) * factor
+
+    def decays(self) -> dict[str, bool]:
+        """The matrix of the dynamic weights does."""
+        return {"route.weight": True}
 
     def init_extra(self) -> None:
         """Start as the baseline."""

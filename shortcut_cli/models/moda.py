@@ -2,14 +2,20 @@
 
     one softmax over  { k_l,j : j <= t }  and  { k_i,t : i < l },  the same for values
 
-Nothing is added to the cache: depth keys are those of the current token. This is the variant without the paper's
-projection of feed-forward states to keys and values. Keys are rotated by their time, which query and depth keys share.
+Nothing is added to the cache: depth keys are those of the current token. Keys are rotated by their time, which query
+and depth keys share. With `feed_forward`, each feed-forward leaves a key and a value too, by a projection of its own of
+what it reads, its norm included (the paper's figure 1; no code for it is published). The last layer's would be read by
+none. Most of the paper's gain is by these.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.attention import attend_with_depth
-from shortcut_cli.models.transformer import Attention, Cache, History, ReadingDecoder
+from shortcut_cli.kernels.cpu import unit_norm
+from shortcut_cli.kernels.rope import rotate
+from shortcut_cli.models.options import MoDAOptions
+from shortcut_cli.models.transformer import Attention, Block, Cache, History, Linear, ReadingDecoder
 
 
 class DepthKeys(Attention):
@@ -28,8 +34,48 @@ class DepthKeys(Attention):
         return y
 
 
+class DepthBlock(Block):
+    """A decoder layer whose feed-forward leaves a key and a value."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.heads, self.qk_norm = config.heads, config.qk_norm
+        self.depth_key_value = Linear(config.width, 2 * config.width, parts=2)
+
+    def forward(self, x: Tensor, freqs: Tensor, cache: Cache | None, history: History | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        assert history is not None
+        x, h = self.attention_norm.fork(x)
+        x = x + self.dropout(self.attention(h, freqs, cache, history))
+        x, h = self.feed_forward_norm.fork(x)
+        k, v = self.depth_key_value(h).unflatten(-1, (2, self.heads, -1)).unbind(2)  # (B, T, H, d)
+        k = rotate(k, freqs).transpose(1, 2)
+        history.keys.append(unit_norm(k) if self.qk_norm else k)
+        history.values.append(v.transpose(1, 2))
+        y: Tensor = x + self.dropout(self.feed_forward(h))
+        return y
+
+
 class MoDA(ReadingDecoder):
     """The baseline whose attention also reads the layers below at its own time."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
+        self.options: MoDAOptions = config.moda  # type: ignore[attr-defined]
+        super().__init__(config, vocabulary, seed)
+
+    def make_block(self, layer: int) -> nn.Module:
+        """A layer whose feed-forward leaves something too, if it should and another layer follows."""
+        if not self.options.feed_forward or layer == self.config.layers - 1:
+            return super().make_block(layer)
+        block = DepthBlock(self.config, layer)
+        if layer:
+            block.attention = self.make_attention(layer)
+        return block
+
+    def macs(self) -> int:
+        """The matrices; a score and a share of the sum for each depth key."""
+        layers, kinds = self.config.layers, 2 if self.options.feed_forward else 1
+        return super().macs() + kinds * layers * (layers - 1) * self.config.width
 
     def make_attention(self, layer: int) -> Attention:
         """Above the first layer."""

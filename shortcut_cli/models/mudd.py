@@ -83,23 +83,7 @@ class StreamBlock(Block):
         return y
 
 
-class Routed(Decoder):
-    """A decoder with one Router per mix; at the start it is the baseline."""
-
-    mixes: nn.ModuleList
-
-    def init_extra(self) -> None:
-        """Start as the baseline."""
-        for mix in self.mixes:
-            assert isinstance(mix, Router)
-            mix.init_extra()
-
-    def routers(self) -> list[str]:
-        """Static and dynamic weights."""
-        return [f"mixes.{n}.{name}" for n in range(len(self.mixes)) for name in ROUTING]
-
-
-class Mudd(Routed):
+class Mudd(Decoder):
     """The baseline with multiway dynamic dense connections after every layer."""
 
     def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
@@ -110,6 +94,16 @@ class Mudd(Routed):
         )
         if seed is not None:
             self.initialise(seed)
+
+    def init_extra(self) -> None:
+        """Start as the baseline."""
+        for mix in self.mixes:
+            assert isinstance(mix, Router)
+            mix.init_extra()
+
+    def routers(self) -> list[str]:
+        """Static and dynamic weights."""
+        return [f"mixes.{n}.{name}" for n in range(len(self.mixes)) for name in ROUTING]
 
     def make_block(self, layer: int) -> nn.Module:
         """The first layer reads only the embedding."""

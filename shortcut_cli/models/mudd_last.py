@@ -1,46 +1,98 @@
-"""MUDD where it pays most: only in the last two layers, only for their values and residual streams.
+"""MUDD where it pays most: around the last layer, for its values and the residual stream.
 
-As trimmed in modded-nanogpt (record of 2026-04-22): the sources are the embedding, the state in the middle and the
-current one. Queries and keys read the mixed residual stream. At the start it is the baseline.
+As trimmed in modded-nanogpt (records/track_1_short/2026-04-22_MuddFormer, third version), whose eleven layers give the
+sources: the embedding, layers 4 and 8 (their numbers 3 and 7), and the state x before the last layer.
+
+    V <- V + a . (x_0, h_8, x),    x <- x + b . (x_0, h_8, x)       before the last layer, from x
+    x <- x + c . (x_0, h_4, h_8, x before the last layer)           after it, before the head's norm, from x
+
+    (a, b) or c = 0.1 (GELU(RMSNorm(x) W_1) W_2 + bias)             W_1: D -> 64; W_2 = 0 at first
+
+The biases are zero at first, but that of h_8 in c, at which half of that state is taken off. Values take states as they
+are, D channels for the heads of D. Other depths have their layers at the same shares of it. Not taken over: what that
+record gates besides, its value embeddings, and its learning rate; the norm is MUDD's.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shortcut_cli.config.schema import ModelConfig
+from shortcut_cli.kernels.cpu import unit_norm
 from shortcut_cli.kernels.depth import weighted_sum
-from shortcut_cli.models.mudd import Routed, Router, StreamBlock
-from shortcut_cli.models.transformer import Block, Cache, Trace
+from shortcut_cli.models.transformer import Attention, Block, Cache, Decoder, History, Linear, Trace
 
-LAYERS = 2
+INNER, SCALE = 64, 0.1
+LAYERS, EARLY, LATE = 11, 4, 8  # of the record
 
 
-class MuddLast(Routed):
-    """The baseline whose last layers read two mixes of three states."""
+class Weights(nn.Module):
+    """Weights of states, computed from the current one."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.inner, self.outer = Linear(width, INNER), Linear(INNER, count)
+        self.static = nn.Parameter(torch.zeros(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (count, B, T), fp32."""
+        weights: Tensor = self.outer(F.gelu(self.inner(unit_norm(x)))) + self.static
+        return SCALE * weights.movedim(-1, 0)
+
+
+class AddedValues(Attention):
+    """Attention whose values have a state added, which the history brings."""
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
+        """(B, H, T, d)."""
+        del x, q, k
+        added: Tensor = history.values[0].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return v + added.type_as(v)
+
+
+class MuddLast(Decoder):
+    """The baseline with three mixes of states around its last layer."""
 
     def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
         super().__init__(config, vocabulary)
-        self.first = max(1, config.layers - LAYERS)  # the first layer that reads mixes
-        self.middle = max(1, config.layers // 2)
-        self.mixes = nn.ModuleList(Router(config.width, 2, 3) for _ in range(self.first, config.layers))
+        self.early, self.late = (min(round(n * config.layers / LAYERS), config.layers - 1) for n in (EARLY, LATE))
+        self.before, self.after = Weights(config.width, 6), Weights(config.width, 4)
         if seed is not None:
             self.initialise(seed)
 
+    def init_extra(self) -> None:
+        """Nothing is mixed, but that half of a state is taken off at the end."""
+        for weights in (self.before, self.after):
+            weights.outer.weight.zero_()
+            weights.static.zero_()
+        self.after.static[2] = -0.5 / SCALE
+
     def make_block(self, layer: int) -> nn.Module:
-        """The last two layers read streams."""
-        late = layer >= max(1, self.config.layers - LAYERS)
-        return StreamBlock(self.config, layer) if late else Block(self.config, layer)
+        """The last layer has values that are added to."""
+        block = Block(self.config, layer)
+        if layer == self.config.layers - 1:
+            block.attention = AddedValues(self.config, layer)
+        return block
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
         del trace
         states = [x]
-        for layer, block in enumerate(self.blocks):
-            if not isinstance(block, StreamBlock):
-                x = block(x, freqs, cache)
-            else:
-                read = [states[0], states[min(self.middle, layer)], x]
-                weights = self.mixes[layer - self.first](x).permute(2, 3, 0, 1)  # (C, n, B, T)
-                values, residual = (weighted_sum(weight, read) for weight in weights)
-                x = block.read([residual, residual, values, residual], freqs, cache)
-            states.append(x)
-        return x
+        for block in self.blocks[:-1]:
+            states.append(block(states[-1], freqs, cache))
+        first, early, late, x = states[0], states[self.early], states[self.late], states[-1]
+        for_values, for_stream = self.before(x).chunk(2)
+        values = weighted_sum(for_values, [first, late, x])
+        y: Tensor = x + weighted_sum(for_stream, [first, late, x])
+        y = self.blocks[-1](y, freqs, cache, History(values=[values]))
+        return y + weighted_sum(self.after(y), [first, early, late, x])
+
+    def macs(self) -> int:
+        """The matrices, and the sums."""
+        return super().macs() + (3 + 3 + 4) * self.config.width
+
+    def routers(self) -> list[str]:
+        """Static and dynamic weights."""
+        return [
+            f"{place}.{name}" for place in ("before", "after") for name in ("static", "inner.weight", "outer.weight")
+        ]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from shortcut_cli.config.schema import MOST_FFN, MOST_LAYERS, Config
+from shortcut_cli.config.schema import MOST_FFN, MOST_LAYERS, MOST_WIDTH, Config
 
 TAPS_FORM = re.compile(r"paper|all|none|every:[1-9]\d*|\d+(,\d+)*")
 
@@ -20,6 +20,9 @@ class ShortcutOptions(Config):
     )
     map: Literal["mlp", "linear", "identity"] = Field("mlp", description="what each tap goes through, after a norm")
     map_width: int = Field(1024, description="neurons of the mlp map", ge=1, le=MOST_FFN)
+    map_norm: bool = Field(
+        True, description="an RMS norm after each map; without it, the last layer's attention starts almost at nothing"
+    )
     share_map: bool = Field(False, description="one map for all taps")
     concat: Literal["time", "feature"] = Field(
         "time", description="time: one key per tap and time, in one softmax; feature: taps side by side in one key"
@@ -45,6 +48,18 @@ class ShortcutOptions(Config):
         if not TAPS_FORM.fullmatch(taps):
             raise ValueError('is none of paper, all, none, every:K, or a list such as "2,4,6,8"')
         return taps
+
+
+class ConvOptions(Config):
+    """[model.conv]"""
+
+    kernel: int = Field(7, description="tokens that the convolution reads, its own included", ge=2, le=1024)
+    groups: int = Field(
+        1,
+        description="blocks of the block-diagonal matrices of the feed-forward; 1: full matrices",
+        ge=1,
+        le=MOST_WIDTH,
+    )
 
 
 class LateKVOptions(Config):
@@ -82,6 +97,22 @@ class AttnResOptions(Config):
         "full", description="sources: full: every sublayer; block: sums of groups; delta: added to the residual sum"
     )
     blocks: int = Field(8, description="block: groups of sublayers", ge=1, le=2 * MOST_LAYERS)
+
+
+class DepthAttentionOptions(Config):
+    """[model.depth_attention]"""
+
+    values: Literal["raw", "mixed"] = Field(
+        "raw", description="what a layer mixes of those below: raw: their own values; mixed: what they attended to"
+    )
+
+
+class MoDAOptions(Config):
+    """[model.moda]"""
+
+    feed_forward: bool = Field(
+        False, description="each feed-forward leaves a key and a value for the layers above too, by a projection"
+    )
 
 
 class HyperOptions(Config):

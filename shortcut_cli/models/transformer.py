@@ -61,9 +61,9 @@ class Linear(nn.Linear):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, initial: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -83,7 +83,10 @@ class History:
 
 
 class Cache:
-    """Keys and values of the tokens so far: one or more entries per token in each slot, time-major."""
+    """Keys and values of the tokens so far: one or more entries per token in each slot, time-major.
+
+    And what layers that read few tokens back need of the last ones, however long the cache is.
+    """
 
     def __init__(self, entries: list[int], batch: int, config: ModelConfig, length: int, like: Tensor) -> None:
         self.length = length
@@ -91,6 +94,7 @@ class Cache:
         self.entries = entries
         head_width = config.width // config.heads
         self.pairs = [like.new_empty(2, batch, config.heads, n * length, head_width) for n in entries]
+        self.tails: dict[int, Tensor] = {}  # by layer, (B, n, D)
 
     @property
     def keys(self) -> list[Tensor]:
@@ -118,6 +122,13 @@ class Cache:
         keys, values = pair.flatten(1, 2)[:, :, :end].unbind()
         return keys, values
 
+    def follow(self, layer: int, x: Tensor, count: int) -> Tensor:
+        """x (B, T, D) behind the `count` states that this layer gave before, or zeros: (B, count + T, D)."""
+        before = self.tails.get(layer)
+        joined = F.pad(x, (0, 0, count, 0)) if before is None else torch.cat((before, x), 1)
+        self.tails[layer] = joined[:, -count:].clone()  # so that the rest is freed
+        return joined
+
     def keep(self, rows: list[int]) -> None:
         """Let these rows of the batch follow each other, and forget the others.
 
@@ -129,6 +140,7 @@ class Cache:
                 if place != row:
                     pair[:, place, :, :end] = pair[:, row, :, :end]
             self.pairs[slot] = pair[:, : len(rows)]
+        self.tails = {layer: tail[rows] for layer, tail in self.tails.items()}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sources: int = 1) -> Tensor:
@@ -307,6 +319,14 @@ class Decoder(nn.Module):
         """Parameters that route, by the ends of their names: no weight decay, learning rate times `train.router_lr`."""
         return []
 
+    def decays(self) -> dict[str, bool]:
+        """Whether AdamW decays parameters that differ in that from their kind, by the ends of their names."""
+        return {}
+
+    def rates(self) -> dict[str, float]:
+        """Factors of the learning rate of parameters, by the ends of their names."""
+        return {}
+
     def matrices(self) -> dict[str, int]:
         """Names of the weights that multiply states within the layers, but for routers; of how many matrices each is.
 
@@ -361,8 +381,9 @@ class Decoder(nn.Module):
     def flops(self, context: int, *, causal: bool = True) -> int:
         """Forward FLOPs of one window of `context` tokens.
 
-        Two per multiply-add of the matrices and of attention. With `causal` only the pairs that a query sees count;
-        without it all T x S, which a dense implementation computes and torch's FlopCounterMode counts.
+        Two per multiply-add of the matrices, of attention, and of reads over depth. With `causal` only the pairs that a
+        query sees count; without it all T x S, which a dense implementation computes and torch's FlopCounterMode counts
+        (which does not count elementwise products, as those of some reads over depth).
         """
         pairs = context * (context + 1) // 2 if causal else context**2
         return 2 * self.macs() * context + 4 * self.config.width * pairs * sum(self.cache_entries())
@@ -372,7 +393,7 @@ class Decoder(nn.Module):
         return 3 * self.flops(context) // context
 
     def macs(self) -> int:
-        """Multiply-adds of all matrices per token, without those of attention."""
+        """Multiply-adds per token of all matrices, and of weighted sums over depth; without those of attention."""
         return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
 
 

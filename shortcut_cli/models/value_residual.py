@@ -40,6 +40,11 @@ class ValueResidual(ReadingDecoder):
         """Above the first layer."""
         return ValueAttention(self.config, layer, self.config.value_residual)  # type: ignore[attr-defined]
 
+    def macs(self) -> int:
+        """The matrices, and the sums of two values, one of which has no weight before a gate."""
+        weighted = 2 if self.config.value_residual.gate == "scalar" else 1  # type: ignore[attr-defined]
+        return super().macs() + weighted * (self.config.layers - 1) * self.config.width
+
     def routers(self) -> list[str]:
         """The scalars or gates."""
         return ["attention.share", "attention.gate.weight"]

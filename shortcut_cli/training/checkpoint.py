@@ -21,6 +21,7 @@ FORMAT = 1
 # Of keys that earlier versions did not have: what these versions did.
 BEFORE: dict[str, dict[str, Any]] = {
     "model": {"qk_norm": False, "init": "gpt2"},
+    "model.shortcut": {"map_norm": False},
     "train": {"optimizer": "adamw"},
 }
 FIELDS = {
@@ -86,8 +87,12 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
     content: dict[str, Any] = tensor_file.load(path, "run.pt", device)
     check(path, content)
     for section, values in BEFORE.items():
-        if section in content["recipe"]:
-            content["recipe"][section] = values | content["recipe"][section]
+        table: Any = content["recipe"]
+        for name in section.split("."):
+            table = table.get(name) if isinstance(table, dict) else None
+        if isinstance(table, dict):
+            for key, value in values.items():
+                table.setdefault(key, value)
     return content
 
 

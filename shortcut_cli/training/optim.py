@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +22,36 @@ def adamw(
     routers: Sequence[str] = (),
     router_lr: float = 1.0,
     others: Collection[str] = (),
+    decays: Mapping[str, bool] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, fused (CPU and CUDA support that).
 
     routers: name endings of parameters that get no weight decay and `router_lr` times the learning rate. others: names
-    of parameters that another optimizer updates.
+    of parameters that another optimizer updates. decays: by name endings, whether parameters decay that otherwise would
+    or would not. rates: by name endings, factors of the learning rate that a parameter would have.
     """
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "rest": [], "routers": []}
+    groups: dict[tuple[bool, float | None], list[nn.Parameter]] = {(True, None): [], (False, None): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name not in others:
-            kind = "routers" if name.endswith(tuple(routers)) else "matrices" if parameter.dim() >= 2 else "rest"
-            groups[kind].append(parameter)
+            routes = name.endswith(tuple(routers))
+            decay = _of_ending(decays or {}, name, parameter.dim() >= 2 and not routes)
+            scale = _of_ending(rates or {}, name, 1.0) * (router_lr if routes else 1.0)
+            groups.setdefault((decay, scale if routes or scale != 1 else None), []).append(parameter)
     settings = [
-        {"params": groups["matrices"], "weight_decay": config.weight_decay},
-        {"params": groups["rest"], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": config.weight_decay if decay else 0.0}
+        | ({} if scale is None else {"scale": scale})
+        for (decay, scale), parameters in groups.items()
     ]
-    if groups["routers"]:
-        settings.append({"params": groups["routers"], "weight_decay": 0.0, "scale": router_lr})
     return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+Value = TypeVar("Value")
+
+
+def _of_ending(values: Mapping[str, Value], name: str, default: Value) -> Value:
+    """The value of the ending that `name` has."""
+    return next((value for ending, value in values.items() if name.endswith(ending)), default)
 
 
 def muon(model: nn.Module, config: TrainConfig, matrices: Mapping[str, int]) -> Muon:
@@ -132,10 +144,12 @@ class Optimizer:
         routers: Sequence[str] = (),
         router_lr: float = 1.0,
         matrices: Mapping[str, int] | None = None,
+        decays: Mapping[str, bool] | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
-        """matrices: those for Muon, as in `muon`; if there are any, the config is a TrainConfig."""
+        """matrices: those for Muon, as in `muon`; if there are any, the config is a TrainConfig. The rest: `adamw`."""
         self.model, self.config = model, config
-        self.adamw = adamw(model, config, routers, router_lr, matrices or {})
+        self.adamw = adamw(model, config, routers, router_lr, matrices or {}, decays, rates)
         self.muon = muon(model, config, matrices) if matrices and isinstance(config, TrainConfig) else None
         self.ema = EMA(model, config.ema) if config.ema else None
 

@@ -58,7 +58,15 @@ class Trainer:
         # The loss is compiled with the model: by itself it reads and writes all logits several times.
         self.nats: Callable[[Tensor, Tensor], Tensor] = torch.compile(self._nats) if self.config.compile else self._nats
         matrices = self.model.matrices() if self.config.optimizer == "muon" else {}
-        self.optimizer = Optimizer(self.model, self.config, self.model.routers(), self.config.router_lr, matrices)
+        self.optimizer = Optimizer(
+            self.model,
+            self.config,
+            self.model.routers(),
+            self.config.router_lr,
+            matrices,
+            self.model.decays(),
+            self.model.rates(),
+        )
         self.precision = precision.choose(resolved, device)
         self.state = loop.State()
         self.began = 0.0  # see loop.Trainable
