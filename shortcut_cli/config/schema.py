@@ -245,7 +245,7 @@ class TrainConfig(ScheduleConfig):
         description="muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all weights",
     )
     matrix_lr: float = Field(2.5, description="muon: learning rate of matrices, as a multiple of lr", gt=0, le=1e6)
-    momentum: float = Field(0.95, description="muon: momentum", ge=0, lt=1)
+    momentum: float = Field(0.9, description="muon: momentum", ge=0, lt=1)
     momentum_warmup: int = Field(
         200, description="muon: steps in which the momentum rises linearly from 0.85", ge=0, le=MOST_COUNT
     )
