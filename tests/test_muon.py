@@ -144,10 +144,10 @@ def test_the_rate_of_matrices_is_a_multiple_that_follows_the_schedule():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, [(0, 0.85), (50, 0.875), (100, 0.9), (200, 0.95), (10**6, 0.95)]),
-        ({"momentum_warmup": 0}, [(0, 0.95), (1, 0.95)]),
+        ({}, [(0, 0.85), (50, 0.8625), (100, 0.875), (200, 0.9), (10**6, 0.9)]),
+        ({"momentum_warmup": 0}, [(0, 0.9), (1, 0.9)]),
         ({"momentum": 0.5}, [(0, 0.5), (100, 0.5), (300, 0.5)]),
-        ({"momentum": 0.9, "momentum_warmup": 10}, [(0, 0.85), (5, 0.875), (10, 0.9)]),
+        ({"momentum": 0.95, "momentum_warmup": 10}, [(0, 0.85), (5, 0.9), (10, 0.95)]),
     ],
 )
 def test_the_momentum_rises_to_its_own(given, expected):

@@ -237,7 +237,7 @@ def test_a_missing_key_has_the_documented_default():
     assert found["train"] == schedule | {
         "optimizer": "muon",
         "matrix_lr": 2.5,
-        "momentum": 0.95,
+        "momentum": 0.9,
         "momentum_warmup": 200,
         "accumulation": 1,
         "router_lr": 1.0,
