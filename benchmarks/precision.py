@@ -65,7 +65,7 @@ def trained(ids, seed, options, narrow):
 def compare_losses(options):
     ids = letters(options.text)
     found = []
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         wide, narrow = (trained(ids, seed, options, narrow) for narrow in (False, True))
         found.append((wide, narrow))
         print(f"seed {seed}: fp32 {wide:.4f}, bf16 {narrow:.4f}, difference {narrow - wide:+.4f}", flush=True)
@@ -101,6 +101,7 @@ def main():
     parser.add_argument("what", choices=["loss", "speed"])
     parser.add_argument("arms", nargs="*")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--text")
