@@ -491,7 +491,9 @@ def compare(
             report=report,
             stop=signals,
         )
-    verdicts = "\n".join([*result["notices"], *(entry["verdict"] for entry in result["contrasts"])])
+    verdicts = "\n".join(
+        [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
+    )
     console.result(result, tables.comparison(result), verdicts, as_json=as_json)
 
 

@@ -24,7 +24,6 @@ def run(planned: str, folder: Path, device: str) -> None:
     # After `signals.install`, since it takes seconds.
     from shortcut_cli.compare.runner import cost_of, keep_divergence
     from shortcut_cli.config import reading
-    from shortcut_cli.data.shards import Shards
     from shortcut_cli.stages import training
     from shortcut_cli.stages.pipeline import score
 
@@ -34,7 +33,7 @@ def run(planned: str, folder: Path, device: str) -> None:
         try:
             trained = training.train(resolved, folder, device=device, resume="auto", report=report, stop=signals)
         except Diverged as error:
-            keep_divergence(folder, resolved, Shards(shards).manifest["checksum"], error)
+            keep_divergence(folder, resolved, error)
             report(Note(text=error.message))
             return
         checkpoint = folder / "run.pt"

@@ -36,9 +36,14 @@ class Named:
     matched: bool = False  # whether the other is whichever baseline of the arm was chosen on pilots
 
     @property
+    def basic(self) -> bool:
+        """Whether it is of an arm with its baselines, not with another arm."""
+        return self.matched or self.other == LADDER
+
+    @property
     def name(self) -> str:
         """How comparison.json calls it: by what was asked, not by which baseline was chosen."""
-        if self.matched or self.other == LADDER:
+        if self.basic:
             return f"{self.arm}:{'matched' if self.matched else LADDER}"
         return ":".join(sorted((self.arm, self.other)))
 
@@ -145,7 +150,11 @@ class Judge:
 
     def content(self, named: Named, contrast: Contrast | None, reason: str) -> dict[str, Any]:
         """A contrast for compare.json, without a verdict."""
-        found: dict[str, Any] = {"arm": named.arm, "baseline": named.other, "baselines": self.arms[named.arm].baselines}
+        found: dict[str, Any] = {
+            "arm": named.arm,
+            "baseline": named.other,
+            "baselines": self.arms[named.arm].baselines if named.matched else [],
+        }
         if contrast is None:
             return found | {"seeds": self.seeds, "unavailable": reason}
         weights = self.weights(named)
@@ -172,22 +181,27 @@ class Judge:
     def _over_documents(self, weights: Floats) -> tuple[float, float]:
         """The interval of a contrast over documents and seeds."""
         used = [(self.rows[label], weight) for label, weight in zip(self.whole, weights, strict=True) if weight]
-        tokens: Floats | None = None
-        total: Floats | None = None
-        for row, weight in used:
-            for seed, path in enumerate(row["groups"]):
-                part = sums(Path(path))
-                if tokens is None or total is None:
-                    tokens, total = part["tokens"], np.zeros((self.seeds, len(part["tokens"])))
-                if not np.array_equal(part["tokens"], tokens):
-                    raise CheckFailed(
-                        f"{path} is of other documents than {used[0][0]['groups'][0]}",
-                        "move the eval.json beside it away, then run the same command again",
-                    )
-                total[seed] += weight * part["nats"]
-        assert tokens is not None
-        assert total is not None
-        return significance.crossed(total, tokens)
+        return significance.crossed(*by_document(used))
+
+
+def by_document(weighted: Sequence[tuple[Row, float]]) -> tuple[Floats, Floats]:
+    """The weighted sum of arms' nats at each seed in each document, (S, n), and the tokens of the documents, (n,).
+
+    Raises CheckFailed if the arms were not scored on the same documents.
+    """
+    first = weighted[0][0]["groups"]
+    tokens = sums(Path(first[0]))["tokens"]
+    total = np.zeros((len(first), len(tokens)))
+    for row, weight in weighted:
+        for seed, path in enumerate(row["groups"]):
+            part = sums(Path(path))
+            if not np.array_equal(part["tokens"], tokens):
+                raise CheckFailed(
+                    f"{path} is of other documents than {first[0]}",
+                    "move the eval.json beside it away, then run the same command again",
+                )
+            total[seed] += weight * part["nats"]
+    return total, tokens
 
 
 def judged(
@@ -219,7 +233,7 @@ def _verdict(one: Named, found: Contrast | None, reason: str, margin: float, shu
 
 def _control(named: Sequence[Named], contrasts: Sequence[Contrast | None], shut: bool) -> dict[str, Any] | None:
     """Whether the positive control was found to help; None if it is not among the arms."""
-    own = [found for one, found in zip(named, contrasts, strict=True) if one.arm == CONTROL]
+    own = [found for one, found in zip(named, contrasts, strict=True) if one.arm == CONTROL and one.basic]
     if not own:
         return None
     return {"arm": CONTROL, "found": not shut and any(one is not None and one.differs and one.mean < 0 for one in own)}
@@ -262,11 +276,11 @@ def notices(result: Mapping[str, Any]) -> list[str]:
         found.append(f"A/A: a second {BASELINE} differs by {aa['mean']:+.4f} nats per token (one seed, no interval).")
     else:
         low, high = aa["interval_95"]
-        side = "as it should" if low <= 0 <= high else "which is chance, or a fault of the comparison"
-        does = "contains" if low <= 0 <= high else "does not contain"
+        fits = low <= 0 <= high
         found.append(
             f"A/A: a second {BASELINE} differs by {aa['mean']:+.4f} nats per token, 95 % interval {low:+.4f} to "
-            f"{high:+.4f}, which {does} 0, {side}."
+            f"{high:+.4f}, which "
+            + ("contains 0, as it should." if fits else "does not contain 0: chance, or a fault of the comparison.")
         )
     found += [
         f"{row['label']} diverged at seed {seed}: {how}"

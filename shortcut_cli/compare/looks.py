@@ -39,6 +39,8 @@ def _nominal(level: float, shares: tuple[float, ...]) -> float:
     The statistic is a Brownian motion at the times `shares`. `places` and `weights` are nodes of its density where no
     earlier look has rejected (Armitage, McPherson and Rowe 1969).
     """
+    if shares == (1.0,):
+        return level
     places, weights = np.zeros(1), np.ones(1)
     before, bound = 0.0, math.inf
     for number, share in enumerate(shares):

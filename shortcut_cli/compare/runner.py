@@ -91,9 +91,10 @@ def cost_of(folder: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
     return cost if isinstance(cost.get("device"), str) and (peak is None or is_number(peak)) else None
 
 
-def keep_divergence(folder: Path, recipe: Recipe, shards: str, error: Diverged) -> None:
-    """Note in a run folder that the run diverged. shards: their checksum."""
-    inputs = checkpoint.made_from(recipe.model_dump(), shards)
+def keep_divergence(folder: Path, recipe: Recipe, error: Diverged) -> None:
+    """Note in a run folder that the run of a recipe diverged."""
+    manifest = read(Path(recipe.data.shards) / "manifest.json") or {}
+    inputs = checkpoint.made_from(recipe.model_dump(), manifest["checksum"])
     how = error.message.partition(";")[0]
     files.write(folder / DIVERGED, to_json({"inputs": inputs, "diverged": how}, indent=1) + "\n")
 

@@ -4,7 +4,7 @@ Each run has an ordinary run folder, as from `shortcut train` and `shortcut eval
 peak memory can be measured and several devices work in parallel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def compare(
             runner.asked = asked
             arms = plan(resolved, models, shards.tokenizer["vocabulary"], match, runner.step_seconds, rungs)
             named = _named(arms, pairs, rungs)
+            _warn(arms, match, bool(rungs), report)
             files.write(out / COMPARISON, to_json(kept, indent=1) + "\n")  # a command that is wrong leaves nothing
             tried = choose(arms, list(lrs) or [resolved.train.lr], runner)
             named = [Named(one.arm, arms[one.arm].baselines[0], True) if one.matched else one for one in named]
@@ -131,6 +132,22 @@ def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequen
             raise UsageError(f"--contrast: {pair[0]} is compared with itself")
         named.append(Named(*pair))
     return list({one.name: one for one in reversed(named)}.values())[::-1]
+
+
+def _warn(arms: Mapping[str, Arm], match: Match, laddered: bool, report: Report) -> None:
+    """Say, before anything is trained, which arms will be beyond the ladder. Seconds are not known before."""
+    if not laddered or match == "time":
+        return
+    costs = {label: arm.size.of(match) for label, arm in arms.items()}
+    rungs = [cost for label, cost in costs.items() if arms[label].role in ("plain", "rung")]
+    for label, cost in costs.items():
+        if not min(rungs) <= cost <= max(rungs):
+            report(
+                Note(
+                    text=f"{label} ({cost:,} {match}) will not be compared with the ladder, whose rungs have "
+                    f"{min(rungs):,} to {max(rungs):,}: name others"
+                )
+            )
 
 
 def _planned(kept: dict[str, Any], seeds: int, most_seeds: int) -> int:
