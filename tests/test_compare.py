@@ -64,17 +64,22 @@ def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     assert result == json.loads((folder / "c" / "compare.json").read_text())
     arms = {row["label"]: row for row in result["arms"]}
     assert list(arms)[:2] == ["gpt", "shortcut"]
-    assert len(arms) == 4  # and a deeper and a wider baseline
+    assert len(arms) == 4  # and the baseline that was chosen, and the twin
     (entry,) = result["contrasts"]
     arm, baseline = arms["shortcut"], arms[entry["baseline"]]
-    assert entry["baselines"] == list(arms)[2:]
-    assert baseline["validation"] == min(arms[label]["validation"] for label in entry["baselines"])
-    for label in entry["baselines"]:
-        assert arms[label]["model"] == "gpt"
-        assert arms[label]["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
+    assert [entry["baselines"][0], "twin"] == list(arms)[2:]
+    assert len(entry["baselines"]) == 2
+    lowest = {
+        label: min(means.mean(x) for x in curve["validation"].values()) for label, curve in result["pilots"].items()
+    }
+    assert list(lowest) == sorted(lowest) == sorted(entry["baselines"])
+    assert lowest[entry["baseline"]] == min(lowest.values())
+    assert baseline["model"] == "gpt"
+    assert baseline["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
     assert entry["differences"] == [arm["nats_per_token"][0] - baseline["nats_per_token"][0]] == [entry["mean"]]
     assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
-    assert entry["verdict"].startswith("shortcut is ")
+    assert entry["verdict"].startswith("No verdict on shortcut against gpt-")  # twelve steps are no match for a 5-gram
+    assert result["notices"][0].startswith("No verdict: gpt (")
 
 
 def test_what_a_comparison_says_of_its_runs_lies_in_their_folders(compared):
@@ -136,7 +141,7 @@ def test_floors_are_in_every_table_and_computed_once(scripted):
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
     folder, command, printed = compared
     before = {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
-    assert len(before) == 4
+    assert len(before) == 4 + 2 * 2  # of which pilots of two baselines on two seeds
     # Somebody evaluates one of its runs on other shards, and samples it.
     write_texts(folder / "others", 40)
     made = ("prepare", "text", "others", "--recipe", "text-tiny", "--out", "others-shards")
@@ -755,9 +760,11 @@ def test_the_split_of_the_recipe_is_compared(scripted):
     assert result["floors"]["inputs"]["split"] == "val"
     for row in result["arms"]:
         assert (row["nats_per_token"], row["bits_per_unit"], row["unit"]) == ([55.0] * 2, [77.0] * 2, "none")
-    ours, theirs = (sum(document_nats(one, seed, "val") for seed in (7, 8)) / 2 for one in ("late_kv", "gpt"))
-    draws = np.random.default_rng(1).integers(0, 6, (2000, 6))
-    resampled = [(ours - theirs)[row].sum() / TOKENS[row].sum() for row in draws]
+    nats = [document_nats("late_kv", seed, "val") - document_nats("gpt", seed, "val") for seed in (7, 8)]
+    generator = np.random.default_rng(1)
+    seeds = generator.integers(0, 2, (2000, 1))
+    draws = [generator.integers(0, 6, 6) for _ in range(2000)]
+    resampled = [nats[seed][row].sum() / TOKENS[row].sum() for (seed,), row in zip(seeds, draws, strict=True)]
     (entry,) = result["contrasts"]
     assert entry["documents_interval_95"] == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
     assert (entry["mean"], entry["p"], entry["wins"]) == (0.0, 1.0, 0)
