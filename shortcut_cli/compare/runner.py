@@ -32,7 +32,7 @@ from shortcut_cli.training.run_log import REMEDY, read_log
 POLL_S = 0.2
 MOST_PAIRS = 100_000  # of lines of a log that its speed is the median of
 MOST_VALIDATIONS = 100_000  # of a run, in its curve
-PILOTS = 2  # seeds on which learning rates and opponents are chosen
+PILOTS = 2  # seeds on which learning rates and matched baselines are chosen
 PILOT_SEED = 1_000_000  # the first of them, after the recipe's: no run that counts has it
 PILOT_SHARE = 4  # of how many steps a pilot has one
 DIVERGED = "diverged.json"
