@@ -1,6 +1,7 @@
 """The errors a user can meet, each kind with its exit code.
 
     ShortcutError           1    the command failed
+      Diverged              1    a loss is not finite
       UsageError            2    a flag, a recipe or an input is wrong
       TooManyRejects        3    more files were rejected than --max-bad allows
       Unfinished            3    files could not be read because of the machine; the same command tries them again
@@ -34,6 +35,10 @@ class UsageError(ShortcutError):
     """A flag, a recipe or an input is wrong."""
 
     exit_code = 2
+
+
+class Diverged(ShortcutError):
+    """The loss of a training, or its gradient, is not finite."""
 
 
 class TooManyRejects(ShortcutError):

@@ -48,7 +48,7 @@ ONE_FILE = {
     "typer": "cli/commands.py",
     "rich": "cli/console.py",
     "pebble": "data/workers.py",
-    "scipy": "compare/significance.py",
+    "scipy": "compare/ladder.py compare/looks.py compare/significance.py",
 }
 LIGHT = re.compile(
     r"(__init__|__main__|accounts|cleanup|errors|events|formatting|files|registry)\.py|(config|kept)/.*"

@@ -652,6 +652,7 @@ def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
 
 def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     result = {"schema_version": 2, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
+    result |= {"gate": {"open": True}, "notices": ["A/A"]}
     calls = replaced(monkeypatch, comparison, "compare", result)
     monkeypatch.setattr(page, "headings", lambda _: ("arm", "nats"))
     monkeypatch.setattr(page, "table", lambda _: [("gpt", 1.5)])
@@ -660,14 +661,35 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     call(*base, *flags, "--device", "cpu:0,cpu", "--set", "train.steps=9")
     assert printed(capsys) == result
     call(*base, "--device", "cpu")
-    assert capsys.readouterr().out.splitlines()[-2:] == ["first", "second"]
+    assert capsys.readouterr().out.splitlines()[-3:] == ["A/A", "first", "second"]
+    laddered = ("--ladder", "48, 8x64", "--contrast", "moda : gpt", "--contrast", "a:b", "--most-seeds", "9")
+    call(*base, "--device", "cpu", *laddered)
+    shut = {"gate": {"open": False}, "notices": ["No verdict.", "A/A"]}
+    monkeypatch.setattr(comparison, "compare", lambda *_, **__: result | shut)
+    call(*base)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-3:] == ["A/A", "first", "second"]
+    assert lines.count("No verdict.") == 1
     assert [(config.train.steps, models, str(folder)) for (config, models, folder), _ in calls] == [
         (9, ["gpt", "moda"], "o"),
+        (150, ["gpt", "moda"], "comparisons/text-tiny"),
         (150, ["gpt", "moda"], "comparisons/text-tiny"),
     ]
     first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["cpu:0", "cpu"]}
     usual = {"seeds": 3, "match": "params", "lrs": [], "margin": 0.005, "devices": ["cpu"]}
-    assert [options for _, options in calls] == [given | {"stop": commands.signals} for given in (first, usual)]
+    plain = {"rungs": [], "pairs": [], "most_seeds": 0}
+    third = (
+        usual
+        | plain
+        | {"match": "flops", "rungs": ["48", "8x64"], "pairs": [("moda", "gpt"), ("a", "b")], "most_seeds": 9}
+    )
+    wanted = (first | plain, usual | plain, third)
+    assert [options for _, options in calls] == [given | {"stop": commands.signals} for given in wanted]
+    for wrong in ("a", "a:b:c", ":b", "a:"):
+        with pytest.raises(UsageError, match="does not name two models"):
+            call(*base, "--contrast", wrong)
+    with pytest.raises(UsageError, match="--ladder needs a cost"):
+        call(*base, "--ladder", "48", "--match", "none")
     with pytest.raises(UsageError, match="--lrs 1,x is not a list of numbers"):
         call(*base, "--lrs", "1,x")
 
@@ -1167,8 +1189,11 @@ def test_a_flag_takes_no_number_that_is_not_finite_or_out_of_range(
         assert flag in " ".join(shown.split()), (value, shown)
 
 
+EMPTY = {"schema_version": 2, "contrasts": [], "notices": [], "gate": {"open": True}}
+
+
 def test_lists_of_names_and_numbers_may_have_spaces(monkeypatch, prepared):
-    calls = replaced(monkeypatch, comparison, "compare", {"schema_version": 2, "contrasts": []})
+    calls = replaced(monkeypatch, comparison, "compare", dict(EMPTY))
     monkeypatch.setattr(tables, "comparison", lambda _: "")
     base = ("compare", "--recipe", "text-tiny", "--models", " gpt, moda ,", "--lrs", "1e-3, 2e-3")
     call(*base, "--device", "cpu, cpu:0")

@@ -22,12 +22,12 @@ import pytest
 import torch
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut, write_texts
 from scipy import stats
+from test_significance import power
 
 from shortcut_cli import files
 from shortcut_cli.cli import commands
 from shortcut_cli.compare import baselines, page, runner
 from shortcut_cli.compare.arms import Arm, plan
-from shortcut_cli.compare.contrasts import contrast_arms
 from shortcut_cli.compare.runner import PlannedRun, Runner
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
@@ -64,17 +64,22 @@ def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     assert result == json.loads((folder / "c" / "compare.json").read_text())
     arms = {row["label"]: row for row in result["arms"]}
     assert list(arms)[:2] == ["gpt", "shortcut"]
-    assert len(arms) == 4  # and a deeper and a wider baseline
+    assert len(arms) == 4  # and the baseline that was chosen, and the twin
     (entry,) = result["contrasts"]
     arm, baseline = arms["shortcut"], arms[entry["baseline"]]
-    assert entry["baselines"] == list(arms)[2:]
-    assert baseline["validation"] == min(arms[label]["validation"] for label in entry["baselines"])
-    for label in entry["baselines"]:
-        assert arms[label]["model"] == "gpt"
-        assert arms[label]["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
+    assert [entry["baselines"][0], "twin"] == list(arms)[2:]
+    assert len(entry["baselines"]) == 2
+    lowest = {
+        label: min(means.mean(x) for x in curve["validation"].values()) for label, curve in result["pilots"].items()
+    }
+    assert list(lowest) == sorted(lowest) == sorted(entry["baselines"])
+    assert lowest[entry["baseline"]] == min(lowest.values())
+    assert baseline["model"] == "gpt"
+    assert baseline["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
     assert entry["differences"] == [arm["nats_per_token"][0] - baseline["nats_per_token"][0]] == [entry["mean"]]
     assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
-    assert entry["verdict"].startswith("shortcut is ")
+    assert entry["verdict"].startswith("No verdict on shortcut against gpt-")  # twelve steps are no match for a 5-gram
+    assert result["notices"][0].startswith("No verdict: gpt (")
 
 
 def test_what_a_comparison_says_of_its_runs_lies_in_their_folders(compared):
@@ -136,7 +141,7 @@ def test_floors_are_in_every_table_and_computed_once(scripted):
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
     folder, command, printed = compared
     before = {path: path.stat().st_mtime_ns for path in (folder / "c" / "runs").rglob("run.pt")}
-    assert len(before) == 4
+    assert len(before) == 4 + 2 * 2  # of which pilots of two baselines on two seeds
     # Somebody evaluates one of its runs on other shards, and samples it.
     write_texts(folder / "others", 40)
     made = ("prepare", "text", "others", "--recipe", "text-tiny", "--out", "others-shards")
@@ -209,15 +214,18 @@ BASELINES = {
     "shortcut_local": [DEEPER, WIDER],  # as large as shortcut
 }
 RATES = (0.001, 0.002, 0.004)
-BEST = {"gpt": 0.001, "shortcut": 0.004, "value_residual": 0.002, "late_kv": 0.002, "shortcut_local": 0.001}
-BEST |= {DEEPER: 0.004, WIDER: 0.002}
+GRID = (0.0005, *RATES, 0.008)  # it grows at both ends, since some arms are best at one
+BEST = {"gpt": 0.0015, "shortcut": 0.003, "value_residual": 0.002, "late_kv": 0.002, "shortcut_local": 0.0014}
+BEST |= {DEEPER: 0.003, WIDER: 0.00211, "twin": 0.0025}
 LABELS = tuple(BEST)
 SHAPES = {label: (label, 4, 32, 64) for label in ("gpt", *ASKED)} | {
     DEEPER: ("gpt", 5, 32, 61),
     WIDER: ("gpt", 4, 40, 45),
+    "twin": ("gpt", 4, 32, 65),
 }
-# The lowest validation loss at seeds 7, 8 and 9. Of the two baselines the wider one is better by the mean; by the
-# first, last, median or lowest seed, or by the test scores, the deeper one would be.
+FINAL = tuple(label for label in LABELS if label != DEEPER)  # the other baseline is chosen on pilots
+# The lowest validation loss at seeds 7, 8 and 9; of the pilots, the first two. Of the two baselines the wider one is
+# better by the mean of the pilots; by the first, last or lowest seed, or by the test scores, the deeper one would be.
 LOWEST = {
     "gpt": (2.50, 2.51, 2.49),
     "shortcut": (2.40, 2.43, 2.41),
@@ -226,6 +234,7 @@ LOWEST = {
     "shortcut_local": (2.45, 2.46, 2.48),
     DEEPER: (2.40, 2.75, 2.48),
     WIDER: (2.45, 2.50, 2.50),
+    "twin": (2.49, 2.53, 2.48),
 }
 NATS = {
     "gpt": (2.60, 2.61, 2.59),
@@ -235,24 +244,23 @@ NATS = {
     "shortcut_local": (2.580, 2.593, 2.594),  # 0.030, 0.033 and 0.024 above
     DEEPER: (2.45, 2.46, 2.44),
     WIDER: (2.550, 2.560, 2.570),
+    "twin": (2.605, 2.603, 2.596),
 }
+PILOTS = (1_000_007, 1_000_008)
 TOKENS = np.array([10.0, 20.0, 5.0, 40.0, 8.0, 17.0])  # of six test documents
 MARGIN = 0.004  # not the default
 
 
 def validation_of(label, rate, seed):
-    """At steps 4, 8 and 12. An arm's best rate has the lowest loss of a run, but not the lowest first or last one."""
-    low = LOWEST[label][seed - 7]
-    others = [other for other in RATES if other != BEST[label]]
-    if rate == others[0]:
-        return (low + 0.2, low + 0.1, low + 0.1)
-    if rate == others[1]:
-        return (low + 0.05, low + 0.15, low + 0.2)
+    """At steps 4, 8 and 12; of pilots, a parabola in log rate."""
+    low = LOWEST[label][(seed - 7) % 1_000_000]
+    if seed in PILOTS:
+        low += 0.04 * math.log2(rate / BEST[label]) ** 2
     return (low + 0.3, low, low + 0.4)
 
 
 def bits_of(label, seed):
-    return 1.5 * NATS[label][seed - 7] + 0.01 * (LABELS.index(label) * seed % 5)
+    return 1.5 * NATS[label][(seed - 7) % 1_000_000]
 
 
 def document_nats(label, seed, split="test"):
@@ -261,7 +269,7 @@ def document_nats(label, seed, split="test"):
 
 def log_of(label, rate, seed):
     """Twelve steps of 128 tokens; stretches with a validation are slow, and those without one all differ."""
-    unit = (1 + LABELS.index(label)) * {7: 1, 8: 4, 9: 2}[seed]
+    unit = (1 + LABELS.index(label)) * {7: 1, 8: 4, 9: 2}[7 + (seed - 7) % 1_000_000]
     seconds, lines = 1.0, []
     for step, took in ((2, 0), (4, 0.5 * unit), (6, 90), (8, 0.25 * unit), (10, 90), (12, 2.0 * unit)):
         seconds += took
@@ -278,9 +286,13 @@ REST |= {"split": "test", "interval_over": "documents", "documents": 2, "tokens"
 
 def write_run(folder, label, rate, seed, device):
     """The files of a run; its checkpoint is a dictionary in JSON, see `Scripted`."""
-    score = {"nats_per_token": NATS[label][seed - 7], "bits_per_unit": bits_of(label, seed), "unit": "character"}
+    score = {
+        "nats_per_token": NATS[label][(seed - 7) % 1_000_000],
+        "bits_per_unit": bits_of(label, seed),
+        "unit": "character",
+    }
     score |= REST
-    if rate != BEST[label]:
+    if seed in PILOTS:
         score["nats_per_token"] = 1.0  # the test split must not affect any choice
     splits = {"val": {"nats_per_token": 55.0, "bits_per_unit": 77.0, "unit": "none", **REST}, "test": score}
     lines, recipe = log_of(label, rate, seed), reading.read(str(folder / "run.toml"))
@@ -296,7 +308,7 @@ def write_run(folder, label, rate, seed, device):
         score["inputs"] = scores.made_from(checkpoint_sha256, SHARDS, split, recipe.eval, device)
         score["score_sha256"] = scores._digest(score)
     (folder / "eval.json").write_text(json.dumps({"splits": splits}))
-    peak_mb = 100.0 + 10 * LABELS.index(label) + {7: 1, 8: 3, 9: 2}[seed]
+    peak_mb = 100.0 + 10 * LABELS.index(label) + {7: 1, 8: 3, 9: 2}[7 + (seed - 7) % 1_000_000]
     cost = {"peak_mb": peak_mb, "device": f"{device}:{seed}", "inputs": {"checkpoint_sha256": checkpoint_sha256}}
     (folder / "cost.json").write_text(json.dumps(cost))
 
@@ -347,7 +359,9 @@ class Scripted:
         model, config = made.model, made.train
         label = self.shapes[model.name, model.layers, model.width, model.ffn]
         self.ran.append((label, config.lr, config.seed))
-        assert folder == self.out / "runs" / f"{label}-lr{config.lr!r}-s{config.seed}"
+        pilot = config.seed in PILOTS
+        assert (config.steps, config.warmup) == ((3, 5) if pilot else (12, 20))
+        assert folder == self.out / "runs" / f"{'pilot-' * pilot}{label}-lr{config.lr!r}-s{config.seed}"
         self.write(folder, label, config.lr, config.seed, device)
 
     def __call__(self, *models, settings=(), **options):
@@ -408,8 +422,11 @@ def wanted_row(label):
         "label": label,
         "model": name,
         "asked": label in ("gpt", *ASKED),
+        "role": {"gpt": "plain", WIDER: "matched", "twin": "twin"}.get(label, "asked"),
         "lr": best,
-        "validation_by_lr": {repr(rate): min(validation_of(label, rate, 7)) for rate in RATES},
+        "validation_by_lr": {
+            repr(rate): sum(min(validation_of(label, rate, seed)) for seed in PILOTS) / 2 for rate in GRID
+        },
         "layers": layers,
         "width": width,
         "ffn": ffn,
@@ -426,6 +443,7 @@ def wanted_row(label):
         "nats_per_token": list(NATS[label]),
         "bits_per_unit": [bits_of(label, seed) for seed in (7, 8, 9)],
         "unit": "character",
+        "diverged": {},
         "folders": [f"runs/{label}-lr{best!r}-s{seed}" for seed in (7, 8, 9)],
         "curve": [
             {"step": step, "validation": sum(LOWEST[label]) / 3 + more, "seconds": second}
@@ -435,38 +453,39 @@ def wanted_row(label):
 
 
 def wanted_contrast(label, baseline):
+    """A contrast of two arms over three seeds, with the variance that a two-way analysis leaves."""
     nats = [a - b for a, b in zip(NATS[label], NATS[baseline], strict=True)]
-    bits = [bits_of(label, seed) - bits_of(baseline, seed) for seed in (7, 8, 9)]
-    paired = stats.ttest_rel(NATS[label], NATS[baseline])
-    edges = ((-MARGIN, "greater"), (MARGIN, "less"))
-    equal = [stats.ttest_1samp(nats, edge, alternative=side).pvalue for edge, side in edges]
-    limit = stats.t.ppf(0.975, 2)
-
-    def power(shift):
-        return stats.nct.sf(limit, 2, shift) + stats.nct.cdf(-limit, 2, shift)
-
-    low, high = 0.0, 100.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power(middle) < 0.8 else (low, middle)
-    documents = sum(document_nats(label, seed) - document_nats(baseline, seed) for seed in (7, 8, 9)) / 3
-    draws = np.random.default_rng(1).integers(0, 6, (2000, 6))
-    resampled = [documents[row].sum() / TOKENS[row].sum() for row in draws]
+    losses = np.array([NATS[other] for other in FINAL])
+    design = np.array(
+        [[*(a == np.arange(len(FINAL))), *(s == np.arange(1, 3))] for a in range(len(FINAL)) for s in range(3)]
+    )
+    left = losses.ravel() - design @ np.linalg.lstsq(design.astype(float), losses.ravel(), rcond=None)[0]
+    freedom = 2 * (len(FINAL) - 1)
+    error = math.sqrt(2 * (left @ left) / freedom / 3)
+    mean, reach = math.fsum(nats) / 3, stats.t.ppf(0.975, freedom) * error
+    documents = np.array([document_nats(label, seed) - document_nats(baseline, seed) for seed in (7, 8, 9)])
+    generator = np.random.default_rng(1)
+    seeds = generator.integers(0, 3, (2000, 2))
+    draws = [generator.integers(0, 6, 6) for _ in range(2000)]
+    resampled = [documents[s].mean(0)[row].sum() / TOKENS[row].sum() for s, row in zip(seeds, draws, strict=True)]
     return {
         "arm": label,
         "baseline": baseline,
-        "baselines": BASELINES[label],
+        "baselines": BASELINES.get(label, []),
         "seeds": 3,
-        "mean": math.fsum(nats) / 3,
-        "interval_95": list(paired.confidence_interval(0.95)),
-        "p": paired.pvalue,
+        "mean": mean,
+        "interval_95": [mean - reach, mean + reach],
+        "p": 2 * stats.t.sf(abs(mean) / error, freedom),
         "wins": sum(1 for value in nats if value < 0),
-        "detectable": low * np.std(nats, ddof=1) / math.sqrt(3),
-        "p_equal": max(equal),
+        "error": error,
+        "freedom": freedom,
+        "p_equal": max(stats.t.sf((mean + MARGIN) / error, freedom), stats.t.cdf((mean - MARGIN) / error, freedom)),
         "p_holm": None,
+        "level": None,
+        "detectable": None,
         "differences": nats,
-        "bits_per_unit": math.fsum(bits) / 3,
-        "bits_per_unit_interval_95": list(stats.ttest_1samp(bits, 0).confidence_interval(0.95)),
+        "bits_per_unit": 1.5 * mean,
+        "bits_per_unit_interval_95": [1.5 * (mean - reach), 1.5 * (mean + reach)],
         "documents_interval_95": list(np.percentile(resampled, [2.5, 97.5])),
     }
 
@@ -476,36 +495,68 @@ def tuned(tmp_path_factory):
     """The result of a scripted comparison of four tuned arms over three seeds, and the script."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         script = Scripted(monkeypatch, tmp_path_factory.mktemp("tuned"))
-        result = script(*ASKED, lrs=RATES)
+        result = script(*ASKED, lrs=RATES, pairs=[("shortcut", "shortcut_local")])
         assert (script.out / "compare.html").read_text() == page.page(result)
     return json.dumps(result), script
+
+
+KEPT = ("schema_version", "recipe", "shards", "split", "match", "ladder", "margin_nats", "tokens_per_step", "epochs")
 
 
 def test_a_scripted_comparison_has_the_numbers_computed_by_hand(tuned):
     result = json.loads(tuned[0])
     assert result == json.loads((tuned[1].out / "compare.json").read_text())
-    near(result["arms"], [wanted_row(label) for label in LABELS])
+    near(result["arms"], [wanted_row(label) for label in FINAL])
     wanted = [wanted_contrast(label, WIDER if label.startswith("shortcut") else "gpt") for label in ASKED]
-    for entry in wanted:
-        others = [other["p"] for other in wanted]
-        # Holm: the maximum over all p-values up to this one, each times the number of p-values not below it.
-        entry["p_holm"] = max(min(1.0, q * sum(r >= q for r in others)) for q in others if q <= entry["p"])
-    found = {entry["arm"]: entry.pop("verdict") for entry in result["contrasts"]}
-    # quad leaves out 1e-9 of the density, so only some digits of the detectable difference agree.
+    wanted.append(wanted_contrast("shortcut", "shortcut_local") | {"baselines": []})
+    # Holm, step by step: the level is 0.05 by the number that is left, until one is not below it.
+    order, left, level = sorted(wanted, key=lambda entry: entry["p"]), len(wanted), 0.0
+    for place, entry in enumerate(order):
+        entry["p_holm"] = max(min(1.0, (len(wanted) - i) * order[i]["p"]) for i in range(place + 1))
+        if left:
+            level = 0.05 / left
+            left = left - 1 if entry["p"] < level else 0
+        entry["level"] = level
+    found = [entry.pop("verdict") for entry in result["contrasts"]]
     for one, other in zip(result["contrasts"], wanted, strict=True):
-        assert one.pop("detectable") == pytest.approx(other.pop("detectable"), rel=1e-6)
+        other["baselines"] = sorted(other["baselines"])  # the one that is chosen first
+        del other["detectable"]
+        shift = one.pop("detectable") / one["error"]
+        assert power(shift, stats.t.isf(other["level"] / 2, 12), 12) == pytest.approx(0.8, abs=1e-5)
     near(result["contrasts"], wanted)
-    by_arm = {entry["arm"]: entry for entry in result["contrasts"]}
-    assert found["shortcut"].startswith(f"shortcut beats {WIDER} by 0.0503 nats per token (3 seeds, Holm-adjusted p = ")
-    assert found["shortcut_local"].startswith(
-        f"shortcut_local loses to {WIDER} by 0.0290 nats per token (3 seeds, Holm-adjusted p = "
-    )
-    assert found["late_kv"].startswith(
-        f"late_kv and gpt are equivalent within {MARGIN} nats per token (3 seeds, TOST p = "
-    )
-    assert by_arm["value_residual"]["p"] < 0.05 < by_arm["value_residual"]["p_holm"]
-    assert found["value_residual"].startswith("No significant difference between value_residual and gpt (-0.0200 nats ")
-    rest = {key: value for key, value in result.items() if key not in ("arms", "contrasts", "floors")}
+    assert found[0].startswith(f"shortcut beats {WIDER} by 0.0503 nats per token (3 seeds, p = ")
+    assert found[3].startswith(f"shortcut_local loses to {WIDER} by 0.0290 nats per token (3 seeds, p = ")
+    assert found[2].startswith("No significant difference between late_kv and gpt (+0.0002 nats ")
+    assert found[4].startswith("shortcut beats shortcut_local by 0.0793 nats per token (3 seeds, p = ")
+    assert result["contrasts"][1]["level"] == 0.025  # three are rejected before it
+    aa = result["aa"]
+    low, high = wanted_contrast("twin", "gpt")["interval_95"]
+    assert (aa["arm"], aa["baseline"], aa["level"]) == ("twin", "gpt", None)
+    assert aa["interval_95"] == pytest.approx([low, high])
+    assert result["notices"] == [
+        f"A/A: a second gpt differs by +0.0013 nats per token, 95 % interval {low:+.4f} to {high:+.4f}, "
+        "which contains 0, as it should."
+    ]
+    assert result["looks"] == {
+        "planned": 3,
+        "seeds": [3],
+        "family": [*(f"{label}:matched" for label in ASKED), "shortcut:shortcut_local"],
+    }
+    gate = {"open": True, "baseline": 2.6, "floor": "5-gram", "floor_nats_per_token": 3.0, "clear_by": 0.1}
+    near(result["gate"], gate)
+    assert list(result["pilots"]) == ["gpt", *ASKED, DEEPER, WIDER, "twin"]
+    for label, curve in result["pilots"].items():
+        near(
+            curve,
+            {
+                "steps": 3,
+                "seeds": list(PILOTS),
+                "validation": {repr(rate): [min(validation_of(label, rate, seed)) for seed in PILOTS] for rate in GRID},
+                "chosen": BEST[label],
+                "at_edge": False,
+            },
+        )
+    rest = {key: value for key, value in result.items() if key in KEPT}
     near(
         rest,
         {
@@ -514,6 +565,7 @@ def test_a_scripted_comparison_has_the_numbers_computed_by_hand(tuned):
             "shards": SHARDS,
             "split": "test",
             "match": "params",
+            "ladder": None,
             "margin_nats": MARGIN,
             "tokens_per_step": 128,
             "epochs": 12 * 128 / 5000,
@@ -521,33 +573,35 @@ def test_a_scripted_comparison_has_the_numbers_computed_by_hand(tuned):
     )
 
 
-def test_each_arm_is_tuned_at_the_first_seed_and_only_its_best_rate_runs_at_the_others(tuned):
+def test_rates_are_chosen_on_pilot_seeds_that_no_other_run_has(tuned):
     _, scripted = tuned
-    first = {(label, rate, 7) for label in LABELS for rate in RATES}
+    pilots = {(label, rate, seed) for label in LABELS for rate in GRID for seed in PILOTS}
     assert len(scripted.ran) == len(set(scripted.ran))
-    assert set(scripted.ran) == first | {(label, BEST[label], seed) for label in LABELS for seed in (8, 9)}
-    assert set(scripted.ran[: len(first)]) == first
-    made = reading.read(str(scripted.out / "runs" / f"{WIDER}-lr0.002-s9" / "run.toml"))
-    settings = ["model.name=gpt", "model.width=40", "model.ffn=45", "train.lr=0.002", "train.seed=9"]
+    assert set(scripted.ran) == pilots | {(label, BEST[label], seed) for label in FINAL for seed in (7, 8, 9)}
+    assert set(scripted.ran[: len(pilots)]) == pilots
+    made = reading.read(str(scripted.out / "runs" / f"{WIDER}-lr0.00211-s9" / "run.toml"))
+    settings = ["model.name=gpt", "model.width=40", "model.ffn=45", "train.lr=0.00211", "train.seed=9"]
     assert made == reading.read("text-tiny", [*SCRIPTED, *settings])
 
 
 @pytest.mark.parametrize("lrs", [(), (0.00123456789,)])
-def test_a_single_rate_is_used_untuned(scripted, lrs):
+def test_a_single_rate_is_used_without_a_search(scripted, lrs):
     rate = lrs[0] if lrs else 0.002  # the recipe's
     result = scripted("late_kv", lrs=lrs, seeds=2)
-    assert scripted.ran == [(label, rate, seed) for seed in (7, 8) for label in ("gpt", "late_kv")]
+    assert scripted.ran == [(label, rate, seed) for seed in (7, 8) for label in ("gpt", "late_kv", "twin")]
+    assert result["pilots"] == {}
     for row in result["arms"]:
         assert (row["lr"], row["validation_by_lr"], row["seeds"]) == (rate, {}, [7, 8])
 
 
-def test_the_better_of_two_rates_is_used(scripted):
-    rates = (RATES[0], RATES[2])
-    result = scripted("late_kv", lrs=rates, seeds=1)
-    for row in result["arms"]:
-        tried = {rate: min(validation_of(row["label"], rate, 7)) for rate in rates}
-        assert row["validation_by_lr"] == {repr(rate): score for rate, score in tried.items()}
-        assert row["lr"] == min(tried, key=tried.get)
+def test_a_baseline_is_chosen_on_pilots_where_the_rate_is_not(scripted):
+    result = scripted("shortcut", seeds=1)
+    pilots = [(label, 0.002, seed) for label in (DEEPER, WIDER) for seed in PILOTS]
+    assert scripted.ran == pilots + [(label, 0.002, 7) for label in ("gpt", "shortcut", WIDER, "twin")]
+    (entry,) = result["contrasts"]
+    assert (entry["baseline"], entry["baselines"]) == (WIDER, [WIDER, DEEPER])
+    assert list(result["pilots"]) == [DEEPER, WIDER]
+    assert {curve["at_edge"] for curve in result["pilots"].values()} == {False}
 
 
 def test_arms_and_seeds_can_be_added_and_only_the_new_runs_are_trained(scripted):
@@ -557,7 +611,7 @@ def test_arms_and_seeds_can_be_added_and_only_the_new_runs_are_trained(scripted)
     assert scripted.ran == []
     scripted("late_kv", "value_residual", seeds=3)
     assert set(scripted.ran) == {
-        *((label, 0.002, 9) for label in ("gpt", "late_kv")),
+        *((label, 0.002, 9) for label in ("gpt", "late_kv", "twin")),
         *(("value_residual", 0.002, seed) for seed in (7, 8, 9)),
     }
 
@@ -603,7 +657,7 @@ def test_a_run_that_another_process_trained_has_no_peak_memory(scripted):
 
     scripted.write = unknown
     result = scripted("late_kv", seeds=2)
-    assert [row["peak_mb"] for row in result["arms"]] == [None, None]
+    assert [row["peak_mb"] for row in result["arms"]] == [None, None, None]
     assert page.page(result)
 
 
@@ -644,7 +698,7 @@ def test_keys_that_do_not_determine_the_weights_may_change(scripted):
     assert second == first | {"recipe": second["recipe"]}
     # Other keys of [eval] ask for other scores.
     scripted("late_kv", seeds=2, settings=["eval.stride=4"])
-    assert scripted.ran == [(label, 0.002, seed) for seed in (7, 8) for label in ("gpt", "late_kv")]
+    assert scripted.ran == [(label, 0.002, seed) for seed in (7, 8) for label in ("gpt", "late_kv", "twin")]
 
 
 def test_scores_on_other_shards_or_splits_change_no_verdict(scripted):
@@ -706,9 +760,11 @@ def test_the_split_of_the_recipe_is_compared(scripted):
     assert result["floors"]["inputs"]["split"] == "val"
     for row in result["arms"]:
         assert (row["nats_per_token"], row["bits_per_unit"], row["unit"]) == ([55.0] * 2, [77.0] * 2, "none")
-    ours, theirs = (sum(document_nats(one, seed, "val") for seed in (7, 8)) / 2 for one in ("late_kv", "gpt"))
-    draws = np.random.default_rng(1).integers(0, 6, (2000, 6))
-    resampled = [(ours - theirs)[row].sum() / TOKENS[row].sum() for row in draws]
+    nats = [document_nats("late_kv", seed, "val") - document_nats("gpt", seed, "val") for seed in (7, 8)]
+    generator = np.random.default_rng(1)
+    seeds = generator.integers(0, 2, (2000, 1))
+    draws = [generator.integers(0, 6, 6) for _ in range(2000)]
+    resampled = [nats[seed][row].sum() / TOKENS[row].sum() for (seed,), row in zip(seeds, draws, strict=True)]
     (entry,) = result["contrasts"]
     assert entry["documents_interval_95"] == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
     assert (entry["mean"], entry["p"], entry["wins"]) == (0.0, 1.0, 0)
@@ -717,15 +773,15 @@ def test_the_split_of_the_recipe_is_compared(scripted):
 def test_one_seed_allows_no_test_of_any_arm(scripted):
     result = scripted("late_kv", "value_residual", seeds=1)
     for entry in result["contrasts"]:
-        absent = ("p", "p_holm", "interval_95", "detectable", "p_equal", "bits_per_unit_interval_95")
-        assert [entry[name] for name in absent] == [None] * 6
+        absent = ("p", "p_holm", "interval_95", "detectable", "p_equal", "bits_per_unit_interval_95", "level", "error")
+        assert [entry[name] for name in absent] == [None] * 8
         assert entry["verdict"].endswith("gpt (one seed, no test).")
         assert entry["documents_interval_95"][0] < entry["documents_interval_95"][1]
 
 
 def test_without_matching_the_baseline_is_the_plain_one(scripted):
     result = scripted("shortcut", "gpt", "shortcut_local", match="none", seeds=2)
-    assert [row["label"] for row in result["arms"]] == ["gpt", "shortcut", "shortcut_local"]
+    assert [row["label"] for row in result["arms"]] == ["gpt", "shortcut", "shortcut_local", "twin"]
     assert [(entry["arm"], entry["baseline"], entry["baselines"]) for entry in result["contrasts"]] == [
         ("shortcut", "gpt", ["gpt"]),
         ("shortcut_local", "gpt", ["gpt"]),
@@ -822,7 +878,7 @@ def test_flops_are_matched_if_asked_for(tmp_path):
     arms = plan(plain_arm("gpt").recipe, ["shortcut"], VOCABULARY, "flops", make_runner(tmp_path).step_seconds)
     # Matched by FLOPs, both have a narrower feed-forward than matched by parameters; see test_baselines.
     assert arms["shortcut"].baselines == ["gpt-5x32x59", "gpt-4x40x42"]
-    assert list(arms) == ["gpt", "shortcut", "gpt-5x32x59", "gpt-4x40x42"]
+    assert list(arms) == ["gpt", "shortcut", "gpt-5x32x59", "gpt-4x40x42", "twin"]
     for layers, width, ffn in ((5, 32, 59), (4, 40, 42)):
         assert flops_of(layers, width, ffn) == pytest.approx(wanted_size("shortcut")[2], rel=0.01)
 
@@ -837,25 +893,12 @@ def test_equal_baselines_are_one_arm(tmp_path):
         "shortcut_local": [DEEPER, WIDER],
         DEEPER: [],
         WIDER: [],
+        "twin": [],
     }
     assert {label for label, arm in arms.items() if arm.asked} == {"gpt", *models}
     for label, arm in arms.items():
         shape = arm.recipe.model
         assert (arm.label, (shape.name, shape.layers, shape.width, shape.ffn)) == (label, SHAPES[label])
-
-
-def test_the_better_baseline_is_the_one_with_the_lower_mean_validation_loss(tmp_path):
-    np.savez(tmp_path / "groups.npz", nats=TOKENS, tokens=TOKENS)
-    row = {"nats_per_token": [2.0, 2.0], "bits_per_unit": [3.0, 3.0], "groups": [tmp_path / "groups.npz"] * 2}
-    for losses, better in (((2.4, 2.6), "a"), ((2.6, 2.4), "b")):
-        arm = plain_arm("shortcut")
-        arm.baselines = ["a", "b"]
-        rows = {
-            "a": row | {"validation": [losses[0] - 0.3, losses[0] + 0.3]},
-            "b": row | {"validation": [losses[1]] * 2},
-        }
-        (entry,) = contrast_arms({"shortcut": arm}, rows | {"shortcut": row}, MARGIN)
-        assert entry["baseline"] == better
 
 
 def test_speed_is_measured_between_validations(tmp_path):
@@ -885,7 +928,11 @@ def test_speed_is_that_of_the_runs_that_have_one_and_none_if_no_run_has(scripted
     result = scripted("late_kv", seeds=3)
     unit = 1 + LABELS.index("late_kv")
     both = [256 / (0.5 * unit * factor) for factor in (4, 2)]
-    assert [row["tokens_per_s"] for row in result["arms"]] == [None, pytest.approx(means.mean(both))]
+    assert [row["tokens_per_s"] for row in result["arms"]] == [
+        None,
+        pytest.approx(means.mean(both)),
+        pytest.approx(24.0),
+    ]
     json.loads((scripted.out / "compare.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
 
 
@@ -1127,10 +1174,17 @@ def page_result():
     other |= {"nats_per_token": [13.0], "bits_per_unit": [14.0], "unit": "second"}
     other |= {"curve": [{"step": 3, "validation": 15.0, "seconds": 16.0}]}
     contrast = {"arm": "a<b&c", "baseline": "gpt-5x6x7", "seeds": 3, "mean": -0.0123456, "interval_95": (-0.02, -0.005)}
-    contrast |= {"documents_interval_95": [-0.03, 0.04], "wins": 2, "p": 0.0112, "p_holm": 0.0224, "detectable": 0.0321}
+    contrast |= {
+        "documents_interval_95": [-0.03, 0.04],
+        "wins": 2,
+        "p": 0.0112,
+        "p_holm": 0.0224,
+        "detectable": 0.0321,
+        "level": 0.0166,
+    }
     contrast |= {"p_equal": 0.9, "verdict": "a<b&c beats gpt."}
     alone = contrast | {"seeds": 1, "interval_95": None, "p": None, "p_holm": None, "detectable": None, "p_equal": None}
-    alone |= {"mean": 0.0, "wins": 0}  # zero is a number, and shown
+    alone |= {"level": None, "mean": 0.0, "wins": 0}  # zero is a number, and shown
     tree = {
         "model": {"layers": 4, "width": 1032, "context": 16},
         "train": {"steps": 1200},
@@ -1181,16 +1235,17 @@ def test_the_page_shows_each_number_under_its_heading():
             "seeds": seeds,
             "nats per token": mean,
             "95 % interval over seeds": interval,
-            "95 % interval over documents": "[-0.03, 0.04]",
+            "95 % interval over documents and seeds": "[-0.03, 0.04]",
             "seeds won": wins,
             "p": p,
             "p (Holm)": adjusted,
+            "level": level,
             "detectable at 80 % power": detectable,
-            "p (equivalence within 0.0125)": equal,
+            "p (equivalence) within 0.0125": equal,
         }
-        for seeds, mean, wins, interval, p, adjusted, detectable, equal in (
-            ("3", "-0.01235", "2", "[-0.02, -0.005]", "0.0112", "0.0224", "0.0321", "0.9"),
-            ("1", "0", "0", "", "", "", "", ""),
+        for seeds, mean, wins, interval, p, adjusted, level, detectable, equal in (
+            ("3", "-0.01235", "2", "[-0.02, -0.005]", "0.0112", "0.0224", "0.0166", "0.0321", "0.9"),
+            ("1", "0", "0", "", "", "", "", "", ""),
         )
     ]
     assert re.findall("<li>(.*?)</li>", html) == ["a&lt;b&amp;c beats gpt.", "x &gt; y &amp; z"]

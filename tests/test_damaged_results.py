@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -344,8 +345,12 @@ def test_a_comparison_on_a_split_without_units_has_no_bits(tmp_path):
     for number in range(2):
         np.savez(tmp_path / f"{number}.npz", nats=np.array([1.0, 2.0, 3.0]) + number, tokens=np.ones(3))
     groups = [str(tmp_path / f"{number}.npz") for number in range(2)]
-    row = {"nats_per_token": [1.0, 1.1], "bits_per_unit": [None, None], "groups": groups}
-    more = contrasts._more(row, row | {"nats_per_token": [1.2, 1.1]})
+    row = {"nats_per_token": [1.0, 1.1], "bits_per_unit": [None, None], "groups": groups, "diverged": {}, "unit": "x"}
+    rows = {"a": row | {"seeds": [1, 2]}, "b": row | {"nats_per_token": [1.2, 1.1]}}
+    judge = contrasts.Judge({"a": SimpleNamespace(baselines=[])}, rows, None, 0.005)
+    named = contrasts.Named("a", "b")
+    more = judge.content(named, *judge.test(named))
+    assert more["mean"] == pytest.approx(-0.1)
     assert more["bits_per_unit"] is more["bits_per_unit_interval_95"] is None
     cells = dict.fromkeys((key for _, key in page.COLUMNS), 1)
     (shown,) = page.table({"arms": [row | cells]})
@@ -447,8 +452,9 @@ def test_sums_of_other_documents_are_not_compared(tmp_path):
         np.savez(tmp_path / f"{name}.npz", nats=np.ones(2), tokens=np.array(tokens))
     rows = [{"groups": [str(tmp_path / f"{name}.npz")]} for name in "ab"]
     with pytest.raises(CheckFailed, match="is of other documents"):
-        contrasts._sums(*rows)
-    assert contrasts._sums(rows[0], rows[0])[0][0]["tokens"].tolist() == [1.0, 2.0]
+        contrasts.by_document([(rows[0], 1.0), (rows[1], -1.0)])
+    nats, tokens = contrasts.by_document([(rows[0], 1.0), (rows[0], -0.25)])
+    assert (nats.tolist(), tokens.tolist()) == ([[0.75, 0.75]], [1.0, 2.0])
 
 
 @pytest.mark.parametrize("part", [{"device": torch.ones(2)}, {5: 1}, {"a": {"b": 1}}, {"a": "x" * 201}, {"a": [1]}])

@@ -12,10 +12,24 @@ from shortcut_cli.compare import significance
 MARGIN = 0.005
 
 
+def power(shift, limit, freedom):
+    """Of a t-test, by a million equal shares of chi-square; scipy's noncentral t is NaN here and there."""
+    s = np.sqrt(stats.chi2.ppf((np.arange(1_000_000) + 0.5) / 1_000_000, freedom) / freedom)
+    return float(np.mean(stats.norm.sf(limit * s - shift) + stats.norm.cdf(-limit * s - shift)))
+
+
+def paired(differences, margin=MARGIN):
+    """The contrast of two arms, by itself: the paired test."""
+    differences = np.asarray(differences, float)
+    residual = significance.residual(np.stack([differences, np.zeros(len(differences))]))
+    noise = residual and residual.over(len(differences))
+    return significance.adjusted([significance.contrast(differences, 2.0, noise, margin)])[0]
+
+
 def test_a_contrast_is_the_paired_t_test():
     rng = np.random.default_rng(0)
     arm, baseline = rng.normal(2.0, 0.01, 6), rng.normal(2.01, 0.01, 6)
-    found = significance.contrast(arm - baseline, MARGIN)
+    found = paired(arm - baseline)
     wanted = stats.ttest_rel(arm, baseline)
     assert found.p == pytest.approx(wanted.pvalue)
     assert found.interval_95 == pytest.approx(tuple(wanted.confidence_interval(0.95)))
@@ -31,7 +45,7 @@ def test_a_contrast_is_the_paired_t_test():
 @pytest.mark.parametrize("mean", [-0.02, -0.004, 0.0, 0.004, 0.02])
 def test_every_number_of_a_contrast_is_scipys(count, mean):
     found_of = np.random.default_rng(count).normal(mean, 0.006, count)
-    found = significance.contrast(found_of, MARGIN)
+    found = paired(found_of)
     wanted = stats.ttest_1samp(found_of, 0.0)
     low, high = wanted.confidence_interval(0.95)
     above_lower = stats.ttest_1samp(found_of, -MARGIN, alternative="greater").pvalue
@@ -44,47 +58,50 @@ def test_every_number_of_a_contrast_is_scipys(count, mean):
     assert found.p == pytest.approx(wanted.pvalue)
     assert found.wins == sum(1 for difference in found_of if difference < 0)
     assert found.p_equal == pytest.approx(max(above_lower, below_upper))
-    assert found.p_holm is None
+    assert (found.p_holm, found.level, found.freedom) == (found.p, 0.05, count - 1)
+    assert found.error == pytest.approx(stats.sem(found_of))
     # A true difference of this size, divided by the standard error of the mean, is the noncentrality at which the
     # t-test has 80 % power.
     shift = found.detectable / (np.std(found_of, ddof=1) / math.sqrt(count))
-    power = stats.nct.sf(limit, count - 1, shift) + stats.nct.cdf(-limit, count - 1, shift)
-    assert power == pytest.approx(0.8, abs=1e-6)
+    assert power(shift, limit, count - 1) == pytest.approx(0.8, abs=1e-5)
 
 
 def test_a_tie_is_not_a_win():
-    assert significance.contrast([-1.0, 0.0, 0.0, 1.0, -1.0], MARGIN).wins == 2
-    assert significance.contrast([0.0], MARGIN).wins == 0
-    assert significance.contrast([-1.0], MARGIN).wins == 1
+    assert paired([-1.0, 0.0, 0.0, 1.0, -1.0], MARGIN).wins == 2
+    assert paired([0.0], MARGIN).wins == 0
+    assert paired([-1.0], MARGIN).wins == 1
 
 
 def test_the_content_of_a_contrast_names_each_number():
-    found = significance.Contrast(3, 0.1, (0.0, 0.2), 0.3, 1, 0.4, 0.5, 0.6)
+    found = significance.Contrast(3, 0.1, (0.0, 0.2), 0.3, 1, 0.4, 2, 0.5, 0.6, 0.7, 0.8)
     assert found.content() == {
         "seeds": 3,
         "mean": 0.1,
         "interval_95": (0.0, 0.2),
         "p": 0.3,
         "wins": 1,
-        "detectable": 0.4,
+        "error": 0.4,
+        "freedom": 2,
         "p_equal": 0.5,
         "p_holm": 0.6,
+        "level": 0.7,
+        "detectable": 0.8,
     }
 
 
 def test_one_seed_allows_no_test_and_equal_runs_are_equal():
-    one = significance.contrast([-0.1], MARGIN)
-    assert one == significance.Contrast(1, -0.1, None, None, 1, None, None)
+    one = paired([-0.1], MARGIN)
+    assert one == significance.Contrast(1, -0.1, None, None, 1, None, None, None)
     assert "no test" in significance.verdict("a", "b", one, MARGIN)
-    same = significance.contrast([0.0, 0.0, 0.0], MARGIN)
-    assert same == significance.Contrast(3, 0.0, (0.0, 0.0), 1.0, 0, 0.0, 0.0)
+    same = paired([0.0, 0.0, 0.0], MARGIN)
+    assert same == significance.Contrast(3, 0.0, (0.0, 0.0), 1.0, 0, 0.0, 2, 0.0, 1.0, 0.05, 0.0)
 
 
 @pytest.mark.parametrize(
     ("difference", "margin", "p_equal"), [(-0.25, 0.5, 0.0), (0.25, 0.25, 1.0), (-0.25, 0.125, 1.0)]
 )
 def test_the_same_difference_at_every_seed_is_certain(difference, margin, p_equal):
-    found = significance.contrast([difference] * 3, margin)
+    found = paired([difference] * 3, margin)
     assert found.interval_95 == (difference, difference)
     assert (found.p, found.detectable, found.p_equal) == (0.0, 0.0, p_equal)
 
@@ -92,29 +109,28 @@ def test_the_same_difference_at_every_seed_is_certain(difference, margin, p_equa
 @pytest.mark.parametrize(("count", "known"), [(3, 3.26), (5, 1.68), (10, 1.0)])
 def test_the_detectable_difference_is_that_of_power_tables(count, known):
     # In standard deviations of a difference: 3.1 to 3.3, 1.7 and 1.0 for 3, 5 and 10 pairs.
-    assert significance.detectable(count) / np.sqrt(count) == pytest.approx(known, rel=0.02)
+    assert significance.detectable(count - 1, 0.05) / np.sqrt(count) == pytest.approx(known, rel=0.02)
 
 
 def test_the_false_positive_rate_is_5_percent_and_the_power_80_percent():
     rng = np.random.default_rng(1)
-    null = [significance.contrast(rng.normal(0, 1, 5), MARGIN).p < 0.05 for _ in range(4000)]
+    null = [paired(rng.normal(0, 1, 5)).p < 0.05 for _ in range(4000)]
     assert np.mean(null) == pytest.approx(0.05, abs=0.012)
-    effect = significance.detectable(5) / np.sqrt(5)
-    found = [significance.contrast(rng.normal(effect, 1, 5), MARGIN).p < 0.05 for _ in range(4000)]
+    effect = significance.detectable(4, 0.05) / np.sqrt(5)
+    found = [paired(rng.normal(effect, 1, 5)).p < 0.05 for _ in range(4000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.025)
 
 
 def test_equivalence_is_claimed_falsely_5_percent_of_the_time():
     rng = np.random.default_rng(2)
-    claimed = [significance.contrast(rng.normal(MARGIN, 0.001, 5), MARGIN).p_equal < 0.05 for _ in range(4000)]
+    claimed = [paired(rng.normal(MARGIN, 0.001, 5)).p_equal < 0.05 for _ in range(4000)]
     assert np.mean(claimed) == pytest.approx(0.05, abs=0.012)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7, 12, 40])
 def test_the_detectable_difference_has_80_percent_power(count):
-    limit, shift = stats.t.ppf(0.975, count - 1), significance.detectable(count)
-    power = stats.nct.sf(limit, count - 1, shift) + stats.nct.cdf(-limit, count - 1, shift)
-    assert power == pytest.approx(0.8, abs=1e-6)
+    limit, shift = stats.t.ppf(0.975, count - 1), significance.detectable(count - 1, 0.05)
+    assert power(shift, limit, count - 1) == pytest.approx(0.8, abs=1e-5)
 
 
 def test_holm():
@@ -141,10 +157,55 @@ def test_holm_is_the_largest_product_among_the_smaller_p_values(seed):
 
 def test_contrasts_are_adjusted_together_and_one_without_a_test_is_left_out():
     p_values = (0.04, None, 0.01, 0.02)
-    plain = [significance.Contrast(3, -0.1, None, p, 1, None, None) for p in p_values]
+    plain = [significance.Contrast(3, -0.1, None, p, 1, 0.03, 2, 0.5) for p in p_values]
     found = significance.adjusted(plain)
     assert [one.p_holm for one in found] == [pytest.approx(0.04), None, pytest.approx(0.03), pytest.approx(0.04)]
-    assert [dataclasses.replace(one, p_holm=None) for one in found] == plain
+    # 0.01 < 0.05 / 3 and 0.02 < 0.05 / 2 and 0.04 < 0.05.
+    assert [one.level for one in found] == [0.05, None, pytest.approx(0.05 / 3), 0.025]
+    assert [one.differs for one in found] == [True, False, True, True]
+    bare = [dataclasses.replace(one, p_holm=None, level=None, detectable=None) for one in found]
+    assert bare == plain
+    for one in found:
+        if one.p is not None:
+            assert one.detectable == pytest.approx(0.03 * significance.detectable(2, one.level))
+
+
+def test_what_is_not_rejected_has_the_level_at_which_holms_procedure_ended():
+    def levels(p_values, family=0):
+        return significance.levels(p_values, family, lambda level: level)
+
+    assert levels([0.9, 0.001, 0.02, 0.3]) == pytest.approx([0.05 / 3, 0.05 / 4, 0.05 / 3, 0.05 / 3])
+    assert levels([0.001, 0.002], 6) == pytest.approx([0.05 / 6, 0.05 / 5])
+    assert significance.levels([0.001, 0.1], 0, lambda level: level / 10) == pytest.approx([0.0025, 0.005])
+    assert significance.holm([0.001, 0.002], 6) == pytest.approx([0.006, 0.01])
+
+
+def test_three_seeds_of_five_contrasts_need_seven_spreads_alone_and_far_fewer_together():
+    # A paired test at 1 % with 2 degrees of freedom, in standard deviations of a difference, and the pooled one of
+    # seven arms.
+    assert significance.detectable(2, 0.01) / math.sqrt(3) == pytest.approx(7.3, abs=0.05)
+    assert significance.detectable(12, 0.01) / math.sqrt(3) < 2.4
+    assert significance.detectable(2, 0.0) == math.inf
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (7, 3)])
+def test_the_residual_is_that_of_a_two_way_analysis_of_variance(shape):
+    losses = np.random.default_rng(6).normal(3, 0.1, shape)
+    design = np.array(
+        [
+            [1.0, *(arm == other for other in range(1, shape[0])), *(seed == other for other in range(1, shape[1]))]
+            for arm in range(shape[0])
+            for seed in range(shape[1])
+        ]
+    )
+    left = losses.ravel() - design @ np.linalg.lstsq(design, losses.ravel(), rcond=None)[0]
+    freedom = losses.size - design.shape[1]
+    found = significance.residual(losses)
+    assert found.freedom == freedom
+    assert found.variance == pytest.approx((left**2).sum() / freedom)
+    assert found.over(4) == significance.Noise(found.variance / 4, freedom)
+    assert significance.residual(losses[:1]) is None
+    assert significance.residual(losses[:, :1]) is None
 
 
 def test_holms_family_wise_error_rate_is_5_percent():
@@ -156,16 +217,20 @@ def test_holms_family_wise_error_rate_is_5_percent():
 
 
 @pytest.mark.parametrize("options", [{}, {"resamples": 50}, {"seed": 9}, {"resamples": 333, "seed": 2}])
-def test_the_interval_over_documents_is_that_of_a_plain_bootstrap(options):
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_the_interval_over_documents_and_seeds_is_that_of_a_plain_bootstrap(options, seeds):
     rng = np.random.default_rng(5)
     tokens = rng.integers(10, 1000, 11).astype(float)
-    arm, baseline = rng.normal(2, 0.5, 11) * tokens, rng.normal(2, 0.5, 11) * tokens
+    nats = rng.normal(0, 0.5, (seeds, 11)) * tokens
     generator = np.random.default_rng(options.get("seed", 1))
-    count = options.get("resamples", 2000)
-    drawn = [[int(index) for index in row] for row in generator.integers(0, 11, (count, 11))]
+    count, each = options.get("resamples", 2000), max(1, seeds - 1)
+    whose = [[int(index) for index in row] for row in generator.integers(0, seeds, (count, each))]
+    drawn = [[int(index) for index in generator.integers(0, 11, 11)] for _ in range(count)]
     means = sorted(
-        math.fsum(arm[index] - baseline[index] for index in row) / math.fsum(tokens[index] for index in row)
-        for row in drawn
+        math.fsum(nats[seed, index] for index in row for seed in chosen)
+        / each
+        / math.fsum(tokens[index] for index in row)
+        for row, chosen in zip(drawn, whose, strict=True)
     )
 
     def quantile(share):
@@ -173,12 +238,24 @@ def test_the_interval_over_documents_is_that_of_a_plain_bootstrap(options):
         first = math.floor(place)
         return means[first] + (place - first) * (means[first + 1] - means[first])
 
-    found = significance.over_documents(arm, baseline, tokens, **options)
+    found = significance.crossed(nats, tokens, **options)
     assert found == pytest.approx((quantile(0.025), quantile(0.975)), rel=1e-9)
-    assert significance.over_documents(arm, baseline, tokens, **options) == found
-    assert significance.over_documents(baseline, arm, tokens, **options) == pytest.approx(
-        (-found[1], -found[0]), rel=1e-9
-    )
+    assert significance.crossed(nats, tokens, **options) == found
+    assert significance.crossed(-nats, tokens, **options) == pytest.approx((-found[1], -found[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_the_interval_over_documents_and_seeds_has_the_width_of_both(seeds):
+    # Effects of seeds and of documents: the variance of the mean is known.
+    rng, widths = np.random.default_rng(8), []
+    for _ in range(20):
+        nats = rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.3, 200)
+        low, high = significance.crossed(nats, np.ones(200), resamples=500)
+        widths.append((high - low) ** 2)
+    wanted = 2 * 1.96 * math.sqrt(0.02**2 / seeds + 0.3**2 / 200)
+    assert math.sqrt(np.mean(widths)) == pytest.approx(wanted, rel=0.1)
+    alone = significance.crossed(np.full((seeds, 200), 0.1) + rng.normal(0, 0.3, 200), np.ones(200), resamples=500)
+    assert alone[1] - alone[0] == pytest.approx(2 * 1.96 * 0.3 / math.sqrt(200), rel=0.15)  # seeds that agree
 
 
 def test_documents_are_resampled_together():
@@ -186,9 +263,9 @@ def test_documents_are_resampled_together():
     tokens = rng.integers(100, 1000, 200).astype(float)
     hard = rng.normal(2, 0.5, 200)  # documents differ far more than the two arms
     arm, baseline = (hard - 0.01) * tokens, hard * tokens
-    assert significance.over_documents(arm, baseline, tokens) == pytest.approx((-0.01, -0.01))
+    assert significance.crossed((arm - baseline)[None], tokens) == pytest.approx((-0.01, -0.01))
     noisy = arm + rng.normal(0, 0.02, 200) * tokens
-    low, high = significance.over_documents(noisy, baseline, tokens)
+    low, high = significance.crossed((noisy - baseline)[None], tokens)
     width = 2 * 1.96 * 0.02 / np.sqrt(200)  # from the noise only: the difficulty of documents cancels
     assert high - low == pytest.approx(width, rel=0.25)
     assert (low + high) / 2 == pytest.approx(-0.01, abs=width)
@@ -204,38 +281,42 @@ def test_documents_are_resampled_together():
     ],
 )
 def test_the_verdict_names_the_result(differences, words):
-    assert words in significance.verdict("x", "gpt", significance.contrast(differences, MARGIN), MARGIN)
+    assert words in significance.verdict("x", "gpt", paired(differences), MARGIN)
 
 
-CLEAR = significance.Contrast(3, -0.04321, (-0.05, -0.04), 0.012, 3, 0.02, 0.9)
+CLEAR = significance.Contrast(3, -0.04321, (-0.05, -0.04), 0.012, 3, 0.01, 12, 0.9, 0.036, 0.0167, 0.02)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "arm beats gpt by 0.0432 nats per token (3 seeds, p = 0.012)."),
-        ({"mean": 0.04321}, "arm loses to gpt by 0.0432 nats per token (3 seeds, p = 0.012)."),
-        ({"p_holm": 0.036}, "arm beats gpt by 0.0432 nats per token (3 seeds, Holm-adjusted p = 0.036)."),
-        # Not significant after the adjustment, whatever it was before.
+        ({}, "arm beats gpt by 0.0432 nats per token (3 seeds, p = 0.012 at the level 0.017)."),
+        ({"mean": 0.04321}, "arm loses to gpt by 0.0432 nats per token (3 seeds, p = 0.012 at the level 0.017)."),
+        # Not significant at the level that is really used, whatever it is at 5 %.
         (
-            {"p_holm": 0.0512},
-            "No significant difference between arm and gpt (-0.0432 nats per token, Holm-adjusted p = 0.051); "
+            {"level": 0.0102},
+            "No significant difference between arm and gpt (-0.0432 nats per token, p = 0.012 at the level 0.01); "
             "3 seeds detect a difference of 0.0200 with 80 % power.",
         ),
         (
-            {"mean": 0.001, "p": 0.2, "p_holm": 0.6, "p_equal": 0.06, "detectable": 0.01236, "seeds": 5},
-            "No significant difference between arm and gpt (+0.0010 nats per token, Holm-adjusted p = 0.6); "
+            {"mean": 0.001, "p": 0.2, "p_equal": 0.017, "detectable": 0.01236, "seeds": 5},
+            "No significant difference between arm and gpt (+0.0010 nats per token, p = 0.2 at the level 0.017); "
             "5 seeds detect a difference of 0.0124 with 80 % power.",
         ),
         (
-            {"mean": 0.001, "p": 0.2, "p_holm": 0.6, "p_equal": 0.04},
-            "arm and gpt are equivalent within 0.0125 nats per token (3 seeds, TOST p = 0.04).",
+            {"mean": 0.001, "p": 0.2, "p_equal": 0.016},
+            "arm and gpt are equivalent within 0.0125 nats per token (3 seeds, TOST p = 0.016).",
         ),
         # A difference can be significant and within the margin; significance comes first.
-        ({"p_equal": 0.001}, "arm beats gpt by 0.0432 nats per token (3 seeds, p = 0.012)."),
+        ({"p_equal": 0.001}, "arm beats gpt by 0.0432 nats per token (3 seeds, p = 0.012 at the level 0.017)."),
         (
             {"seeds": 1, "interval_95": None, "p": None, "detectable": None, "p_equal": None},
             "arm is 0.0432 nats per token below gpt (one seed, no test).",
+        ),
+        (
+            {"level": 0.0},
+            "arm is 0.0432 nats per token below gpt, without a verdict: earlier looks at fewer seeds have spent the "
+            "5 %.",
         ),
         (
             {"mean": 0.5, "seeds": 1, "interval_95": None, "p": None, "detectable": None, "p_equal": None},

@@ -167,6 +167,14 @@ def _names(flag: str, given: str) -> list[str]:
     return names
 
 
+def _pair(contrast: str) -> tuple[str, str]:
+    """The two models of a --contrast. Raises UsageError if it does not name two."""
+    names = [name.strip() for name in contrast.split(":")]
+    if len(names) != 2 or not all(names):
+        raise UsageError(f"--contrast {contrast!r} does not name two models", "for example --contrast shortcut:gpt")
+    return names[0], names[1]
+
+
 def _count(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
@@ -418,11 +426,36 @@ def compare(
         int, typer.Option("--seeds", min=1, max=MOST_RUNS, help="Runs per architecture, one per seed.")
     ] = 3,
     match: Annotated[
-        registry.Match,
-        typer.Option("--match", help="Match baselines by parameters, FLOPs or training time, or not at all."),
-    ] = "params",
+        registry.Match | None,
+        typer.Option(
+            "--match",
+            help="Match baselines by parameters, FLOPs or training time, or not at all; default: params, and flops "
+            "with --ladder.",
+        ),
+    ] = None,
+    ladder: Annotated[
+        str | None,
+        typer.Option(
+            "--ladder",
+            metavar="W,W,...",
+            help="Widths of baselines, or layers x width; each model stands against the line through them.",
+        ),
+    ] = None,
+    contrasts: Annotated[
+        list[str] | None,
+        typer.Option("--contrast", metavar="A:B", help="Test two of the models against each other too. Repeatable."),
+    ] = None,
+    most_seeds: Annotated[
+        int,
+        typer.Option(
+            "--most-seeds", min=0, max=MOST_RUNS, help="Seeds there may be in the end, if more are added; 0: no more."
+        ),
+    ] = 0,
     lrs: Annotated[
-        str | None, typer.Option("--lrs", metavar="X,Y,...", help="Learning rates to try; each model uses its best.")
+        str | None,
+        typer.Option(
+            "--lrs", metavar="X,Y,...", help="Learning rates to begin a search on pilots with, for all models."
+        ),
     ] = None,
     margin: Annotated[float, typer.Option("--margin", help="Equivalence margin, nats per token.")] = 0.005,
     out: Annotated[Path | None, _out("Folder of the comparison; default: comparisons/RECIPE.")] = None,
@@ -430,11 +463,15 @@ def compare(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare architectures with matched baselines over seeds. Writes a page with differences and intervals."""
+    """Compare architectures with baselines of their cost over seeds. Writes a page with differences and intervals."""
     from shortcut_cli.config import reading
 
     resolved = reading.read(recipe, _settings(settings))
     names, rates, margin = _names("--models", models), _rates(lrs), _finite("--margin", margin, 0, 100)
+    rungs, pairs = _names("--ladder", ladder) if ladder is not None else [], [_pair(one) for one in contrasts or ()]
+    match = match or ("flops" if rungs else "params")
+    if rungs and match == "none":
+        raise UsageError("--ladder needs a cost to be laid over", "--match flops, params or time")
     _need_shards(recipe, resolved, settings)
     from shortcut_cli.stages import comparison
 
@@ -445,13 +482,18 @@ def compare(
             out or Path("comparisons") / Path(recipe).stem,
             seeds=seeds,
             match=match,
+            rungs=rungs,
+            pairs=pairs,
+            most_seeds=most_seeds,
             lrs=rates,
             margin=margin,
             devices=[devices.choose(name) for name in _names("--device", device)],
             report=report,
             stop=signals,
         )
-    verdicts = "\n".join(entry["verdict"] for entry in result["contrasts"])
+    verdicts = "\n".join(
+        [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
+    )
     console.result(result, tables.comparison(result), verdicts, as_json=as_json)
 
 

@@ -103,7 +103,9 @@ def attention_rows(result: Result) -> Iterator[tuple[Any, ...]]:
 
 def comparison(result: Result) -> "Table":
     """The result of `compare`: one row for each arm."""
-    return table("means over seeds", page.headings(result), page.table(result))
+    shut = not result.get("gate", {"open": True})["open"]  # then the first notice says that there is no verdict
+    title = f"{result['notices'][0]}\nmeans over seeds" if shut else "means over seeds"
+    return table(title, page.headings(result), page.table(result))
 
 
 def description(title: str, result: Result) -> Iterator["Table"]:

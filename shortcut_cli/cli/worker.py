@@ -10,30 +10,38 @@ from pathlib import Path
 from shortcut_cli import files
 from shortcut_cli.cli import console
 from shortcut_cli.cli.signals import guarded, signals
+from shortcut_cli.errors import Diverged
+from shortcut_cli.events import Note
 from shortcut_cli.formatting import to_json
 
 
 def run(planned: str, folder: Path, device: str) -> None:
     """Do what `shortcut train` does and write cost.json; then do what `shortcut eval` does, without floors.
 
-    cost.json has the peak memory of training, in MB, or None if another process did the training.
+    cost.json has the peak memory of training, in MB, or None if another process did the training. Of a run that
+    diverges, its folder says so, and that is all: the others of the comparison go on.
     """
     # After `signals.install`, since it takes seconds.
-    from shortcut_cli.compare.runner import cost_of
+    from shortcut_cli.compare.runner import cost_of, keep_divergence
     from shortcut_cli.config import reading
     from shortcut_cli.stages import training
     from shortcut_cli.stages.pipeline import score
 
     with console.Reporter() as report:
         resolved = reading.read(planned)
-        trained = training.train(resolved, folder, device=device, resume="auto", report=report, stop=signals)
+        shards = Path(resolved.data.shards)
+        try:
+            trained = training.train(resolved, folder, device=device, resume="auto", report=report, stop=signals)
+        except Diverged as error:
+            keep_divergence(folder, resolved, error)
+            report(Note(text=error.message))
+            return
         checkpoint = folder / "run.pt"
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 if trained["worked"] else None
         inputs = {"checkpoint_sha256": files.sha256(checkpoint)}
         if trained["worked"] or cost_of(folder, inputs) is None:
             cost = {"peak_mb": peak_mb, "device": device, "inputs": inputs}
             files.write(folder / "cost.json", to_json(cost) + "\n")
-        shards = Path(resolved.data.shards)
         score(checkpoint, shards, None, resolved.eval, device=device, report=report, with_floors=False)
 
 

@@ -1,54 +1,130 @@
-"""The arms of a comparison: the models asked for, and their matched baselines."""
+"""The arms of a comparison: the models asked for, the baselines that they stand against, and a twin of the plain one.
+
+The twin is a plain baseline that differs in nothing that matters: its feed-forward layers are wider by a hundredth or
+two. It goes through the same choices as all arms, and whatever is found between it and the baselines is chance.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from shortcut_cli.compare import baselines
+from shortcut_cli.compare.ladder import LEAST_RUNGS
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
+from shortcut_cli.errors import UsageError
 from shortcut_cli.registry import Match
+
+Role = Literal["plain", "asked", "matched", "rung", "twin"]
+TWIN = 64  # one feed-forward unit more for each of so many
+CONTROL = "conv"  # an arm that is known to help
 
 
 @dataclass
 class Arm:
-    """A model in the comparison: one of those asked for, or a matched baseline."""
+    """A model in the comparison."""
 
     label: str
     recipe: Recipe
     size: baselines.Size
-    baselines: list[str] = field(default_factory=list)  # labels
-    asked: bool = True
+    baselines: list[str] = field(default_factory=list)  # labels of those that match it; one is chosen on pilots
+    role: Role = "asked"
     lr: float = 0.0
-    tried: dict[str, float] = field(default_factory=dict)  # validation loss by learning rate
+    tried: dict[str, list[float]] = field(default_factory=dict)  # validation losses of its pilots by learning rate
+
+    @property
+    def asked(self) -> bool:
+        """Whether it is one of the models asked for, or the plain baseline."""
+        return self.role in ("plain", "asked")
 
 
 def plan(
-    resolved: Recipe, models: Sequence[str], vocabulary: int, match: Match, step_seconds: Callable[[Arm], float]
+    resolved: Recipe,
+    models: Sequence[str],
+    vocabulary: int,
+    match: Match,
+    step_seconds: Callable[[Arm], float],
+    rungs: Sequence[str] = (),
 ) -> dict[str, Arm]:
-    """Arms by label: the plain baseline, the models, and their matched baselines, each of which occurs once.
+    """Arms by label: the plain baseline, the models, and the baselines, each of which occurs once; the twin is last.
 
-    match: see registry.Match. step_seconds: measures the training step of an arm, called if `match` is "time".
+    match: see registry.Match. step_seconds: measures the training step of an arm, called if `match` is "time" and there
+    is no ladder. rungs: the ladder, see `ladder`; empty: each model has its own matched baselines.
 
-    Raises UsageError if a model is unknown or has no matching baseline.
+    Raises UsageError if a model is unknown, has no matching baseline, or a rung is wrong.
     """
     plain = reading.with_settings(resolved, [f"model.name={baselines.BASELINE}"])
-    arms = {baselines.BASELINE: Arm(baselines.BASELINE, plain, baselines.size(plain, vocabulary))}
+    arms = {baselines.BASELINE: _arm(baselines.BASELINE, plain, vocabulary, "plain")}
     for name in models:
         made = reading.with_settings(resolved, [f"model.name={name}"])
-        arms.setdefault(name, Arm(name, made, baselines.size(made, vocabulary)))
-    for arm in [arm for label, arm in arms.items() if label != baselines.BASELINE]:
+        arms.setdefault(name, _arm(name, made, vocabulary, "asked"))
+    if rungs:
+        for recipe in ladder(plain, rungs):
+            label = _label(recipe, plain)
+            arms.setdefault(label, _arm(label, recipe, vocabulary, "rung"))
+    else:
+        _match(arms, vocabulary, match, step_seconds)
+    shape = plain.model
+    twin = reading.with_settings(plain, [f"model.ffn={shape.ffn + max(1, shape.ffn // TWIN)}"])
+    arms["twin"] = _arm("twin", twin, vocabulary, "twin")
+    return arms
+
+
+def _arm(label: str, recipe: Recipe, vocabulary: int, role: Role) -> Arm:
+    return Arm(label, recipe, baselines.size(recipe, vocabulary), role=role)
+
+
+def _label(baseline: Recipe, plain: Recipe) -> str:
+    """The label of a baseline: that of the plain one if it has its shape."""
+    shape, own = baseline.model, plain.model
+    same = (shape.layers, shape.width, shape.ffn) == (own.layers, own.width, own.ffn)
+    return baselines.BASELINE if same else f"gpt-{shape.layers}x{shape.width}x{shape.ffn}"
+
+
+def ladder(plain: Recipe, rungs: Sequence[str]) -> list[Recipe]:
+    """The recipes of the rungs, the plain baseline among them, from widths, or layers x width: "96", "8x64".
+
+    Heads keep their width, and feed-forward layers their ratio to the width.
+
+    Raises UsageError if a rung is wrong, or if there are too few.
+    """
+    shape = plain.model
+    head, found = shape.width // shape.heads, {(shape.layers, shape.width): plain}
+    for rung in rungs:
+        layers, _, width = rung.rpartition("x")
+        if not (width.isascii() and width.isdecimal() and (layers or str(shape.layers)).isdecimal()):
+            raise UsageError(
+                f"--ladder: {rung!r} is neither a width nor layers x width", "for example --ladder 48,64,96"
+            )
+        place = (int(layers or shape.layers), int(width))
+        if not place[1] or place[1] % head:
+            raise UsageError(
+                f"--ladder: width {width} is not a multiple of {head}, the width of a head of the recipe",
+                f"take {max(1, place[1] // head) * head} or {(place[1] // head + 1) * head}",
+            )
+        ffn = max(1, round(shape.ffn * place[1] / shape.width))
+        settings = [f"layers={place[0]}", f"width={place[1]}", f"heads={place[1] // head}", f"ffn={ffn}"]
+        found.setdefault(place, reading.with_settings(plain, [f"model.{setting}" for setting in settings]))
+    if len(found) < LEAST_RUNGS:
+        raise UsageError(
+            f"--ladder: {len(found)} rungs with the recipe's own, {shape.layers}x{shape.width}, are too few for a line",
+            f"name at least {LEAST_RUNGS - 1} others",
+        )
+    return [found[place] for place in sorted(found)]
+
+
+def _match(arms: dict[str, Arm], vocabulary: int, match: Match, step_seconds: Callable[[Arm], float]) -> None:
+    """Add the matched baselines of each model."""
+    plain = arms[baselines.BASELINE]
+    for arm in [arm for arm in arms.values() if arm is not plain]:
         if match == "none":
-            arm.baselines = [baselines.BASELINE]
+            arm.baselines = [plain.label]
             continue
-        found = _matched(arm, arms[baselines.BASELINE], vocabulary, match, step_seconds)
-        for baseline in found:
-            shape = baseline.model
-            same = (shape.layers, shape.width, shape.ffn) == (plain.model.layers, plain.model.width, plain.model.ffn)
-            label = baselines.BASELINE if same else f"gpt-{shape.layers}x{shape.width}x{shape.ffn}"
-            arms.setdefault(label, Arm(label, baseline, baselines.size(baseline, vocabulary), asked=False))
+        for recipe in _matched(arm, plain, vocabulary, match, step_seconds):
+            label = _label(recipe, plain.recipe)
+            arms.setdefault(label, _arm(label, recipe, vocabulary, "matched"))
             if label not in arm.baselines:
                 arm.baselines.append(label)
-    return arms
 
 
 def _matched(arm: Arm, plain: Arm, vocabulary: int, match: Match, step_seconds: Callable[[Arm], float]) -> list[Recipe]:

@@ -1,85 +1,303 @@
-"""Each arm that was asked for against the better of its baselines."""
+"""The contrasts of a comparison, weighted sums of arms: an arm against the ladder, its baseline, or another arm."""
 
 import io
 import math
-import statistics
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shortcut_cli.compare import significance
-from shortcut_cli.compare.arms import Arm
+from shortcut_cli.compare import ladder, significance
+from shortcut_cli.compare.arms import CONTROL, Arm
+from shortcut_cli.compare.baselines import BASELINE
+from shortcut_cli.compare.ladder import Ladder
+from shortcut_cli.compare.significance import Contrast, Noise
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.kept import scores
+from shortcut_cli.registry import Match
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]  # the results of an arm, from `Runner.row`
+CLEAR = 0.1  # nats per token that the plain baseline has to be below every floor
+LADDER = "ladder"
+COSTS = {"flops": "training FLOPs per token", "params": "non-embedding parameters", "time": "seconds per token"}
 
 
-def contrast_arms(arms: Mapping[str, Arm], rows: Mapping[str, Row], margin: float) -> list[dict[str, Any]]:
-    """The contrast of each arm that has baselines with the one of them that has the lowest mean validation loss.
+@dataclass(frozen=True)
+class Named:
+    """A contrast that was named before: an arm and what it is compared with, a label or "ladder"."""
 
-    rows: the results of all arms, by label. margin: of equivalence, in nats per token. p-values are Holm-adjusted over
-    all contrasts.
+    arm: str
+    other: str
+    matched: bool = False  # whether the other is whichever baseline of the arm was chosen on pilots
+
+    @property
+    def basic(self) -> bool:
+        """Whether it is of an arm with its baselines, not with another arm."""
+        return self.matched or self.other == LADDER
+
+    @property
+    def name(self) -> str:
+        """How comparison.json calls it: by what was asked, not by which baseline was chosen."""
+        if self.basic:
+            return f"{self.arm}:{'matched' if self.matched else LADDER}"
+        return ":".join(sorted((self.arm, self.other)))
+
+
+class Judge:
+    """Tests contrasts of the arms' losses, all with the same estimate of chance.
+
+    rows: the results of all arms by label; those with a run that diverged take no part. axis: what the ladder is laid
+    over, None without a ladder. margin: of equivalence, in nats per token.
     """
-    pairs = [(label, _better(arm.baselines, rows)) for label, arm in arms.items() if arm.baselines]
-    found = [
-        significance.contrast(_differences(rows[arm], rows[baseline], "nats_per_token"), margin)
-        for arm, baseline in pairs
-    ]
-    return [
-        {
-            "arm": arm,
-            "baseline": baseline,
-            "baselines": arms[arm].baselines,
-            **contrast.content(),
-            **_more(rows[arm], rows[baseline]),
-            "verdict": significance.verdict(arm, baseline, contrast, margin),
+
+    def __init__(self, arms: Mapping[str, Arm], rows: Mapping[str, Row], axis: Match | None, margin: float) -> None:
+        self.arms, self.rows, self.margin, self.axis = arms, rows, margin, axis
+        self.whole = [label for label, row in rows.items() if not row["diverged"]]
+        self.seeds = len(next(iter(rows.values()))["seeds"])
+        self.losses = self._matrix("nats_per_token")
+        self.residual = significance.residual(self.losses) if len(self.whole) > 1 else None
+        self.rungs: list[str] = []
+        self.ladder: Ladder | None = None
+        self.scattered = False  # whether the rungs scatter more about the line than seeds explain
+        if axis:
+            self.rungs, self.ladder = self._fitted([label for label in self.whole if arms[label].role != "asked"])
+            if self.ladder:
+                self.scattered = ladder.noise(self.ladder.scatter, self.residual, self.seeds)[1]
+
+    def _matrix(self, key: str) -> Floats:
+        """(arms that are whole, seeds)"""
+        return np.array([self.rows[label][key] for label in self.whole], np.float64)
+
+    def _fitted(self, rungs: list[str]) -> tuple[list[str], Ladder | None]:
+        """The rungs whose cost is known, and their ladder, if they are enough."""
+        rungs = [label for label in rungs if self._cost(label) is not None]
+        costs = [self._cost(label) or 0.0 for label in rungs]
+        if len(rungs) < ladder.LEAST_RUNGS:
+            return rungs, None
+        return rungs, ladder.fit(costs, self.losses[[self.whole.index(label) for label in rungs]])
+
+    def _cost(self, label: str) -> float | None:
+        """The cost of an arm on the axis; None if it was not measured."""
+        row = self.rows[label]
+        if self.axis == "time":
+            return 1 / row["tokens_per_s"] if row["tokens_per_s"] else None
+        found: float = row["parameters" if self.axis == "params" else "training_flops_per_token"]
+        return found
+
+    def described(self) -> dict[str, Any] | None:
+        """The ladder, for compare.json; None without one."""
+        if self.ladder is None:
+            return None
+        return {
+            "rungs": self.rungs,
+            "cost": COSTS[self.axis or "flops"],
+            "costs": [self._cost(label) for label in self.rungs],
+            "intercept": self.ladder.intercept,
+            "slope": self.ladder.slope,
+            "scatter": math.sqrt(self.ladder.scatter.variance),
+            "residual": self.residual and math.sqrt(self.residual.variance),
+            "scattered": self.scattered,
         }
-        for (arm, baseline), contrast in zip(pairs, significance.adjusted(found), strict=True)
-    ]
+
+    def weights(self, named: Named) -> Floats | str:
+        """The weights of a contrast, one for each arm that is whole; or why there are none."""
+        sides = [label for label in (named.arm, named.other) if label != LADDER]
+        for label in sides:
+            if label not in self.whole:
+                return f"{label} diverged at seed {', '.join(self.rows[label]['diverged'])}"
+        weights = np.zeros(len(self.whole))
+        weights[self.whole.index(named.arm)] = 1
+        if named.other != LADDER:
+            weights[self.whole.index(named.other)] -= 1
+            return weights
+        rungs, fitted = self._without(named.arm)
+        if fitted is None:
+            return f"only {len(rungs)} rungs of the ladder have a loss and a cost"
+        cost = self._cost(named.arm)
+        if cost is None:
+            return "its speed was not measured"
+        assert self.axis
+        if lacking := fitted.lacks(cost, COSTS[self.axis]):
+            return lacking
+        weights[[self.whole.index(label) for label in rungs]] -= fitted.at(cost)
+        return weights
+
+    def _without(self, arm: str) -> tuple[list[str], Ladder | None]:
+        """The ladder without an arm that is one of its rungs: the twin, when it is tested itself."""
+        if arm in self.rungs:
+            return self._fitted([label for label in self.rungs if label != arm])
+        return self.rungs, self.ladder
+
+    def _noise(self, named: Named) -> Noise | None:
+        """The variance of the mean of an arm, as a contrast is tested with it."""
+        fitted = self._without(named.arm)[1] if named.other == LADDER else self.ladder
+        if fitted is None:
+            return self.residual and self.residual.over(self.seeds)
+        return ladder.noise(fitted.scatter, self.residual, self.seeds)[0]
+
+    def test(self, named: Named) -> tuple[Contrast | None, str]:
+        """A contrast, not adjusted for others; or why there is none."""
+        weights = self.weights(named)
+        if isinstance(weights, str):
+            return None, weights
+        scale = float(weights @ weights)
+        return significance.contrast(weights @ self.losses, scale, self._noise(named), self.margin), ""
+
+    def content(self, named: Named, contrast: Contrast | None, reason: str) -> dict[str, Any]:
+        """A contrast for compare.json, without a verdict."""
+        found: dict[str, Any] = {
+            "arm": named.arm,
+            "baseline": named.other,
+            "baselines": self.arms[named.arm].baselines if named.matched else [],
+        }
+        if contrast is None:
+            return found | {"seeds": self.seeds, "unavailable": reason}
+        weights = self.weights(named)
+        assert not isinstance(weights, str)
+        found |= contrast.content() | {"differences": (weights @ self.losses).tolist()} | self._bits(contrast)
+        found["documents_interval_95"] = self._over_documents(weights)
+        if named.other == LADDER:
+            (_, fitted), cost, noise = self._without(named.arm), self._cost(named.arm), self._noise(named)
+            assert fitted
+            assert cost
+            assert noise
+            found["gain"] = ladder.gain(fitted, cost, contrast.mean, noise)
+        return found
+
+    def _bits(self, found: Contrast) -> dict[str, Any]:
+        """A contrast in bits per unit: all arms are scored on the same tokens and units, so by one factor."""
+        row = self.rows[self.whole[0]]
+        if row["bits_per_unit"][0] is None:  # the split has none of the unit
+            return {"bits_per_unit": None, "bits_per_unit_interval_95": None}
+        factor = row["bits_per_unit"][0] / row["nats_per_token"][0]
+        interval = found.interval_95 and tuple(factor * end for end in found.interval_95)
+        return {"bits_per_unit": factor * found.mean, "bits_per_unit_interval_95": interval}
+
+    def _over_documents(self, weights: Floats) -> tuple[float, float]:
+        """The interval of a contrast over documents and seeds."""
+        used = [(self.rows[label], weight) for label, weight in zip(self.whole, weights, strict=True) if weight]
+        return significance.crossed(*by_document(used))
 
 
-def _better(baselines: list[str], rows: Mapping[str, Row]) -> str:
-    return min(baselines, key=lambda label: statistics.mean(rows[label]["validation"]))
+def by_document(weighted: Sequence[tuple[Row, float]]) -> tuple[Floats, Floats]:
+    """The weighted sum of arms' nats at each seed in each document, (S, n), and the tokens of the documents, (n,).
 
-
-def _differences(row: Row, other: Row, key: str) -> list[float]:
-    """Arm minus baseline, by seed."""
-    differences: list[float] = np.subtract(row[key], other[key]).tolist()
-    return differences
-
-
-def _sums(*rows: Row) -> list[list[dict[str, Any]]]:
-    """The sums by document of each seed, for each row. Raises CheckFailed if they are not of the same documents."""
-    found = [[sums(Path(path)) for path in row["groups"]] for row in rows]
-    tokens = found[0][0]["tokens"]
-    for row, parts in zip(rows, found, strict=True):
-        for path, part in zip(row["groups"], parts, strict=True):
+    Raises CheckFailed if the arms were not scored on the same documents.
+    """
+    first = weighted[0][0]["groups"]
+    tokens = sums(Path(first[0]))["tokens"]
+    total = np.zeros((len(first), len(tokens)))
+    for row, weight in weighted:
+        for seed, path in enumerate(row["groups"]):
+            part = sums(Path(path))
             if not np.array_equal(part["tokens"], tokens):
                 raise CheckFailed(
-                    f"{path} is of other documents than {rows[0]['groups'][0]}",
+                    f"{path} is of other documents than {first[0]}",
                     "move the eval.json beside it away, then run the same command again",
                 )
-    return found
+            total[seed] += weight * part["nats"]
+    return total, tokens
 
 
-def _more(row: Row, other: Row) -> dict[str, Any]:
-    """The differences by seed, in bits per unit, and over documents."""
-    counted = None not in (*row["bits_per_unit"], *other["bits_per_unit"])  # or the split has none of the unit
-    bits = significance.contrast(_differences(row, other, "bits_per_unit"), math.inf) if counted else None
-    found = _sums(row, other)  # by document, for each seed
-    ours, theirs = (np.mean([part["nats"] for part in parts], 0) for parts in found)
+def judged(
+    judge: Judge, named: Sequence[Named], family: int, spent: Callable[[float], float], shut: bool
+) -> dict[str, Any]:
+    """What a comparison found: "contrasts", each with a verdict, and "control", of the positive control.
+
+    family: how many contrasts were ever named in this comparison; spent: see `significance.levels`; shut: whether the
+    gate is, so that there is no verdict.
+    """
+    tests = [judge.test(one) for one in named]
+    tested = iter(significance.adjusted([found for found, _ in tests if found], family, spent))
+    contrasts = [found and next(tested) for found, _ in tests]
+    entries = []
+    for one, found, (_, reason) in zip(named, contrasts, tests, strict=True):
+        verdict = _verdict(one, found, reason, judge.margin, shut)
+        entries.append(judge.content(one, found, reason) | {"verdict": verdict})
+    return {"contrasts": entries, "control": _control(named, contrasts, shut)}
+
+
+def _verdict(one: Named, found: Contrast | None, reason: str, margin: float, shut: bool) -> str:
+    other = "the ladder" if one.other == LADDER else one.other
+    if found is None:
+        return f"{one.arm} is not compared with {other}: {reason}."
+    if shut:
+        return f"No verdict on {one.arm} against {other} ({found.mean:+.4f} nats per token)."
+    return significance.verdict(one.arm, other, found, margin)
+
+
+def _control(named: Sequence[Named], contrasts: Sequence[Contrast | None], shut: bool) -> dict[str, Any] | None:
+    """Whether the positive control was found to help; None if it is not among the arms."""
+    own = [found for one, found in zip(named, contrasts, strict=True) if one.arm == CONTROL and one.basic]
+    if not own:
+        return None
+    return {"arm": CONTROL, "found": not shut and any(one is not None and one.differs and one.mean < 0 for one in own)}
+
+
+def gate(rows: Mapping[str, Row], floors: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the plain baseline has learned enough for its architecture to matter: it is clearly below every floor."""
+    known = {name: floor["nats_per_token"] for name, floor in floors["scores"].items()}
+    lowest = min(known, key=lambda name: known[name])
+    losses = rows[BASELINE]["nats_per_token"]
+    mean = math.inf if None in losses else sum(losses) / len(losses)
     return {
-        "differences": _differences(row, other, "nats_per_token"),
-        "bits_per_unit": bits and bits.mean,
-        "bits_per_unit_interval_95": bits and bits.interval_95,
-        "documents_interval_95": significance.over_documents(ours, theirs, found[0][0]["tokens"]),
+        "open": mean <= known[lowest] - CLEAR,
+        "baseline": mean,
+        "floor": lowest,
+        "floor_nats_per_token": known[lowest],
+        "clear_by": CLEAR,
     }
+
+
+def notices(result: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know before the verdicts, a sentence each: no verdict first, if there is none."""
+    found = []
+    entrance, control, aa = result["gate"], result["control"], result["aa"]
+    if not entrance["open"]:
+        reached = f"{entrance['baseline']:.4f}" if math.isfinite(entrance["baseline"]) else "diverged"
+        found.append(
+            f"No verdict: {BASELINE} ({reached}) is not {CLEAR} nats per token below the {entrance['floor']} "
+            f"({entrance['floor_nats_per_token']:.4f}). Architectures of models that are no better than that are not "
+            "told apart by it; train longer, or on more."
+        )
+    if control and not control["found"] and entrance["open"]:
+        found.append(
+            f"The positive control {control['arm']}, which is known to help, was not found: this comparison could not "
+            "have seen anything."
+        )
+    if "unavailable" in aa:
+        found.append(f"A/A: not available, {aa['unavailable']}.")
+    elif aa["interval_95"] is None:
+        found.append(f"A/A: a second {BASELINE} differs by {aa['mean']:+.4f} nats per token (one seed, no interval).")
+    else:
+        low, high = aa["interval_95"]
+        fits = low <= 0 <= high
+        found.append(
+            f"A/A: a second {BASELINE} differs by {aa['mean']:+.4f} nats per token, 95 % interval {low:+.4f} to "
+            f"{high:+.4f}, which "
+            + ("contains 0, as it should." if fits else "does not contain 0: chance, or a fault of the comparison.")
+        )
+    found += [
+        f"{row['label']} diverged at seed {seed}: {how}"
+        for row in result["arms"]
+        for seed, how in row["diverged"].items()
+    ]
+    found += [
+        f"A pilot of {label} diverged at the rate {rate}."
+        for label, curve in result["pilots"].items()
+        for rate, losses in curve["validation"].items()
+        if any(loss is None or not math.isfinite(loss) for loss in losses)
+    ]
+    if result["ladder"] and result["ladder"]["scattered"]:
+        found.append(
+            "The rungs scatter more about the line than seeds explain: intervals are those of the rungs alone."
+        )
+    return found
 
 
 def sums(path: Path) -> dict[str, Floats]:

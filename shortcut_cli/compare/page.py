@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -36,18 +37,26 @@ svg { max-width: 100%; height: auto } pre { background: #f5f5f5; padding: 1rem; 
 def table(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     """A row per arm: COLUMNS, then the means over seeds of nats per token and bits per unit. Below, a row per floor."""
     for row in result["arms"]:
-        losses, bits = row["nats_per_token"], row["bits_per_unit"]
-        known = None if None in bits else sum(bits) / len(bits)
-        yield (*(row[key] for _, key in COLUMNS), sum(losses) / len(losses), known)
+        yield (*(row[key] for _, key in COLUMNS), _mean(row["nats_per_token"]), _mean(row["bits_per_unit"]))
     # Comparisons that were made before there were floors have none.
     for name, floor in result.get("floors", {"scores": {}})["scores"].items():
         empty = (None,) * (len(COLUMNS) - 1)
         yield (f"floor: {name}", *empty, floor["nats_per_token"], floor["bits_per_unit"])
 
 
+def _mean(values: list[float | None]) -> float | None:
+    """None if one of them is not finite, as that of a run that diverged."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
 def headings(result: dict[str, Any]) -> list[str]:
     """The headings of `table`."""
-    return [*(heading for heading, _ in COLUMNS), "nats per token", f"bits per {result['arms'][0]['unit']}"]
+    return [
+        *(heading for heading, _ in COLUMNS),
+        "nats per token",
+        f"bits per {next((row['unit'] for row in result['arms'] if row['unit']), 'unit')}",
+    ]
 
 
 def page(result: dict[str, Any]) -> str:
@@ -55,18 +64,28 @@ def page(result: dict[str, Any]) -> str:
     recipe = result["recipe"]
     shape = recipe["model"]
     title = f"{recipe['tokenizer']['name']}: {', '.join(row['label'] for row in result['arms'] if row['asked'])}"
+    # Comparisons that were made before there were notices have none.
+    said = "".join(f"<p><strong>{html.escape(notice)}</strong></p>" for notice in result.get("notices", ()))
     facts = (
         f"{shape['layers']} layers, width {shape['width']}, context {shape['context']}; {recipe['train']['steps']:,} "
-        f"steps of {result['tokens_per_step']:,} tokens, {result['epochs']:.2f} epochs; {MATCHED[result['match']]}; "
+        f"steps of {result['tokens_per_step']:,} tokens, {result['epochs']:.2f} epochs; {_matched(result)}; "
         f"{result['split']} split; shards {result['shards'][:12]}.{_floors(result)}"
     )
     verdicts = "".join(f"<li>{html.escape(entry['verdict'])}</li>" for entry in result["contrasts"])
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p><ul>{verdicts}</ul>"
+        f"<style>{STYLE}</style>{said}<h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p><ul>{verdicts}</ul>"
         f"{_html(headings(result), table(result))}<h2>Differences from the baseline</h2>{_contrasts(result)}"
+        f"{_rates(result)}"
         f"<h2>Validation loss</h2>{_curves(result)}<h2>Recipe</h2><pre>{html.escape(_recipe(recipe))}</pre></html>\n"
     )
+
+
+def _matched(result: dict[str, Any]) -> str:
+    """What the arms stand against."""
+    if result.get("ladder"):
+        return f"baselines: {', '.join(result['ladder']['rungs'])}, a line over the log of {result['ladder']['cost']}"
+    return MATCHED[result["match"]]
 
 
 def _floors(result: dict[str, Any]) -> str:
@@ -80,23 +99,60 @@ def _floors(result: dict[str, Any]) -> str:
     )
 
 
+DIFFERENCES = (
+    ("arm", "arm"),
+    ("baseline", "baseline"),
+    ("seeds", "seeds"),
+    ("nats per token", "mean"),
+    ("95 % interval over seeds", "interval_95"),
+    ("95 % interval over documents and seeds", "documents_interval_95"),
+    ("seeds won", "wins"),
+    ("p", "p"),
+    ("p (Holm)", "p_holm"),
+    ("level", "level"),
+    ("detectable at 80 % power", "detectable"),
+    ("p (equivalence)", "p_equal"),
+)
+
+
 def _contrasts(result: dict[str, Any]) -> str:
-    names = ["arm", "baseline", "seeds", "nats per token", "95 % interval over seeds", "95 % interval over documents"]
-    names += [
-        "seeds won",
-        "p",
-        "p (Holm)",
-        "detectable at 80 % power",
-        f"p (equivalence within {result['margin_nats']})",
-    ]
-    rows = (
-        (
-            *(entry[key] for key in ("arm", "baseline", "seeds", "mean", "interval_95", "documents_interval_95")),
-            *(entry[key] for key in ("wins", "p", "p_holm", "detectable", "p_equal")),
-        )
-        for entry in result["contrasts"]
-    )
+    """The contrasts, and last that of the twin; with a ladder, each with its compute-equivalent gain."""
+    entries = [*result["contrasts"], *([result["aa"] | {"arm": "A/A"}] if "aa" in result else [])]
+    names, laddered = [name for name, _ in DIFFERENCES], bool(result.get("ladder"))
+    names[-1] += f" within {result['margin_nats']}"
+    if laddered:
+        names += ["compute-equivalent gain", "its 95 % interval"]
+    rows = []
+    for entry in entries:
+        gain = entry.get("gain", {})
+        more = (gain.get("gain", gain.get("reason")), _ends(gain.get("interval_95"))) if laddered else ()
+        rows.append((*(entry.get(key) for _, key in DIFFERENCES), *more))
     return _html(names, rows)
+
+
+def _ends(interval: list[float | None] | None) -> str | None:
+    """An interval of a gain, whose ends may lie beyond the ladder."""
+    if interval is None:
+        return None
+    return f"[{', '.join('beyond the ladder' if end is None else cell(end) for end in interval)}]"
+
+
+def _rates(result: dict[str, Any]) -> str:
+    """The sensitivity curves: validation loss of the pilots by learning rate; nothing if there were no pilots."""
+    curves = result.get("pilots")
+    if not curves:
+        return ""
+    rates = sorted({float(rate) for curve in curves.values() for rate in curve["validation"]})
+    rows = []
+    for label, curve in curves.items():
+        losses = [curve["validation"].get(repr(rate)) for rate in rates]
+        shown = [None if one is None else _mean(one) for one in losses]
+        cells = ["diverged" if one and mean is None else mean for one, mean in zip(losses, shown, strict=True)]
+        rows.append((label, *cells, curve["chosen"], "at the edge" if curve["at_edge"] else ""))
+    one = next(iter(curves.values()))
+    names = ["arm", *(f"{rate:g}" for rate in rates), "learning rate chosen", ""]
+    seeds = ", ".join(map(str, one["seeds"]))
+    return f"<h2>Pilots: validation loss after {one['steps']:,} steps, seeds {seeds}</h2>{_html(names, rows)}"
 
 
 def _html(names: list[str], rows: Iterable[Iterable[Any]]) -> str:

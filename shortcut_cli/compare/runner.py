@@ -12,16 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shortcut_cli import cleanup, files
 from shortcut_cli.compare.arms import Arm
 from shortcut_cli.config import reading, writing
-from shortcut_cli.config.schema import Recipe
-from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
+from shortcut_cli.config.schema import SEED, Recipe
+from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, ShortcutError, UsageError
 from shortcut_cli.events import Note, Report
+from shortcut_cli.formatting import to_json
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, is_number, read
 from shortcut_cli.training import checkpoint, conditions, loop
@@ -31,6 +32,10 @@ from shortcut_cli.training.run_log import REMEDY, read_log
 POLL_S = 0.2
 MOST_PAIRS = 100_000  # of lines of a log that its speed is the median of
 MOST_VALIDATIONS = 100_000  # of a run, in its curve
+PILOTS = 2  # seeds on which learning rates and matched baselines are chosen
+PILOT_SEED = 1_000_000  # the first of them, after the recipe's: no run that counts has it
+PILOT_SHARE = 4  # of how many steps a pilot has one
+DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -40,25 +45,38 @@ class PlannedRun:
     arm: Arm
     lr: float
     seed: int
+    pilot: bool = False
 
     def folder(self, out: Path) -> Path:
         """The run folder."""
-        return out / "runs" / f"{self.arm.label}-lr{self.lr!r}-s{self.seed}"
+        return out / "runs" / f"{'pilot-' if self.pilot else ''}{self.arm.label}-lr{self.lr!r}-s{self.seed}"
 
     def recipe(self) -> Recipe:
-        """The recipe of this run."""
-        return reading.with_settings(self.arm.recipe, [f"train.lr={self.lr!r}", f"train.seed={self.seed}"])
+        """The recipe of this run: of a pilot, with a share of the steps, and of those of its schedule."""
+        settings = [f"train.lr={self.lr!r}", f"train.seed={self.seed}"]
+        if self.pilot:
+            train = self.arm.recipe.train
+            settings += [f"train.steps={-(-train.steps // PILOT_SHARE)}", f"train.warmup={train.warmup // PILOT_SHARE}"]
+            settings.append(f"train.schedule_steps={-(-train.schedule_steps // PILOT_SHARE)}")
+        return reading.with_settings(self.arm.recipe, settings)
+
+
+def pilots(arm: Arm, lr: float) -> list[PlannedRun]:
+    """The pilot runs of an arm at a learning rate, on seeds that no other run has."""
+    first = (arm.recipe.train.seed + PILOT_SEED) % SEED
+    return [PlannedRun(arm, lr, (first + number) % SEED, pilot=True) for number in range(PILOTS)]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run that is trained and scored left in its folder."""
+    """What a run that is trained and scored left in its folder; of one that diverged, `validation` and `diverged`."""
 
-    validation: float  # lowest loss
-    cost: dict[str, Any]  # content of cost.json
-    score: dict[str, Any]
-    groups: Path  # the score's sums by document
-    conditions: list[dict[str, Any]]  # of each part of its training, see training.conditions
+    validation: float  # lowest loss; infinite if the run diverged
+    cost: dict[str, Any] = field(default_factory=dict)  # content of cost.json
+    score: dict[str, Any] = field(default_factory=dict)
+    groups: Path | None = None  # the score's sums by document
+    conditions: list[dict[str, Any]] = field(default_factory=list)  # of each part of its training
+    diverged: str = ""  # how, if it did
 
 
 def cost_of(folder: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
@@ -71,6 +89,24 @@ def cost_of(folder: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
         return None
     peak = cost.get("peak_mb", "")
     return cost if isinstance(cost.get("device"), str) and (peak is None or is_number(peak)) else None
+
+
+def keep_divergence(folder: Path, recipe: Recipe, error: Diverged) -> None:
+    """Note in a run folder that the run of a recipe diverged."""
+    manifest = read(Path(recipe.data.shards) / "manifest.json") or {}
+    inputs = checkpoint.made_from(recipe.model_dump(), manifest["checksum"])
+    how = error.message.partition(";")[0]
+    files.write(folder / DIVERGED, to_json({"inputs": inputs, "diverged": how}, indent=1) + "\n")
+
+
+def divergence_of(folder: Path, inputs: dict[str, Any]) -> str:
+    """How the run of `inputs` in a folder diverged; empty if that is not known of it."""
+    try:
+        kept = read(folder / DIVERGED)
+    except CheckFailed:
+        return ""  # then it runs again
+    how = kept.get("diverged") if kept and not differences(kept.get("inputs"), inputs) else None
+    return how if isinstance(how, str) else ""
 
 
 class Runner:
@@ -120,10 +156,12 @@ class Runner:
         """What a run left, if it is trained and scored. Raises UsageError if its folder holds a different run."""
         folder, recipe = planned.folder(self.out), planned.recipe()
         path = folder / "run.pt"
+        wanted = checkpoint.made_from(recipe.model_dump(), self.shards)
+        if how := divergence_of(folder, wanted):
+            return Finished(math.inf, diverged=how)
         if not path.is_file():
             return None
         content = checkpoint.load(path)
-        wanted = checkpoint.made_from(recipe.model_dump(), self.shards)
         found = checkpoint.made_from(content["recipe"], content["shards"], content.get("lineage"))
         changes = differences(found, wanted)
         if changes:
@@ -139,7 +177,12 @@ class Runner:
         score = scores.find(folder, inputs)
         groups = scores.groups(folder, score) if score else None
         made = conditions.parts(content.get("conditions"))
-        return Finished(content["scores"]["validation"], cost, score, groups, made) if score and groups else None
+        if not score or not groups:
+            return None
+        validation = content["scores"]["validation"]
+        if score["nats_per_token"] is None or not math.isfinite(validation):
+            return Finished(math.inf, diverged="its loss is not finite after training")
+        return Finished(validation, cost, score, groups, made)
 
     def _train(self, planned: PlannedRun) -> None:
         self._check_stop()
@@ -195,10 +238,6 @@ class Runner:
             raise ShortcutError(
                 f"{planned.folder(self.out)} has no score", f"{self.out / 'output.txt'} has what its process printed"
             )
-        if found.score["nats_per_token"] is None:
-            raise ShortcutError(
-                f"the score of {planned.folder(self.out)} is not finite", "a lower train.lr usually helps"
-            )
         return found
 
     def step_seconds(self, arm: Arm) -> float:
@@ -221,14 +260,16 @@ class Runner:
         runs = [PlannedRun(arm, arm.lr, seed) for seed in seeds]
         folders = [planned.folder(self.out) for planned in runs]
         results = [self.result(planned) for planned in runs]
-        peaks = [result.cost["peak_mb"] for result in results if result.cost["peak_mb"] is not None]
-        speeds = [speed for speed in map(_speed, folders) if not math.isnan(speed)]
+        whole = [(result, folder) for result, folder in zip(results, folders, strict=True) if not result.diverged]
+        peaks = [result.cost["peak_mb"] for result, _ in whole if result.cost["peak_mb"] is not None]
+        speeds = [speed for speed in (_speed(folder) for _, folder in whole) if not math.isnan(speed)]
         return {
             "label": arm.label,
             "model": arm.recipe.model.name,
             "asked": arm.asked,
+            "role": arm.role,
             "lr": arm.lr,
-            "validation_by_lr": arm.tried,
+            "validation_by_lr": {rate: statistics.mean(losses) for rate, losses in arm.tried.items()},
             "layers": arm.recipe.model.layers,
             "width": arm.recipe.model.width,
             "ffn": arm.recipe.model.ffn,
@@ -238,15 +279,16 @@ class Runner:
             "cache_bytes_per_token": arm.size.cache_bytes,
             "tokens_per_s": statistics.median(speeds) if speeds else None,
             "peak_mb": max(peaks) if peaks else None,
-            "device": results[0].cost["device"],
+            "device": next((result.cost["device"] for result, _ in whole), None),
             "conditions": _distinct(part for result in results for part in result.conditions),
             "seeds": list(seeds),
-            "validation": [result.validation for result in results],
-            "nats_per_token": [result.score["nats_per_token"] for result in results],
-            "bits_per_unit": [result.score["bits_per_unit"] for result in results],
-            "unit": results[0].score["unit"],
+            "validation": [None if result.diverged else result.validation for result in results],
+            "nats_per_token": [result.score.get("nats_per_token") for result in results],
+            "bits_per_unit": [result.score.get("bits_per_unit") for result in results],
+            "unit": next((result.score["unit"] for result, _ in whole), None),
+            "diverged": {str(seed): one.diverged for seed, one in zip(seeds, results, strict=True) if one.diverged},
             "folders": [str(folder.relative_to(self.out)) for folder in folders],
-            "curve": _curve(folders),
+            "curve": _curve([folder for _, folder in whole]),
             "groups": [str(result.groups) for result in results],
         }
 

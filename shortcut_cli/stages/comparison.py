@@ -1,21 +1,22 @@
-"""Compare architectures on the same data, each with its matched baselines, over seeds. Finished runs are skipped.
+"""Compare architectures on the same data with baselines of their cost, over seeds. Finished runs are skipped.
 
 Each run has an ordinary run folder, as from `shortcut train` and `shortcut eval`, and a process of its own, so that its
 peak memory can be measured and several devices work in parallel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shortcut_cli import SCHEMA_VERSION, files
-from shortcut_cli.compare import page
-from shortcut_cli.compare.arms import Arm, plan
+from shortcut_cli.compare import looks, page
+from shortcut_cli.compare.arms import Arm, ladder, plan
 from shortcut_cli.compare.baselines import BASELINE
-from shortcut_cli.compare.contrasts import contrast_arms
-from shortcut_cli.compare.runner import PlannedRun, Runner, differing
+from shortcut_cli.compare.contrasts import LADDER, Judge, Named, gate, judged, notices
+from shortcut_cli.compare.rates import Curve, search
+from shortcut_cli.compare.runner import PlannedRun, Runner, differing, pilots
 from shortcut_cli.config import reading
-from shortcut_cli.config.schema import Recipe, binding
+from shortcut_cli.config.schema import MOST_RATE, Recipe, binding
 from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Note, Report
@@ -23,7 +24,7 @@ from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import floors
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
-from shortcut_cli.registry import Match
+from shortcut_cli.registry import Match, did_you_mean
 from shortcut_cli.training.loop import Stop
 
 COMPARISON = "comparison.json"
@@ -41,11 +42,17 @@ def compare(
     devices: Sequence[str],
     report: Report,
     stop: Stop,
+    rungs: Sequence[str] = (),
+    pairs: Sequence[tuple[str, str]] = (),
+    most_seeds: int = 0,
 ) -> dict[str, Any]:
     """Train and score every arm and its baselines, and write compare.json and compare.html into `out`.
 
-    lrs: learning rates to try at the first seed; each arm and each baseline takes the one with its lowest validation
-    loss. Empty: the recipe's rate. margin: of equivalence, in nats per token. Returns the content of compare.json.
+    match: what a baseline shares with its arm; with a ladder, the cost that it is laid over. lrs: learning rates that
+    the search on pilots begins with; of fewer than two, that one, or the recipe's, serves all arms. margin: of
+    equivalence, in nats per token. rungs: see `arms.ladder`. pairs: of arms that are compared with each other too.
+    most_seeds: how many there may be in the end; 0: as many as now, or as were planned. Returns the content of
+    compare.json. docs/protocol.md says what is tested, and how.
 
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
@@ -56,20 +63,29 @@ def compare(
         if unfinished := warning(Path(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
         runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"])
-        kept = _check_same(out, resolved, match, checksum)
+        kept = _check_same(out, resolved, match, checksum, rungs)
+        planned = _planned(kept, seeds, most_seeds)
         runner.check_shards()
         first = resolved.train.seed
         numbers = range(first, first + seeds)
         with stop as asked:
             runner.asked = asked
-            arms = plan(resolved, models, shards.tokenizer["vocabulary"], match, runner.step_seconds)
+            arms = plan(resolved, models, shards.tokenizer["vocabulary"], match, runner.step_seconds, rungs)
+            named = _named(arms, pairs, rungs)
+            _warn(arms, match, bool(rungs), report)
             files.write(out / COMPARISON, to_json(kept, indent=1) + "\n")  # a command that is wrong leaves nothing
-            _choose_rates(arms, list(lrs) or [resolved.train.lr], first, runner)
+            tried = choose(arms, list(lrs) or [resolved.train.lr], runner)
+            named = [Named(one.arm, arms[one.arm].baselines[0], True) if one.matched else one for one in named]
             runner.run([PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()])
         rows = {label: runner.row(arm, numbers) for label, arm in arms.items()}
         if changed := differing(rows.values()):
             report(Note(text=f"the runs were not all trained under the same conditions: {changed}"))
-        contrasts = contrast_arms(arms, rows, margin)
+        predictors = _floors(out, shards, resolved.eval.split, report)
+        entrance = gate(rows, predictors)
+        judge = Judge(arms, rows, match if rungs else None, margin)
+        looked, spent = _look(kept, [one.name for one in named], seeds, planned)
+        found = judged(judge, named, len(looked["family"]), spent, not entrance["open"])
+        twin = Named("twin", LADDER if rungs else BASELINE)
         batch = resolved.train.batch_size * resolved.model.context
         result = {
             "schema_version": SCHEMA_VERSION,
@@ -77,16 +93,91 @@ def compare(
             "shards": checksum,
             "split": resolved.eval.split,
             "match": match,
+            "ladder": judge.described(),
             "margin_nats": margin,
             "tokens_per_step": batch,
             "epochs": resolved.train.steps * batch / shards.split("train").tokens,
-            "floors": _floors(out, shards, resolved.eval.split, report),
+            "floors": predictors,
+            "gate": entrance,
+            "pilots": tried,
+            "looks": looked,
             "arms": [{key: value for key, value in row.items() if key != "groups"} for row in rows.values()],
-            "contrasts": contrasts,
+            "aa": judge.content(twin, *judge.test(twin)),
+            **found,
         }
+        result["notices"] = notices(result)
+        if entrance["open"]:
+            files.write(
+                out / COMPARISON, to_json((read(out / COMPARISON) or kept) | {"looks": looked}, indent=1) + "\n"
+            )
         files.write(out / "compare.json", to_json(result, indent=1) + "\n")
         files.write(out / "compare.html", page.page(result))
     return result
+
+
+def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:
+    """The contrasts that are named before anything is trained, each once.
+
+    Raises UsageError if a pair names an arm that was not asked for.
+    """
+    asked = [label for label, arm in arms.items() if arm.role == "asked"]
+    named = [Named(label, LADDER) if rungs else Named(label, "", matched=True) for label in asked]
+    for pair in pairs:
+        for label in pair:
+            if label not in (*asked, BASELINE):
+                raise UsageError(
+                    f"--contrast: {label!r} is not among --models", did_you_mean(label, (*asked, BASELINE))
+                )
+        if pair[0] == pair[1]:
+            raise UsageError(f"--contrast: {pair[0]} is compared with itself")
+        named.append(Named(*pair))
+    return list({one.name: one for one in reversed(named)}.values())[::-1]
+
+
+def _warn(arms: Mapping[str, Arm], match: Match, laddered: bool, report: Report) -> None:
+    """Say, before anything is trained, which arms will be beyond the ladder. Seconds are not known before."""
+    if not laddered or match == "time":
+        return
+    costs = {label: arm.size.of(match) for label, arm in arms.items()}
+    rungs = [cost for label, cost in costs.items() if arms[label].role in ("plain", "rung")]
+    for label, cost in costs.items():
+        if not min(rungs) <= cost <= max(rungs):
+            report(
+                Note(
+                    text=f"{label} ({cost:,} {match}) will not be compared with the ladder, whose rungs have "
+                    f"{min(rungs):,} to {max(rungs):,}: name others"
+                )
+            )
+
+
+def _planned(kept: dict[str, Any], seeds: int, most_seeds: int) -> int:
+    """The largest number of seeds that this comparison may have, for the levels of its looks.
+
+    Raises UsageError if verdicts were given under another plan.
+    """
+    if most_seeds and most_seeds < seeds:
+        raise UsageError(f"--most-seeds {most_seeds} is less than --seeds {seeds}")
+    before = kept.get("looks", {}).get("planned", 0)
+    if before and most_seeds not in (0, before):
+        raise UsageError(
+            f"verdicts have been given under the plan of at most {before} seeds, not {most_seeds}",
+            "leave --most-seeds out, or choose another --out",
+        )
+    return before or max(most_seeds, seeds)
+
+
+def _look(
+    kept: dict[str, Any], names: Sequence[str], seeds: int, planned: int
+) -> tuple[dict[str, Any], Callable[[float], float]]:
+    """The looks at this comparison with today's, the last one, and what part of a level it may use.
+
+    The family is every contrast that was ever named, so that leaving some out makes no other test easier.
+    """
+    before = kept.get("looks", {})
+    at = sorted({*before.get("seeds", []), seeds})
+    family = [*dict.fromkeys([*before.get("family", []), *names])]
+    found = {"planned": planned, "seeds": at, "family": family}
+    return found, lambda level: looks.nominal(level, [count for count in at if count <= seeds], planned)
 
 
 def _floors(out: Path, shards: Shards, split: str, report: Report) -> dict[str, Any]:
@@ -110,8 +201,8 @@ def _is_comparison(folder: Path) -> bool:
     return kept.keys() >= {"schema_version", "inputs"}
 
 
-def _check_same(out: Path, resolved: Recipe, match: Match, shards: str) -> dict[str, Any]:
-    """The content of comparison.json. Raises UsageError if it is there with another recipe, match or shards.
+def _check_same(out: Path, resolved: Recipe, match: Match, shards: str, rungs: Sequence[str]) -> dict[str, Any]:
+    """The content of comparison.json. Raises UsageError if it is there with another recipe, match, ladder or shards.
 
     Models and seeds may be added. The keys of the recipe that count are those that determine the weights of a gpt of
     this shape, since it is in every comparison; the options of other architectures bind their own runs. Raises
@@ -120,24 +211,63 @@ def _check_same(out: Path, resolved: Recipe, match: Match, shards: str) -> dict[
     path = out / COMPARISON
     kept = read(path)
     plain = reading.with_settings(resolved, [f"model.name={BASELINE}"])
-    inputs = {"recipe": binding(plain.model_dump()), "match": match, "shards": shards}
+    inputs: dict[str, Any] = {"recipe": binding(plain.model_dump()), "match": match, "shards": shards}
+    if rungs:
+        shapes = [rung.model for rung in ladder(plain, rungs)]
+        inputs["ladder"] = [f"{shape.layers}x{shape.width}" for shape in shapes]
     changes = [] if kept is None else differences(kept.get("inputs"), inputs)
     if changes:
         raise UsageError(
             f"{out} holds a different comparison\n" + "\n".join(f"  {line}" for line in changes),
             "choose another --out",
         )
+    earlier = (kept or {}).get("looks", {})
+    if not (isinstance(earlier, dict) and all(isinstance(earlier.get(key, []), list) for key in ("seeds", "family"))):
+        raise CheckFailed(f"{path} is damaged: its looks are no table", "move it away, then run the same command again")
     return kept or {"schema_version": SCHEMA_VERSION, "inputs": inputs}
 
 
-def _choose_rates(arms: dict[str, Arm], rates: list[float], seed: int, runner: Runner) -> None:
-    """Give each arm its learning rate: of several, the one with the lowest validation loss at a seed."""
-    if len(rates) == 1:
-        for arm in arms.values():
-            arm.lr = rates[0]
-        return
-    runner.run([PlannedRun(arm, rate, seed) for arm in arms.values() for rate in rates])
+def choose(arms: dict[str, Arm], rates: list[float], runner: Runner) -> dict[str, Any]:
+    """Give each arm its learning rate, and of several baselines that match it one, by pilots; the others are dropped.
+
+    Returns what the pilots showed, by arm: the sensitivity curves.
+    """
+    curves: dict[str, Curve] = {}
+
+    def run(labels: Sequence[str], grid: Sequence[float]) -> dict[str, Curve]:
+        runs = {label: {rate: pilots(arms[label], rate) for rate in grid} for label in labels}
+        runner.run([one for by_rate in runs.values() for each in by_rate.values() for one in each])
+        return {
+            label: Curve({rate: [runner.result(one).validation for one in each] for rate, each in by_rate.items()})
+            for label, by_rate in runs.items()
+        }
+
+    if len(set(rates)) > 1:
+        curves = search(rates, lambda grid: run([*arms], grid), MOST_RATE)
+    rivals = [label for arm in arms.values() if len(arm.baselines) > 1 for label in arm.baselines]
+    if rivals and not curves:
+        curves = run([*dict.fromkeys(rivals)], rates[:1])
+    for label, arm in arms.items():
+        arm.lr = curves[label].chosen() if len(set(rates)) > 1 else rates[0]
+        if label in curves:
+            arm.tried = {repr(rate): losses for rate, losses in curves[label].losses.items()}
+    found = {label: _described(arms[label], curve) for label, curve in curves.items()}
     for arm in arms.values():
-        losses = {rate: runner.result(PlannedRun(arm, rate, seed)).validation for rate in rates}
-        arm.tried = {repr(rate): loss for rate, loss in losses.items()}
-        arm.lr = min(losses, key=lambda rate: losses[rate])
+        if len(arm.baselines) > 1:
+            arm.baselines.sort(key=lambda label: curves[label].lowest())
+    used = {arm.baselines[0] for arm in arms.values() if arm.baselines}
+    for label in [label for label, arm in arms.items() if arm.role == "matched" and label not in used]:
+        del arms[label]
+    return found
+
+
+def _described(arm: Arm, curve: Curve) -> dict[str, Any]:
+    """A sensitivity curve for compare.json."""
+    some = pilots(arm, arm.lr)
+    return {
+        "steps": some[0].recipe().train.steps,
+        "seeds": [one.seed for one in some],
+        "validation": {repr(rate): losses for rate, losses in sorted(curve.losses.items())},
+        "chosen": arm.lr,
+        "at_edge": len(curve.losses) > 1 and curve.edge() != 0,
+    }

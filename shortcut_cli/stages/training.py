@@ -49,7 +49,7 @@ def train(
     whether there was anything to do.
 
     Raises UsageError if the folder holds a run of a different recipe, of other shards or of other first weights,
-    Interrupted after a signal, ShortcutError if the loss is not finite.
+    Interrupted after a signal, Diverged if the loss is not finite.
     """
     _prepare(resolved)
     ancestor = lineage.read(init_from) if init_from else None

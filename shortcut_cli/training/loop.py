@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from shortcut_cli import files
 from shortcut_cli.config import writing
 from shortcut_cli.config.schema import CodecRecipe, Recipe, ScheduleConfig
-from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, UsageError
 from shortcut_cli.events import Note, Report
 from shortcut_cli.kept.inputs import is_number
 from shortcut_cli.training import conditions, tensor_file
@@ -94,10 +94,10 @@ class Keeper(Protocol):
 
 
 def check_finite(number: int, values: Mapping[str, float], folder: Path) -> None:
-    """Raise ShortcutError if any of `values`, the losses and gradient norm of step `number`, is not finite."""
+    """Raise Diverged if any of `values`, the losses and gradient norm of step `number`, is not finite."""
     if not all(map(math.isfinite, values.values())):
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
-        raise ShortcutError(
+        raise Diverged(
             f"the loss or its gradient is not finite at step {number + 1} ({shown}); "
             f"the last good state is kept in {folder}",
             "a lower train.lr, a longer train.warmup or train.clip = 1.0 usually helps",

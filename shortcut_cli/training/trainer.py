@@ -130,7 +130,7 @@ class Trainer:
     def settle(self) -> None:
         """Read the losses and norms of the last steps, before anything is logged, validated or saved.
 
-        So no step that is not finite gets into a file. Raises ShortcutError for the first such step.
+        So no step that is not finite gets into a file. Raises Diverged for the first such step.
         """
         if not self.unread:
             return
@@ -169,7 +169,7 @@ class Trainer:
         return sum(value * count for value, count in zip(values, counts, strict=True)) / len(self.validation)
 
     def content(self, weights: dict[str, Tensor]) -> dict[str, Any]:
-        """The content of a run.pt with these weights. Raises ShortcutError if a step was not finite."""
+        """The content of a run.pt with these weights. Raises Diverged if a step was not finite."""
         self.settle()
         return {
             "format": checkpoint.FORMAT,
