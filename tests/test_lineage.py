@@ -205,3 +205,28 @@ def test_the_flag_takes_a_run_folder_or_its_file(text_run, tmp_path, first):
     done = shortcut("train", *flags, "--out", "x", "--init-from", "nowhere", cwd=tmp_path, check=2)
     assert "run.pt nowhere does not exist" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("ancestor", ["run.pt", "last.pt"])
+def test_a_run_does_not_replace_the_checkpoint_that_it_begins_with(text_run, tmp_path, ancestor):
+    folder = tmp_path / "run"
+    go(tiny(text_run, "model.layers=2", "train.steps=3", "train.keep=best, last"), folder)
+    before = (folder / ancestor).read_bytes()
+    with pytest.raises(UsageError, match=r"is in .*, whose run this one would replace"):
+        training.train(
+            tiny(text_run, "model.layers=2"),
+            folder,
+            device="cpu",
+            resume="never",
+            report=lambda _: None,
+            stop=stop_after(10**9),
+            init_from=folder / ancestor,
+        )
+    assert (folder / ancestor).read_bytes() == before
+
+
+def test_a_checkpoint_whose_first_bytes_are_lost_is_damaged(first, tmp_path):
+    path = tmp_path / "run.pt"
+    path.write_bytes(b"x" * 9 + first.read_bytes()[9:])
+    with pytest.raises(CheckFailed, match="it ends as a checkpoint, but does not begin as one"):
+        lineage.read(path)

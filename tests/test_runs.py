@@ -16,6 +16,7 @@ from shortcut_cli import files
 from shortcut_cli.cli import tables
 from shortcut_cli.errors import CheckFailed, Interrupted, UsageError
 from shortcut_cli.inference import runs as opening
+from shortcut_cli.kernels import bf16
 from shortcut_cli.stages import pipeline, runs
 from shortcut_cli.training import checkpoint, tensor_file
 
@@ -100,6 +101,28 @@ def test_a_recipe_that_is_none_is_damaged(tmp_path, text):
     assert "recipe.toml is damaged" in entry["problem"]
 
 
+@pytest.mark.parametrize("name", ["run.pt", "codec.pt", "resume.pt"])
+@pytest.mark.parametrize("instead", ["folder", "link"])
+def test_a_run_whose_result_is_no_file_is_listed_with_the_reason(tmp_path, name, instead):
+    place = tmp_path / "odd"
+    place.mkdir()
+    if instead == "folder":
+        (place / name).mkdir()
+    else:
+        (place / name).symlink_to("nowhere")
+    (found,) = runs.listed(tmp_path)["runs"]
+    state = "is no regular file" if instead == "folder" else "does not exist"
+    assert (found["run"], state in found["problem"]) == ("odd", name != "resume.pt")
+
+
+@pytest.mark.parametrize("content", [{"scores": 3}, {"splits": 3}, {"splits": {"test": 3}}])
+def test_an_eval_that_holds_no_scores_is_named(some, tmp_path, content):
+    shutil.copytree(some / "text" / "gpt-s1", tmp_path / "gpt")
+    (tmp_path / "gpt" / "eval.json").write_text(json.dumps(content))
+    (found,) = runs.listed(tmp_path)["runs"]
+    assert (found["scores"], "eval.json is damaged" in found["problem"]) == ({}, True)
+
+
 @pytest.mark.parametrize("content", [{}, {"kind": "codec"}, [1], {"kind": "codec", "recipe": {"codec": 3}}])
 def test_a_codec_that_is_none_is_damaged(tmp_path, content):
     (tmp_path / "run").mkdir()
@@ -173,6 +196,14 @@ def test_the_difference_of_two_runs_is_what_differs(some):
     assert "shards" not in changes
     assert not {key for key in changes if key.startswith(("versions.", "conditions."))}
     assert runs.difference(one, one)["differences"] == {}
+
+
+def test_the_precision_that_auto_chose_is_compared(text_run, tmp_path, monkeypatch):
+    for name, native in (("narrow", True), ("wide", False)):
+        monkeypatch.setattr(bf16, "native", lambda native=native: native)
+        go(tiny(text_run, "train.precision=auto", "train.steps=3", "train.eval_every=3"), tmp_path / name)
+    found = runs.difference(tmp_path / "narrow", tmp_path / "wide")["differences"]
+    assert found["precision"] == ["bf16", "fp32"]
 
 
 def test_shards_versions_and_first_weights_are_compared(some, tmp_path):

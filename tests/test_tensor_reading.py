@@ -337,7 +337,7 @@ DIRECTORY = {
     "64 bits for a small number": (lies("central", "data/0", size=2**32 - 1, extra=WIDE), "extra field"),
     "64 bits that are missing": (lies("central", "data/0", size=2**32 - 1, packed=2**32 - 1), "extra field"),
     "a gap": (lies("behind", "byteorder", after=b"?"), "does not begin where the record before it ends"),
-    "something at the start": (b"MZ" + records(), "is not a run.pt"),
+    "something at the start": (b"MZ" + records(), "does not begin as one"),
     "something before the first": (lies("local", "data.pkl", before=b"PK"), "does not begin|no header"),
     "something before the directory": (lies("behind", "data/0", after=b"?"), "between its records and their directory"),
     "something behind the directory": (lies("end", "", between=b"?"), "not where its end says"),

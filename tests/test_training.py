@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from shortcut_cli import files, registry
 from shortcut_cli.config import reading, schema
 from shortcut_cli.data import shards
-from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, Unavailable, UsageError
+from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, ShortcutError, Unavailable, UsageError
 from shortcut_cli.events import Note, Progress, Validation
 from shortcut_cli.inference import runs
 from shortcut_cli.kernels import bf16
@@ -1195,3 +1195,11 @@ def test_muon_multiplies_in_the_precision_of_the_run(text_run, tmp_path, monkeyp
     made(text_run, tmp_path, f"train.precision={wanted}", "train.optimizer=muon").step(0)
     assert seen
     assert set(seen) == {wanted == "bf16"}
+
+
+@pytest.mark.parametrize(("saved", "said"), [(False, "no state was saved yet in"), (True, "state is kept in")])
+def test_a_divergence_says_whether_a_state_was_saved(tmp_path, saved, said):
+    if saved:
+        (tmp_path / "resume.pt").touch()
+    with pytest.raises(Diverged, match=f"at step 3 .loss nan.; .*{said} {tmp_path}"):
+        loop.check_finite(2, {"loss": math.nan}, tmp_path)

@@ -190,9 +190,10 @@ def keep(folder: Path, score: Score, sums: bytes, *, own: bool, report: Report) 
 def _content(folder: Path) -> dict[str, Any]:
     """The content of eval.json, empty if there is none. Raises CheckFailed if it is damaged."""
     path = folder / NAME
-    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "splits": {}, "others": []} | (read(path) or {})
+    found = read(path)
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "splits": {}, "others": []} | (found or {})
     splits, others = content["splits"], content["others"]
-    whole = isinstance(splits, dict) and isinstance(others, list)
+    whole = (found is None or "splits" in found) and isinstance(splits, dict) and isinstance(others, list)
     if not whole or not all(isinstance(score, dict) for score in (*splits.values(), *others)):
         raise CheckFailed(f"{path} is damaged: it holds no scores")
     return content

@@ -59,9 +59,9 @@ def _places(folder: Path) -> Iterator[tuple[Path, str]]:
         failed.append((Path(os.fsdecode(error.filename)), f"can't be read: {error.strerror}"))
 
     found = []
-    for name, _, names in os.walk(folder, onerror=note):
+    for name, folders, names in os.walk(folder, onerror=note):
         place = Path(name)
-        if {*RESULTS, *STATES} & {*names} or files.owner(place) in OWNERS:
+        if {*RESULTS, *STATES} & {*names, *folders} or files.owner(place) in OWNERS:
             found.append((place, ""))
     yield from sorted(found + failed)
 
@@ -92,7 +92,10 @@ def _progress(place: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _result(place: Path, _: Mapping[str, Any]) -> dict[str, Any]:
     """What the run.pt or codec.pt of a run says of it, or its recipe as long as it has neither."""
-    path, recipe = next((place / name for name in RESULTS if (place / name).exists()), None), place / "recipe.toml"
+    path, recipe = (
+        next((place / name for name in RESULTS if os.path.lexists(place / name)), None),
+        place / "recipe.toml",
+    )
     if path:
         return _of_codec(path) if path.name == "codec.pt" else _of_model(path)
     return _of_tree(_recipe(recipe)) if recipe.exists() else {}
@@ -201,6 +204,7 @@ def _flat_run(given: Path) -> dict[str, Any]:
         "init_from": lineage.get("init_from"),
         "versions": content["versions"],
         "conditions": last,
+        "precision": content.get("precision"),
         "step": content["step"],
         "scores": content["scores"] | found["scores"],
     }

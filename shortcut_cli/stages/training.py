@@ -20,6 +20,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.data.shards import warning
 from shortcut_cli.data.workers import keep_freed_memory
+from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop
 from shortcut_cli.training.keeping import Keeper
@@ -48,7 +49,8 @@ def train(
     extend: the run in the folder may have fewer steps, and gets those of the recipe. Returns a summary; "worked" says
     whether there was anything to do.
 
-    Raises UsageError if the folder holds a run of a different recipe, of other shards or of other first weights,
+    Raises UsageError if the folder holds a run of a different recipe, of other shards or of other first weights, or
+    the checkpoint that a new run is to begin with,
     Interrupted after a signal, Diverged if the loss is not finite.
     """
     _prepare(resolved)
@@ -58,6 +60,10 @@ def train(
         conditions.threads(resolved.train.threads),
     ):
         content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
+        if init_from and content is None and folder.resolve() in init_from.resolve().parents:
+            raise UsageError(
+                f"{init_from} is in {folder}, whose run this one would replace", "choose another folder with --out"
+            )
         if extend:
             resolved = extension.planned(resolved, content, folder, report)
         trainer = Trainer(resolved, folder, device, report, ancestor)

@@ -97,9 +97,9 @@ def check_finite(number: int, values: Mapping[str, float], folder: Path) -> None
     """Raise Diverged if any of `values`, the losses and gradient norm of step `number`, is not finite."""
     if not all(map(math.isfinite, values.values())):
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        kept = "the last good state is kept in" if (folder / STATE).exists() else "no state was saved yet in"
         raise Diverged(
-            f"the loss or its gradient is not finite at step {number + 1} ({shown}); "
-            f"the last good state is kept in {folder}",
+            f"the loss or its gradient is not finite at step {number + 1} ({shown}); {kept} {folder}",
             "a lower train.lr, a longer train.warmup or train.clip = 1.0 usually helps",
         )
 

@@ -25,7 +25,7 @@ MARGIN = 1.01  # that the largest singular value stays below 1 in bf16 too
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """(N, m, n) -> (N, m, n): each matrix U S V^T becomes U S' V^T, S' near 1, by a Newton-Schulz iteration.
+    """(N, m, n) -> (N, m, n): each matrix U S V^T becomes U S' V^T by a Newton-Schulz iteration.
 
     The products are in bf16 on CUDA, as in the original, and on a CPU where those of the model are.
     """

@@ -137,7 +137,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def recognise(path: Path, name: str) -> None:
-    """Raise UsageError if there is no file at `path`, or not one of PyTorch's, CheckFailed if it has no content.
+    """Raise UsageError if there is no file at `path`, or not one of PyTorch's, CheckFailed if it is empty or damaged.
 
     name: what such a file is called, a key of WRITERS.
     """
@@ -149,6 +149,8 @@ def recognise(path: Path, name: str) -> None:
     if head in (b"", bytes(2)):  # as a power cut leaves a file
         raise CheckFailed(f"{path} can't be read: it {'begins with zeros' if head else 'is empty'}")
     if head != b"PK":
+        if is_sealed(path):
+            raise CheckFailed(f"{path} is damaged: it ends as a checkpoint, but does not begin as one")
         raise UsageError(f"{path} is not a {name}", WRITERS[name])
 
 
