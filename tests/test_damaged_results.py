@@ -149,11 +149,11 @@ def test_a_damaged_cost_json_is_whole_or_none(tmp_path):
 
 def test_a_damaged_comparison_json_is_refused(tmp_path):
     resolved = reading.read("text-tiny")
-    kept = comparison._check_same(tmp_path, resolved, "params", "a" * 64)
+    kept = comparison._check_same(tmp_path, resolved, "params", "a" * 64, ())
     (tmp_path / "comparison.json").write_text(json.dumps(kept))
     for _ in every(tmp_path / "comparison.json"):
         with contextlib.suppress(ShortcutError):
-            comparison._check_same(tmp_path, resolved, "params", "a" * 64)
+            comparison._check_same(tmp_path, resolved, "params", "a" * 64, ())
 
 
 LINE = b'{"step": 4, "loss": 1.5, "tokens": 9, "seconds": 0.5}\n'
