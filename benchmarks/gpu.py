@@ -11,6 +11,7 @@ autocast with fused AdamW, and is charged with the FLOPs of our `gpt`.
 """
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from train import nanogpt_module, random_shards
 
 from shortcut_cli.config import reading
 from shortcut_cli.data import shards
@@ -51,20 +53,10 @@ def recipe(folder, name, options, compiled, optimizer):
     )
 
 
-def random_shards(folder, options):
-    """Shards of random ids that the recipe takes for its own."""
-    vocabulary = options.vocabulary
-    writer = shards.FolderWriter(folder, vocabulary, 1 << 28, eos=vocabulary - 1)
-    ids = np.random.default_rng(0).integers(0, vocabulary, 4_000_000)
-    for split in shards.SPLITS:
-        writer.add(split, [ids], {}, {})
-    identity = {"name": "text", "fingerprint": "", "vocabulary": vocabulary, "end": vocabulary - 1, "unit": "byte"}
-    made = recipe(folder, "gpt", options, False, "adamw").tokenizer.model_dump()
-    writer.finish([], {"request": {"tokenizer": made}, "tokenizer": identity})
-
-
 def timed(step):
     """Median seconds of a step, seconds of the first one, and the most bytes in use."""
+    gc.collect()  # of the model before
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     times = []
     for number in range(WARM_UP + TIMED):
@@ -83,11 +75,7 @@ def ours(folder, name, options, compiled, optimizer):
 
 
 def nanogpt(folder, options, compiled):
-    import sys
-
-    sys.path.insert(0, str(Path(options.nanogpt).resolve()))
-    import model as peer
-
+    peer = nanogpt_module(options.nanogpt)
     config = peer.GPTConfig(
         options.context, options.vocabulary, options.layers, options.width // 64, options.width, 0.0, False
     )
@@ -139,17 +127,16 @@ def main():
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        random_shards(folder, options)
+        made = recipe(folder, "gpt", options, False, "adamw").tokenizer.model_dump()
+        random_shards(folder, options.vocabulary, {"tokenizer": made})
         flops = None
         for name, optimizer, compiled in product(options.arms, options.optimizer, options.compile):
             torch.compiler.reset()
-            torch.cuda.empty_cache()
             own, parameters, found = ours(folder, name, options, compiled == "yes", optimizer)
             flops = own if name == "gpt" else flops
             show(name, optimizer, compiled, own, parameters, found)
         for compiled in options.compile if options.nanogpt and flops else []:
             torch.compiler.reset()
-            torch.cuda.empty_cache()
             show("nanoGPT", "adamw", compiled, flops, *nanogpt(folder, options, compiled == "yes"))
 
 

@@ -64,14 +64,19 @@ def resolved(name, *more):
     return reading.read("music", settings)
 
 
-def windows(folder):
-    """Training windows over random ids, through real shards and in the real order."""
-    writer = shards.FolderWriter(folder, VOCABULARY, 1 << 28, eos=VOCABULARY - 1)
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, 2_000_000)
+def random_shards(folder, vocabulary=VOCABULARY, request=None):
+    """Shards of random ids. request: what they seem to have been made by."""
+    writer = shards.FolderWriter(folder, vocabulary, 1 << 28, eos=vocabulary - 1)
+    ids = np.random.default_rng(0).integers(0, vocabulary, 2_000_000)
     for split in shards.SPLITS:
         writer.add(split, [ids], {}, {})
-    identity = {"name": "random", "fingerprint": "", "vocabulary": VOCABULARY, "end": VOCABULARY - 1, "unit": "byte"}
-    writer.finish([], {"request": {}, "tokenizer": identity})
+    identity = {"name": "random", "fingerprint": "", "vocabulary": vocabulary, "end": vocabulary - 1, "unit": "byte"}
+    writer.finish([], {"request": request or {}, "tokenizer": identity})
+
+
+def windows(folder):
+    """Training windows over random ids, through real shards and in the real order."""
+    random_shards(folder)
     return Windows(shards.Shards(folder).split("train"), CONTEXT, seed=1)
 
 
@@ -104,12 +109,18 @@ def ours(name, *settings, seed=1):
     return Arm(name, model, model, config.train)
 
 
-def nanogpt(folder, narrow):
-    """nanoGPT's model of the same shape, biases off, with targets given so that it returns all logits."""
+def nanogpt_module(folder):
+    """nanoGPT's model.py, imported from its checkout."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder) / "model.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module
     spec.loader.exec_module(module)
+    return module
+
+
+def nanogpt(folder, narrow):
+    """nanoGPT's model of the same shape, biases off, with targets given so that it returns all logits."""
+    module = nanogpt_module(folder)
     config = module.GPTConfig(
         block_size=CONTEXT, vocab_size=VOCABULARY, n_layer=6, n_head=8, n_embd=256, dropout=0.0, bias=False
     )

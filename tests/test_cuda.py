@@ -113,7 +113,7 @@ def test_attention_runs_in_the_flash_kernel(name):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("name", ["gpt", "shortcut", "mudd"])
 def test_a_run_goes_on_to_the_bit(name, optimizer, text_run, tmp_path):
-    """Of a run that stops after any step and goes on, the weights are those of one that never stopped."""
+    """Of a run that stops after step 9 and goes on, the weights are those of one that never stopped."""
     settings = [*TEXT_SETTINGS, *SMALL, f"data.shards={text_run / 'shards'}", f"model.name={name}"]
     settings += [f"train.optimizer={optimizer}", "train.deterministic=true", "train.schedule=constant"]
     settings += ["train.batch_size=4", "train.eval_every=7", "model.dropout=0.1"]

@@ -161,6 +161,9 @@ def test_rungs_are_widths_or_layers_and_widths():
     for rungs, words in (
         (("16", "x"), "neither a width nor layers x width"),
         (("-16",), "neither a width"),
+        (("9" * 5000,), "'9{40}' is neither a width"),
+        (("9" * 5000 + "x32",), "neither a width"),
+        (("\u0663x16",), "neither a width"),
         (("16", "24", "42"), "width 42 is not a multiple of 8"),
         (("16", "24"), "3 rungs with the recipe's own, 4x32, are too few"),
         (("16", "24", "0"), "width 0 is not a multiple"),

@@ -4,6 +4,7 @@ The twin is a plain baseline that differs in nothing that matters: its feed-forw
 two. It goes through the same choices as all arms, and whatever is found between it and the baselines is chance.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +18,8 @@ from shortcut_cli.registry import Match
 
 Role = Literal["plain", "asked", "matched", "rung", "twin"]
 TWIN = 64  # one feed-forward unit more for each of so many
+RUNG = re.compile(r"(?:([0-9]{1,9})x)?([0-9]{1,9})")
+SHOWN = 40  # characters of a rung that is wrong
 CONTROL = "conv"  # an arm that is known to help
 
 
@@ -91,16 +94,18 @@ def ladder(plain: Recipe, rungs: Sequence[str]) -> list[Recipe]:
     shape = plain.model
     head, found = shape.width // shape.heads, {(shape.layers, shape.width): plain}
     for rung in rungs:
-        layers, _, width = rung.rpartition("x")
-        if not (width.isascii() and width.isdecimal() and (layers or str(shape.layers)).isdecimal()):
+        given = RUNG.fullmatch(rung)
+        if not given:
             raise UsageError(
-                f"--ladder: {rung!r} is neither a width nor layers x width", "for example --ladder 48,64,96"
+                f"--ladder: {rung[:SHOWN]!r} is neither a width nor layers x width", "for example --ladder 48,64,96"
             )
+        layers, width = given.groups()
         place = (int(layers or shape.layers), int(width))
         if not place[1] or place[1] % head:
+            below = place[1] // head * head
             raise UsageError(
                 f"--ladder: width {width} is not a multiple of {head}, the width of a head of the recipe",
-                f"take {max(1, place[1] // head) * head} or {(place[1] // head + 1) * head}",
+                f"take {below} or {below + head}" if below else f"take {head}",
             )
         ffn = max(1, round(shape.ffn * place[1] / shape.width))
         settings = [f"layers={place[0]}", f"width={place[1]}", f"heads={place[1] // head}", f"ffn={ffn}"]

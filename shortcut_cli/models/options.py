@@ -21,7 +21,9 @@ class ShortcutOptions(Config):
     map: Literal["mlp", "linear", "identity"] = Field("mlp", description="what each tap goes through, after a norm")
     map_width: int = Field(1024, description="neurons of the mlp map", ge=1, le=MOST_FFN)
     map_norm: bool = Field(
-        True, description="an RMS norm after each map; without it, the last layer's attention starts almost at nothing"
+        True,
+        description="an RMS norm after each map; without it, and with init gpt2, the last layer's attention starts "
+        "almost at nothing",
     )
     share_map: bool = Field(False, description="one map for all taps")
     concat: Literal["time", "feature"] = Field(

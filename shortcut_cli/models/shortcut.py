@@ -8,8 +8,8 @@ self-attention. We had neither code nor equations; everything else is our choice
     F_m = norm'_m(map_m(norm_m(h_m))) (+ e_m),   K = F W_K,   V = F W_V
     y   = h + W_O softmax(q . K[m, j] over all taps m and times j <= i) V,   y = y + feed-forward(norm(y))
 
-norm' is ours. Without it (map_norm off) what the maps make is so small that the last layer's attention starts at a
-fortieth of the baseline's (6 layers of 64), and stays there: after training, the loss is the same without it.
+norm' is ours. Without it (map_norm off), and with the initial weights of GPT-2, what the maps make is so small that the
+output of the last layer's attention starts at a fiftieth of the baseline's (6 layers of 64, 2 taps).
 """
 
 import math
@@ -80,7 +80,10 @@ class Features(nn.Module):
 
 
 def initial_size(config: ModelConfig, options: ShortcutOptions, taps: int) -> float:
-    """The size of features at which attention to M taps starts as large as to a layer's own keys.
+    """The size of features at which attention to M taps starts as large as to a layer's own keys, in short windows.
+
+    In longer ones it is larger with fan_in: features of size sqrt(M) make keys of that size, which the softmax tells
+    apart more sharply. Over 128 tokens 2.0 and 2.2 times gpt's with 2 and 5 taps, 2.2 and 3.5 without QK-norm (6 x 64).
 
     It starts as a mean. That of M features that do not depend on each other is sqrt(M) smaller than one of them; with
     the layer's own keys between them, (1 + M size^2)^1/2 / (M + 1) = 1.

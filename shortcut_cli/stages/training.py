@@ -60,7 +60,7 @@ def train(
         conditions.threads(resolved.train.threads),
     ):
         content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
-        if init_from and content is None and folder.resolve() in init_from.resolve().parents:
+        if init_from and content is None and folder.resolve() == init_from.resolve().parent:
             raise UsageError(
                 f"{init_from} is in {folder}, whose run this one would replace", "choose another folder with --out"
             )
