@@ -373,7 +373,7 @@ def attention(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Show where the final layer looks and how that affects the loss."""
+    """Show what is read across layers and how that affects the loss."""
     ckpt = _checkpoint(ckpt)
     from shortcut_cli.stages import pipeline
 
