@@ -17,6 +17,7 @@ from test_trace import CASES, Plain
 from shortcut_cli import registry
 from shortcut_cli.errors import UsageError
 from shortcut_cli.inference import runs
+from shortcut_cli.inference.layers import LayerSums
 from shortcut_cli.kernels.attention import distances
 from shortcut_cli.models.trace import Change, Trace
 from shortcut_cli.plots import attention_maps
@@ -359,6 +360,10 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
     }
     if "mode=gated" in settings:
         wanted["gate_by_head"] = near([0.7, -1.3])
+    layers = LayerSums(run.model)  # its formulas are in test_layers.py
+    for number in sorted(set(BATCHES[case])):
+        layers.add(torch.from_numpy(windows[[each == number for each in BATCHES[case]]]))
+    wanted |= layers.result()
     paths = {"picture": out / "attention.png", "use": out / "use.png", "numbers": out / "attention.npz"}
     assert result == wanted | {key: str(path) for key, path in paths.items()}
     assert [list(result["mean_weights"]), list(result["classes"])] == [labels, list(KINDS)]

@@ -383,7 +383,7 @@ def attention(
             ckpt, prompt, shards, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
-    console.result(result, tables.attention(folder, result), as_json=as_json)
+    console.result(result, tables.attention(folder, result), tables.layers(result), as_json=as_json)
 
 
 @app.command("run")

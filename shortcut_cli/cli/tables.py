@@ -93,6 +93,21 @@ def attention(folder: Path, result: Result) -> "Table":
     return table(title, columns, attention_rows(result))
 
 
+def layers(result: Result) -> "Table":
+    """One row for each state that `attention` found, and its CKA with the one below."""
+    columns = ["state behind", "loss if the head read it", "RMS", "RMS of its gradient", "attention adds"]
+    columns += ["feed-forward adds", "CKA with the state below"]
+    return table("layers", columns, layer_rows(result))
+
+
+def layer_rows(result: Result) -> Iterator[tuple[Any, ...]]:
+    """For each state: name, loss of the head there, sizes, and likeness."""
+    keys = ("state", "lens_nats_per_token", "state_rms", "gradient_rms", "attention_rms", "feed_forward_rms")
+    for number, entry in enumerate(result["layers"]):
+        likeness = result["cka"]["matrix"][number][number - 1] if number else None
+        yield (*(entry[key] for key in keys), likeness)
+
+
 def attention_rows(result: Result) -> Iterator[tuple[Any, ...]]:
     """For each source, and all: name, weight, distance, then loss added by each change, and its interval."""
     for entry in [*result["sources"], {"source": "all sources"} | result["all_sources"]]:

@@ -21,6 +21,7 @@ from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import metrics
+from shortcut_cli.inference.layers import LayerSums
 from shortcut_cli.inference.metrics import Floats
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.models.loss import token_losses
@@ -113,13 +114,14 @@ def analyse(
     if windows.shape[1] < 2:
         raise UsageError("there are no tokens to look at", "give a longer --prompt")
     files.check_free(folder, UNIT, NAMES)
-    tokenizer, measured, sources = run.tokenizer(), Measured(), sources_of(reads)
+    tokenizer, measured, sources, layers = run.tokenizer(), Measured(), sources_of(reads), LayerSums(run.model)
     excerpt: dict[str, Any] = {}
     for first, part in _batches(windows, batch):
         report(Progress(task="attention", done=first, total=len(windows), unit="windows"))
         ids = torch.from_numpy(part).to(device)
         trace = Trace(measure_distances=True)
         losses = _losses(run, ids, trace)
+        layers.add(ids)
         by_reader = {reader: weights.double().cpu().numpy() for reader, weights in trace.weights.items()}
         weights = _by_source(reads, by_reader, sources)  # (B, H, M, T)
         distances = next((each.double().cpu().numpy() for each in trace.distances.values()), None)
@@ -138,7 +140,7 @@ def analyse(
         for row, targets in enumerate(part[:, 1:]):
             mine = {kind: changed_losses[row, :-1] for kind, changed_losses in changed.items()}
             _add_classes(measured, tokenizer.classes(targets), losses[row], weights[row], mine)
-    result = _result(run, windows, measured, resamples)
+    result = _result(run, windows, measured, resamples) | layers.result()
     _write(run, tokenizer, windows[0, 1:], excerpt, result, folder)
     return result
 
