@@ -28,7 +28,8 @@ from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels import depth
 from shortcut_cli.models.mudd import Router
 from shortcut_cli.models.options import ShortcutOptions
-from shortcut_cli.models.transformer import History, Trace
+from shortcut_cli.models.trace import Trace
+from shortcut_cli.models.transformer import History
 from shortcut_cli.training import optim
 
 
@@ -438,15 +439,16 @@ def test_the_controls_of_the_shortcut():
 def test_a_pooling_query_is_the_same_for_all_tokens_at_one_time():
     """Of two last layers that differ in nothing but their state, both attend alike; those of `shortcut` do not."""
     for name, alike in (("shortcut_pool", True), ("shortcut", False)):
-        block = make(name, {}, open_gates=True, **NORMED).blocks[-1]
+        model = make(name, {}, open_gates=True, **NORMED)
         generator = torch.Generator().manual_seed(0)
         first, second, *tapped = (torch.randn(2, 9, 32, generator=generator) for _ in range(4))
-        freqs = make(name, {}).freqs[:9]
+        freqs = model.freqs[:9]
         found = []
         for x in (first, second):
             trace = Trace()
-            block(x, tapped, freqs, None, trace)
-            found.append(trace.depth_weights)
+            trace.begin(model.reads(), freqs)
+            model.blocks[-1](x, tapped, freqs, None, trace)
+            found.append(trace.weights["layer 6"])
         assert torch.equal(*found) is alike
 
 

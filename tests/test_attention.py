@@ -12,11 +12,14 @@ import torch
 from conftest import quiet, shortcut
 from test_evaluation import EOS, made_run, made_shards, plain_interval
 from test_models import ids, make, reference
+from test_trace import CASES, Plain
 
+from shortcut_cli import registry
 from shortcut_cli.errors import UsageError
 from shortcut_cli.inference import runs
+from shortcut_cli.inference.layers import LayerSums
 from shortcut_cli.kernels.attention import distances
-from shortcut_cli.models.transformer import Trace
+from shortcut_cli.models.trace import Change, Trace
 from shortcut_cli.plots import attention_maps
 from shortcut_cli.stages import attention, pipeline
 from shortcut_cli.tokenizers.base import Classes, Excerpt
@@ -31,6 +34,14 @@ FORMS = [
 ]
 
 
+def masked(source):
+    return Trace(Change("masked", source))
+
+
+def shuffled(source):
+    return Trace(Change("shuffled", source))
+
+
 @pytest.mark.parametrize("options", FORMS, ids=str)
 class TestChanges:
     def test_a_shuffled_source_is_that_of_the_row_before(self, options):
@@ -39,13 +50,13 @@ class TestChanges:
         x = ids(rows=3)
         same = x[:1].repeat(3, 1)
         with torch.no_grad():
-            for m in range(len(model.taps)):
-                assert torch.equal(model(same, trace=Trace(shuffled=m)), model(same, trace=Trace()))
+            for source in model.taps:
+                assert torch.equal(model(same, trace=shuffled(source)), model(same, trace=Trace()))
                 for first in range(3):  # rows first and first + 1 are equal: only the second gets what it had
                     pair = x.clone()
                     pair[(first + 1) % 3] = pair[first]
-                    shuffled, whole = model(pair, trace=Trace(shuffled=m)), model(pair, trace=Trace())
-                    alike = [torch.equal(a, b) for a, b in zip(shuffled, whole, strict=True)]
+                    changed, whole = model(pair, trace=shuffled(source)), model(pair, trace=Trace())
+                    alike = [torch.equal(a, b) for a, b in zip(changed, whole, strict=True)]
                     assert alike == [row == (first + 1) % 3 for row in range(3)]
 
     def test_later_tokens_change_nothing_before_them(self, options):
@@ -54,25 +65,25 @@ class TestChanges:
         other = x.clone()
         other[:, 15] = (x[:, 15] + 1) % 37
         with torch.no_grad():
-            for m in range(len(model.taps)):
-                for change in ({"shuffled": m}, {"masked": m}):
-                    a, b = model(x, trace=Trace(**change)), model(other, trace=Trace(**change))
+            for source in model.taps:
+                for change in (masked, shuffled):
+                    a, b = model(x, trace=change(source)), model(other, trace=change(source))
                     assert torch.equal(a[:, :15], b[:, :15])
 
     def test_a_masked_source_gets_nothing_and_the_others_share_all(self, options):
         model = make("shortcut", options, open_gates=True).eval()
         x = ids()
         for m in range(len(model.taps)):
-            trace, whole = Trace(masked=m, measure_distances=True), Trace()
+            trace, whole = masked(model.taps[m]), Trace()
+            trace.measure_distances = True
             with torch.no_grad():
                 model(x, trace=trace)
                 model(x, trace=whole)
             kept = [n for n in range(len(model.taps)) if n != m]
-            if not kept:
-                assert trace.depth_weights.numel() == 0
-                continue
-            expected = whole.depth_weights[:, :, kept]
-            assert torch.allclose(trace.depth_weights, expected / expected.sum(2, keepdim=True), atol=1e-5)
+            found, expected = trace.weights["layer 6"], whole.weights["layer 6"][:, :, kept]
+            assert not found[:, :, m].any()
+            assert not trace.distances["layer 6"][:, :, m].any()
+            assert torch.allclose(found[:, :, kept], expected / expected.sum(2, keepdim=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("tapped", ["2,4", "0,3,5"])
@@ -98,15 +109,15 @@ def test_a_model_with_a_masked_tap_equals_one_without_it(tapped):
         less.load_state_dict(wanted)
         expected, _ = reference(less, ids())
         with torch.no_grad():
-            assert torch.allclose(full(ids(), trace=Trace(masked=m)).double(), expected, atol=1e-5)
+            assert torch.allclose(full(ids(), trace=masked(full.taps[m])).double(), expected, atol=1e-5)
 
 
 def test_a_gated_model_with_its_only_tap_masked_has_only_its_own_attention():
     model = make("shortcut", {"mode": "gated", "taps": "3"}, open_gates=True).eval()
     with torch.no_grad():
-        masked = model(ids(), trace=Trace(masked=0))
+        changed = model(ids(), trace=Trace(Change("masked", "layer 3")))
         model.blocks[-1].attention.gate.zero_()
-        assert torch.allclose(masked, model(ids()), atol=1e-5)
+        assert torch.allclose(changed, model(ids()), atol=1e-5)
 
 
 def test_distances_are_those_of_the_plain_softmax():
@@ -143,9 +154,9 @@ KINDS = {  # the same by hand
 class Slow:
     """The last layer of a small model in float64, by loops over windows, heads, times and sources."""
 
-    def __init__(self, run, windows, layers, before):
+    def __init__(self, run, windows, layers, before, batches):
         self.model = deepcopy(run.model).double()
-        self.windows, self.before, config = windows, before, run.recipe.model
+        self.windows, self.before, self.batches, config = windows, before, batches, run.recipe.model
         self.heads, self.d, self.base = config.heads, config.width // config.heads, config.rope_base
         self.times = windows.shape[1] - 1
         attention = self.model.blocks[-1].attention
@@ -171,8 +182,10 @@ class Slow:
         self.mode = config.shortcut.mode
         self.query = self.turned(query)  # (N, T, H, d), like everything below
         self.sources = [(self.turned(k), self.parted(v)) for k, v in pairs]
+        self.still = [self.parted(k) for k, _ in pairs]
         if self.mode == "add":
             self.sources.insert(0, self.own)
+            self.still.insert(0, self.parted(key))
 
     def parted(self, x):
         return x.numpy().reshape(*x.shape[:2], self.heads, self.d)
@@ -201,12 +214,20 @@ class Slow:
                 out[t, head] += shares[head, m, t, j] * sources[m][1][j, head]
         return out.reshape(self.times, -1)
 
-    def look(self, n, masked=None, shuffled=None):
+    def mean(self, n, m):
+        """Mean keys, turned by each time, and values of source m over the batch of window n, (T, H, d) each."""
+        rows = [row for row in range(len(self.windows)) if self.batches[row] == self.batches[n]]
+        keys, values = (np.stack([x[row] for row in rows]).mean((0, 1)) for x in (self.still[m], self.sources[m][1]))
+        keys = np.broadcast_to(keys, (1, self.times, *keys.shape))
+        return self.turned(torch.from_numpy(keys.reshape(1, self.times, -1).copy()))[0], np.stack([values] * self.times)
+
+    def look(self, n, masked=(), shuffled=(), mean_ablated=()):
         """Losses (T,) of window n, and the attention (H, M, T, T) to each time of each source."""
         sources = []
         for m, (keys, values) in enumerate(self.sources):
-            row = self.before[n] if m == shuffled else n
-            sources.append(None if m == masked else (keys[row], values[row]))
+            row = self.before[n] if m in shuffled else n
+            pair = self.mean(n, m) if m in mean_ablated else (keys[row], values[row])
+            sources.append(None if m in masked else pair)
         shares = np.zeros((self.heads, len(sources), self.times, self.times))
         y = self.attended(n, sources, shares)
         block = self.model.blocks[-1]
@@ -226,12 +247,23 @@ def near(wanted):
 
 
 def plain_rises(slow, losses, changes):
-    """By change: what it adds to `losses` (N, T) for each source, (N, M, T)."""
-    every = range(len(losses)), range(len(slow.sources))
+    """By change: what it adds to `losses` (N, T) for each source, and for all but a layer's own keys, (N, M + 1, T)."""
+    numbers = range(len(slow.sources))
+    sets = [*((m,) for m in numbers), [m for m in numbers if not (m == 0 and slow.mode == "add")]]
     return {
-        change: np.array([[slow.look(n, **{change: m})[0] - losses[n] for m in every[1]] for n in every[0]])
+        change: np.array([[slow.look(n, **{change: each})[0] - losses[n] for each in sets] for n in range(len(losses))])
         for change in changes
     }
+
+
+def plain_costs(rises, m, count, times):
+    """The entry of source m, or of all, by change."""
+    costs = {"shuffled": None}
+    for change, rise in rises.items():
+        windows = rise[:, m].sum(1)
+        interval = near(plain_interval(windows, [times] * count, 30)) if count > 1 else None
+        costs[change] = {"nats_per_token": near(windows.sum() / count / times), "interval_95": interval}
+    return costs
 
 
 def plain_sources(labels, shares, rises):
@@ -240,14 +272,10 @@ def plain_sources(labels, shares, rises):
     back, entries = np.arange(times)[:, None] - np.arange(times), []
     for m, label in enumerate(labels):
         mine = shares[:, :, m]
-        entry = {"source": label, "attention_weight": near(mine.sum() / count / heads / times), "shuffled": None}
+        entry = {"source": label, "attention_weight": near(mine.sum() / count / heads / times)}
         entry["attention_weight_by_head"] = near((mine.sum((0, 2, 3)) / count / times).tolist())
         entry["distance_tokens"] = near((mine * back).sum() / mine.sum())
-        for change, rise in rises.items():
-            windows = rise[:, m].sum(1)
-            interval = near(plain_interval(windows, [times] * count, 30)) if count > 1 else None
-            entry[change] = {"nats_per_token": near(windows.sum() / count / times), "interval_95": interval}
-        entries.append(entry)
+        entries.append(entry | plain_costs(rises, m, count, times))
     return entries
 
 
@@ -265,7 +293,7 @@ def plain_classes(members, targets, losses, weights, rises):
             }
             entry["shuffled"] = None
             for change, rise in rises.items():
-                entry[change] = near((sum(rise[n, :, t] for n, t in here) / len(here)).tolist())
+                entry[change] = near((sum(rise[n, :-1, t] for n, t in here) / len(here)).tolist())
             entries.append(entry)
     return entries
 
@@ -276,6 +304,15 @@ SEVERAL = {  # settings, tapped layers, names of the sources, batch, and the win
     "replace": (["taps=1,2,3"], [1, 2, 3], ["layer 1", "layer 2", "layer 3"], 2, [1, 0, 3, 2]),
     "one tap": (["taps='2'"], [2], ["layer 2"], 9, [1, 0]),
     "one window": (["mode=gated", "taps=1,3", "concat=feature"], [1, 3], ["layer 1 + layer 3"], 2, [None]),
+}
+
+
+BATCHES = {  # of each window
+    "add": [0, 0, 0, 1, 1],
+    "gated": [0, 0, 0],
+    "replace": [0, 0, 1, 1],
+    "one tap": [0, 0],
+    "one window": [0],
 }
 
 
@@ -293,10 +330,11 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
     windows = np.random.default_rng(0).integers(0, EOS + 1, (len(before), 7))
     result = attention.analyse(*(run, windows, out), resamples=30, batch=batch, device="cpu", report=told.append)
 
-    slow, targets = Slow(run, windows, layers, before), windows[:, 1:]
+    slow, targets = Slow(run, windows, layers, before, BATCHES[case]), windows[:, 1:]
     losses, shares = (np.stack(parts) for parts in zip(*map(slow.look, range(len(before))), strict=True))
     weights = shares.sum(-1)  # (N, H, M, T)
-    rises = plain_rises(slow, losses, ("masked", "shuffled") if len(before) > 1 else ("masked",))
+    changes = ("masked", "shuffled", "mean_ablated") if len(before) > 1 else ("masked", "mean_ablated")
+    rises = plain_rises(slow, losses, changes)
     sources = plain_sources(labels, shares, rises)
     wanted = {
         "schema_version": 2,
@@ -306,12 +344,26 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
         "nats_per_token": near(losses.mean()),
         "mean_weights": {entry["source"]: entry["attention_weight"] for entry in sources},
         "sources": sources,
+        "all_sources": plain_costs(rises, -1, len(before), 6),
+        "softmax": True,
+        "reads": [
+            {
+                "reader": "layer 4",
+                "sources": labels,
+                "weights": near(weights.mean((0, 1, 3)).tolist()),
+                "weights_by_head": [near(row.tolist()) for row in weights.mean((0, 3))],
+            }
+        ],
         "entropy_nats_by_head": near([-(p * np.log(p)).sum() / losses.size for p in (weights[:, 0], weights[:, 1])]),
         "largest_share_by_head": near(weights.max(2).mean((0, 2)).tolist()),
         "classes": {way: plain_classes(members, targets, losses, weights, rises) for way, members in KINDS.items()},
     }
     if "mode=gated" in settings:
         wanted["gate_by_head"] = near([0.7, -1.3])
+    layers = LayerSums(run.model)  # its formulas are in test_layers.py
+    for number in sorted(set(BATCHES[case])):
+        layers.add(torch.from_numpy(windows[[each == number for each in BATCHES[case]]]))
+    wanted |= layers.result()
     paths = {"picture": out / "attention.png", "use": out / "use.png", "numbers": out / "attention.npz"}
     assert result == wanted | {key: str(path) for key, path in paths.items()}
     assert [list(result["mean_weights"]), list(result["classes"])] == [labels, list(KINDS)]
@@ -324,7 +376,11 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
         "sources": labels,
     }
     back = np.arange(6)[:, None] - np.arange(6)
-    assert numbers == {"depth_weights": near(weights[0]), "distances": near((shares[0] * back).sum(-1) / weights[0])}
+    assert numbers == {
+        "depth_weights": near(weights[0]),
+        "read layer 4": near(weights[0]),
+        "distances": near((shares[0] * back).sum(-1) / weights[0]),
+    }
     (drawn_shares, *rest), use = drawn
     assert drawn_shares == near(weights[0].mean(0)[:, :4])
     assert rest[:2] == [tuple(labels), Excerpt(texts=[str(token) for token in targets[0, :4]])]
@@ -334,25 +390,73 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
     assert {event.total for event in told} == {len(before)}
 
     # No two numbers that could be confused are equal.
-    costs = [rise for rows in rises.values() for rise in rows.sum((0, 2))]
+    costs = [rise for rows in rises.values() for rise in rows[:, : len(labels)].sum((0, 2))]
     for values in (costs, weights.sum((0, 3)).flatten()) if len(labels) > 1 else ():
         assert np.diff(sorted(values)).min() > 1e-3
+
+
+@pytest.mark.parametrize(("plain_model", "options", "shape"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_what_is_read_in_every_architecture_is_what_its_formula_says(
+    tmp_path, monkeypatch, plain_model, options, shape
+):
+    name = plain_model.__name__
+    settings = [f"model.{registry.OPTIONS_OF.get(name, name)}.{key}={json.dumps(options[key])}" for key in options]
+    settings += [f"model.{key}={value}" for key, value in ({"layers": 3} | shape).items()]
+    run = made_run(tmp_path, *settings, name=name)
+    with torch.no_grad():
+        for parameter_name, parameter in run.model.named_parameters():
+            if parameter_name.endswith(tuple(run.model.routers())):
+                parameter.normal_(0.2, 0.2, generator=torch.Generator().manual_seed(len(parameter_name)))
+    monkeypatch.setattr(runs.Run, "tokenizer", lambda _: Kinds())
+    windows = np.random.default_rng(0).integers(0, EOS + 1, (3, 7))
+    result = attention.analyse(run, windows, tmp_path / "out", resamples=9, batch=3, device="cpu", report=quiet)
+
+    slow, x, targets = deepcopy(run.model).double(), torch.from_numpy(windows[:, :-1]), windows[:, 1:]
+
+    def look(*change):
+        plain = Plain(slow, *change)
+        with torch.no_grad():
+            logits = slow.head(slow.norm(plain_model(slow, slow.embedding(x), plain)))
+        return -np.take_along_axis(logits.log_softmax(-1).numpy(), targets[..., None], 2).mean(), plain.weights
+
+    whole, weights = look()
+    assert result["nats_per_token"] == near(whole)
+    reads, shares = run.model.reads(), {reader: each.mean((0, 1, 3)).tolist() for reader, each in weights.items()}
+    found = [(read["reader"], read["sources"], read["weights"]) for read in result["reads"]]
+    assert found == [(reader, list(names), near(shares[reader])) for reader, names in reads.items()]
+    assert {entry["source"] for entry in result["sources"]} == {name for names in reads.values() for name in names}
+    for entry in [*result["sources"], {"source": None} | result["all_sources"]]:
+        for change in attention.CHANGES:
+            rise = entry[change]["nats_per_token"]
+            assert rise == pytest.approx(look(change, entry["source"])[0] - whole, abs=1e-3), (entry["source"], change)
+        if entry["source"] is not None:
+            mine = [
+                sum(share for share, name in zip(shares[reader], names, strict=True) if name == entry["source"])
+                for reader, names in reads.items()
+                if entry["source"] in names
+            ]
+            assert entry["attention_weight"] == near(np.mean(mine))
+            assert (entry["distance_tokens"] is None) is (not run.model.taps)
+    assert (result["entropy_nats_by_head"] is None) is (not run.model.softmax_reads)
+    for file in attention.NAMES:
+        assert (tmp_path / "out" / file).exists()
 
 
 def test_a_change_takes_the_source_that_it_names_and_leaves_what_it_is_given():
     generator = torch.Generator().manual_seed(0)
     k, v = torch.randn(2, 3, 2, 5, 4, 6, generator=generator)  # (B, H, T, M, d)
     copies = k.clone(), v.clone()
-    for m in range(4):
-        others = [n for n in range(4) if n != m]
-        for x, found in zip((k, v), Trace(shuffled=m).change(k, v), strict=True):
-            assert torch.equal(found[:, :, :, others], x[:, :, :, others])
-            for row, before in enumerate((2, 0, 1)):
-                assert torch.equal(found[row, :, :, m], x[before, :, :, m])
-        for x, found in zip((k, v), Trace(masked=m).change(k, v), strict=True):
-            assert torch.equal(found, x[:, :, :, others])
-    for x, found, copy in zip((k, v), Trace().change(k, v), copies, strict=True):
-        assert torch.equal(found, x)
+    names = ("layer 1", "own keys", "layer 2", "layer 3")
+    for kind, (m, source) in itertools.product(("masked", "shuffled", None), enumerate(names)):
+        trace = Trace(kind and Change(kind, source))
+        trace.begin({"layer 4": names}, torch.zeros(5, 3, 2))
+        pairs = trace.keyed("layer 4", k.unbind(3), v.unbind(3))
+        assert list(pairs) == [n for n in range(4) if (kind, n) != ("masked", m)]
+        for n, pair in pairs.items():
+            for x, found in zip((k, v), pair, strict=True):
+                rows = (2, 0, 1) if (kind, n) == ("shuffled", m) else (0, 1, 2)
+                assert all(torch.equal(found[row], x[before, :, :, n]) for row, before in enumerate(rows))
+    for x, copy in zip((k, v), copies, strict=True):
         assert torch.equal(x, copy)
 
 
@@ -488,7 +592,7 @@ class TestRefusals:
 
     def test_a_model_without_taps_is_refused(self, tmp_path):
         run = made_run(tmp_path, "model.shortcut.taps=none")
-        self.refused(run, tmp_path, "is a shortcut, whose final layer attends to no other layer")
+        self.refused(run, tmp_path, "is a shortcut, none of whose layers reads across another")
 
 
 class TestRun:
@@ -511,10 +615,10 @@ class TestRun:
         by_head = np.tensordot(weights, [entry["attention_weight_by_head"] for entry in classes], 1)  # (H, M)
         assert np.allclose(by_head.T, [source["attention_weight_by_head"] for source in result["sources"]], atol=1e-6)
         for m, source in enumerate(result["sources"]):
-            for key in ("attention_weight", "masked", "shuffled"):
+            for key in ("attention_weight", *attention.CHANGES):
                 whole = source[key] if key == "attention_weight" else source[key]["nats_per_token"]
                 assert weights @ [entry[key][m] for entry in classes] == pytest.approx(whole, abs=1e-6)
-            for key in ("masked", "shuffled"):
+            for key in attention.CHANGES:
                 low, high = source[key]["interval_95"]
                 assert low <= source[key]["nats_per_token"] <= high
             assert 0 <= source["distance_tokens"] < run.recipe.model.context
@@ -545,7 +649,7 @@ class TestRun:
             self.look(text_run, tmp_path / "a", windows=1)
 
     def test_other_data_is_refused(self, text_run, tmp_path):
-        with pytest.raises(UsageError, match="attends to no other layer"):
+        with pytest.raises(UsageError, match="none of whose layers reads"):
             self.look(text_run, tmp_path / "a", path=text_run / "gpt" / "run.pt")
         (tmp_path / "empty.txt").write_text("")
         with pytest.raises(UsageError, match="no tokens to look at"):
@@ -558,27 +662,6 @@ class TestRun:
             cwd=tmp_path,
         )
         assert "loss added if masked" in " ".join(done.stdout.split())
-
-
-def test_the_table_has_the_numbers_of_each_source():
-    from shortcut_cli.cli import tables
-
-    cost = {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}
-    rest = {"masked": {"nats_per_token": 0.0, "interval_95": None}, "shuffled": None}
-    sources = [
-        {
-            "source": "layer 2",
-            "attention_weight": 0.7,
-            "distance_tokens": 9.5,
-            "masked": cost,
-            "shuffled": {"nats_per_token": 4.0},
-        },
-        {"source": "layer 4", "attention_weight": 0.3, "distance_tokens": 1.5, **rest},
-    ]
-    assert list(tables.attention_rows({"sources": sources})) == [
-        ("layer 2", 0.7, 9.5, 0.5, [0.25, 0.75], 4.0, None),
-        ("layer 4", 0.3, 1.5, 0.0, None, None, None),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -708,6 +791,7 @@ class TestUse:
                 "attention_weight_by_head": generator.random(2).tolist(),
                 "masked": cost(1.0 + m),
                 "shuffled": cost(4.0 + m) if shuffled else None,
+                "mean_ablated": cost(7.0 + m),
             }
             for m, name in enumerate(self.NAMES)
         ]
@@ -724,7 +808,7 @@ class TestUse:
             ]
             for way, counts in (("kind", {"few": 19, "letter": 1234, "digit": 20}), ("beat", {"first": 77}))
         }
-        return {"sources": sources, "classes": classes}
+        return {"sources": sources, "classes": classes, "softmax": True}
 
     def cells(self, figures, result):
         attention_maps.draw_use(result, None)
@@ -750,8 +834,8 @@ class TestUse:
         assert [axes.get_xlabel() for axes in (weights, costs)] == ["attention weight", "loss added, nats per token"]
         assert labels(weights.get_yticklabels()) == labels(costs.get_yticklabels()) == list(self.NAMES)
         bars = [container for container in costs.containers if hasattr(container, "patches")]
-        assert [container.get_label() for container in bars] == ["masked", "shuffled"]
-        for container, first, place in zip(bars, (1.0, 4.0), (-0.2, 0.2), strict=True):
+        assert [container.get_label() for container in bars] == ["masked", "shuffled", "mean-ablated"]
+        for container, first, place in zip(bars, (1.0, 4.0, 7.0), (-0.27, 0.0, 0.27), strict=True):
             assert [bar.get_width() for bar in container] == [first, first + 1, first + 2]
             middles = [bar.get_y() + bar.get_height() / 2 for bar in container]
             assert middles == pytest.approx([m + place for m in range(3)])
@@ -784,8 +868,8 @@ class TestUse:
 
     def test_what_was_not_shuffled_is_not_drawn(self, figures):
         first, *ways = self.cells(figures, self.result(shuffled=False, intervals=False))
-        (bars,) = (container for container in first[1].containers if hasattr(container, "patches"))
-        assert bars.get_label() == "masked"
+        bars, other = (container for container in first[1].containers if hasattr(container, "patches"))
+        assert [bars.get_label(), other.get_label()] == ["masked", "mean-ablated"]
         (lines,) = bars.errorbar.lines[2]
         assert [segment[:, 0].tolist() for segment in lines.get_segments()] == [[1, 1], [2, 2], [3, 3]]
         assert [[axes.axison for axes in row] for row in ways] == [[True, True, False]] * 2

@@ -608,8 +608,15 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
 def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     source = {"source": "own", "attention_weight": 0.5, "distance_tokens": 2.0, "shuffled": None}
     source |= {"masked": {"nats_per_token": 0.125, "interval_95": [0.0625, 0.25]}}
+    source |= {"mean_ablated": {"nats_per_token": 0.375, "interval_95": None}}
     other = source | {"source": "layer 2", "shuffled": {"nats_per_token": 0.5, "interval_95": [0.25, 0.75]}}
-    result = {"schema_version": 2, "tokens": 8, "nats_per_token": 1.5, "sources": [source, other]}
+    result = {"schema_version": 2, "tokens": 8, "nats_per_token": 1.5, "sources": [source, other], "softmax": True}
+    result["all_sources"] = {kind: {"nats_per_token": 1.0, "interval_95": [0, 2]} for kind in ("masked", "shuffled")}
+    result["all_sources"] |= {"mean_ablated": {"nats_per_token": 3.0, "interval_95": [1, 4]}}
+    keys = ("lens_nats_per_token", "state_rms", "gradient_rms", "attention_rms", "feed_forward_rms")
+    result["layers"] = [{"state": "embedding"} | dict(zip(keys, (4.0, 0.5, 0.25, None, None), strict=True))]
+    result["layers"] += [{"state": "layer 1"} | dict(zip(keys, (1.5, 0.75, 0.125, 6.0, 7.0), strict=True))]
+    result["cka"] = {"states": ["embedding", "layer 1"], "matrix": [[1.0, 0.3], [0.3, 1.0]]}
     calls = replaced(monkeypatch, pipeline, "look", result)
     flags = ("--prompt", "p", "--shards", "s", "--split", "test", "--windows", 3, "--out", "o", "--device", "cpu:0")
     call("attention", "--ckpt", ckpt, *flags, "--json")
@@ -618,15 +625,21 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
     assert [str(column.header) for column in tables.attention(Path("o"), result).columns] == [
         *("source", "attention weight", "tokens back"),
-        *("loss added if masked", "95 %", "loss added if shuffled", "95 %"),
+        *("loss added if masked", "95 %", "loss added if shuffled", "95 %", "loss added if mean-ablated", "95 %"),
     ]
+    assert str(tables.attention(Path("o"), result | {"softmax": False}).columns[1].header) == "weight in the sum"
     assert calls == [
         ((ckpt, Path("p"), Path("s"), "test", 3, Path("o")), {"device": "cpu:0"}),
         ((ckpt, None, None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),
     ]
     assert list(tables.attention_rows(result)) == [
-        ("own", 0.5, 2.0, 0.125, [0.0625, 0.25], None, None),
-        ("layer 2", 0.5, 2.0, 0.125, [0.0625, 0.25], 0.5, [0.25, 0.75]),
+        ("own", 0.5, 2.0, 0.125, [0.0625, 0.25], None, None, 0.375, None),
+        ("layer 2", 0.5, 2.0, 0.125, [0.0625, 0.25], 0.5, [0.25, 0.75], 0.375, None),
+        ("all sources", None, None, 1.0, [0, 2], 1.0, [0, 2], 3.0, [1, 4]),
+    ]
+    assert list(tables.layer_rows(result)) == [
+        ("embedding", 4.0, 0.5, 0.25, None, None, None),
+        ("layer 1", 1.5, 0.75, 0.125, 6.0, 7.0, 0.3),
     ]
 
 

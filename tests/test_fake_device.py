@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shortcut_cli.kernels import attention
 from shortcut_cli.models.loss import loss
-from shortcut_cli.models.transformer import Trace
+from shortcut_cli.models.trace import Change, Trace
 from shortcut_cli.training import precision
 from shortcut_cli.training.optim import Optimizer
 
@@ -194,10 +194,15 @@ def test_every_arm_trains_scores_and_samples_on_a_gpu(name, options, wanted, ker
             cache = model.new_cache(2, CONTEXT)
             assert model(ids[:, :10], cache).shape == model(ids[:, 10:20], cache).shape
             assert model(ids[:, 20:21], cache).device == torch.device(CUDA)
-            trace = Trace(measure_distances=True)
+            trace = Trace(measure_distances=True, keep_states=True)
             model(ids, trace=trace)
-        shapes = {trace.depth_weights.shape, trace.distances.shape}
-        assert shapes == ({(2, 4, len(model.taps), CONTEXT)} if model.taps else {(0,)})
+            for kind in ("masked", "shuffled", "mean_ablated") if model.reads() else ():
+                changed = model(ids, trace=Trace(Change(kind)))
+                assert (changed.device, changed.dtype) == (torch.device(CUDA), logits.dtype)
+        seen = [*trace.weights.values(), *trace.distances.values(), *trace.states]
+        assert {each.device for each in seen} == {torch.device(CUDA)}
+        last = {(2, 4, len(model.taps), CONTEXT)} if model.taps else set()
+        assert {each.shape for each in trace.distances.values()} == last
 
 
 @pytest.mark.parametrize("name", ["shortcut", "shortcut_pool"])

@@ -20,7 +20,7 @@ from shortcut_cli.models import moda, transformer
 from shortcut_cli.models.loss import loss
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.shortcut import tapped_layers
-from shortcut_cli.models.transformer import Trace
+from shortcut_cli.models.trace import Trace
 from shortcut_cli.training import optim
 
 VOCABULARY, CONTEXT = 37, 24
@@ -643,26 +643,9 @@ def test_both_paths_equal_the_formula(options, shape):
             assert apart(grads[name], parameter.grad) < 1e-4, name
         trace = Trace()
         assert apart(model(x, trace=trace), expected) < 1e-5
-        assert torch.allclose(trace.depth_weights.double(), shares, atol=1e-5)
-        assert trace.depth_weights.shape[2] == len(model.taps)
-
-
-def test_a_shuffled_source_is_that_of_the_row_before_and_a_masked_one_is_gone():
-    k = torch.arange(3 * 2 * 5 * 4 * 6.0).view(3, 2, 5, 4, 6)  # (B, H, T, M, d)
-    v = -k
-    kept = k.clone()
-    for trace in (Trace(shuffled=2), Trace(shuffled=2, masked=1)):
-        expected = k.clone()
-        for row, before in ((0, 2), (1, 0), (2, 1)):
-            expected[row, :, :, 2] = k[before, :, :, 2]
-        if trace.masked is not None:
-            expected = torch.cat((expected[:, :, :, :1], expected[:, :, :, 2:]), 3)
-        found_k, found_v = trace.change(k, v)
-        assert torch.equal(found_k, expected)
-        assert torch.equal(found_v, -expected)
-    assert torch.equal(k, kept), "in place"
-    assert Trace(masked=0).change(k, v)[0].shape[3] == 3
-    assert torch.equal(Trace().change(k, v)[1], v)
+        (weights,) = trace.weights.values()
+        assert torch.allclose(weights.double(), shares, atol=1e-5)
+        assert weights.shape[2] == len(model.taps)
 
 
 def test_what_the_last_layer_attends_to_has_names():

@@ -373,7 +373,7 @@ def attention(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Show where the final layer looks and how that affects the loss."""
+    """Show what is read across layers and how that affects the loss."""
     ckpt = _checkpoint(ckpt)
     from shortcut_cli.stages import pipeline
 
@@ -383,7 +383,7 @@ def attention(
             ckpt, prompt, shards, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
-    console.result(result, tables.attention(folder, result), as_json=as_json)
+    console.result(result, tables.attention(folder, result), tables.layers(result), as_json=as_json)
 
 
 @app.command("run")

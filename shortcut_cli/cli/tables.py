@@ -86,19 +86,34 @@ def floors(result: Result) -> Iterator[tuple[str, Result]]:
 
 
 def attention(folder: Path, result: Result) -> "Table":
-    """The result of `attention`: one row for each source that the final layer reads."""
-    columns = ["source", "attention weight", "tokens back"]
-    columns += ["loss added if masked", "95 %", "loss added if shuffled", "95 %"]
+    """The result of `attention`: one row for each source that is read across layers, and one for all at once."""
+    columns = ["source", "attention weight" if result["softmax"] else "weight in the sum", "tokens back"]
+    columns += ["loss added if masked", "95 %", "loss added if shuffled", "95 %", "loss added if mean-ablated", "95 %"]
     title = f"{folder}: {result['tokens']:,} tokens, {result['nats_per_token']:.4f} nats per token"
     return table(title, columns, attention_rows(result))
 
 
+def layers(result: Result) -> "Table":
+    """One row for each state that `attention` found, and its CKA with the one below."""
+    columns = ["state behind", "loss if the head read it", "RMS", "RMS of its gradient", "attention adds"]
+    columns += ["feed-forward adds", "CKA with the state below"]
+    return table("layers", columns, layer_rows(result))
+
+
+def layer_rows(result: Result) -> Iterator[tuple[Any, ...]]:
+    """For each state: name, loss of the head there, sizes, and likeness."""
+    keys = ("state", "lens_nats_per_token", "state_rms", "gradient_rms", "attention_rms", "feed_forward_rms")
+    for number, entry in enumerate(result["layers"]):
+        likeness = result["cka"]["matrix"][number][number - 1] if number else None
+        yield (*(entry[key] for key in keys), likeness)
+
+
 def attention_rows(result: Result) -> Iterator[tuple[Any, ...]]:
-    """For each source: name, attention weight, distance, then loss added and its interval, masked and shuffled."""
-    for entry in result["sources"]:
-        costs = [entry["masked"], entry["shuffled"] or {}]
+    """For each source, and all: name, weight, distance, then loss added by each change, and its interval."""
+    for entry in [*result["sources"], {"source": "all sources"} | result["all_sources"]]:
+        costs = [entry[kind] or {} for kind in ("masked", "shuffled", "mean_ablated")]
         cells = [cost.get(key) for cost in costs for key in ("nats_per_token", "interval_95")]
-        yield entry["source"], entry["attention_weight"], entry["distance_tokens"], *cells
+        yield entry["source"], entry.get("attention_weight"), entry.get("distance_tokens"), *cells
 
 
 def comparison(result: Result) -> "Table":

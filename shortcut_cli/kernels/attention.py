@@ -155,15 +155,20 @@ def attend_with_depth(q: Tensor, k: Tensor, v: Tensor, keys: list[Tensor], value
 
 def plain_attend_with_depth(q: Tensor, k: Tensor, v: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     """The same by its formula."""
-    scale, late = q.shape[-1] ** -0.5, k.shape[2] - q.shape[2]
-    hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(late + 1)
-    times = (q.float() @ k.float().mT * scale).masked_fill(hidden, -torch.inf)
-    depth = torch.stack([(q.float() * key.float()).sum(-1) for key in keys], -1) * scale  # (B, H, T, N)
-    shares = torch.cat((times, depth), -1).softmax(-1).type_as(v)
+    shares = depth_shares(q, k, keys).type_as(v)
     out: Tensor = shares[..., : k.shape[2]] @ v
     for number, value in enumerate(values):
         out = out + shares[..., k.shape[2] + number, None] * value
     return out
+
+
+def depth_shares(q: Tensor, k: Tensor, keys: list[Tensor]) -> Tensor:
+    """The weights of that softmax, fp32 (B, H, T, S + N)."""
+    scale, late = q.shape[-1] ** -0.5, k.shape[2] - q.shape[2]
+    hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(late + 1)
+    times = (q.float() @ k.float().mT * scale).masked_fill(hidden, -torch.inf)
+    depth = [(q.float() * key.float()).sum(-1, keepdim=True) * scale for key in keys]  # (B, H, T, 1) each
+    return torch.cat((times, *depth), -1).softmax(-1)
 
 
 class _AttendWithDepth(torch.autograd.Function):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from shortcut_cli.config.schema import ModelConfig
-from shortcut_cli.kernels.depth import States, fork_scores
+from shortcut_cli.kernels.depth import States, fork_scores, plain_fork_scores, weighted_sum
 from shortcut_cli.models.options import AttnResOptions
-from shortcut_cli.models.transformer import Block, Cache, Decoder, Trace
+from shortcut_cli.models.trace import HEAD, Reads, Trace, sublayer_name
+from shortcut_cli.models.transformer import Block, Cache, Decoder
 
 
 class Sources:
@@ -45,17 +46,40 @@ class Sources:
         _, scores = fork_scores(x, self.queries[self.number :])
         return dict(enumerate(scores.unbind(-1), self.number))
 
-    def read(self) -> Tensor:
+    def read(self, reader: str, trace: Trace | None) -> Tensor:
         """Sum of softmax_i(query . RMSNorm(v_i)) v_i over the sources v_i so far: (B, T, D)."""
         number, self.number = self.number, self.number + 1
+        if trace is not None and trace.hit(reader):
+            return self._changed(number, reader, trace)
         if len(self.scores) == 1:
+            if trace is not None and trace.reads(reader):
+                trace.record(reader, [0], torch.ones_like(self.scores[0][number]).unsqueeze(0))
             return self.states.rows[0]
         shares = torch.stack([scores[number] for scores in self.scores], -1).softmax(-1)  # (B, T, n)
+        if trace is not None:
+            trace.record(reader, range(len(self.scores)), shares.movedim(-1, 0))
         return self.states.mix(shares.unsqueeze(2))[0]
+
+    def _changed(self, number: int, reader: str, trace: Trace) -> Tensor:
+        """The same, with the sources that the trace changes."""
+        rows = dict(enumerate(self.states.rows))
+        scores = {m: scores[number] for m, scores in enumerate(self.scores)}
+        for m in trace.hit(reader):
+            rows[m] = trace.value(rows[m])
+            scores[m] = plain_fork_scores(rows[m], self.queries[number, None])[1].squeeze(-1)
+        kept = [m for m in rows if not (trace.masks and m in trace.hit(reader))]
+        if not kept:
+            trace.record(reader, kept, scores[0].new_zeros(0, *scores[0].shape))
+            return torch.zeros_like(rows[0])
+        shares = torch.stack([scores[m] for m in kept]).softmax(0)  # (m, B, T)
+        trace.record(reader, kept, shares)
+        return weighted_sum(shares, [rows[m] for m in kept])
 
 
 class AttnRes(Decoder):
     """The baseline's sublayers, joined by softmax reads over depth."""
+
+    softmax_reads = True
 
     def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
         self.options: AttnResOptions = config.attnres  # type: ignore[attr-defined]
@@ -75,8 +99,22 @@ class AttnRes(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
-        return self._delta(x, freqs, cache) if self.options.variant == "delta" else self._reads(x, freqs, cache)
+        run = self._delta if self.options.variant == "delta" else self._reads
+        return run(x, freqs, cache, trace)
+
+    def reads(self) -> Reads:
+        """All that was added so far, but for the first sublayer, which has only the embedding to read."""
+        count = 2 * self.config.layers
+        readers = [*map(sublayer_name, range(count)), HEAD]
+        if self.options.variant == "delta":
+            return {readers[number]: tuple(readers[:number]) for number in range(1, count)}
+        added = [(number, name) for number, name in enumerate(readers[:-1]) if self._begins(number)]
+        if self.options.variant == "block":
+            added = [(number, f"group {group}") for group, (number, _) in enumerate(added, 1)]
+        return {
+            readers[number]: ("embedding", *(name for begun, name in added if begun < number))
+            for number in range(1, count + 1)
+        }
 
     def _sublayers(self) -> list[tuple[Block, int]]:
         return [(block, part) for block in self.blocks for part in (0, 1)]  # type: ignore[misc]
@@ -87,22 +125,27 @@ class AttnRes(Decoder):
         groups = min(self.options.blocks, sublayers) if self.options.variant == "block" else sublayers
         return number == 0 or number * groups // sublayers != (number - 1) * groups // sublayers
 
-    def _reads(self, x: Tensor, freqs: Tensor, cache: Cache | None) -> Tensor:
+    def _reads(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         sources = Sources(self.queries * self.key_norms, 2 * self.config.layers + 1, x)
         sources.put(x)
         for number, (block, part) in enumerate(self._sublayers()):
-            y = block.delta(sources.read(), part, freqs, cache)
+            h = sources.read(sublayer_name(number), trace)
+            if trace is not None and part == 0:
+                trace.stream(h)
+            y = block.delta(h, part, freqs, cache)
             if self._begins(number):
                 sources.put(y)
             else:
                 sources.replace(sources.states.rows[-1] + y)
-        return sources.read()
+        return sources.read(HEAD, trace)
 
-    def _delta(self, x: Tensor, freqs: Tensor, cache: Cache | None) -> Tensor:
+    def _delta(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         sublayers = self._sublayers()
         deltas = Sources(self.queries * self.key_norms, len(sublayers) - 1, x)
         for number, (block, part) in enumerate(sublayers):
-            h = x + deltas.read() if number else x
+            h = x + deltas.read(sublayer_name(number), trace) if number else x
+            if trace is not None and part == 0:
+                trace.stream(h)
             y = block.delta(h, part, freqs, cache)
             x = x + (deltas.put(y) if number + 1 < len(sublayers) else y)
         return x

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.depth import weighted_sum
-from shortcut_cli.models.transformer import Cache, Decoder, Trace
+from shortcut_cli.models.trace import HEAD, Reads, Trace, layer_name
+from shortcut_cli.models.transformer import Cache, Decoder
 
 
 class DenseLast(Decoder):
@@ -24,11 +25,17 @@ class DenseLast(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
         states = [x]
         for block in self.blocks:
+            if trace is not None:
+                trace.stream(states[-1])
             states.append(block(states[-1], freqs, cache))
-        return weighted_sum(self.mix, states)
+        x = weighted_sum(self.mix, states)
+        return x if trace is None else trace.summed(HEAD, self.mix, states, x)
+
+    def reads(self) -> Reads:
+        """All states, the last of which is the one that a head reads anyway."""
+        return {HEAD: (*map(layer_name, range(self.config.layers)), "own state")}
 
     def macs(self) -> int:
         """The matrices, and the mix."""

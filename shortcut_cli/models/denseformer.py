@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.depth import weighted_sum
 from shortcut_cli.models.options import DenseFormerOptions
-from shortcut_cli.models.transformer import Cache, Decoder, Trace
+from shortcut_cli.models.trace import Reads, Trace, layer_name, reader_name
+from shortcut_cli.models.transformer import Cache, Decoder
 
 
 class DenseFormer(Decoder):
@@ -30,14 +31,26 @@ class DenseFormer(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
         states = [x]
         for layer, block in enumerate(self.blocks, 1):
+            if trace is not None:
+                trace.stream(x)
             x = block(x, freqs, cache)
             states.append(x)
             if layer in self.read:
-                x = weighted_sum(self.mixes[str(layer)], [states[j] for j in self.read[layer]])
+                weights, below = self.mixes[str(layer)], [states[j] for j in self.read[layer]]
+                x = weighted_sum(weights, below)
+                if trace is not None:
+                    x = trace.summed(reader_name(layer, self.config.layers), weights, below, x)
         return x
+
+    def reads(self) -> Reads:
+        """Of each mix: all states that are in it, the last of which is the one right below."""
+        return {
+            reader_name(layer, self.config.layers): (*map(layer_name, read[:-1]), "own state")
+            for layer, read in self.read.items()
+            if len(read) > 1
+        }
 
     def macs(self) -> int:
         """The matrices, and the mixes."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.depth import weighted_sum
 from shortcut_cli.models.options import DepthAttentionOptions
+from shortcut_cli.models.trace import Reads, layer_name
 from shortcut_cli.models.transformer import Attention, History, ReadingDecoder
 
 
@@ -27,9 +28,15 @@ class DepthMixing(Attention):
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, history: History) -> Tensor:
         """(B, H, T, d)."""
         v = super().mix(x, q, k, v, history)
-        scores = [(q * key).sum(-1, keepdim=True) for key in history.keys]  # (B, H, T, 1) each
+        keys, values, kept = history.keys, history.values, list(range(len(history.keys)))
+        if history.trace is not None:
+            pairs = history.trace.keyed(self.name, keys, values)
+            kept, keys, values = list(pairs), [key for key, _ in pairs.values()], [value for _, value in pairs.values()]
+        scores = [(q * key).sum(-1, keepdim=True) for key in keys]  # (B, H, T, 1) each
         shares = (torch.stack(scores).float() * q.shape[-1] ** -0.5).softmax(0)
-        v = weighted_sum(shares, history.values).type_as(v)
+        v = weighted_sum(shares, values).type_as(v)
+        if history.trace is not None:
+            history.trace.record(self.name, kept, shares.squeeze(-1))
         if self.mixed:
             history.values[-1] = v
         return v
@@ -38,9 +45,16 @@ class DepthMixing(Attention):
 class DepthAttention(ReadingDecoder):
     """The baseline with values mixed over depth."""
 
+    softmax_reads = True
+
     def make_attention(self, layer: int) -> Attention:
         """Above the first layer."""
         return DepthMixing(self.config, layer, self.config.depth_attention)  # type: ignore[attr-defined]
+
+    def reads(self) -> Reads:
+        """The layers below, beside its own values."""
+        layers = range(2, self.config.layers + 1)
+        return {layer_name(layer): (*map(layer_name, range(1, layer)), "own values") for layer in layers}
 
     def macs(self) -> int:
         """The matrices; a score and a share of the sum for each layer up to each."""

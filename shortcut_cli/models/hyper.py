@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.depth import fork_read, fork_scores
 from shortcut_cli.models.options import HyperOptions
-from shortcut_cli.models.transformer import Block, Cache, Decoder, Linear, Trace
+from shortcut_cli.models.trace import HEAD, Reads, Trace, sublayer_name
+from shortcut_cli.models.transformer import Block, Cache, Decoder, Linear
 
 
 class Connection(nn.Module):
@@ -61,6 +62,28 @@ class Connection(nn.Module):
         return h, read, carry, write
 
 
+class Unrolled:
+    """Streams as weighted sums of what was written to them, for a trace.
+
+    Reading, carrying and writing are linear, so that stream j is sum over m of C_jm s_m, with s_0 the embedding and
+    s_m what sublayer m wrote; C <- R^T C, and then b for the new column. A read with weights a is sum of (a^T C)_m s_m.
+    """
+
+    def __init__(self, x: Tensor, streams: int, trace: Trace) -> None:
+        self.trace, self.sources = trace, [x]
+        self.shares = x.new_ones(*x.shape[:2], streams, 1)  # C, (B, T, n, M)
+
+    def read(self, reader: str, weights: Tensor, total: Tensor) -> Tensor:
+        """What was read, `total` (B, T, D), by weights (B, T, n) of the streams, as changed."""
+        by_source = (weights.unsqueeze(-2) @ self.shares).squeeze(-2)  # (B, T, M)
+        return self.trace.summed(reader, by_source.movedim(-1, 0), self.sources, total)
+
+    def write(self, carry: Tensor, write: Tensor, y: Tensor) -> None:
+        """carry (B, T, n, n), write (B, T, n), y (B, T, D)."""
+        self.sources.append(y)
+        self.shares = torch.cat((carry.mT @ self.shares, write.unsqueeze(-1)), -1)
+
+
 class Hyper(Decoder):
     """The baseline's sublayers on n residual streams."""
 
@@ -90,7 +113,7 @@ class Hyper(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
+        unrolled = None if trace is None else Unrolled(x, self.options.streams, trace)
         # Contiguous, since torch multiplies expanded matrices one by one.
         h = x.unsqueeze(2).expand(-1, -1, self.options.streams, -1).contiguous()  # (B, T, n, D)
         for number, connection in enumerate(self.connections):
@@ -98,12 +121,25 @@ class Hyper(Decoder):
             block = self.blocks[number // 2]
             assert isinstance(block, Block)
             h, x = fork_read(h, read)
+            if unrolled is not None:
+                x = unrolled.read(sublayer_name(number), read, x)
+                if number % 2 == 0:
+                    unrolled.trace.stream(x)
             y = block.delta(x, number % 2, freqs, cache)
             written = write.unsqueeze(-1).flatten(0, 1) @ y.unsqueeze(-2).flatten(0, 1)  # (B T, n, D)
+            if unrolled is not None:
+                unrolled.write(carry, write, y)
             # Under autocast what is written has a narrower dtype than the streams, which keep theirs.
             h = written.type_as(h).baddbmm_(carry.mT.flatten(0, 1), h.flatten(0, 1)).view_as(h)
         # Not h.mean(2): the layout of its gradient slows down all products behind it.
-        return fork_read(h, h.new_full(h.shape[:3], 1 / self.options.streams))[1]
+        mean = h.new_full(h.shape[:3], 1 / self.options.streams)
+        x = fork_read(h, mean)[1]
+        return x if unrolled is None else unrolled.read(HEAD, mean, x)
+
+    def reads(self) -> Reads:
+        """All that was written so far, but for the first sublayer, which has only the embedding to read."""
+        names = ["embedding", *map(sublayer_name, range(2 * self.config.layers))]
+        return {reader: tuple(names[:number]) for number, reader in enumerate([*names[2:], HEAD], 2)}
 
     def macs(self) -> int:
         """The matrices, and reading, carrying and routing by each stream."""

@@ -8,13 +8,15 @@ what it reads, its norm included (the paper's figure 1; no code for it is publis
 none. Most of the paper's gain is by these.
 """
 
+import torch
 from torch import Tensor, nn
 
 from shortcut_cli.config.schema import ModelConfig
-from shortcut_cli.kernels.attention import attend_with_depth
+from shortcut_cli.kernels.attention import attend_with_depth, depth_shares, plain_attend_with_depth
 from shortcut_cli.kernels.cpu import unit_norm
 from shortcut_cli.kernels.rope import rotate
 from shortcut_cli.models.options import MoDAOptions
+from shortcut_cli.models.trace import Reads, Trace, layer_name
 from shortcut_cli.models.transformer import Attention, Block, Cache, History, Linear, ReadingDecoder
 
 
@@ -30,8 +32,24 @@ class DepthKeys(Attention):
         history.values.append(v)
         if cache:
             k, v = cache.extend(self.layer, k, v)
-        y: Tensor = self.out(attend_with_depth(q, k, v, *below).transpose(1, 2).flatten(-2))
+        trace = history.trace
+        read = attend_with_depth(q, k, v, *below) if trace is None else self._traced(q, k, v, *below, trace)
+        y: Tensor = self.out(read.transpose(1, 2).flatten(-2))
         return y
+
+    def _traced(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: list[Tensor], values: list[Tensor], trace: Trace
+    ) -> Tensor:
+        """Own q, k, v (B, H, T, d), and keys and values of the layers below -> (B, H, T, d), by the plain formula."""
+        pairs = trace.keyed(self.name, [k, *keys], [v, *values])
+        kept = list(pairs)
+        k, v = pairs.pop(0, (k[:, :, :0], v[:, :, :0]))  # masked: there is none at any time
+        keys, values = [key for key, _ in pairs.values()], [value for _, value in pairs.values()]
+        shares = depth_shares(q, k, keys)  # (B, H, T, S + N)
+        own, depth = shares.split((k.shape[2], len(keys)), -1)
+        by_source = torch.cat((own.sum(-1, keepdim=True), depth), -1) if 0 in kept else depth
+        trace.record(self.name, kept, by_source.movedim(-1, 0))
+        return plain_attend_with_depth(q, k, v, keys, values)
 
 
 class DepthBlock(Block):
@@ -59,6 +77,8 @@ class DepthBlock(Block):
 class MoDA(ReadingDecoder):
     """The baseline whose attention also reads the layers below at its own time."""
 
+    softmax_reads = True
+
     def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
         self.options: MoDAOptions = config.moda  # type: ignore[attr-defined]
         super().__init__(config, vocabulary, seed)
@@ -71,6 +91,15 @@ class MoDA(ReadingDecoder):
         if layer:
             block.attention = self.make_attention(layer)
         return block
+
+    def reads(self) -> Reads:
+        """The layers below, and what their feed-forwards left, beside its own keys at all times."""
+        below = [(layer_name(n), f"{layer_name(n)} feed-forward") for n in range(1, self.config.layers)]
+        kinds = 2 if self.options.feed_forward else 1
+        return {
+            layer_name(n): ("own keys", *(name for names in below[: n - 1] for name in names[:kinds]))
+            for n in range(2, self.config.layers + 1)
+        }
 
     def macs(self) -> int:
         """The matrices; a score and a share of the sum for each depth key."""

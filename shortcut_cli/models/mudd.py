@@ -16,16 +16,17 @@ from torch.nn import functional as F
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.cpu import EPSILON, linear
 from shortcut_cli.kernels.depth import States
+from shortcut_cli.models.trace import HEAD, Reads, Trace, layer_name
 from shortcut_cli.models.transformer import (
     Attention,
     Block,
     Cache,
     Decoder,
     Linear,
-    Trace,
     attend,
 )
 
+STREAMS = ("queries", "keys", "values", "residual")  # of a layer
 ROUTING = ("static", "inner.weight", "outer.weight")  # parameters of a Router
 
 
@@ -116,10 +117,28 @@ class Mudd(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
         states = States(self.config.layers + 1, 4 * self.config.layers - 3, x)
         streams = [states.put(x)]
-        for block, mix in zip(self.blocks, self.mixes, strict=True):
+        for layer, (block, mix) in enumerate(zip(self.blocks, self.mixes, strict=True), 1):
+            if trace is not None:
+                trace.stream(streams[-1])
             y = block.read(streams, freqs, cache) if isinstance(block, StreamBlock) else block(streams[0], freqs, cache)
-            streams = states.mix(mix(states.put(y)))
+            weights = mix(states.put(y))  # (B, T, C, n)
+            streams = states.mix(weights)
+            if trace is not None:
+                parts = zip(self._readers(layer), weights.permute(2, 3, 0, 1), streams, strict=True)
+                streams = [trace.summed(reader, weight, states.rows, stream) for reader, weight, stream in parts]
         return streams[0]
+
+    def reads(self) -> Reads:
+        """Of each stream: all states, the last of which is the one right below."""
+        layers = self.config.layers
+        return {
+            reader: (*map(layer_name, range(layer)), "own state")
+            for layer in range(1, layers + 1)
+            for reader in self._readers(layer)
+        }
+
+    def _readers(self, layer: int) -> list[str]:
+        """Of the streams behind that many layers."""
+        return [f"{layer_name(layer + 1)} {name}" for name in STREAMS] if layer < self.config.layers else [HEAD]

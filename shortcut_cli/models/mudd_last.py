@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.cpu import unit_norm
 from shortcut_cli.kernels.depth import weighted_sum
-from shortcut_cli.models.transformer import Attention, Block, Cache, Decoder, History, Linear, Trace
+from shortcut_cli.models.trace import HEAD, Reads, Trace, layer_name
+from shortcut_cli.models.transformer import Attention, Block, Cache, Decoder, History, Linear
 
 INNER, SCALE = 64, 0.1
 LAYERS, EARLY, LATE = 11, 4, 8  # of the record
@@ -50,6 +51,12 @@ class AddedValues(Attention):
         return v + added.type_as(v)
 
 
+def _mixed(reader: str, weights: Tensor, states: list[Tensor], trace: Trace | None) -> Tensor:
+    """A sum of states (B, T, D), by weights (n, B, T)."""
+    total = weighted_sum(weights, states)
+    return total if trace is None else trace.summed(reader, weights, states, total)
+
+
 class MuddLast(Decoder):
     """The baseline with three mixes of states around its last layer."""
 
@@ -76,16 +83,31 @@ class MuddLast(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
         states = [x]
         for block in self.blocks[:-1]:
+            if trace is not None:
+                trace.stream(states[-1])
             states.append(block(states[-1], freqs, cache))
         first, early, late, x = states[0], states[self.early], states[self.late], states[-1]
         for_values, for_stream = self.before(x).chunk(2)
-        values = weighted_sum(for_values, [first, late, x])
-        y: Tensor = x + weighted_sum(for_stream, [first, late, x])
+        values_reader, stream_reader, head = self._readers()
+        values = _mixed(values_reader, for_values, [first, late, x], trace)
+        y: Tensor = x + _mixed(stream_reader, for_stream, [first, late, x], trace)
+        if trace is not None:
+            trace.stream(y)
         y = self.blocks[-1](y, freqs, cache, History(values=[values]))
-        return y + weighted_sum(self.after(y), [first, early, late, x])
+        return y + _mixed(head, self.after(y), [first, early, late, x], trace)
+
+    def reads(self) -> Reads:
+        """Before the last layer, which reads the state x anyway, and after it, when x is a state like the others."""
+        first, early, late, x = (layer_name(n) for n in (0, self.early, self.late, self.config.layers - 1))
+        before = tuple("own state" if name == x else name for name in (first, late, x))
+        values, stream, head = self._readers()
+        return {values: before, stream: before, head: (first, early, late, x)}
+
+    def _readers(self) -> tuple[str, str, str]:
+        last = layer_name(self.config.layers)
+        return f"{last} values", f"{last} residual", HEAD
 
     def macs(self) -> int:
         """The matrices, and the sums."""

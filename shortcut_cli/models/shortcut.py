@@ -24,13 +24,13 @@ from shortcut_cli.kernels.attention import attend_sources, distances
 from shortcut_cli.kernels.cpu import unit_norm
 from shortcut_cli.kernels.rope import qkv_heads, rotate
 from shortcut_cli.models.options import ShortcutOptions
+from shortcut_cli.models.trace import Reads, Trace, layer_name
 from shortcut_cli.models.transformer import (
     Cache,
     Decoder,
     FeedForward,
     Linear,
     RMSNorm,
-    Trace,
     attend,
 )
 
@@ -108,6 +108,7 @@ class TapAttention(nn.Module):
     def __init__(self, config: ModelConfig, options: ShortcutOptions, taps: int) -> None:
         super().__init__()
         self.heads, self.slot, self.mode, self.path = config.heads, config.layers - 1, options.mode, options.attention
+        self.name = layer_name(config.layers)
         self.features = Features(config, options, taps)
         self.by_feature, self.qk_norm = options.concat == "feature", config.qk_norm
         self.own = options.mode != "replace"
@@ -168,20 +169,27 @@ class TapAttention(nn.Module):
         k, v = (x.permute(0, 3, 1, 2, 4) for x in (k, v))  # (B, H, T, M, d)
         merged = self.path == "merge" or (self.path == "auto" and q.device.type == "cuda")
         if trace is not None or (merged and cache is None):
-            assert cache is None, "depth weights come from whole windows"
-            if trace is None:
-                return attend_sources(q, k, v)[0]
-            k, v = trace.change(k, v)
-            if not k.shape[3]:
-                return torch.zeros_like(q)
-            y, trace.depth_weights = attend_sources(q, k, v)
-            if trace.measure_distances:
-                trace.distances = distances(q, k)
-            return y
+            return attend_sources(q, k, v)[0] if trace is None else self._traced(q, k, v, trace)
         k, v = k.flatten(2, 3), v.flatten(2, 3)
         if cache:
             k, v = cache.extend(slot, k, v)
         return attend(q, k, v, sources)
+
+    def _traced(self, q: Tensor, k: Tensor, v: Tensor, trace: Trace) -> Tensor:
+        """q (B, H, T, d), k and v (B, H, T, M, d) -> (B, H, T, d)."""
+        pairs = trace.keyed(self.name, k.unbind(3), v.unbind(3))
+        kept, shape = list(pairs), (*q.shape[:2], k.shape[3], q.shape[2])
+        if trace.measure_distances:
+            trace.distances[self.name] = q.new_zeros(shape, dtype=torch.float32)
+        if not kept:
+            trace.record(self.name, kept, q.new_zeros(0, *q.shape[:3]))
+            return torch.zeros_like(q)
+        k, v = (torch.stack(parts, 3) for parts in zip(*pairs.values(), strict=True))
+        y, shares = attend_sources(q, k, v)
+        trace.record(self.name, kept, shares.movedim(2, 0))
+        if trace.measure_distances:
+            trace.distances[self.name][:, :, kept] = distances(q, k)
+        return y
 
 
 class TapBlock(nn.Module):
@@ -208,6 +216,8 @@ class TapBlock(nn.Module):
 
 class Shortcut(Decoder):
     """A decoder whose final layer attends to the intermediate layers; with no taps it is the baseline."""
+
+    softmax_reads = True
 
     def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
         self.options = self.options_of(config)
@@ -237,8 +247,15 @@ class Shortcut(Decoder):
         states = [x]
         for block in self.blocks[:-1]:
             states.append(block(states[-1], freqs, cache))
+        if trace is not None:
+            for state in states:
+                trace.stream(state)
         y: Tensor = self.blocks[-1](states[-1], self.sources(states), freqs, cache, trace)
         return y
+
+    def reads(self) -> Reads:
+        """The last layer reads the taps."""
+        return {layer_name(self.config.layers): self.taps} if self.taps else {}
 
     def cache_entries(self) -> list[int]:
         """The last slot has one key per source; `gated` keeps the layer's own keys apart from the taps'."""
@@ -267,7 +284,7 @@ class Shortcut(Decoder):
         return total + (len(self.tapped) - 1) * repeated
 
     def _labels(self) -> tuple[str, ...]:
-        names = ["embedding" if layer == 0 else f"layer {layer}" for layer in self.tapped]
+        names = [layer_name(layer) for layer in self.tapped]
         if names and self.options.concat == "feature":
             names = [" + ".join(names)]
         if names and self.options.mode == "add":

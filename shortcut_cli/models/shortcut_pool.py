@@ -14,7 +14,8 @@ from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels.rope import rotate
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.shortcut import Shortcut, TapAttention, TapBlock
-from shortcut_cli.models.transformer import INIT_STD, Cache, Trace
+from shortcut_cli.models.trace import Trace
+from shortcut_cli.models.transformer import INIT_STD, Cache
 
 
 class PoolAttention(TapAttention):

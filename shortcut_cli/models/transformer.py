@@ -16,31 +16,10 @@ from shortcut_cli.errors import UsageError
 from shortcut_cli.kernels import bf16
 from shortcut_cli.kernels.cpu import attend_once, fork_norm, linear, unit_norm
 from shortcut_cli.kernels.rope import qkv_heads, rope_freqs
+from shortcut_cli.models.trace import Reads, Trace, layer_name
 
 INIT_STD = 0.02
 MOST_ANGLES = 1 << 24  # in the rope table, which takes 40 bytes for each while it is made, and 8 then
-
-
-@dataclass
-class Trace:
-    """Asks a forward pass to record what its last layer attends to, and optionally to change what it finds there."""
-
-    measure_distances: bool = False
-    masked: int | None = None  # a source that gets no attention; the others share its part
-    shuffled: int | None = None  # a source with the keys and values of the window before it in the batch, same times
-    depth_weights: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: each source's share
-    distances: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, H, M, T) fp32: mean, in tokens
-
-    def change(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, T, M, d), shuffled if asked to, and without the masked source."""
-        if self.shuffled is not None:
-            m = self.shuffled
-            k, v = k.clone(), v.clone()
-            k[:, :, :, m], v[:, :, :, m] = (x[:, :, :, m].roll(1, 0) for x in (k, v))
-        if self.masked is not None:
-            kept = [m for m in range(k.shape[3]) if m != self.masked]
-            k, v = k[:, :, :, kept], v[:, :, :, kept]
-        return k, v
 
 
 class Linear(nn.Linear):
@@ -80,6 +59,7 @@ class History:
 
     keys: list[Tensor] = field(default_factory=list)  # of each layer, rotated by their time, (B, H, T, d) each
     values: list[Tensor] = field(default_factory=list)  # of each layer, before any mixing, (B, H, T, d) each
+    trace: Trace | None = None  # observes the reads
 
 
 class Cache:
@@ -165,6 +145,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.layer, self.qk_norm = config.heads, layer, config.qk_norm
+        self.name = layer_name(layer + 1)
         self.query_key_value = Linear(config.width, 3 * config.width, parts=3)
         self.out = Linear(config.width, config.width)
 
@@ -261,7 +242,8 @@ class Decoder(nn.Module):
     """
 
     freqs: Tensor
-    taps: tuple[str, ...] = ()  # what the last layer attends to besides its own input
+    taps: tuple[str, ...] = ()  # what the last layer's attention reads in place of its own keys, or beside them
+    softmax_reads = False  # whether the weights of each cross-layer read are shares of one softmax
 
     def __init__(self, config: ModelConfig, vocabulary: int, seed: int | None = None) -> None:
         """Raises UsageError if the rope table is too large."""
@@ -340,24 +322,34 @@ class Decoder(nn.Module):
     def forward(self, ids: Tensor, cache: Cache | None = None, trace: Trace | None = None) -> Tensor:
         """Logits (B, T, V) of the ids that follow each of `ids`, int64 (B, T).
 
-        With a cache, `ids` follow the tokens in it, and are added to it.
+        With a cache, `ids` follow the tokens in it, and are added to it. A trace takes whole windows, without a cache.
         """
         first = cache.used if cache else 0
         freqs = self.freqs[first : first + ids.shape[1]]
         assert len(freqs) == ids.shape[1], f"{first} + {ids.shape[1]} tokens in a context of {self.config.context}"
         x = self.dropout(self.embedding(ids))  # (B, T, D)
+        if trace is not None:
+            assert cache is None, "reads are observed in whole windows"
+            trace.begin(self.reads(), freqs)
         x = self.run_blocks(x, freqs, cache, trace)
+        if trace is not None:
+            trace.stream(x)
         if cache:
             cache.used += ids.shape[1]
         logits: Tensor = self.head(self.norm(x))
         return logits
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
-        """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
+        """All layers: (B, T, D) -> (B, T, D). With a trace, each layer's input and each cross-layer read go to it."""
         for block in self.blocks:
+            if trace is not None:
+                trace.stream(x)
             x = block(x, freqs, cache)
         return x
+
+    def reads(self) -> Reads:
+        """The cross-layer reads: by reader, the names of its sources (`models.trace`)."""
+        return {}
 
     def cache_entries(self) -> list[int]:
         """Keys (and values) per token in each slot of the cache; a layer has one or more slots."""
@@ -413,8 +405,9 @@ class ReadingDecoder(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
-        history = History()
+        history = History(trace=trace)
         for block in self.blocks:
+            if trace is not None:
+                trace.stream(x)
             x = block(x, freqs, cache, history)
         return x

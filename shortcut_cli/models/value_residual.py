@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.models.options import ValueResidualOptions
+from shortcut_cli.models.trace import Reads, layer_name
 from shortcut_cli.models.transformer import Attention, History, Linear, ReadingDecoder
 
 
@@ -28,9 +29,15 @@ class ValueAttention(Attention):
         del q, k
         first = history.values[0]
         if self.gate is not None:
-            return v + F.relu(self.gate(x)).mT.unsqueeze(-1) * first
-        assert self.share is not None
-        return self.share[0] * first + self.share[1] * v
+            gate = F.relu(self.gate(x)).mT  # (B, H, T)
+            mixed = v + gate.unsqueeze(-1) * first
+        else:
+            assert self.share is not None
+            mixed = self.share[0] * first + self.share[1] * v
+        if history.trace is None:
+            return mixed
+        weights = self.share if self.share is not None else torch.stack((gate, torch.ones_like(gate)))
+        return history.trace.summed(self.name, weights, [first, v], mixed)
 
 
 class ValueResidual(ReadingDecoder):
@@ -39,6 +46,10 @@ class ValueResidual(ReadingDecoder):
     def make_attention(self, layer: int) -> Attention:
         """Above the first layer."""
         return ValueAttention(self.config, layer, self.config.value_residual)  # type: ignore[attr-defined]
+
+    def reads(self) -> Reads:
+        """The values of the first layer, beside their own."""
+        return {layer_name(layer): (layer_name(1), "own values") for layer in range(2, self.config.layers + 1)}
 
     def macs(self) -> int:
         """The matrices, and the sums of two values, one of which has no weight before a gate."""

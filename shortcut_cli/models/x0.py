@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from shortcut_cli.config.schema import ModelConfig
 from shortcut_cli.kernels.cpu import unit_norm
 from shortcut_cli.kernels.depth import weighted_sum
-from shortcut_cli.models.transformer import Cache, Decoder, Trace
+from shortcut_cli.models.trace import Reads, Trace, layer_name
+from shortcut_cli.models.transformer import Cache, Decoder
 
 
 class X0(Decoder):
@@ -27,11 +28,18 @@ class X0(Decoder):
 
     def run_blocks(self, x: Tensor, freqs: Tensor, cache: Cache | None, trace: Trace | None) -> Tensor:
         """All layers: (B, T, D) -> (B, T, D)."""
-        del trace
         first = unit_norm(x)
-        for block, weights in zip(self.blocks, torch.stack((self.carry, self.again), 1), strict=True):
-            x = block(weighted_sum(weights, [x, first]), freqs, cache)
+        for layer, weights in enumerate(torch.stack((self.carry, self.again), 1)):
+            read = weighted_sum(weights, [x, first])
+            if trace is not None:
+                read = trace.summed(layer_name(layer + 1), weights, [x, first], read)
+                trace.stream(read)
+            x = self.blocks[layer](read, freqs, cache)
         return x
+
+    def reads(self) -> Reads:
+        """The embedding, beside the state below."""
+        return {layer_name(layer): ("own state", "embedding") for layer in range(1, self.config.layers + 1)}
 
     def macs(self) -> int:
         """The matrices, and a sum of two states per layer."""

@@ -27,7 +27,8 @@ def draw_excerpt(attention_weights: Floats, sources: tuple[str, ...], excerpt: E
     heights = [0.3 * len(sources) + 0.4, *below]
     figure = _figure((14, 0.6 + len(starts) * (sum(heights) + 0.5)))
     grid = figure.subplots(len(starts) * len(heights), 1, squeeze=False, height_ratios=heights * len(starts))[:, 0]
-    largest = float(attention_weights[:, : starts[-1] + length].max())
+    shown = attention_weights[:, : starts[-1] + length]
+    limits = min(0.0, float(shown.min())), float(shown.max())
     for number, start in enumerate(starts):
         axes = grid[number * len(heights)]
         end = min(start + length, tokens)
@@ -37,8 +38,8 @@ def draw_excerpt(attention_weights: Floats, sources: tuple[str, ...], excerpt: E
             aspect="auto",
             origin="lower",
             interpolation="nearest",
-            vmin=0,
-            vmax=largest,
+            vmin=limits[0],
+            vmax=limits[1],
             extent=edges,
         )
         axes.set_yticks(range(len(sources)), sources, fontsize="small")
@@ -47,7 +48,7 @@ def draw_excerpt(attention_weights: Floats, sources: tuple[str, ...], excerpt: E
         for each in grid[number * len(heights) : (number + 1) * len(heights)]:  # specgram sets its own limits
             each.set_xlim(start - 0.5, start + length - 0.5)
     grid[0].set_title(
-        "attention weight in the final layer when each token is predicted, mean over heads", fontsize="medium"
+        "weight of each source when each token is predicted, mean over heads and readers", fontsize="medium"
     )
     grid[-1].set_xlabel("token")
     _save(figure, path)
@@ -84,7 +85,7 @@ def _draw_content(excerpt: Excerpt, rows: Any, start: int, end: int, tokens: int
 
 
 def draw_use(result: dict[str, Any], path: Path) -> None:
-    """Attention weight, also by head, beside the loss that masking and shuffling a source adds, in all and by class.
+    """Weight, also by head, beside the loss that each change of a source adds, in all and by class.
 
     result: the content of attention.json. Classes of fewer than MIN_CLASS_TOKENS are left out.
     """
@@ -94,27 +95,29 @@ def draw_use(result: dict[str, Any], path: Path) -> None:
         for way, rows in result["classes"].items()
     ]
     most = max([len(rows) for _, rows in ways], default=1)
-    figure = _figure((13, 3.2 + len(ways) * (0.8 + 0.28 * most)))
-    grid = figure.subplots(1 + len(ways), 3, squeeze=False, height_ratios=[3, *[0.8 + 0.28 * most] * len(ways)])
+    top = max(3.0, 0.4 * len(names))
+    figure = _figure((13, 0.2 + top + len(ways) * (0.8 + 0.28 * most)))
+    grid = figure.subplots(1 + len(ways), 3, squeeze=False, height_ratios=[top, *[0.8 + 0.28 * most] * len(ways)])
+    weight = "attention weight" if result["softmax"] else "weight in the sum"
     grid[0, 0].barh(names, [entry["attention_weight"] for entry in result["sources"]])
-    grid[0, 0].set_xlabel("attention weight")
-    for change, place in (("masked", -0.2), ("shuffled", 0.2)):
+    grid[0, 0].set_xlabel(weight)
+    for change, place in (("masked", -0.27), ("shuffled", 0.0), ("mean_ablated", 0.27)):
         costs = [entry[change] for entry in result["sources"]]
         if None not in costs:
             values = [cost["nats_per_token"] for cost in costs]
             bars = [cost["interval_95"] or [value, value] for cost, value in zip(costs, values, strict=True)]
             errors = np.abs(np.array(bars).T - np.array(values))
-            grid[0, 1].barh(np.arange(len(names)) + place, values, 0.38, xerr=errors, label=change)
+            grid[0, 1].barh(np.arange(len(names)) + place, values, 0.25, xerr=errors, label=change.replace("_", "-"))
     grid[0, 1].set_yticks(range(len(names)), names)
     grid[0, 1].set_xlabel("loss added, nats per token")
     grid[0, 1].legend(fontsize="x-small")
     heads = np.array([entry["attention_weight_by_head"] for entry in result["sources"]])  # (M, H)
     head_names = [str(head + 1) for head in range(heads.shape[1])]
-    _heat(figure, grid[0, 2], heads, names, head_names, "attention weight by head")
+    _heat(figure, grid[0, 2], heads, names, head_names, f"{weight} by head")
     for row, (way, classes) in enumerate(ways, 1):
         labels = [f"{entry['class']} ({entry['tokens']:,})" for entry in classes]
         titles = {
-            "attention_weight": f"attention weight, by {way}",
+            "attention_weight": f"{weight}, by {way}",
             "masked": f"nats added if masked, by {way}",
             "shuffled": f"nats added if shuffled, by {way}",
         }

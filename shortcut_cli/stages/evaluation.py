@@ -16,7 +16,8 @@ from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.inference import metrics
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.models import loss
-from shortcut_cli.models.transformer import Decoder, Trace
+from shortcut_cli.models.trace import Trace
+from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.training import precision
 
 BLOCKS = 100  # groups for the bootstrap if a split has too few documents
@@ -132,7 +133,8 @@ def _score(
         totals.counts += np.bincount(targets[row, kept], minlength=len(totals.counts))
         totals.correct += int(correct[row, kept].sum())
         if trace is not None:
-            seen = trace.depth_weights[row, :, :, kept].sum(-1).double().cpu()  # (H, M)
+            (weights,) = trace.weights.values()
+            seen = weights[row, :, :, kept].sum(-1).double().cpu()  # (H, M)
             totals.depth = seen if totals.depth is None else totals.depth + seen
 
 

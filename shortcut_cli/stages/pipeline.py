@@ -155,7 +155,7 @@ def look(
     device: str,
     report: Report,
 ) -> dict[str, Any]:
-    """Analyse where a checkpoint's final layer looks: in the file `prompt`, or else in up to `windows` of a split.
+    """Analyse what a checkpoint reads across layers: in the file `prompt`, or else in up to `windows` of a split.
 
     Returns the result of `stages.attention.analyse`.
     """
