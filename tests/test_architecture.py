@@ -34,8 +34,10 @@ ROOMS = {
     "plots": "files tokenizers inference",
     "compare": "cleanup errors events formatting files registry config kept models training",
     "demo": "",
+    "report": "accounts errors events formatting files registry config kept data models training codec tokenizers "
+    "inference plots",
     "stages": "cleanup errors events formatting files registry config kept data models training codec tokenizers "
-    "inference plots compare demo",
+    "inference plots compare demo report",
     "cli": "cleanup errors accounts events formatting files registry config training codec inference compare stages",
 }
 CALLS_STAGES = {"stages/pipeline.py", "stages/demo.py"}  # stages that run other stages
@@ -48,6 +50,7 @@ ONE_FILE = {
     "typer": "cli/commands.py",
     "rich": "cli/console.py",
     "pebble": "data/workers.py",
+    "jinja2": "report/page.py",
     "scipy": "compare/ladder.py compare/looks.py compare/significance.py",
 }
 LIGHT = re.compile(

@@ -1,0 +1,146 @@
+"""Plots as SVG: axes, lines with bands, points. Colours are classes of templates/style.css, for light and dark."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from shortcut_cli.formatting import cell, shown, to_json
+from shortcut_cli.report.page import template
+
+WIDTH, HEIGHT = 720, 300  # of a plot, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 44  # of its margins
+COLOURS = 8  # classes s0 .. s7
+MOST_POINTS = 400  # of a line; more are thinned out evenly
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values `low` .. `high` along a line. label: with the unit."""
+
+    label: str
+    low: float
+    high: float
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where a value lies: 0 at `low`, 1 at `high`."""
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return (at - low) / (high - low) if high > low else 0.5
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Round values between the ends."""
+        if self.log and self.high / self.low >= 100:
+            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            every = max(1, math.ceil(len(powers) / most))
+            return [10.0**power for power in powers][::every]
+        return round_values(self.low, self.high, most)
+
+
+def round_values(low: float, high: float, most: int) -> list[float]:
+    """At most `most` multiples of 1, 2 or 5 times a power of ten, from `low` to `high`."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def around(label: str, values: Sequence[float], *, log: bool = False) -> Axis:
+    """An axis that holds all finite values, with some room."""
+    known = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
+    low, high = min(known), max(known)
+    if log:
+        return Axis(label, low / 1.05, high * 1.05, log=True)
+    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    return Axis(label, low - room, high + room)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line. low, high: of a band around it. Points that are not finite leave a gap."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = field(default=())
+    high: Sequence[float] = field(default=())
+    dashed: bool = False
+    colour: int | None = None  # class; by default its place
+
+
+def legend(labels: Sequence[str]) -> Markup:
+    """The names of the series beside their colours."""
+    return template("legend.html", labels=labels, colours=COLOURS)
+
+
+def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int = WIDTH, height: int = HEIGHT) -> Markup:
+    """Lines over a grid, with values on hover. label: what a screen reader says instead."""
+    paths, hovers = [], []
+    for number, one in enumerate(series):
+        kept = _thinned(one)
+        at = [(_x(x, a, width), _y(y, b, height)) if _drawn(x, a) and _drawn(y, b) else None for a, b in kept]
+        colour = (number if one.colour is None else one.colour) % COLOURS
+        paths.append(
+            {"colour": colour, "line": _path(at), "band": _band(one, x, y, width, height), "dashed": one.dashed}
+        )
+        known = [(place[0], pair) for place, pair in zip(at, kept, strict=True) if place]
+        words = [f"{cell(float(b))} at {cell(float(a))}" for _, (a, b) in known]
+        hovers.append({"label": shown(one.label), "places": [round(place, 1) for place, _ in known], "words": words})
+    return template(
+        "plot.html",
+        label=label,
+        width=width,
+        height=height,
+        inside=(LEFT, TOP, width - RIGHT, height - BOTTOM),
+        x_ticks=[(_x(x, tick, width), cell(float(tick))) for tick in x.ticks()],
+        y_ticks=[(_y(y, tick, height), cell(float(tick))) for tick in y.ticks()],
+        x_label=x.label,
+        y_label=y.label,
+        paths=paths,
+        series=to_json([hover for hover in hovers if hover["places"]]),
+    )
+
+
+def _drawn(axis: Axis, value: float) -> bool:
+    return math.isfinite(value) and (value > 0 or not axis.log)
+
+
+def _x(axis: Axis, value: float, width: int) -> float:
+    return LEFT + axis.share(value) * (width - LEFT - RIGHT)
+
+
+def _y(axis: Axis, value: float, height: int) -> float:
+    return height - BOTTOM - axis.share(value) * (height - TOP - BOTTOM)
+
+
+def _thinned(one: Series) -> list[tuple[float, float]]:
+    points = list(zip(one.x, one.y, strict=True))
+    every = max(1, math.ceil(len(points) / MOST_POINTS))
+    kept = points[::every]
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def _path(points: Sequence[tuple[float, float] | None]) -> str:
+    """SVG's path through points, interrupted where one is missing."""
+    words, pen = [], "M"
+    for point in points:
+        if point is None:
+            pen = "M"
+            continue
+        words.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
+        pen = "L"
+    return " ".join(words)
+
+
+def _band(one: Series, x: Axis, y: Axis, width: int, height: int) -> str:
+    if not one.low:
+        return ""
+    rows = list(zip(one.x, one.low, one.high, strict=True))
+    rows = [row for row in rows if _drawn(x, row[0]) and _drawn(y, row[1]) and _drawn(y, row[2])]
+    there = [(_x(x, a, width), _y(y, low, height)) for a, low, _ in rows]
+    back = [(_x(x, a, width), _y(y, high, height)) for a, _, high in reversed(rows)]
+    return f"{_path([*there, *back])} Z" if rows else ""
