@@ -281,13 +281,16 @@ class TestEveryArm:
                 assert torch.allclose(weight, plain[parameter_name] / (0.02 * math.sqrt(32)))
             elif options.get("concat") == "feature" and "map_norms" in parameter_name:
                 assert (weight == 1).all()  # the matrix that reads them keeps their size
+            elif "map_norms" in parameter_name:
+                assert torch.allclose(weight, torch.tensor(mapped_size(name, options) ** 0.5))
             else:
                 assert torch.equal(weight, plain[parameter_name]), parameter_name
 
+    @pytest.mark.parametrize("length", [CONTEXT, 256])
     @pytest.mark.parametrize("shape", [{}, {"init": "fan_in", "tied": False, **NORMED}], ids=["gpt2", "fan_in"])
-    def test_every_attention_starts_as_large_as_the_baselines(self, name, options, shape):
+    def test_every_attention_starts_as_large_as_the_baselines(self, name, options, shape, length):
         """What it adds or, where that starts at zero, what it multiplies by that zero."""
-        found, expected = attention_sizes(name, options, shape), attention_sizes("gpt", {}, shape)
+        found, expected = (attention_sizes(*arm, shape, length=length) for arm in ((name, options), ("gpt", {})))
         # By their formulas, a mean over depth starts smaller, and what writes to many streams larger.
         expected = [size * share for size, share in zip(expected, first_shares(name, options, shape), strict=True)]
         if options.get("map_norm", True):
@@ -381,9 +384,9 @@ def first_shares(name, options, shape):
     return [shares.norm().item() for shares in mixed]
 
 
-def attention_sizes(name, options, shape, layers=6):
+def attention_sizes(name, options, shape, layers=6, length=CONTEXT):
     """The standard deviation, at first, of what the attention of each layer adds, or of what its last matrix reads."""
-    model = make(name, options, layers=layers, width=64, ffn=128, **shape).eval()
+    model = make(name, options, layers=layers, width=64, ffn=128, context=length, **shape).eval()
     sizes = {}
 
     def note(layer):
@@ -392,7 +395,7 @@ def attention_sizes(name, options, shape, layers=6):
     for layer, block in enumerate(model.blocks):
         block.attention.out.register_forward_hook(note(layer))
     with torch.no_grad():
-        model(ids(rows=8))
+        model(ids(rows=8, length=length))
     return [sizes[layer] for layer in range(layers)]
 
 
@@ -400,10 +403,12 @@ def attention_sizes(name, options, shape, layers=6):
 @pytest.mark.parametrize("mode", ["replace", "add"])
 @pytest.mark.parametrize("concat", ["time", "feature"])
 @pytest.mark.parametrize("name", ["shortcut", "shortcut_local"])
-def test_the_last_attention_of_many_taps_starts_as_large_as_the_baselines(name, concat, mode, init):
+@pytest.mark.parametrize("length", [8, CONTEXT, 256])
+def test_the_last_attention_of_many_taps_starts_as_large_as_the_baselines(length, name, concat, mode, init):
     shape = {"init": init, "tied": init == "gpt2", "qk_norm": init == "fan_in"}
-    found = attention_sizes(name, {"taps": "all", "concat": concat, "mode": mode, "map_width": 128}, shape, 10)[-1]
-    assert 1 / 2 < found / attention_sizes("gpt", {}, shape, 10)[-1] < 2
+    options = {"taps": "all", "concat": concat, "mode": mode, "map_width": 128}
+    found, expected = (attention_sizes(*arm, shape, 10, length)[-1] for arm in ((name, options), ("gpt", {})))
+    assert 1 / 2 < found / expected < 2
 
 
 def test_the_vectors_of_the_depth_embedding_do_not_decay():

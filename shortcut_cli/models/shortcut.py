@@ -80,18 +80,20 @@ class Features(nn.Module):
 
 
 def initial_size(config: ModelConfig, options: ShortcutOptions, taps: int) -> float:
-    """The size of features at which attention to M taps starts as large as to a layer's own keys, in short windows.
-
-    In longer ones it is larger with fan_in: features of size sqrt(M) make keys of that size, which the softmax tells
-    apart more sharply. Over 128 tokens 2.0 and 2.2 times gpt's with 2 and 5 taps, 2.2 and 3.5 without QK-norm (6 x 64).
+    """The size of features at which attention to M taps starts as large as to a layer's own keys.
 
     It starts as a mean. That of M features that do not depend on each other is sqrt(M) smaller than one of them; with
-    the layer's own keys between them, (1 + M size^2)^1/2 / (M + 1) = 1.
+    the layer's own keys between them, (1 + M size^2)^1/2 / (M + 1) = 1. This holds for the small scores that GPT-2's
+    initial weights make. With fan_in, scores are of size 1, and what the features of a tap share at all times remains
+    in long windows: as large as one, then, so that size 1 is too small over 8 tokens and sqrt(M) too large over 128.
+    Their geometric mean is within a factor of 2 over 8 to 256 tokens (8 x 64, 2 to 7 taps).
     """
     if options.concat == "feature":  # one key, of M D inputs
         return taps**-0.5 if config.init == "gpt2" else 1.0
     if options.share_map and options.project == "shared":
         return 1.0  # at first, states of all layers are alike, and so is what is made of them
+    if config.init == "fan_in":
+        return math.sqrt(math.sqrt(taps))
     return math.sqrt(taps + 2 if options.mode == "add" else taps)
 
 
