@@ -89,7 +89,8 @@ def test_a_run_names_what_it_began_with_and_what_that_began_with(text_run, tmp_p
     assert found["shards"] == source["shards"]
     assert found["tokenizer"] == source["tokenizer"]["fingerprint"]
     (said,) = (note for note in notes if "begins with" in note)
-    _, begins, initialised = said.splitlines()
+    _, begins, initialised, other = said.splitlines()
+    assert other == "  its model has other keys: layers: 2 -> 3"
     count = len(found["taken"])
     assert (
         begins
@@ -138,6 +139,19 @@ def test_another_tokenizer_is_named(text_run, first):
     assert f"{found['tokenizer'][:12]}, that of these shards {'f' * 12}" in lineage.told(found, "f" * 64)
 
 
+def test_keys_that_change_what_weights_of_equal_shape_do_are_named(text_run, first):
+    ancestor = lineage.read(first)
+    same = first_weights(tiny(text_run, "model.layers=2"), first.parent, ancestor).lineage
+    assert same["differs"] == []
+    assert "other keys" not in lineage.told(same, same["tokenizer"])
+    other = ("model.layers=2", "model.name=value_residual", "model.rope_base=30", "model.activation=relu2")
+    other += ("model.value_residual.gate=token", "model.shortcut.map_width=99")  # the last of neither architecture
+    found = first_weights(tiny(text_run, *other), first.parent, ancestor).lineage
+    expected = ["activation: 'gelu' -> 'relu2'", "name: 'gpt' -> 'value_residual'", "rope_base: 10000.0 -> 30.0"]
+    assert found["differs"] == [*expected, "value_residual.gate: 'scalar' -> 'token'"]
+    assert "its model has other keys: activation: 'gelu' -> 'relu2', name" in lineage.told(found, found["tokenizer"])
+
+
 def test_many_names_are_not_all_in_the_line(text_run, first):
     found = first_weights(tiny(text_run, "model.layers=2"), first.parent, lineage.read(first)).lineage
     said = lineage.told(found | {"unused": [f"w{number}" for number in range(25)]}, found["tokenizer"])
@@ -177,6 +191,8 @@ STRANGE = [
     ("taken", ["no.such.weight"]),
     ("initialised", [3]),
     ("unused", ["x" * 201]),
+    ("differs", ["x" * 201]),
+    ("differs", [3]),
     ("step", "1"),
     ("model", "x" * 201),
     ("more", 1),
@@ -188,7 +204,7 @@ def test_a_strange_lineage_is_refused_by_the_reader(text_run, tmp_path, first, k
     content = checkpoint.load(first)
     names = list(content["model"])
     whole = {"init_from": "a" * 64, "ancestors": ["b" * 64], "step": 3, "model": "gpt", "shards": "", "tokenizer": ""}
-    whole |= {"taken": names[:1], "initialised": names[1:], "unused": ["old"]}
+    whole |= {"taken": names[:1], "initialised": names[1:], "unused": ["old"], "differs": []}
     checkpoint.save(tmp_path / "run.pt", content | {"lineage": whole})
     assert json.loads(json.dumps(checkpoint.load(tmp_path / "run.pt")["lineage"])) == whole
     checkpoint.save(tmp_path / "run.pt", content | {"lineage": whole | {key: value}})

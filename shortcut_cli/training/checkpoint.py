@@ -49,6 +49,7 @@ LINEAGE = {  # of a run that began with the weights of another: its fields, see 
     "taken": list,
     "initialised": list,
     "unused": list,
+    "differs": list,
 }
 
 
@@ -128,7 +129,9 @@ def _is_lineage(found: Any, names: set[Any]) -> bool:
         and all(len(found[key]) <= tensor_file.SHOWN for key in texts)
         and len(found["ancestors"]) <= MOST_ANCESTORS
         and all(isinstance(each, str) and HASH.fullmatch(each) for each in (found["init_from"], *found["ancestors"]))
-        and len(found["unused"]) <= tensor_file.MOST_LISTED
-        and all(isinstance(name, str) and len(name) <= tensor_file.SHOWN for name in found["unused"])
+        and all(len(found[key]) <= tensor_file.MOST_LISTED for key in ("unused", "differs"))
+        and all(
+            isinstance(words, str) and len(words) <= tensor_file.SHOWN for words in found["unused"] + found["differs"]
+        )
         and all(isinstance(name, str) and name in names for key in ("taken", "initialised") for name in found[key])
     )

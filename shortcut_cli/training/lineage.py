@@ -4,6 +4,8 @@ init_from       SHA-256 of the checkpoint; it binds the run, as its recipe and i
 ancestors       SHA-256 of the checkpoints that this one began with in turn, the nearest first
 step, model, shards, tokenizer      of that checkpoint: its architecture, and the checksums of its data
 taken, initialised, unused          names of the weights that were taken, were not there, and had no place
+differs         keys of [model] with other values there, as "key: there -> here": weights of equal shape may be used
+                otherwise by this model
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from typing import Any
 
 import torch
 
-from shortcut_cli import files
+from shortcut_cli import files, registry
+from shortcut_cli.config import writing
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.training import checkpoint, tensor_file
@@ -59,7 +62,15 @@ class Ancestor:
             "taken": taken,
             "initialised": [name for name in own if name not in taken],
             "unused": unused[: tensor_file.MOST_LISTED],
+            "differs": [line[: tensor_file.SHOWN] for line in self._differences(model)[: tensor_file.MOST_LISTED]],
         }
+
+    def _differences(self, model: Decoder) -> list[str]:
+        """Keys of [model] that both recipes have with different values; not those of other architectures' tables."""
+        own, before = model.config.model_dump(), self.content["recipe"]["model"]
+        sections = {registry.OPTIONS_OF.get(name, name) for name in (own["name"], before["name"])}
+        shared = [key for key in own if key in before and (not isinstance(own[key], dict) or key in sections)]
+        return writing.differences({key: before[key] for key in shared}, {key: own[key] for key in shared})
 
 
 def read(path: Path) -> Ancestor:
@@ -85,6 +96,7 @@ def told(lineage: dict[str, Any], tokenizer: str) -> str:
     ]
     lines += [f"  initialised: {_listed(initialised)}"] if initialised else []
     lines += [f"  not used: {_listed(unused)}"] if unused else []
+    lines += [f"  its model has other keys: {_listed(lineage['differs'])}"] if lineage["differs"] else []
     if lineage["tokenizer"] != tokenizer:
         lines.append(
             f"  its tokenizer is {lineage['tokenizer'][:12]}, that of these shards {tokenizer[:12]}: "
