@@ -512,6 +512,29 @@ def inspect(
     console.result(found, *tables.description(str(path), found), as_json=as_json)
 
 
+@app.command("report")
+def write_report(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Folders of runs, comparisons, codecs, shards, or of a demo.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; default: report.html in the first folder.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page about runs, comparisons, codecs and shards. It needs no network.
+
+    A page that an earlier `report` wrote is replaced.
+    """
+    from shortcut_cli.stages import reporting
+
+    result = reporting.report(paths, out)
+    console.result(result, result["report"], as_json=as_json)
+    if show:
+        console.browse(Path(result["report"]))
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder with runs in it, at any depth.")] = Path(
