@@ -158,6 +158,12 @@ def text(words: str, *, error: bool = False) -> None:
         (sys.stderr if error else sys.stdout).write(shown(words))
 
 
+def made(page: Mapping[str, str]) -> None:
+    """Say on stderr where the page is, by what `stages.reporting.refresh` returned; stdout has the result."""
+    if page:
+        text(f"report: {page['report']}\n", error=True)
+
+
 def browse(page: Path) -> None:
     """Open a page in the user's browser; a line says so if there is none."""
     import webbrowser

@@ -1,13 +1,14 @@
 """A page of folders: what kind each is, and whose sections it gets."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
-from shortcut_cli.report import page, run, run_data, several
+from shortcut_cli.kept import codec_scores
+from shortcut_cli.report import codec, page, run, run_data, several, shards
 from shortcut_cli.report.page import Section
 
 Maker = Callable[[Path], list[Section]]
@@ -15,8 +16,11 @@ Maker = Callable[[Path], list[Section]]
 # is damaged, there is no page; if a later one fails, its section says so.
 MAKERS: dict[str, list[Maker]] = {
     "run": [run.sections],
+    "codec": [codec.sections],
+    "shards": [shards.sections],
 }
-FILES = {"run.pt": "run"}  # what a folder is, by a file in it
+# What a folder is, by the first of these files that is in it.
+FILES = {"run.pt": "run", "codec.pt": "codec", codec_scores.NAME: "codec", "manifest.json": "shards"}
 GIVE = "give folders of runs, comparisons, codecs or shards, or the folder of a demo"
 
 
@@ -38,7 +42,7 @@ def found(path: Path) -> list[tuple[str, Path]]:
     raise UsageError(f"{path} {state}", GIVE)
 
 
-def _sections(kind: str, path: Path, *, several: bool) -> Iterator[Section]:
+def _sections(kind: str, path: Path, *, several: bool) -> list[Section]:
     """The sections of one folder. several: whether they need its name, since there are others."""
     first, *rest = MAKERS[kind]
     made = first(path)
@@ -48,9 +52,11 @@ def _sections(kind: str, path: Path, *, several: bool) -> Iterator[Section]:
         except (CheckFailed, UsageError, OSError) as error:
             words = error.message if isinstance(error, ShortcutError) else f"{path}: {error.strerror}"
             title = maker.__module__.rpartition(".")[2].capitalize()
-            made.append(Section(f"{run.anchor(path)}-{title}", title, page.notices([words])))
-    group = run_data.name_of(path)
-    yield from (replace(section, group=group) if several else section for section in made)
+            made.append(Section(title.lower(), title, page.notices([words])))
+    if not several:
+        return made
+    group, key = run_data.name_of(path), page.key(path)
+    return [replace(section, group=group, anchor=f"{key}-{section.anchor}") for section in made]
 
 
 def html(paths: Sequence[Path]) -> str:

@@ -3,6 +3,8 @@
 All text goes through Jinja2 with autoescape on, so names and contents of files stay text.
 """
 
+import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -53,6 +55,11 @@ def template(name: str, /, **values: Any) -> Markup:
     return Markup(_templates().get_template(name).render(values))  # noqa: S704 - the template escapes
 
 
+def key(folder: Path) -> str:
+    """A beginning for the names of elements about a folder that no other folder's have."""
+    return f"f{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]}"
+
+
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], caption: str = "") -> Markup:
     """A table whose first column names its rows. Values are shown as `formatting.cell` does."""
     return template("table.html", columns=list(columns), rows=[list(row) for row in rows], caption=caption)
@@ -87,6 +94,12 @@ def copied(name: str, words: str, label: str) -> Markup:
     return template("copied.html", name=name, words=words, label=label)
 
 
+def _joined(suffix: str, first: str) -> Markup:
+    """The style sheets or scripts in templates/, `first` before the others."""
+    paths = sorted(TEMPLATES.glob(f"*.{suffix}"), key=lambda path: (path.stem != first, path.stem))
+    return Markup("\n".join(path.read_text() for path in paths))  # noqa: S704 - ours
+
+
 def render(title: str, sections: Sequence[Section], written: str = "") -> str:
     """A whole page. written: when, for its last line."""
     groups: dict[str, list[Section]] = {}
@@ -100,7 +113,7 @@ def render(title: str, sections: Sequence[Section], written: str = "") -> str:
             groups=groups,
             version=__version__,
             written=written,
-            style=Markup((TEMPLATES / "style.css").read_text()),  # noqa: S704 - ours
-            script=Markup((TEMPLATES / "page.js").read_text()),  # noqa: S704 - ours
+            style=_joined("css", "style"),
+            script=_joined("js", "page"),
         )
     )

@@ -1,6 +1,5 @@
 """The sections of a run: what it is, what to be warned of, its curves, its scores, its recipe."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,17 +24,12 @@ def sections(folder: Path) -> list[Section]:
     Raises UsageError or CheckFailed if its run.pt is missing or damaged.
     """
     run = read(folder)
-    key = anchor(folder)
-    made = [Section(f"{key}-run", "Run", page.notices(warned(run)) + page.facts(_facts(run)) + _lineage(run))]
-    made.append(Section(f"{key}-curves", "Curves", curves.of_run(run, f"{key}-axis")))
-    made.append(Section(f"{key}-scores", "Scores", _scores(run)))
-    made.append(Section(f"{key}-recipe", "Recipe", _recipe(run, f"{key}-toml")))
+    key = page.key(folder)
+    made = [Section("run", "Run", page.notices(warned(run)) + page.facts(_facts(run)) + _lineage(run))]
+    made.append(Section("curves", "Curves", curves.of_run(run, f"{key}-axis")))
+    made.append(Section("scores", "Scores", _scores(run)))
+    made.append(Section("recipe", "Recipe", _recipe(run, f"{key}-toml")))
     return made
-
-
-def anchor(folder: Path) -> str:
-    """A name for anchors of a folder that no other has."""
-    return f"f{hashlib.sha256(str(folder.resolve()).encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def warned(run: RunData) -> Iterator[str]:
@@ -192,8 +186,8 @@ def _spoken(heading: str, rows: list[svg.Dot]) -> str:
 def _numbers(score: Mapping[str, Any]) -> dict[str, Any]:
     unit = score["unit"]
     numbers = {
-        "nats per token": _ranged(score["nats_per_token"], score["interval_95"]),
-        f"bits per {unit}": _ranged(score["bits_per_unit"], score["bits_per_unit_interval_95"]),
+        "nats per token": ranged(score["nats_per_token"], score["interval_95"]),
+        f"bits per {unit}": ranged(score["bits_per_unit"], score["bits_per_unit_interval_95"]),
         "perplexity": score["perplexity"],
         "accuracy": score["accuracy"],
         "unigram entropy of the split": score["unigram_entropy"],
@@ -210,7 +204,8 @@ def _numbers(score: Mapping[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _ranged(value: float | None, interval: Any) -> str | None:
+def ranged(value: float | None, interval: Any) -> str | None:
+    """A value with its interval behind it."""
     if value is None:
         return None
     low, high = interval or (None, None)

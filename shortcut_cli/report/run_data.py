@@ -43,8 +43,8 @@ class RunData:
     content: Mapping[str, Any]  # of run.pt, its tensors described only
     sha256: str  # of run.pt
     written: str  # when run.pt was, UTC
-    log: Sequence[Mapping[str, float]]
-    validations: Sequence[Mapping[str, float]]
+    log: Sequence[dict[str, float]]
+    validations: Sequence[dict[str, float]]
     scores: Mapping[str, Mapping[str, Any]]
     others: Sequence[Mapping[str, Any]] = ()
     manifest: Mapping[str, Any] | None = None

@@ -14,7 +14,7 @@ from shortcut_cli.inference import metrics
 from shortcut_cli.kept import scores
 from shortcut_cli.report import curves, page, svg
 from shortcut_cli.report.page import Section
-from shortcut_cli.report.run import duration
+from shortcut_cli.report.run import duration, ranged
 from shortcut_cli.report.run_data import RunData, read
 
 RESAMPLES = 2000  # for intervals of differences
@@ -58,7 +58,7 @@ def _overview(runs: Sequence[RunData], labels: Mapping[str, str]) -> Markup:
     several = len({run.content["shards"] for run in runs}) > 1
     caption = "Lower is better." + (" Only losses on the same data can be compared." if several else "")
     columns = ["run", "data", "model", "parameters", "tokens seen", "time", "validation, nats per token"]
-    columns += ["test, nats per token", "95 % interval", "5-gram, counted", "bits per unit"]
+    columns += ["test, nats per token", "5-gram, counted", "bits per unit"]
     return page.table(columns, (_row(run, labels[str(run.folder)]) for run in runs), caption)
 
 
@@ -75,8 +75,7 @@ def _row(run: RunData, label: str) -> Iterator[Any]:
     yield duration(run.seconds)
     validation = run.content["scores"]["validation"]
     yield validation if math.isfinite(validation) else None
-    yield score.get("nats_per_token")
-    yield score.get("interval_95")
+    yield ranged(score["nats_per_token"], score["interval_95"]) if score else None
     yield counted
     yield None if bits is None else f"{bits:.4g} per {score['unit']}"
 
@@ -144,4 +143,6 @@ def _recipes(first: RunData, run: RunData, label: str) -> Markup:
     more = [f"and {len(lines) - MOST_LINES:,} more"] if len(lines) > MOST_LINES else []
     rows = [(key, change) for key, _, change in (line.partition(": ") for line in lines[:MOST_LINES])]
     shown = page.table(("key", "first -> this run"), [*rows, *((line, "") for line in more)])
-    return page.details(f"Recipe of {label}: {len(lines)} keys differ", shown)
+    return page.details(
+        f"Recipe of {label}: {len(lines)} key{'s' * (len(lines) != 1)} differ{'s' * (len(lines) == 1)}", shown
+    )

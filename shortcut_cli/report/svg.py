@@ -45,6 +45,9 @@ class Axis:
         """Round values between the ends."""
         if self.log and self.high / self.low >= 100:
             powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            if len(powers) < 3:
+                fine = [m * 10.0**power for power in range(powers[0] - 1, powers[-1] + 1) for m in (1, 2, 5)]
+                return [tick for tick in fine if self.low <= tick <= self.high]
             every = max(1, math.ceil(len(powers) / most))
             return [10.0**power for power in powers][::every]
         return round_values(self.low, self.high, most)
@@ -127,6 +130,44 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int =
 def _attribute(text: str) -> Markup:
     """Text between single quotes in a tag: JSON has many double ones, which need not be escaped there."""
     return Markup(text.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;"))  # noqa: S704 - escaped here
+
+
+def bars(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    x: Axis,
+    y_label: str,
+    label: str,
+    *,
+    width: int = 480,
+    height: int = 260,
+) -> Markup:
+    """A histogram: how many values lie between each edge and the next. label: what a screen reader says instead."""
+    y = Axis(y_label, 0.0, max(counts, default=1) * 1.05 or 1.0)
+    floor = _y(y, 0.0, height)
+    rows = [
+        {
+            "x": _x(x, low, width),
+            "width": max(1.0, _x(x, high, width) - _x(x, low, width) - 1),
+            "y": _y(y, count, height),
+            "height": floor - _y(y, count, height),
+            "tip": f"{short(low)} to {short(high)}: {count:,}",
+        }
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        if count
+    ]
+    return template(
+        "bars.html",
+        label=label,
+        width=width,
+        height=height,
+        inside=(LEFT, TOP, width - RIGHT, height - BOTTOM),
+        x_ticks=[(_x(x, tick, width), short(tick)) for tick in x.ticks()],
+        y_ticks=[(_y(y, tick, height), short(tick)) for tick in y.ticks(4) if tick == int(tick)],
+        x_label=x.label,
+        y_label=y_label,
+        bars=rows,
+    )
 
 
 @dataclass(frozen=True)
