@@ -49,6 +49,12 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], caption: str = 
     return template("table.html", columns=list(columns), rows=[list(row) for row in rows], caption=caption)
 
 
+def _joined(suffix: str, first: str) -> Markup:
+    """The style sheets or scripts in templates/, `first` before the others."""
+    paths = sorted(TEMPLATES.glob(f"*.{suffix}"), key=lambda path: (path.stem != first, path.stem))
+    return Markup("\n".join(path.read_text() for path in paths))  # noqa: S704 - ours
+
+
 def render(title: str, sections: Iterable[Section]) -> str:
     """A whole page."""
     return str(
@@ -56,7 +62,7 @@ def render(title: str, sections: Iterable[Section]) -> str:
             "page.html",
             title=title,
             sections=list(sections),
-            style=Markup((TEMPLATES / "style.css").read_text()),  # noqa: S704 - ours
-            script=Markup((TEMPLATES / "page.js").read_text()),  # noqa: S704 - ours
+            style=_joined("css", "style"),
+            script=_joined("js", "page"),
         )
     )
