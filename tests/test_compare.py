@@ -414,6 +414,7 @@ def wanted_row(label):
     best = BEST[label]
     parameters, total, flops, cache = wanted_size(label)
     unit = 1 + LABELS.index(label)
+    reach = stats.t.ppf(0.975, 2) * means.stdev(NATS[label]) / math.sqrt(3)
     seconds = [
         means.mean(1 + before + steps * unit * factor for factor in (1, 4, 2))
         for before, steps in ((0, 0.5), (90, 0.75), (180, 2.75))
@@ -441,12 +442,19 @@ def wanted_row(label):
         "seeds": [7, 8, 9],
         "validation": list(LOWEST[label]),
         "nats_per_token": list(NATS[label]),
+        "nats_per_token_interval_95": [sum(NATS[label]) / 3 + side * reach for side in (-1, 1)],
         "bits_per_unit": [bits_of(label, seed) for seed in (7, 8, 9)],
         "unit": "character",
         "diverged": {},
         "folders": [f"runs/{label}-lr{best!r}-s{seed}" for seed in (7, 8, 9)],
         "curve": [
-            {"step": step, "validation": sum(LOWEST[label]) / 3 + more, "seconds": second}
+            {
+                "step": step,
+                "validation": sum(LOWEST[label]) / 3 + more,
+                "validation_lowest": min(LOWEST[label]) + more,
+                "validation_highest": max(LOWEST[label]) + more,
+                "seconds": second,
+            }
             for step, more, second in zip((4, 8, 12), (0.3, 0.0, 0.4), seconds, strict=True)
         ],
     }
@@ -936,7 +944,7 @@ def test_speed_is_that_of_the_runs_that_have_one_and_none_if_no_run_has(scripted
     json.loads((scripted.out / "compare.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
 
 
-def test_the_curve_is_the_mean_over_seeds_at_each_step(tmp_path):
+def test_the_curve_is_the_mean_over_seeds_at_each_step_with_its_range(tmp_path):
     logs = {
         "a": [(2, None, 1.0), (4, 2.5, None), (10, None, 3.0), (12, 2.1, None)],
         "b": [(4, 2.7, None), (10, None, 7.0), (12, 2.2, None)],
@@ -950,8 +958,14 @@ def test_the_curve_is_the_mean_over_seeds_at_each_step(tmp_path):
     near(
         runner._curve([tmp_path / "a", tmp_path / "b"]),
         [
-            {"step": 4, "validation": 2.6, "seconds": 0.5},
-            {"step": 12, "validation": 2.15, "seconds": 5.0},
+            {
+                **{"step": 4, "validation": 2.6, "validation_lowest": 2.5},
+                **{"validation_highest": 2.7, "seconds": 0.5},
+            },
+            {
+                **{"step": 12, "validation": 2.15, "validation_lowest": 2.1},
+                **{"validation_highest": 2.2, "seconds": 5.0},
+            },
         ],
     )
 

@@ -118,6 +118,16 @@ def test_every_arm_stands_against_the_line_through_the_baselines(laddered, match
     assert "late_kv beats" not in even
     assert pair.startswith("late_kv loses to shortcut by ")
     assert result["ladder"]["rungs"] == POINTS
+    # The band: at each cost the line, and what a test of an arm there would call its interval.
+    band = result["ladder"]["band"]
+    _, _, freedom, line, (inverse, variance, _) = wanted(laddered.nats, labels, 3, "gpt", places)
+    ends = [min(places[one] for one in POINTS), max(places[one] for one in POINTS)]
+    assert [band[0]["cost"], band[-1]["cost"]] == pytest.approx(ends)
+    for point in band:
+        row = np.array([1.0, math.log(point["cost"])])
+        reach = stats.t.ppf(0.975, freedom) * math.sqrt(variance * (1 + row @ inverse @ row))
+        found = (point["loss"], point["low"], point["high"])
+        assert found == pytest.approx((row @ line, row @ line - reach, row @ line + reach))
     assert result["looks"]["family"] == ["shortcut:ladder", "late_kv:ladder", "late_kv:shortcut"]
     # The twin against the rungs without itself.
     mean, error, freedom, *_ = wanted(laddered.nats, labels, 3, "twin", places, POINTS[:-1])
