@@ -56,7 +56,13 @@ def render(title: str, sections: Iterable[Section]) -> str:
             "page.html",
             title=title,
             sections=list(sections),
-            style=Markup((TEMPLATES / "style.css").read_text()),  # noqa: S704 - ours
-            script=Markup((TEMPLATES / "page.js").read_text()),  # noqa: S704 - ours
+            style=_every("style.css", "css"),
+            script=_every("page.js", "js"),
         )
     )
+
+
+def _every(first: str, suffix: str) -> Markup:
+    """All of our files of a kind, one after another, `first` before the others."""
+    paths = sorted(TEMPLATES.glob(f"*.{suffix}"), key=lambda path: (path.name != first, path.name))
+    return Markup("\n".join(path.read_text() for path in paths))  # noqa: S704 - ours
