@@ -526,7 +526,7 @@ def compare(
     verdicts = "\n".join(
         [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
     )
-    console.result(result, tables.comparison(result), verdicts, as_json=as_json)
+    console.result(result, tables.comparison(result), verdicts, result["report"], as_json=as_json)
 
 
 @app.command()
