@@ -8,19 +8,26 @@ from pathlib import Path
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
 from shortcut_cli.kept import codec_scores
-from shortcut_cli.report import codec, page, run, run_data, several, shards
+from shortcut_cli.report import codec, comparison, page, run, run_data, samples, several, shards
 from shortcut_cli.report.page import Section
 
 Maker = Callable[[Path], list[Section]]
 # The makers of sections of each kind of folder, in the order of the page. The first of a kind reads its result: if that
 # is damaged, there is no page; if a later one fails, its section says so.
 MAKERS: dict[str, list[Maker]] = {
-    "run": [run.sections],
+    "run": [run.sections, samples.sections],
+    "comparison": [comparison.sections],
     "codec": [codec.sections],
-    "shards": [shards.sections],
+    "shards": [shards.sections, shards.documents],
 }
 # What a folder is, by the first of these files that is in it.
-FILES = {"run.pt": "run", "codec.pt": "codec", codec_scores.NAME: "codec", "manifest.json": "shards"}
+FILES = {
+    "run.pt": "run",
+    "codec.pt": "codec",
+    codec_scores.NAME: "codec",
+    "compare.json": "comparison",
+    "manifest.json": "shards",
+}
 GIVE = "give folders of runs, comparisons, codecs or shards, or the folder of a demo"
 
 

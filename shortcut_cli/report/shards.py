@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from shortcut_cli import accounts
 from shortcut_cli.data import shards
-from shortcut_cli.report import page, svg
+from shortcut_cli.report import page, samples, svg
 from shortcut_cli.report.page import Section
 
+DOCUMENTS = 3  # that are decoded
 BINS = 40  # of a histogram, at most
 MOST_REASONS = 20
 MOST_REJECTS = 100_000  # that are read
@@ -34,6 +35,13 @@ def sections(folder: Path) -> list[Section]:
     if opened.manifest.get("rejected") or opened.manifest.get("records_rejected"):
         made.append(Section("rejects", "Rejected", _rejects(folder)))
     return made
+
+
+def documents(folder: Path) -> list[Section]:
+    """Some of the training documents, decoded from their ids. Raises what opening the shards and decoding do."""
+    if not shards.read_manifest(folder)["splits"]["train"]["documents"]:
+        return []
+    return [Section("documents", "Documents, as their ids decode", samples.excerpts(folder, DOCUMENTS))]
 
 
 def _warnings(folder: Path, opened: shards.Shards) -> Markup:
