@@ -15,8 +15,8 @@ contrast of an arm with the line at its own cost, x = log C, has the variance V 
 With a handful of rungs, tau is poorly known: the scatter of the means about the line has rungs - 2 degrees of freedom.
 V is that scatter by itself if it is larger than seeds explain, by an F-test at 15 %; else it is pooled with the
 variance over seeds ("sometimes pool": Bancroft 1944). A null hypothesis is then rejected in 4 to 8.5 % of cases,
-whatever tau is; if it were always pooled, in 42 % with tau^2 of five times the variance over seeds. docs/protocol.md
-has the error rates, tests/test_ladder.py simulates some of them.
+whatever tau is; if it were always pooled, in 33 % with tau^2 of five times the variance over seeds. docs/protocol.md
+has the error rates of benchmarks/protocol.py, tests/test_ladder.py simulates some of them.
 """
 
 import math
