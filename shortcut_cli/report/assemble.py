@@ -15,7 +15,7 @@ Maker = Callable[[Path], list[Section]]
 # The makers of sections of each kind of folder, in the order of the page. The first of a kind reads its result: if that
 # is damaged, there is no page; if a later one fails, its section says so.
 MAKERS: dict[str, list[Maker]] = {
-    "run": [run.sections, samples.sections],
+    "run": [run.sections, samples.sections, run.recipe],
     "comparison": [comparison.sections],
     "codec": [codec.sections],
     "shards": [shards.sections, shards.documents],
