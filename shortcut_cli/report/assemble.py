@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from shortcut_cli import files
@@ -77,8 +76,7 @@ def html(paths: Sequence[Path]) -> str:
     made = several.sections(runs) if len(runs) > 1 else []
     for kind, path in every:
         made += _sections(kind, path, several=len(every) > 1)
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return page.render(_title(paths, [path for _, path in every]), made, written)
+    return page.render(_title(paths, [path for _, path in every]), made)
 
 
 def _title(paths: Sequence[Path], folders: Sequence[Path]) -> str:
