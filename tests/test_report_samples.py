@@ -101,7 +101,8 @@ class TestSpectrogram:
         for column in (0, 7, columns - 1):
             middle = int((column + 0.5) * 400 / columns)
             weights = [0.5 - 0.5 * math.cos(2 * math.pi * n / size) for n in range(size)]
-            part = [sound[i] if 0 <= (i := middle - size // 2 + n) < 400 else 0.0 for n in range(size)]
+            around = [middle - size // 2 + n for n in range(size)]
+            part = [sound[-1 - i if i < 0 else 799 - i if i >= 400 else i] for i in around]  # mirrored at the ends
             powers = []
             for k in range(size // 2 + 1):
                 total = sum(

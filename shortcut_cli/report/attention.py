@@ -69,8 +69,9 @@ def _body(result: dict[str, Any], folder: Path) -> Markup:
         drawn, lost = Markup(), f"The excerpt can't be shown: {error}"
     return template(
         "attention.html",
-        result=result,
+        about=_about(result),
         alone=alone,
+        taps=str(result.get("model")).startswith("shortcut"),
         drawn=drawn,
         lost=lost,
         costs=_costs(result, sources),
@@ -79,6 +80,15 @@ def _body(result: dict[str, Any], folder: Path) -> Markup:
         layers=_layers(result),
         cka=_cka(result),
     )
+
+
+def _about(result: Mapping[str, Any]) -> str:
+    """What was looked at, and how much of it, in a sentence."""
+    what = [str(result[key]) for key in ("model", "checkpoint") if result.get(key)]
+    step = result.get("step")
+    what += [f"step {step:,}"] if type(step) is int else []
+    numbers = [cell(result[key]) for key in ("windows", "tokens", "nats_per_token")]
+    return f"{', '.join(what)}: {numbers[0]} windows of {numbers[1]} tokens in all, {numbers[2]} nats per token."
 
 
 def _excerpt(path: Path) -> Excerpt:
