@@ -178,7 +178,16 @@ def _results(found: Compared, arms: Iterable[Arm]) -> tuple[list[str], list[list
         whole = math.isfinite(arm.mean)
         spread = f"{max(arm.nats) - min(arm.nats):.4f}" if whole and len(arm.nats) > 1 else UNKNOWN
         loss = _loss(arm.mean) if whole else "diverged"
-        rows.append([arm.label, loss, _ends(arm.interval), spread, _loss(arm.mean_bits), f"{len(arm.seeds):,}"])
+        rows.append(
+            [
+                arm.label,
+                loss,
+                _ends(arm.interval),
+                spread,
+                _loss(arm.mean_bits if whole else math.nan),
+                f"{len(arm.seeds):,}",
+            ]
+        )
     rows += [
         [f"floor: {floor.name}", _loss(floor.nats), UNKNOWN, UNKNOWN, _loss(floor.bits), ""] for floor in found.floors
     ]
@@ -202,8 +211,8 @@ def _costs(found: Compared) -> tuple[list[str], list[list[str]], str]:
     rows = []
     for arm in found.arms:
         cells = [(_figures if key == "lr" else _count)(arm.facts.get(key, math.nan)) for _, key in COSTS]
-        rows.append([arm.label, _role(found, arm) or "model", *cells])
-    return ["arm", "role", *(name for name, _ in COSTS)], rows, "Shapes and costs"
+        rows.append([arm.label, *cells])
+    return ["arm", *(name for name, _ in COSTS)], rows, "Shapes and costs"
 
 
 # Differences
@@ -225,15 +234,7 @@ def _differences(found: Compared) -> Markup | None:
         plot=forest(
             [_contrast_row(found, one, note) for one, note in entries], _axes(found, axis), "Differences", rules
         ),
-        tables=[
-            page.table(*made)
-            for made in (
-                _sizes(found, entries, in_bits=False),
-                _sizes(found, entries, in_bits=True),
-                _tests(found, entries),
-            )
-            if made
-        ],
+        tables=[page.table(*_sizes(found, entries)), page.table(*_tests(found, entries))],
         missing=[(one.arm, one.unavailable) for one, _ in entries if one.unavailable],
         columns=_described(found, DIFFERENCES),
     )
@@ -263,21 +264,16 @@ def _contrast_row(found: Compared, one: Contrast, note: str) -> Row:
     return Row(_against(one), note, _style_of(found, one.arm), one.differences, one.mean, one.interval, words)
 
 
-def _sizes(
-    found: Compared, entries: Sequence[tuple[Contrast, str]], *, in_bits: bool
-) -> tuple[list[str], list[list[str]], str] | None:
-    """The differences in nats per token, or in bits per unit: all arms are scored on the same tokens, by one factor."""
-    factor, what = (found.factor, f"bits per {found.unit}") if in_bits else (1.0, "nats per token")
-    if not math.isfinite(factor):
-        return None
+def _sizes(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
+    """The differences in nats per token and bits per unit: all arms are scored on the same tokens, by one factor."""
+    heads = ["difference", "nats per token", "95 % interval", f"bits per {found.unit}", "95 % in bits"]
     rows = []
     for one, _ in entries:
         wins, seeds = (one.facts.get(key, math.nan) for key in ("wins", "seeds"))
         won = f"{_count(wins)} of {_count(seeds)}" if math.isfinite(wins) else UNKNOWN
-        intervals = [_signed_ends(_times(ends, factor)) for ends in (one.interval, one.documents)]
-        rows.append([_against(one), _signed(factor * one.mean), *intervals, won])
-    heads = ["difference", what, "95 % interval", "95 % over documents and seeds", "seeds won"]
-    return heads, rows, f"Differences in {what}"
+        cells = [_against(one), _signed(one.mean), _signed_ends(one.interval), _signed(found.factor * one.mean)]
+        rows.append([*cells, _signed_ends(_times(one.interval, found.factor)), _signed_ends(one.documents), won])
+    return [*heads, "95 % over documents", "seeds won"], rows, "Differences"
 
 
 def _tests(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
@@ -294,12 +290,12 @@ def _tests(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[li
 def _gain_ends(one: Contrast) -> str:
     if one.gain_interval is None:
         return one.no_gain or UNKNOWN
-    ends = ("beyond the ladder" if math.isnan(end) else _figures(end) for end in one.gain_interval)
+    ends = ("beyond" if math.isnan(end) else _figures(end) for end in one.gain_interval)
     return f"[{', '.join(ends)}]"
 
 
 def _times(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
-    return interval and (interval[0] * factor, interval[1] * factor)
+    return (interval[0] * factor, interval[1] * factor) if interval and math.isfinite(factor) else None
 
 
 # The ladder
@@ -602,8 +598,9 @@ DIFFERENCES = (
         "over all arms; with a ladder, or that of the rungs about the line if it is larger.",
     ),
     (
-        "95 % over documents and seeds",
-        "A bootstrap that draws documents of the split and, independently, seeds: what another split might have shown.",
+        "95 % over documents",
+        "In nats: a bootstrap that draws documents of the split and, independently, seeds: what another split might "
+        "have shown.",
     ),
     ("seeds won", "At how many seeds the arm has the lower loss."),
     ("p", "Of a two-sided t-test for no difference."),
@@ -613,6 +610,7 @@ DIFFERENCES = (
     ("p of equivalence", "Of two one-sided tests (TOST) for a difference within the margin."),
     (
         "compute-equivalent gain",
-        "The factor by which the arm's cost would have to rise for a plain gpt to reach its loss; needs a ladder.",
+        "The factor by which the arm's cost would have to rise for a plain gpt to reach its loss; needs a ladder. "
+        "An end of its interval may lie beyond the ladder.",
     ),
 )
