@@ -122,10 +122,11 @@ def short(values: Sequence[float]) -> list[str]:
     group = min(len(PREFIXES) - 1, max(0, math.floor(math.log10(top)) // 3)) if top >= 10_000 else 0
     if len(values) > 1 and group and values[1] >= 9 * values[0] > 0:  # powers of ten, each with its own prefix
         return [short([value])[0] for value in values]
-    scaled = [value / 1000**group for value in values]
-    steps = [b - a for a, b in itertools.pairwise(scaled)] or [max(map(abs, scaled), default=1.0) or 1.0]
-    decimals = min(9, max(0, -math.floor(math.log10(min(steps)) + 1e-9)))
-    unit = PREFIXES[group].strip()
+    scaled, unit = [value / 1000**group for value in values], PREFIXES[group].strip()
+    if len(values) == 1:
+        return [f"{scaled[0]:{',.0f' if abs(scaled[0]) >= 100 else '.3g'}}{unit}".replace("-", "\u2212")]
+    least = min((b - a for a, b in itertools.pairwise(scaled)), default=1.0)
+    decimals = max(0, -math.floor(math.log10(max(least, 1e-9)) + 1e-9))
     return [f"{value:,.{decimals}f}{unit}".replace("-", "\u2212") if value else "0" for value in scaled]
 
 
