@@ -16,6 +16,7 @@ import results
 
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.report import chart, comparison, page
+from shortcut_cli.report.svg import Axis
 
 HOSTILE = "a<script>alert(1)</script>&\"'\u202e\x1b[2J\x9b\U0001f3b5"
 FLOPS = {"gpt": 2_000_000, "conv": 2_600_000, "gpt-4x48": 3_100_000, "gpt-4x64": 4_400_000, "twin": 2_050_000}
@@ -391,7 +392,7 @@ def test_the_sensitivity_curve_has_the_chosen_rate_and_the_edges_of_the_grid(sho
     near([x(percent(line, "x1")) for line in classed(plot, "rule")], [0.001, 0.004], 1e-6)
     assert "At the edge of the grid: conv." in text(section)
     assert cells(section.find(".//table"))["conv"] == {
-        "0.001": "3.5250", "0.002": "3.5050", "0.004": "3.5450", "chosen": "0.0021", "": "at the edge of the grid"
+        "0.001": "3.5250", "0.002": "3.5050", "0.004": "3.5450", "chosen": "0.0021", "edge": "at the edge"
     }  # fmt: skip
 
 
@@ -561,6 +562,21 @@ def test_fifty_series_look_different():
     for a, b in itertools.pairwise(looks):
         assert a.colour != b.colour
         assert a.shape != b.shape
+
+
+def test_ticks_of_a_log_axis_are_apart():
+    places = [place for place, _ in chart.ticks(Axis("rate", 0.0009, 0.0091, log=True))]
+    assert len(places) > 2
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 16
+
+
+def test_a_long_curve_is_thinned_to_its_end(show):
+    result = made()
+    result["arms"][0]["curve"] = [{"step": step, "validation": 3.0, "seconds": 1.0} for step in range(1, 1002)]
+    section = show(result)["curves"]
+    line = classed(section, "line")[0]
+    assert len(path(line, float, float)) == 167  # every sixth
+    assert cells(section.find(".//table"))["gpt"]["last step"] == "1,001"
 
 
 @pytest.mark.parametrize(

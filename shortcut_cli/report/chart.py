@@ -28,6 +28,7 @@ SHAPES = {
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MOST_MARKS = 24  # of a line
 TICKS = 5
+APART = 16.0  # percent of the axis between two ticks
 PREFIXES = " KMGTPE"
 
 
@@ -113,6 +114,12 @@ def at(axis: Axis, value: float) -> float:
 def ticks(axis: Axis) -> list[tuple[float, str]]:
     """Places in percent and words of an axis: few enough for a narrow screen."""
     values = axis.ticks(TICKS)
+    if axis.log:  # they are not evenly spaced
+        apart = [values[0]] if values else []
+        for value in values[1:]:
+            if at(axis, value) - at(axis, apart[-1]) >= APART:
+                apart.append(value)
+        values = apart
     return [(at(axis, value), words) for value, words in zip(values, short(values), strict=True)]
 
 

@@ -273,7 +273,7 @@ def _sizes(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[li
         won = f"{_count(wins)} of {_count(seeds)}" if math.isfinite(wins) else UNKNOWN
         cells = [_against(one), _signed(one.mean), _signed_ends(one.interval), _signed(found.factor * one.mean)]
         rows.append([*cells, _signed_ends(_times(one.interval, found.factor)), _signed_ends(one.documents), won])
-    return [*heads, "95 % over documents", "seeds won"], rows, "Differences"
+    return [*heads, "95 % over documents", "seeds won"], rows, "Sizes of the differences"
 
 
 def _tests(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
@@ -434,7 +434,7 @@ def _rates(found: Compared) -> Markup | None:
         steps=_count(found.pilots[0].steps),
         seeds=", ".join(found.pilots[0].seeds),
         table=page.table(
-            ["arm", *(f"{rate:g}" for rate in rates), "chosen", ""],
+            ["arm", *(f"{rate:g}" for rate in rates), "chosen", "edge"],
             [_rate_row(one, rates, means[one.label]) for one in found.pilots],
             "Lowest validation loss, nats per token, by learning rate: means over the pilot seeds",
         ),
@@ -443,12 +443,14 @@ def _rates(found: Compared) -> Markup | None:
 
 def _rate_row(one: Pilots, rates: Sequence[float], means: dict[float, float]) -> list[str]:
     cells = [("diverged" if math.isnan(means[rate]) else _loss(means[rate])) if rate in means else "" for rate in rates]
-    return [one.label, *cells, f"{one.chosen:g}", "at the edge of the grid" if one.at_edge else ""]
+    return [one.label, *cells, f"{one.chosen:g}", "at the edge" if one.at_edge else "inside"]
 
 
 def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[float, float]]) -> Markup:
     x = around("learning rate (log scale)", [*rates, *(one.chosen for one in found.pilots)], log=True)
-    each = [loss for one in found.pilots for losses in one.losses.values() for loss in losses]
+    each = [
+        loss for one in found.pilots for losses in one.losses.values() for loss in losses if math.isfinite(mean(losses))
+    ]
     y = around("validation loss, nats per token", each)
     lines, marks = [], []
     for one in found.pilots:
