@@ -1,0 +1,80 @@
+"""Documents out of shards, decoded to files, for pages to show; kept in the cache, since decoding takes a while."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import files, registry
+from shortcut_cli.config import reading
+from shortcut_cli.data.shards import Shards
+from shortcut_cli.formatting import to_json
+from shortcut_cli.tokenizers.base import Tokenizer
+
+MOST_KEPT = 64  # files in the cache
+
+
+class Documents:
+    """The documents of one split of a shards folder. Opening raises what `Shards` and its `split` do."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.shards = Shards(folder)
+        self.name = split
+        self.split = self.shards.split(split)
+        self.lengths = [int(tokens) for tokens in self.split.document_tokens()]  # with EOS
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def domain(self) -> str:
+        """The name of the tokenizer: audio, midi or text."""
+        return str(self.shards.tokenizer["name"])
+
+    def like(self, tokens: int, number: int) -> int | None:
+        """A document of at least so many tokens, another for each `number` if there are several; else the longest."""
+        if not self.lengths:
+            return None
+        enough = [index for index, length in enumerate(self.lengths) if length > tokens]
+        longest = max(range(len(self.lengths)), key=lambda index: self.lengths[index])
+        return enough[number % len(enough)] if enough else longest
+
+    def file(self, index: int, tokens: int) -> Path:
+        """A file with the first `tokens` of a document, in the cache.
+
+        Raises a ShortcutError if the tokenizer can't be loaded, OSError if the cache can't be written.
+        """
+        kind = registry.load(registry.TOKENIZERS, self.domain)
+        key = [self.shards.manifest["checksum"], self.name, index, tokens]
+        name = hashlib.sha256(to_json(key).encode()).hexdigest()[:32]
+        folder = files.cache_folder() / "documents"
+        path: Path = folder / f"{name}{kind.extension}"
+        if not path.is_file():
+            files.make_folder(folder)
+            _make_room(folder)
+            first = sum(self.lengths[:index])
+            ids = self.split.read(first, min(tokens, self.lengths[index]))
+            self.tokenizer.decode(ids.tolist(), path)
+        os.utime(path)
+        return path
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the shards folder."""
+        if self._tokenizer is None:
+            kind = registry.load(registry.TOKENIZERS, self.domain)
+            loaded: Tokenizer = kind.load(_options(self.shards), self.shards.folder / "tokenizer")
+            self._tokenizer = loaded
+        return self._tokenizer
+
+
+def _options(shards: Shards) -> Any:
+    """[tokenizer] that the shards were made with. Raises UsageError if this version does not know it."""
+    made = shards.manifest["request"].get("tokenizer", {})
+    content = reading.read("text-tiny").model_dump() | {"tokenizer": made}  # the rest of it does not matter here
+    return reading.validate(content, f"{shards.folder}/manifest.json").tokenizer
+
+
+def _make_room(folder: Path) -> None:
+    """Remove the files that were not used for the longest time."""
+    there = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for path in there[: max(0, len(there) - MOST_KEPT + 1)]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,266 @@
+"""What a run has sampled, to hear and see, beside held-out documents; and documents of shards in the same form."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from shortcut_cli import files
+from shortcut_cli.config import reading
+from shortcut_cli.data.shards import MANIFEST
+from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError
+from shortcut_cli.formatting import cell
+from shortcut_cli.kept.inputs import is_finite, read
+from shortcut_cli.report import media, music, synth, tracks
+from shortcut_cli.report.documents import Documents
+from shortcut_cli.report.page import Section, template
+from shortcut_cli.report.svg import Axis
+from shortcut_cli.training import tensor_file
+
+MOST_SAMPLES = 8  # of a page
+MOST_S = 60.0  # of a sample that are shown
+MOST_CHARACTERS = 20_000
+EXCERPT_TOKENS = 1500  # of a document of shards
+BARS = 8  # that are numbered, about
+
+
+@dataclass(frozen=True)
+class Given:
+    """Where the prompt of a sample ends, in what is known of it; `tokens` = 0: there is none."""
+
+    tokens: int = 0
+    share: float | None = None  # of all tokens
+    second: float | None = None
+    characters: int | None = None
+    words: str | None = None  # the prompt itself, if it is a text that can be read
+
+
+def sections(run_folder: Path) -> list[Section]:
+    """A section of the samples in RUN/samples; none if there are none."""
+    found = _samples(run_folder / "samples")
+    if not found:
+        return []
+    beside, missing = _held_out(run_folder)
+    pairs = []
+    for number, (path, sidecar) in enumerate(found[:MOST_SAMPLES]):
+        mine = _figure(path, path.name, _caption(path, sidecar), _given(path, sidecar))
+        pairs.append((mine, _other(beside, sidecar, number)))
+    kinds = {path.suffix for path, _ in found[:MOST_SAMPLES]}
+    body = template(
+        "samples.html",
+        pairs=pairs,
+        missing=missing,
+        left_out=len(found) - len(pairs),
+        scale=tracks.scale() if ".wav" in kinds else "",
+        midi=".mid" in kinds,
+    )
+    return [Section("samples", "Samples", body)]
+
+
+def excerpts(shards_folder: Path, how_many: int, split: str = "train") -> Markup:
+    """The first EXCERPT_TOKENS of some documents of a split, spread evenly. Raises what opening the shards does."""
+    documents = Documents(shards_folder, split)
+    count = min(how_many, len(documents.lengths))
+    figures = []
+    for number in range(count):
+        index = number * len(documents.lengths) // count
+        tokens = min(EXCERPT_TOKENS, max(1, documents.lengths[index] - 1))
+        place = f"document {index + 1:,} of {len(documents.lengths):,} in {split}"
+        words = f"{place}, decoded from {_first(tokens, documents.lengths[index])}"
+        figures.append(_document(documents, index, tokens, f"document {index + 1}", words))
+    kinds = {"audio": ".wav", "midi": ".mid"}
+    return template(
+        "samples.html",
+        pairs=[(figure, None) for figure in figures],
+        missing="",
+        left_out=0,
+        scale=tracks.scale() if documents.domain == "audio" else "",
+        midi=kinds.get(documents.domain) == ".mid",
+    )
+
+
+def _first(tokens: int, length: int) -> str:
+    return f"its {tokens:,} tokens" if tokens >= length - 1 else f"the first {tokens:,} of its {length - 1:,} tokens"
+
+
+def _samples(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The samples in a folder with their .json, by name; those that are damaged or gone are left out."""
+    found = []
+    for place in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            content = read(place) or {}
+        except CheckFailed:
+            continue
+        path = place.with_suffix("")
+        if content.keys() >= {"checkpoint_sha256", "sampler", "number"} and path.is_file():
+            found.append((path, content))
+    return found
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 2**53 else 0
+
+
+def _given(path: Path, sidecar: dict[str, Any]) -> Given:
+    """What the .json says of the prompt: of later versions where the new part begins, of all how many tokens it has."""
+    tokens, new = _whole(sidecar.get("prompt_tokens")), _whole(sidecar.get("tokens"))
+    if not tokens:
+        return Given()
+    begins, share = _begins(sidecar), tokens / (tokens + new) if new else None
+    return Given(tokens, share, begins.get("second"), begins.get("character"), _prompt(path, sidecar))
+
+
+def _begins(sidecar: dict[str, Any]) -> dict[str, Any]:
+    """Where the new part begins, in seconds, characters and tokens, as far as the .json says it."""
+    found = sidecar.get("new_begins")
+    found = found if isinstance(found, dict) else {}
+    known = {key: value for key, value in found.items() if is_finite(value) and value >= 0}
+    return known | {key: _whole(known[key]) for key in ("character", "token") if key in known}
+
+
+def _prompt(path: Path, sidecar: dict[str, Any]) -> str | None:
+    """The text of the prompt's file, if it is there unaltered."""
+    named = sidecar.get("prompt")
+    if path.suffix != ".txt" or not isinstance(named, str):
+        return None
+    place = path.parent / named
+    try:
+        if not place.is_file() or files.sha256(place) != sidecar.get("prompt_sha256"):
+            return None
+        return files.content(place).decode()
+    except (OSError, ValueError):
+        return None
+
+
+def _caption(path: Path, sidecar: dict[str, Any]) -> str:
+    """How a sample was made, in words."""
+    sampler = sidecar.get("sampler")
+    sampler = sampler if isinstance(sampler, dict) else {}
+    parts = [f"{_whole(sidecar.get('tokens')):,} tokens"]
+    if prompt := _whole(sidecar.get("prompt_tokens")):
+        parts.append(f"after a prompt of {prompt:,}")
+    names = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p", "seed": "seed"}
+    parts += [
+        f"{name} {cell(sampler[key])}" for key, name in names.items() if is_finite(sampler.get(key)) and sampler[key]
+    ]
+    if sidecar.get("ended") is True:
+        parts.append("ended by itself")
+    words = ", ".join(parts)
+    if sidecar.get("sha256") != files.sha256(path):
+        words += "; the file has changed since it was sampled"
+    return words
+
+
+def _held_out(run_folder: Path) -> tuple[Documents | None, str]:
+    """The documents of the test split that a run was trained beside, or why they are not shown."""
+    try:
+        content = tensor_file.describe(run_folder / "run.pt", "run.pt")
+        folder = Path(reading.validate(content["recipe"], str(run_folder)).data.shards)
+        if not (folder / MANIFEST).is_file():
+            return None, f"No held-out documents are shown: the shards of the run are not at {folder}."
+        found = Documents(folder, "test")
+        if found.shards.manifest["checksum"] != content["shards"]:
+            return None, f"No held-out documents are shown: {folder} has other shards than those of the run."
+    except (ShortcutError, OSError, KeyError, TypeError) as error:
+        return None, f"No held-out documents are shown: {getattr(error, 'message', error)}."
+    return (found, "") if found.lengths else (None, "No held-out documents are shown: the test split is empty.")
+
+
+def _other(beside: Documents | None, sidecar: dict[str, Any], number: int) -> Markup | None:
+    """A held-out document beside a sample, of as many tokens."""
+    if beside is None:
+        return None
+    tokens = max(1, _begins(sidecar).get("token", _whole(sidecar.get("prompt_tokens"))) + _whole(sidecar.get("tokens")))
+    index = beside.like(tokens, number)
+    if index is None:
+        return None
+    tokens = min(tokens, max(1, beside.lengths[index] - 1))
+    words = f"held out: document {index + 1:,} of the test split, decoded from {_first(tokens, beside.lengths[index])}"
+    return _document(beside, index, tokens, f"held-out document {index + 1}", words)
+
+
+def _document(documents: Documents, index: int, tokens: int, name: str, caption: str) -> Markup:
+    try:
+        return _figure(documents.file(index, tokens), name, caption, Given())
+    except (ShortcutError, OSError) as error:
+        return template("sample.html", called=name, caption=caption, body="", warning=f"It can't be decoded: {error}")
+
+
+def _figure(path: Path, name: str, caption: str, given: Given) -> Markup:
+    """A file with a player and pictures, or as text; a warning if it can't be read."""
+    body, warning = Markup(), ""
+    try:
+        body = FORMS[path.suffix](path, name, given)
+    except KeyError:
+        warning = f"A {path.suffix} file is not shown."
+    except (Rejected, OSError, RuntimeError, ValueError) as error:
+        warning = f"It can't be read: {error}"
+    return template("sample.html", called=name, caption=caption, body=body, warning=warning)
+
+
+def _sound(path: Path, name: str, given: Given) -> Markup:
+    import soundfile
+
+    with files.regular(path) as stream, soundfile.SoundFile(stream) as sound:
+        rate_hz, total = sound.samplerate, sound.frames / sound.samplerate
+        samples = np.nan_to_num(sound.read(round(MOST_S * rate_hz), dtype="float32"))
+    if not len(samples):
+        raise ValueError("it has no samples")
+    samples = samples[:, :2] if samples.ndim > 1 and samples.shape[1] > 1 else samples.reshape(-1)
+    mono = samples if samples.ndim == 1 else samples.mean(1)
+    axis = Axis(_cut("seconds", total), 0.0, len(mono) / rate_hz)
+    panels = [tracks.wave(mono), tracks.mel(mono, rate_hz)]
+    shaded = given.second if given.second is not None else given.share and given.share * total
+    return tracks.stack(panels, axis, sound=media.mp3(samples, rate_hz), name=f"play {name}", shaded=shaded)
+
+
+def _cut(unit: str, total: float) -> str:
+    return f"{unit}, the first {MOST_S:.0f} of {total:,.1f}" if total > MOST_S else unit
+
+
+def _music(path: Path, name: str, given: Given) -> Markup:
+    found = music.read(path, most_s=MOST_S)
+    if not found.notes:
+        raise ValueError("it has no notes")
+    sound = synth.render(found.notes, found.seconds)
+    axis = Axis("seconds", 0.0, len(sound) / synth.RATE_HZ)
+    every = max(1, math.ceil(len(found.bars) / BARS))
+    tops = [(second, str(number + 1)) for number, second in list(enumerate(found.bars))[::every]]
+    return tracks.stack(
+        _rolls(found, axis),
+        axis,
+        sound=media.mp3(sound, synth.RATE_HZ),
+        name=f"play {name}",
+        tops=tops,
+        shaded=given.second,
+    )
+
+
+def _rolls(found: music.Music, axis: Axis) -> list[tracks.Panel]:
+    """A roll of what has a pitch, and one of the drums."""
+    parts = [[note for note in found.notes if note.drum is drum] for drum in (False, True)]
+    return [tracks.roll(part, axis, bars=found.bars) for part in parts if part]
+
+
+def _text(path: Path, name: str, given: Given) -> Markup:
+    words = files.content(path).decode(errors="replace")
+    known = given.characters
+    if known is None and given.words is not None and words.startswith(given.words):
+        known = len(given.words)
+    begins = min(known or 0, len(words))
+    shown = words[:MOST_CHARACTERS]
+    return template(
+        "text.html",
+        called=name,
+        prompt=shown[:begins],
+        new=shown[begins:],
+        unknown=bool(given.tokens) and known is None,
+        left=len(words) - len(shown),
+    )
+
+
+FORMS: dict[str, Callable[[Path, str, Given], Markup]] = {".wav": _sound, ".mid": _music, ".txt": _text}
