@@ -597,6 +597,29 @@ def test_ticks_have_the_digits_that_they_need(values, words):
     assert chart.short(values) == words
 
 
+def sampled(run, words):
+    (run / "samples").mkdir(parents=True)
+    sidecar = {"checkpoint_sha256": "0" * 64, "sampler": {"temperature": 1.0}, "number": 0, "tokens": 5, "seed": 1}
+    (run / "samples" / "0000.txt").write_text(words)
+    (run / "samples" / "0000.txt.json").write_text(json.dumps(sidecar))
+
+
+def test_samples_of_the_arms_stand_side_by_side(tmp_path, show):
+    assert "samples" not in show(made())
+    sampled(tmp_path / "runs" / "gpt-s2", "of gpt <b>")
+    sampled(tmp_path / "runs" / "conv-s1", "of conv")
+    sampled(tmp_path.parent / f"{tmp_path.name}-outside", "of another folder")
+    result = made()
+    result["arms"][2]["folders"] = [f"../{tmp_path.name}-outside", str(tmp_path.parent / f"{tmp_path.name}-outside")]
+    result["arms"][3]["folders"] = ["a\0b", "x" * 1500, "loop", ""]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (beside,) = classed(show(result)["samples"], "beside")
+    assert [text(column.find("h3")) for column in beside] == ["gpt", "conv"]
+    assert ["of gpt <b>" in text(column) for column in beside] == [True, False]
+    assert ["of conv" in text(column) for column in beside] == [False, True]
+    assert "of another folder" not in text(beside)
+
+
 def test_two_comparisons_fit_into_one_page(tmp_path):
     found = []
     for name in "ab":

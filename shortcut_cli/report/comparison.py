@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from shortcut_cli.config import writing
 from shortcut_cli.formatting import ESCAPES
-from shortcut_cli.report import page
+from shortcut_cli.report import page, samples
 from shortcut_cli.report.chart import Line, Mark, Rule, Style, chart, legend, style
 from shortcut_cli.report.compared import FLOPS, LADDER, NAME, Arm, Compared, Contrast, Pilots, mean, number, text
 from shortcut_cli.report.forest import Row, forest
@@ -33,6 +33,7 @@ MATCHED = {
 }
 TITLED = 5  # arms that are named in the title
 NEAR = 1.0  # how many times the width of the losses a floor may be away to be drawn
+MOST_SAMPLES = 8  # of the page, of all arms together
 UNKNOWN = "\u2013"
 MINUS = "\u2212"
 COPIED = {code: f"\\u{code:04x}" for code in ESCAPES}
@@ -66,6 +67,7 @@ def sections(folder: Path) -> list[Section]:
         ("ladder", "The ladder of baselines", _ladder(found)),
         ("curves", "Validation loss during training", _curves(found)),
         ("rates", "Learning rates of the pilots", _rates(found)),
+        ("samples", "Samples side by side", _samples(folder, found)),
         ("checks", "Checks", _checks(found)),
         ("recipe", "Recipe", _recipe(found, f"toml-{key}")),
     ]
@@ -468,6 +470,33 @@ def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[
     return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges)
 
 
+# Samples
+
+
+def _samples(folder: Path, found: Compared) -> Markup | None:
+    """Of each arm whose runs have samples, those of its first run that has; None if there are none."""
+    runs = {}
+    for arm in found.arms:
+        sampled = next((place for name in arm.folders if (place := _sampled(folder, name))), None)
+        if sampled:
+            runs[arm.label] = sampled
+    if not runs:
+        return None
+    each = max(1, MOST_SAMPLES // len(runs))
+    shown = {label: samples.figures(run, each) for label, run in [*runs.items()][:MOST_SAMPLES]}
+    return template("comparison_samples.html", arms=shown, left_out=[*runs][MOST_SAMPLES:])
+
+
+def _sampled(folder: Path, name: str) -> Path | None:
+    """A run's folder inside that of its comparison, if it has samples; None of any other that someone wrote there."""
+    try:
+        place = (folder / name).resolve()
+        inside = place.is_relative_to(folder.resolve()) and any((place / "samples").glob("*.json"))
+    except (OSError, RuntimeError, ValueError):  # such names can't be looked up
+        return None
+    return place if inside else None
+
+
 # Checks
 
 
@@ -535,7 +564,7 @@ def _looked(found: Compared) -> str:
 def _recipe(found: Compared, place: str) -> Markup:
     """The recipe as a file that can be used again: what a terminal would obey is escaped as TOML does it."""
     toml = writing.toml(found.recipe).translate(COPIED).encode("utf-8", "replace").decode()
-    return template("comparison_recipe.html", place=place, toml=toml)
+    return template("comparison_recipe.html", recipe=page.copied(place, toml, "the recipe"))
 
 
 # Numbers
