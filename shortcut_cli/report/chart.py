@@ -83,9 +83,16 @@ class Rule:
 
 
 def chart(
-    lines: Sequence[Line], x: Axis, y: Axis, label: str, *, marks: Sequence[Mark] = (), rules: Sequence[Rule] = ()
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    label: str,
+    *,
+    marks: Sequence[Mark] = (),
+    rules: Sequence[Rule] = (),
+    values: Sequence[float] = (),
 ) -> Markup:
-    """Lines and marks over a grid. label: what a screen reader says instead."""
+    """Lines and marks over a grid. label: what a screen reader says instead; values: ticks that `x` should have."""
     placed = [_placed(mark, x, y) for line in lines for mark in _marks(line)]
     placed += [_placed(mark, x, y) for mark in marks]
     return template(
@@ -93,7 +100,7 @@ def chart(
         label=label,
         x_label=x.label,
         y_label=y.label,
-        x_ticks=ticks(x),
+        x_ticks=[(at(x, value), f"{value:g}") for value in _apart(x, values)] or ticks(x),
         y_ticks=[(100 - at, words) for at, words in ticks(y)],
         lines=[{"style": line.style, **_paths(line, x, y)} for line in lines],
         marks=[mark for mark in placed if mark],
@@ -115,12 +122,17 @@ def ticks(axis: Axis) -> list[tuple[float, str]]:
     """Places in percent and words of an axis: few enough for a narrow screen."""
     values = axis.ticks(TICKS)
     if axis.log:  # they are not evenly spaced
-        apart = [values[0]] if values else []
-        for value in values[1:]:
-            if at(axis, value) - at(axis, apart[-1]) >= APART:
-                apart.append(value)
-        values = apart
+        values = _apart(axis, values)
     return [(at(axis, value), words) for value, words in zip(values, short(values), strict=True)]
+
+
+def _apart(axis: Axis, values: Sequence[float]) -> list[float]:
+    """Ascending values, without those whose words would stand in each other's way."""
+    kept = [*values[:1]]
+    for value in values[1:]:
+        if at(axis, value) - at(axis, kept[-1]) >= APART:
+            kept.append(value)
+    return kept
 
 
 def short(values: Sequence[float]) -> list[str]:

@@ -467,7 +467,7 @@ def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[
             Mark(Style(own.colour, "", "up"), one.chosen, y.low, f"{one.label}: chosen {one.chosen:g}", "chosen")
         )
     edges = [Rule(rates[0], f"lowest rate of the grid, {rates[0]:g}"), Rule(rates[-1], f"highest rate, {rates[-1]:g}")]
-    return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges)
+    return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges, values=rates)
 
 
 # Samples
@@ -594,7 +594,9 @@ def _count(value: float) -> str:
 
 
 def _figures(value: float) -> str:
-    """Three digits."""
+    """Three digits, or a size."""
+    if abs(value) >= 1000:
+        return _count(value)
     return f"{value:.3g}".replace("-", MINUS) if math.isfinite(value) else UNKNOWN
 
 
