@@ -210,11 +210,15 @@ def map_(function, values):
     return [function(value) for value in values]
 
 
-def test_floors_that_are_near_are_lines_and_others_are_named(show):
-    section = show(made())["losses"]
+@pytest.mark.parametrize("near", [3.35, 3.05])  # above the losses, and below
+def test_floors_that_are_near_are_lines_and_others_are_named(show, near):
+    result = made()
+    result["floors"]["scores"]["5-gram"]["nats_per_token"] = near
+    section = show(result)["losses"]
     _, (nats, _) = forest(section)
     (line,) = {percent(line, "x1") for line in classed(section, "floor")}
-    assert nats(line) == pytest.approx(3.35, abs=2e-4)
+    assert 0 <= line <= 100
+    assert nats(line) == pytest.approx(near, abs=2e-4)
     assert "Beyond the axis: unigram at 5.5000." in text(section)
     assert "knows 1,234,567 tokens" in text(section)
 

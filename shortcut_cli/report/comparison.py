@@ -13,7 +13,7 @@ from shortcut_cli.config import writing
 from shortcut_cli.formatting import ESCAPES
 from shortcut_cli.report import page, samples
 from shortcut_cli.report.chart import Line, Mark, Rule, Style, chart, legend, style
-from shortcut_cli.report.compared import FLOPS, LADDER, NAME, Arm, Compared, Contrast, Pilots, mean, number, text
+from shortcut_cli.report.compared import FLOPS, LADDER, NAME, Arm, Compared, Contrast, Floor, Pilots, mean, number, text
 from shortcut_cli.report.forest import Row, forest
 from shortcut_cli.report.page import Section, template
 from shortcut_cli.report.svg import Axis, around
@@ -142,14 +142,14 @@ def _losses(found: Compared) -> Markup:
     )
 
 
-def _with_floors(found: Compared, axis: Axis) -> tuple[Axis, list[Any]]:
+def _with_floors(found: Compared, axis: Axis) -> tuple[Axis, list[Floor]]:
     """The axis, longer for floors that are near, and the floors that are not on it."""
-    reach, span = axis.high, axis.high - axis.low
-    for floor in found.floors:  # ascending
-        if axis.low <= floor.nats <= axis.high + NEAR * span:
-            reach = max(reach, floor.nats + 0.02 * span)
-    made = Axis(axis.label, axis.low, reach)
-    return made, [floor for floor in found.floors if not made.low <= floor.nats <= made.high]
+    span = axis.high - axis.low
+    near = [floor.nats for floor in found.floors if axis.low - NEAR * span <= floor.nats <= axis.high + NEAR * span]
+    low = min([axis.low, *(nats - 0.02 * span for nats in near)])
+    high = max([axis.high, *(nats + 0.02 * span for nats in near)])
+    made = Axis(axis.label, low, high)
+    return made, [floor for floor in found.floors if floor.nats not in near]
 
 
 def _axes(found: Compared, axis: Axis) -> list[Axis]:
