@@ -3,11 +3,14 @@
 Skipped where one of them is missing; `.ci/run` installs both (the extra `browser`, and the system's Chromium).
 """
 
+import json
 import shutil
+import tomllib
 from types import SimpleNamespace
 
 import pytest
 from conftest import quiet
+from test_report_comparison import arm, made
 
 from shortcut_cli.config import reading
 from shortcut_cli.kept import codec_scores
@@ -22,7 +25,7 @@ if CHROMIUM is None:
     pytest.skip("there is no Chromium on this machine", allow_module_level=True)
 
 HOSTILE = "<script>window.hit=1</script> 'a' \"b\" & é 😀"
-KINDS = ("run", "runs", "shards", "codec")
+KINDS = ("run", "runs", "shards", "codec", "comparison")
 PAPER = {"width": 700, "height": 1000}  # about A4
 
 
@@ -40,8 +43,21 @@ def pages(text_run, tmp_path_factory):
         "runs": [root / "gpt", root / "shortcut"],
         "shards": [root / "shards"],
         "codec": [root / "codec"],
+        "comparison": [comparison_folder(root / "comparison")],
     }
     return {kind: reporting.write(paths, root / f"{kind}.html")["report"] for kind, paths in given.items()}
+
+
+def comparison_folder(folder):
+    """A folder with a compare.json of more arms than there are colours, with long names, and one that diverged."""
+    result = made()
+    for number in range(9):
+        result["arms"].append(arm(1, "conv") | {"label": f"an_architecture_with_a_rather_long_name_{number}"})
+    result["arms"].append(arm(1, "conv") | {"label": HOSTILE, "nats_per_token": [None] * 3, "diverged": {"1": HOSTILE}})
+    result["notices"].append(HOSTILE)
+    folder.mkdir()
+    (folder / "compare.json").write_text(json.dumps(result))
+    return folder
 
 
 def codec_folder(folder):
@@ -239,3 +255,22 @@ def test_the_recipe_is_copied_whole(pages, opened):
     with open(path, "w", encoding="utf-8") as stream:
         stream.write(words)
     assert reading.read(path).model.name == "shortcut"
+
+
+def test_the_recipe_of_a_comparison_is_copied_whole(pages, opened):
+    page, _ = opened(pages["comparison"], permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy the recipe").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert tomllib.loads(page.evaluate("navigator.clipboard.readText()")) == made()["recipe"]
+
+
+def test_the_marks_of_a_comparison_show_their_values_and_its_columns_are_one_key_away(pages, opened):
+    page, _ = opened(pages["comparison"])
+    mark = page.locator(".mark[data-tip]").first
+    mark.locator("path").hover()
+    assert page.inner_text(".tip") == mark.get_attribute("data-tip")
+    words = page.get_by_text("Memory of the process of a run")
+    assert not words.is_visible()
+    page.locator("summary", has_text="What each column means").first.focus()
+    page.keyboard.press("Enter")
+    assert words.is_visible()

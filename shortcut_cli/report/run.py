@@ -19,7 +19,7 @@ SPLITS = ("test", "val", "train")
 
 
 def sections(folder: Path) -> list[Section]:
-    """What a run is, its curves, its scores and its recipe.
+    """What a run is, its curves and its scores.
 
     Raises UsageError or CheckFailed if its run.pt is missing or damaged.
     """
@@ -28,8 +28,12 @@ def sections(folder: Path) -> list[Section]:
     made = [Section("run", "Run", page.notices(warned(run)) + page.facts(_facts(run)) + _lineage(run))]
     made.append(Section("curves", "Curves", curves.of_run(run, f"{key}-axis")))
     made.append(Section("scores", "Scores", _scores(run)))
-    made.append(Section("recipe", "Recipe", _recipe(run, f"{key}-toml")))
     return made
+
+
+def recipe(folder: Path) -> list[Section]:
+    """The recipe of a run."""
+    return [Section("recipe", "Recipe", _recipe(read(folder), f"{page.key(folder)}-toml"))]
 
 
 def warned(run: RunData) -> Iterator[str]:
