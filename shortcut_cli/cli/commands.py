@@ -491,8 +491,10 @@ def compare(
             report=report,
             stop=signals,
         )
-    verdicts = "\n".join(
-        [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
+    verdicts = console.Prose(
+        "\n".join(
+            [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
+        )
     )
     console.result(result, tables.comparison(result), verdicts, as_json=as_json)
 
@@ -717,7 +719,7 @@ def doctor(as_json: AsJson = False) -> None:
     from shortcut_cli.stages.doctor import examine
 
     checks = examine()
-    console.result({"checks": checks}, tables.checks(checks), as_json=as_json)
+    console.result({"checks": checks}, *tables.checks(checks), as_json=as_json)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from shortcut_cli import SCHEMA_VERSION, cleanup
+from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, wrapped, written
 from shortcut_cli.errors import ShortcutError
 from shortcut_cli.events import Event, Note, Progress, Validation
 from shortcut_cli.formatting import cell, shown, to_json
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
-MOST_ROWS = 2000  # of a table that are shown; --json has all
-MOST_CHARACTERS = 1000  # of a value in a table that are shown
-MOST_LINES = 20  # of a value in a table that are shown
 STDERR = 2  # its number, the last of the standard streams'
 SHOW_CURSOR = b"\x1b[?25h\n"  # which Rich hides below its bars
 
@@ -157,6 +155,10 @@ def text(words: str, *, error: bool = False) -> None:
         (sys.stderr if error else sys.stdout).write(shown(words))
 
 
+class Prose(str):
+    """Text that a terminal shows in lines broken at spaces; other text, such as a path, stays on its line."""
+
+
 def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> None:
     """Print the result of a command on stdout: `data` with its schema version as one JSON document, or `parts`.
 
@@ -167,42 +169,88 @@ def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> Non
         return
     with _showing():
         for part in parts:
-            _out().print(shown(part) if isinstance(part, str) else part)
+            _out().print(_broken(part) if isinstance(part, str) else part)
+
+
+def _broken(words: str) -> str:
+    """Text as it is printed on stdout."""
+    if not (isinstance(words, Prose) and _out().is_terminal):
+        return shown(words)
+    return wrapped(shown(words), _out().width, _fitting().measure)
 
 
 def table(
     title: str,
-    columns: Iterable[str],
+    columns: Iterable[str | Column],
     rows: Iterable[Iterable[Any]],
     align: Literal["left", "right"] = "right",
-    *,
-    whole: bool = False,
 ) -> "Table":
-    """A table. align: of the columns after the first, which is aligned left.
+    """A table, which shows as many of its columns as there is room for, see `layout`, and names the others below.
 
+    align: of the columns after the first, which is aligned left. The first never leaves, nor does a column of rank 0.
     Values may come from a file that anyone has made, so there are only so many rows, and so much of a value: drawing
-    takes far longer than reading. whole: if the table is too wide, only the first column is broken into lines, as long
-    as that is enough.
+    takes far longer than reading.
     """
-    from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(shown(title), "bold"), title_justify="left")
-    for number, column in enumerate(columns):
-        one_line = whole and number > 0
-        made.add_column(Text(shown(column)), justify=align if number else "left", overflow="fold", no_wrap=one_line)
-    every = [*rows]
-    for row in every[:MOST_ROWS]:
-        made.add_row(*(Text(shown(_cut(cell(value)))) for value in row))
-    if len(every) > MOST_ROWS:
-        made.add_row(f"and {len(every) - MOST_ROWS:,} more rows")
+    named = [one if isinstance(one, Column) else Column(one, min(1, number)) for number, one in enumerate(columns)]
+    named = [Column(shown(one.heading), one.rank) for one in named]
+    every = [tuple(row) for row in rows]
+    made: Table = _fitting()(title=Text(shown(title), "bold"), title_justify="left")
+    shown_rows = every[:MOST_ROWS]
+    vars(made).update(named=named, values=shown_rows, more=len(every) - len(shown_rows))
+    for number, column in enumerate(named):
+        made.add_column(Text(column.heading), justify=align if number else "left")
+    for row in shown_rows:
+        made.add_row(*(Text(written(value)) for value in row))
     return made
 
 
-def _cut(words: str) -> str:
-    """As much of a value as a table shows."""
-    kept = "\n".join(words[:MOST_CHARACTERS].split("\n")[:MOST_LINES])
-    return kept if kept == words else f"{kept} ..."
+@cache
+def _fitting() -> Any:
+    """The class of tables that choose their columns when they are drawn, since only then the width is known."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    def line(words: str, style: str = "") -> Text:
+        return Text(words, style, no_wrap=True, overflow="ignore")
+
+    def fitted(words: str) -> Text:
+        return Text(words, no_wrap=True, overflow="crop")  # with "ignore" it would not be aligned
+
+    class Fitting(Table):
+        named: list[Column]
+        values: list[tuple[Any, ...]]
+        more: int  # rows that are not shown
+        measure = staticmethod(cell_len)
+
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+            """Draw the title, then the columns that fit, then what else there is."""
+            room = options.max_width
+            yield line(wrapped(str(self.title), room, cell_len), "bold")
+            found = fit(self.named, self.values, room, cell_len)
+            if found is None:
+                yield from map(line, records(self.named, self.values, room, cell_len))
+            else:
+                yield self.drawn(found)
+            if self.more:
+                yield line(f"and {self.more:,} more rows: --json", "dim")
+            if found and (left := [one.heading for n, one in enumerate(self.named) if n not in found.kept]):
+                more = f"more columns with --json or a wider terminal: {', '.join(left)}"
+                yield line(wrapped(more, room, cell_len), "dim")
+
+        def drawn(self, found: Fitted) -> Table:
+            """The columns that fit, as a table of Rich's."""
+            made = Table()
+            for number, width, heading in zip(found.kept, found.widths, found.headings, strict=True):
+                side = self.columns[number].justify
+                made.add_column(fitted(heading), justify=side, width=width)
+            for row in found.rows:
+                made.add_row(*map(fitted, row))
+            return made
+
+    return Fitting
 
 
 def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
