@@ -345,7 +345,7 @@ def replaced(monkeypatch, module, name, result):
 @pytest.fixture
 def prepared(monkeypatch):
     """The shards of every recipe count as prepared."""
-    monkeypatch.setattr(commands, "_need_shards", lambda *_: None)
+    monkeypatch.setattr(commands, "_with_shards", lambda _, resolved, *__: resolved)
 
 
 @pytest.fixture
@@ -356,9 +356,10 @@ def ckpt(tmp_path):
 
 
 def printed(capsys):
-    """The JSON document on stdout."""
+    """The JSON document on stdout, without the list of files, which every command has."""
     found = json.loads(capsys.readouterr().out)
     assert found["schema_version"] == 2
+    assert all(isinstance(path, str) for path in found.pop("written"))
     return found
 
 

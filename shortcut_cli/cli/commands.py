@@ -4,6 +4,7 @@ Heavy imports are inside the bodies, after the checks that need none of them.
 """
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shortcut_cli import __version__, registry
-from shortcut_cli.cli import console, tables
+from shortcut_cli.cli import console, endings, tables
 from shortcut_cli.cli.signals import guarded, signals
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Progress
@@ -119,22 +120,48 @@ def _settings(given: list[str] | None, **flags: tuple[str, object]) -> "list[str
     return [*(given or []), *named]
 
 
-def _need_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> None:
-    """Raise UsageError, which names the command that makes them, if the recipe's shards are not prepared."""
-    import shlex
+def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "Recipe":
+    """The recipe with the tokenizer's keys of its shards, which a line names; see `reading.with_shards`.
+
+    Raises UsageError, which names the command that makes them, if the shards are not prepared.
+    """
+    import sys
 
     from shortcut_cli import files
+    from shortcut_cli.config import reading, writing
+    from shortcut_cli.kept.inputs import read
 
     folder = Path(resolved.data.shards)
     if (folder / "manifest.json").is_file():
-        return
-    parts = ["shortcut", "prepare", resolved.tokenizer.name, "PATH...", "--recipe", recipe]
+        request = (read(folder / "manifest.json") or {}).get("request")
+        made = request.get("tokenizer") if isinstance(request, dict) else None
+        command = ["shortcut", *sys.argv[1:]]
+        known = made if isinstance(made, dict) else {}
+        resolved, taken = reading.with_shards(recipe, resolved, given or (), known, str(folder), command)
+        if taken:
+            said = ", ".join(f"{key} = {writing.toml(value)}" for key, value in taken.items())
+            console.note(f"the tokenizer's keys are those of {folder}: {said}")
+        return resolved
+    parts = ["prepare", resolved.tokenizer.name, "PATH...", "--recipe", recipe]
     for setting in given or []:
         if setting.strip().startswith(("data.", "tokenizer.")):
             parts += ["--set", setting]
     begun = files.owner(folder) == "shortcut prepare"
     state = "is incomplete (it has no manifest.json)" if begun else "is not a shards folder (it has no manifest.json)"
-    raise UsageError(f"{folder} {state}", " ".join(map(shlex.quote, parts)))
+    raise UsageError(f"{folder} {state}", endings.pasted(parts))
+
+
+def _end(folder: Path | str, written: Sequence[str], then: Sequence[str], *, as_json: bool) -> None:
+    """The last lines of a success: where its files are, and the next command; with --json there are none.
+
+    This is also the place for the path of a page that shows the result.
+    """
+    if as_json:
+        return
+    if written:
+        console.note(endings.told(folder, written))
+    if then:
+        console.note(f"Next: {endings.pasted(then)}", "bold")
 
 
 def _finite(flag: str, given: float, least: float, greatest: float) -> float:
@@ -207,7 +234,9 @@ def prepare(
             resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report
         )
     shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": str(folder)}
-    console.result(shown, tables.shards(shown), *tables.account(shown), as_json=as_json)
+    written = endings.within(folder)
+    console.result(shown, tables.shards(shown), *tables.account(shown), as_json=as_json, written=written)
+    _end(folder, written, endings.after_prepare(name, folder, settings or ()), as_json=as_json)
 
 
 @app.command()
@@ -241,7 +270,7 @@ def train(
         raise UsageError(f"--extend goes on with a run: it takes no {'--dry-run' if dry_run else '--resume never'}")
     flags = {"model__name": ("--model", model), "train__seed": ("--seed", seed), "train__steps": ("--extend", extend)}
     resolved = reading.read(recipe, _settings(settings, **flags))
-    _need_shards(recipe, resolved, settings)
+    resolved = _with_shards(recipe, resolved, settings)
     folder = out or reading.run_folder(recipe, resolved)
     first = None if init_from is None else _checkpoint(init_from)
     from shortcut_cli.stages import training
@@ -262,7 +291,9 @@ def train(
             init_from=first,
             extend=extend is not None,
         )
-    console.result(summary, summary["run"], as_json=as_json)
+    written = endings.of_training(folder)
+    console.result(summary, summary["run"], as_json=as_json, written=written)
+    _end(folder, written, endings.after_train(folder), as_json=as_json)
 
 
 @app.command("eval")
@@ -301,7 +332,9 @@ def evaluate(
             )
         else:
             result = pipeline.score(ckpt, shards, split, device=where, report=report)
-    console.result(result, tables.scores(str(ckpt), result), *tables.account(result), as_json=as_json)
+    written = endings.of_score(ckpt, result)
+    console.result(result, tables.scores(str(ckpt), result), *tables.account(result), as_json=as_json, written=written)
+    _end(ckpt.parent, written, endings.after_eval(ckpt), as_json=as_json)
 
 
 @app.command()
@@ -355,7 +388,11 @@ def sample(
         paths = pipeline.draw(ckpt, like, prompt, settings, out, device=device, report=report)
         signals.close()  # its files are complete, and would be in the way of the same command
     listed = [str(path) for path in paths]
-    console.result({"samples": listed}, "\n".join(listed), as_json=as_json)
+    written = endings.of_samples(listed)
+    console.result({"samples": listed}, "\n".join(listed), as_json=as_json, written=written)
+    if ckpt is not None:
+        folder = Path(listed[0]).parent if listed else ckpt.parent
+        _end(folder, written, endings.after_sample(ckpt, endings.model_of(ckpt)), as_json=as_json)
 
 
 @app.command()
@@ -383,7 +420,9 @@ def attention(
             ckpt, prompt, shards, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
-    console.result(result, tables.attention(folder, result), tables.layers(result), as_json=as_json)
+    written = endings.named(folder, ["attention.json", "attention.npz", "attention.png", "use.png"])
+    console.result(result, tables.attention(folder, result), tables.layers(result), as_json=as_json, written=written)
+    _end(folder, written, endings.after_attention(ckpt, endings.model_of(ckpt)), as_json=as_json)
 
 
 @app.command("run")
@@ -403,11 +442,14 @@ def run_pipeline(
     resolved = reading.read(recipe, _settings(settings))
     from shortcut_cli.stages import pipeline
 
+    folder = out or reading.run_folder(recipe, resolved)
+    if (Path(resolved.data.shards) / "manifest.json").is_file():
+        resolved = _with_shards(recipe, resolved, settings)
     with console.Reporter() as report:
         result = pipeline.run_all(
             resolved,
             paths,
-            out or reading.run_folder(recipe, resolved),
+            folder,
             n_workers=_count(workers),
             max_bad=max_bad,
             device=devices.choose(device),
@@ -415,7 +457,15 @@ def run_pipeline(
             stop=signals,
         )
     shown = [*tables.account(result["prepare"]), tables.scores(result["train"]["run"], result["eval"])]
-    console.result(result, *shown, "\n".join(result["samples"]), as_json=as_json)
+    ckpt = folder / "run.pt"
+    made = [
+        *endings.of_training(folder),
+        *endings.of_score(ckpt, result["eval"]),
+        *endings.of_samples(result["samples"]),
+    ]
+    written = [*endings.within(Path(resolved.data.shards)), *made]
+    console.result(result, *shown, "\n".join(result["samples"]), as_json=as_json, written=written)
+    _end(folder, made, endings.after_sample(ckpt, resolved.model.name), as_json=as_json)
 
 
 @app.command()
@@ -472,14 +522,15 @@ def compare(
     match = match or ("flops" if rungs else "params")
     if rungs and match == "none":
         raise UsageError("--ladder needs a cost to be laid over", "--match flops, params or time")
-    _need_shards(recipe, resolved, settings)
+    resolved = _with_shards(recipe, resolved, settings)
     from shortcut_cli.stages import comparison
 
+    folder = out or Path("comparisons") / Path(recipe).stem
     with console.Reporter() as report:
         result = comparison.compare(
             resolved,
             names,
-            out or Path("comparisons") / Path(recipe).stem,
+            folder,
             seeds=seeds,
             match=match,
             rungs=rungs,
@@ -496,7 +547,9 @@ def compare(
             [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
         )
     )
-    console.result(result, tables.comparison(result), verdicts, as_json=as_json)
+    written = endings.within(folder)
+    console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=written)
+    _end(folder, written, ["runs", str(folder / "runs")], as_json=as_json)
 
 
 @app.command()
@@ -573,6 +626,7 @@ def recipes_copy(
         raise UsageError(f"{file} exists already", "choose another file name")
     files.write(file, reading.text(name))
     console.text(f"{file}\n")
+    _end(file.parent, [], ["recipes", "check", str(file)], as_json=False)
 
 
 @recipes_app.command("check")
@@ -610,7 +664,7 @@ def prove_resume(
     from shortcut_cli.config import reading
 
     resolved = reading.read(recipe, _settings(settings))
-    _need_shards(recipe, resolved, settings)
+    resolved = _with_shards(recipe, resolved, settings)
     from shortcut_cli.stages import proof
 
     with console.Reporter() as report, files.temporary_folder() as scratch:
@@ -619,7 +673,8 @@ def prove_resume(
     equal = result["equal_weights"] and result["equal_logs"]
     verdict = f"weights and logs are {'equal' if equal else 'not equal'} after {result['kills']} kills"
     verdict += f" ({result['conditions']})"
-    console.result(result, tables.proof("prove resume", result), verdict, as_json=as_json)
+    written = endings.within(out) if out else []
+    console.result(result, tables.proof("prove resume", result), verdict, as_json=as_json, written=written)
     if not equal:
         raise CheckFailed("the interrupted training ended with different weights or logs")
 
@@ -667,18 +722,21 @@ def codec_train(
     resolved = reading.read_codec(recipe, _settings(settings))
     from shortcut_cli.stages import codec_training
 
+    folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
     with console.Reporter() as report:
         summary = codec_training.train(
             resolved,
             paths,
-            out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}",
+            folder,
             n_workers=_count(workers),
             device=devices.choose(device),
             resume=resume,
             report=report,
             stop=signals,
         )
-    console.result(summary, summary["codec"], as_json=as_json)
+    written = endings.of_training(folder)
+    console.result(summary, summary["codec"], as_json=as_json, written=written)
+    _end(folder, written, ["codec", "eval", str(summary["codec"]), *paths], as_json=as_json)
 
 
 @codec_app.command("get")
@@ -694,7 +752,9 @@ def codec_get(
             name,
             lambda done, total: report(Progress(task=f"get {name}", done=done, total=total or done, unit="bytes")),
         )
-    console.result({"name": str(name), "path": str(path), "worked": not there}, str(path), as_json=as_json)
+    found = {"name": str(name), "path": str(path), "worked": not there}
+    console.result(found, str(path), as_json=as_json, written=[str(path)])
+    _end(path.parent, [], ["doctor"], as_json=as_json)
 
 
 @codec_app.command("eval")
@@ -710,7 +770,10 @@ def codec_eval(
     with console.Reporter() as report:
         result = codec_evaluation.evaluate(weights, paths, out, report=report)
         signals.close()  # its files are complete, and would be in the way of the same command
-    console.result(result, tables.codec_scores(result), *tables.account(result), as_json=as_json)
+    written = endings.within(out) if out else []
+    console.result(result, tables.codec_scores(result), *tables.account(result), as_json=as_json, written=written)
+    then = ["prepare", "audio", *paths, "--set", f"tokenizer.weights={weights}"]
+    _end(out or "", written, then, as_json=as_json)
 
 
 @app.command()
@@ -732,15 +795,18 @@ def demo(
     """Run every domain end to end on generated data, offline. Takes a few minutes."""
     from shortcut_cli.stages import demo as stage
 
+    folder = out or Path("demo")
     with console.Reporter() as report:
         result = stage.demo(
-            out or Path("demo"),
+            folder,
             n_workers=_count(workers),
             device=devices.choose(device),
             report=report,
             stop=signals,
         )
-    console.result(result, tables.demo(result), "\n".join(result["samples"]), as_json=as_json)
+    written = endings.within(folder)
+    console.result(result, tables.demo(result), "\n".join(result["samples"]), as_json=as_json, written=written)
+    _end(folder, written, endings.after_demo(folder), as_json=as_json)
 
 
 @app.callback(invoke_without_command=True)

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from types import TracebackType
@@ -159,17 +159,27 @@ class Prose(str):
     """Text that a terminal shows in lines broken at spaces; other text, such as a path, stays on its line."""
 
 
-def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> None:
+def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool, written: Sequence[str] = ()) -> None:
     """Print the result of a command on stdout: `data` with its schema version as one JSON document, or `parts`.
+
+    written: the files that are there now because of the command, in the document under that name.
 
     Raises ShortcutError if stdout can't be written.
     """
     if as_json:
-        text(to_json({"schema_version": SCHEMA_VERSION, **data}, indent=1) + "\n")
+        text(to_json({"schema_version": SCHEMA_VERSION, **data, "written": [*written]}, indent=1) + "\n")
         return
     with _showing():
         for part in parts:
             _out().print(_broken(part) if isinstance(part, str) else part)
+
+
+def note(words: str, style: str = "") -> None:
+    """Print a line for the user on stderr: a terminal breaks it into lines itself, so that it can be copied."""
+    from rich.text import Text
+
+    with _trying():
+        _err().print(Text(shown(words), style), soft_wrap=True)
 
 
 def _broken(words: str) -> str:

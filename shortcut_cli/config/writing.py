@@ -12,7 +12,7 @@ def dump(recipe: Recipe | CodecRecipe) -> str:
 
     def table(prefix: str, tree: Mapping[str, Any]) -> None:
         lines.append(f"[{prefix}]")
-        lines.extend(f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict))
+        lines.extend(f"{key} = {toml(value)}" for key, value in tree.items() if not isinstance(value, dict))
         lines.append("")
         for key, value in tree.items():
             if isinstance(value, dict):
@@ -23,7 +23,8 @@ def dump(recipe: Recipe | CodecRecipe) -> str:
     return "\n".join(lines)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value of a recipe as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -32,7 +33,7 @@ def _toml(value: Any) -> str:
         )
         return f'"{escaped}"'
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     assert isinstance(value, int | float), f"no TOML form for {value!r}"
     return repr(value)
 
