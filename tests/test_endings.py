@@ -139,7 +139,7 @@ def test_another_tokenizer_is_another_recipe():
 @pytest.mark.parametrize("value", [{"a": 1}, [[1]], None, 1e400, "x"])
 def test_a_manifest_that_holds_anything_is_a_users_error(own, value):
     for name in ("text-tiny", own):
-        with pytest.raises(UsageError, match="s: tokenizer.vocabulary is not valid"):
+        with pytest.raises(UsageError, match=r"s: tokenizer\.vocabulary is not valid"):
             agreed(name, [], made(vocabulary=value))
 
 

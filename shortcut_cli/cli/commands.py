@@ -151,13 +151,17 @@ def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "R
     raise UsageError(f"{folder} {state}", endings.pasted(parts))
 
 
-def _end(folder: Path | str, written: Sequence[str], then: Sequence[str], *, as_json: bool) -> None:
-    """The last lines of a success: where its files are, and the next command; with --json there are none.
+def _end(
+    folder: Path | str, written: Sequence[str], then: Sequence[str], *, as_json: bool, said: Sequence[str] = ()
+) -> None:
+    """The last lines of a success: remarks, where its files are, and the next command; with --json there are none.
 
     This is also the place for the path of a page that shows the result.
     """
     if as_json:
         return
+    for remark in dict.fromkeys(said):
+        console.note(f"Note: {remark}", "yellow")
     if written:
         console.note(endings.told(folder, written))
     if then:
@@ -334,7 +338,7 @@ def evaluate(
             result = pipeline.score(ckpt, shards, split, device=where, report=report)
     written = endings.of_score(ckpt, result)
     console.result(result, tables.scores(str(ckpt), result), *tables.account(result), as_json=as_json, written=written)
-    _end(ckpt.parent, written, endings.after_eval(ckpt), as_json=as_json)
+    _end(ckpt.parent, written, endings.after_eval(ckpt), as_json=as_json, said=endings.of_results(result))
 
 
 @app.command()
@@ -392,7 +396,8 @@ def sample(
     console.result({"samples": listed}, "\n".join(listed), as_json=as_json, written=written)
     if ckpt is not None:
         folder = Path(listed[0]).parent if listed else ckpt.parent
-        _end(folder, written, endings.after_sample(ckpt, endings.model_of(ckpt)), as_json=as_json)
+        then = endings.after_sample(ckpt, endings.model_of(ckpt))
+        _end(folder, written, then, as_json=as_json, said=endings.of_results({}, listed))
 
 
 @app.command()
@@ -465,7 +470,8 @@ def run_pipeline(
     ]
     written = [*endings.within(Path(resolved.data.shards)), *made]
     console.result(result, *shown, "\n".join(result["samples"]), as_json=as_json, written=written)
-    _end(folder, made, endings.after_sample(ckpt, resolved.model.name), as_json=as_json)
+    said = endings.of_results(result["eval"], result["samples"])
+    _end(folder, made, endings.after_sample(ckpt, resolved.model.name), as_json=as_json, said=said)
 
 
 @app.command()

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shortcut_cli.errors import CheckFailed
+
 MOST_NAMED = 8  # files that are named; --json names all
 # What a training writes into its folder; scores, samples and attention are those of other commands.
 OF_TRAINING = re.compile(
@@ -41,6 +43,21 @@ def of_score(ckpt: Path, result: dict[str, Any]) -> list[str]:
 def of_samples(paths: Iterable[Path | str]) -> list[str]:
     """Samples, and the .json beside each."""
     return [each for path in paths for each in (str(path), f"{path}.json")]
+
+
+def of_results(score: dict[str, Any], samples: Iterable[str] = ()) -> list[str]:
+    """What should be known of a score and of samples, see `kept.remarks`."""
+    from shortcut_cli.kept import remarks
+    from shortcut_cli.kept.inputs import read
+
+    said = remarks.of_score(score)
+    for path in samples:
+        try:
+            found = remarks.of_sample(read(Path(f"{path}.json")) or {})
+        except CheckFailed:
+            continue  # it is damaged; the sample is there all the same
+        said += [f"{Path(path).name}: {one}" for one in found]
+    return said
 
 
 def told(folder: Path | str, paths: Sequence[str]) -> str:
