@@ -11,11 +11,13 @@ import errno
 import io
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from shortcut_cli import SCHEMA_VERSION, cleanup
 from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, wrapped, written
 from shortcut_cli.errors import ShortcutError
-from shortcut_cli.events import Event, Note, Progress, Validation
+from shortcut_cli.events import Event, Note, Part, Progress, Validation
 from shortcut_cli.formatting import cell, shown, to_json
 
 if TYPE_CHECKING:
@@ -34,8 +36,12 @@ if TYPE_CHECKING:
     Table = rich.table.Table
 
 PLAIN_INTERVAL_S = 10.0
+ROOMY = 110  # columns of the screen from which a bar has everything beside it
+PARTS = "parts"
+PLAIN_WIDTH = 76  # and from which it has more than the loss and the time left
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
 STDERR = 2  # its number, the last of the standard streams'
+CLEAR_LINE = "\r\x1b[K"
 SHOW_CURSOR = b"\x1b[?25h\n"  # which Rich hides below its bars
 
 
@@ -68,6 +74,39 @@ class _Closed(io.TextIOBase):
 
     def write(self, _: str) -> int:
         raise _lost(os.strerror(errno.EBADF))
+
+
+class _Loading:
+    """Says on a terminal that a large library is being imported, since that can take seconds.
+
+    The line goes away before anything else is printed.
+    """
+
+    names = ("numpy", "scipy", "torch", "matplotlib", "miditok", "encodec")
+    said = False
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        """Called by Python for each module that is about to be imported; finds none itself."""
+        if name in self.names and sys.stderr.isatty():
+            # The cursor goes back to the beginning, so that whatever comes next, even of a signal, takes its place.
+            with suppress(OSError):
+                sys.stderr.write(f"{CLEAR_LINE}loading {name} ...\r")
+                sys.stderr.flush()
+            _Loading.said = True
+
+    @classmethod
+    def over(cls) -> None:
+        """Take the line away, if there is one."""
+        if cls.said:
+            cls.said = False
+            with suppress(OSError):
+                sys.stderr.write(CLEAR_LINE)
+                sys.stderr.flush()
+
+
+def say_what_loads() -> None:
+    """From here on, say on a terminal which large library is being imported."""
+    sys.meta_path.insert(0, _Loading())
 
 
 def harden() -> None:
@@ -115,6 +154,7 @@ def _mute(stream: TextIO) -> None:
 @contextmanager
 def _showing() -> Iterator[None]:
     """Raises ShortcutError if what is printed on stdout in this block does not arrive."""
+    _Loading.over()
     try:
         yield
         sys.stdout.flush()
@@ -130,6 +170,7 @@ def _lost(reason: str) -> ShortcutError:
 @contextmanager
 def _trying() -> Iterator[None]:
     """What is printed on stderr in this block may get lost."""
+    _Loading.over()
     try:
         yield
         sys.stderr.flush()
@@ -268,33 +309,66 @@ def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
     return table(title, ("", "value"), rows.items())
 
 
-def _bars() -> "rich.progress.Progress":
-    """Progress bars on stderr, with rate and time left."""
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+def _bars(width: int) -> "rich.progress.Progress":
+    """Progress bars on stderr: task, done, loss with its unit, epoch, time spent and left, as far as `width` goes."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column as TableColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{cell(float(speed))} {task.fields['unit']}/s" if speed else "")
+            return Text(f"{cell(float(speed))} {task.fields['unit']}/s" if speed else "", no_wrap=True)
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+    class Left(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            left = task.time_remaining
+            return Text("" if left is None else f"{_clock(left)} left", no_wrap=True)
+
+    class Bars(Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            """The bar of the parts has a line of its own, since its description would take the others' room."""
+            tasks = self.tasks
+            whole = [task for task in tasks if task.fields["unit"] == PARTS]
+            if whole:
+                yield Text(whole[0].description, no_wrap=True, overflow="ellipsis")
+            yield self.make_tasks_table([task for task in tasks if task not in whole])
+            yield self.make_tasks_table(whole)
+
+    name = TableColumn(no_wrap=True, overflow="ellipsis", max_width=width // 5)
+    columns: list[ProgressColumn | str] = [
+        TextColumn("{task.fields[name]}", markup=False, table_column=name),
+        BarColumn(bar_width=max(7, min(40, width // 10))),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-    )
-    more = (Rate(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
-    return Progress(*columns, *more, console=_err(), transient=True)
+        TextColumn("{task.fields[loss]}", markup=False),
+    ]
+    columns += [TextColumn("{task.fields[epoch]}")] if width >= ROOMY else []
+    columns += [TimeElapsedColumn()] if width >= PLAIN_WIDTH else []
+    columns += [Left(), *([Rate()] if width >= ROOMY else [])]
+    return Bars(*columns, console=_err(), transient=True)
+
+
+def _clock(seconds: float) -> str:
+    """A time as 1:02, or 1:02:03 from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Reporter:
-    """Shows the events of a stage: live bars on a terminal, otherwise a plain line at most every PLAIN_INTERVAL_S."""
+    """Shows the events of a stage: live bars on a terminal, otherwise a plain line at most every PLAIN_INTERVAL_S.
+
+    Of a command with several parts the first bar is that of the parts, and the others are those of the present one.
+    """
 
     def __init__(self) -> None:
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
+        self.whole: rich.progress.TaskID | None = None  # the bar of the parts
+        self.known: dict[str, Progress] = {}  # the last event of a task that had a loss
         self.printed = time.monotonic()
         self.shown = ExitStack()
+        self.lock = threading.RLock()  # several runs of a comparison report at once
 
     def __enter__(self) -> "Reporter":
         return self
@@ -307,7 +381,7 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         """Show one event of a stage."""
-        with _trying():
+        with self.lock, _trying():
             self._show(event)
 
     def _show(self, event: Event) -> None:
@@ -315,36 +389,90 @@ class Reporter:
             _err().print(shown(event.text), highlight=False, soft_wrap=True)
         elif isinstance(event, Validation):
             best = " (best so far)" if event.loss <= event.best else ""
-            scored = shown(event.text) or f"{event.loss:.4f} nats per token"
+            scored = shown(event.text) or f"{event.loss:.4f} nats per token on the val split"
             _err().print(f"step {event.step:,}: validation {scored}{best}", highlight=False, soft_wrap=True)
+        elif isinstance(event, Part):
+            self._part(event)
         elif _err().is_terminal:
-            self._bar(event)
+            self._bar(self._with_loss(event))
         else:
-            self._plain(event)
+            self._plain(self._with_loss(event))
 
-    def _bar(self, event: Progress) -> None:
+    def _with_loss(self, event: Progress) -> Progress:
+        """An event with the loss that its task had last, and the epochs and seconds in proportion, if it has none."""
+        if event.loss is not None:
+            self.known[event.task] = event
+        last = self.known.get(event.task)
+        if last is None or event is last or not 0 < last.done <= event.done:
+            return event
+        grown = event.done / last.done
+        return replace(
+            event,
+            loss=last.loss,
+            loss_unit=last.loss_unit,
+            epochs=last.epochs * grown,
+            tokens=round(last.tokens * grown),
+            seconds=last.seconds * grown,
+        )
+
+    def _started(self) -> "rich.progress.Progress":
+        """The bars, which are there from the first event on."""
         if not self.live:
-            self.live = _bars()
+            self.live = _bars(_err().width)
             self.shown.enter_context(cleanup.due(lambda: os.write(STDERR, SHOW_CURSOR)))
             self.live.start()
+        return self.live
+
+    def _part(self, event: Part) -> None:
+        """Show that a part begins: nothing of those before it is left."""
+        said = f"{event.task} {event.number:,} of {event.total:,}: {event.text}"
+        if not _err().is_terminal:
+            _err().print(shown(said), highlight=False, soft_wrap=True)
+            return
+        live = self._started()
+        for task in self.tasks.values():
+            live.remove_task(task)
+        self.tasks.clear()
+        self.known.clear()
+        if self.whole is None:
+            self.whole = live.add_task("", total=event.total, name="in all", unit=PARTS, loss="", epoch="")
+        live.update(self.whole, description=shown(said), completed=event.number - 1, total=event.total)
+
+    def _bar(self, event: Progress) -> None:
+        live = self._started()
         if event.task not in self.tasks:
-            self.tasks[event.task] = self.live.add_task(
-                shown(event.task), total=event.total, unit=shown(event.unit), loss=""
+            self.tasks[event.task] = live.add_task(
+                shown(event.task),
+                name=shown(event.task),
+                total=event.total,
+                unit=shown(event.unit),
+                loss="",
+                epoch="",
             )
-        loss: dict[str, Any] = {} if event.loss is None else {"loss": f"loss {event.loss:.4f}"}
-        self.live.update(self.tasks[event.task], completed=event.done, total=event.total, **loss)
+        fields: dict[str, Any] = {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
+        if event.loss is not None:
+            short = live.console.width < PLAIN_WIDTH  # then the unit is that of every training
+            fields["loss"] = f"loss {event.loss:.4f}" if short else _loss(event).replace(" per ", "/")
+        live.update(self.tasks[event.task], completed=event.done, total=event.total, **fields)
         if event.done >= event.total:
-            self.live.remove_task(self.tasks.pop(event.task))
+            live.remove_task(self.tasks.pop(event.task))
+            self.known.pop(event.task, None)
 
     def _plain(self, event: Progress) -> None:
         now = time.monotonic()
         if now - self.printed < PLAIN_INTERVAL_S:
             return
         self.printed = now
-        rate = ""
+        line = f"{event.task}: {event.done:,} of {event.total:,} {event.unit}"
+        line += "" if event.loss is None else f", {_loss(event)}"
+        line += f", epoch {event.epochs:.2f}" if event.epochs else ""
         if event.seconds:
             left = event.seconds / event.done * (event.total - event.done)
-            rate = f", {event.tokens / event.seconds:,.0f} tokens/s, {left:,.0f} s left"
-        loss = "" if event.loss is None else f", loss {event.loss:.4f}"
-        line = f"{event.task}: {event.done:,} of {event.total:,} {event.unit}{loss}{rate}"
+            rate = f", {event.tokens / event.seconds:,.0f} tokens/s" if event.tokens else ""
+            line += f"{rate}, {event.seconds:,.0f} s spent, {left:,.0f} s left"
         _err().print(shown(line), highlight=False, soft_wrap=True)
+
+
+def _loss(event: Progress) -> str:
+    unit = f" {event.loss_unit}" if event.loss_unit else ""
+    return shown(f"loss {event.loss:.4f}{unit}")
