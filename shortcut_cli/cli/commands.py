@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from shortcut_cli import __version__, registry
 from shortcut_cli.cli import console, endings, tables
@@ -23,17 +24,50 @@ if TYPE_CHECKING:
     from shortcut_cli.config.schema import Recipe
 
 
-def _group(text: str) -> typer.Typer:
+PANELS = ("Data", "Models", "Look", "Codec", "Check")  # in which the commands are listed
+SHELLS = Literal["bash", "zsh", "fish"]
+
+
+class _Panels(typer.core.TyperGroup):
+    """A group whose help lists the commands in panels, without Rich."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel; a group that has none gets a single one."""
+        every = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        room = formatter.width - 6 - max(len(name) for name, _ in every)
+        for panel in (*PANELS, None):
+            mine = [(name, one) for name, one in every if (getattr(one, "rich_help_panel", None) or None) == panel]
+            if mine:
+                with formatter.section(panel or "Commands"):
+                    formatter.write_dl([(name, one.get_short_help_str(room)) for name, one in mine])
+
+
+def _group(text: str, epilog: str | None = None) -> typer.Typer:
     """A group of commands with plain help: importing Typer's Rich help would take longer than the rest of `--help`."""
     return typer.Typer(
+        cls=_Panels,
         help=text,
+        epilog=epilog,
         callback=_help,
         invoke_without_command=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"max_content_width": 100},
+        context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
     )
+
+
+def _examples(*lines: str) -> str:
+    """Examples for the end of a help, one a line."""
+    return "\b\n" + "\n".join(["Examples:", *(f"  shortcut {line}" for line in lines)])
+
+
+FIRST = """\b
+First:
+  shortcut demo                   all three domains on generated data, offline
+  shortcut prepare text FOLDER    then, with your own .txt, .mid or .wav files
+Every command ends with the next one.
+"""
 
 
 def _help(context: typer.Context) -> None:
@@ -43,19 +77,20 @@ def _help(context: typer.Context) -> None:
         raise typer.Exit(UsageError.exit_code)
 
 
-app = _group("Tokenize sound, music and text; train, evaluate and sample cross-layer attention models.")
+app = _group("Tokenize sound, music and text; train, evaluate and sample cross-layer attention models.", FIRST)
 recipes_app = _group("List, print, copy and check recipes.")
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(recipes_app, name="recipes", rich_help_panel="Models")
 prove_app = _group("Check on your own data that resumed runs and tokens are exact.")
-app.add_typer(prove_app, name="prove")
+app.add_typer(prove_app, name="prove", rich_help_panel="Check")
 codec_app = _group("Neural codecs: train, evaluate, fetch EnCodec's weights.")
-app.add_typer(codec_app, name="codec")
+app.add_typer(codec_app, name="codec", rich_help_panel="Codec")
 
 # mypy wants the members written out, but these names come from the registry.
 Domain = StrEnum("Domain", list(registry.TOKENIZERS))  # type: ignore[misc]
 OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type: ignore[misc]
 
 
+MODEL_LIST = ", ".join(registry.MODELS)
 MOST_WORKERS = 1024
 MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
@@ -71,7 +106,23 @@ def _seed(text: str) -> Any:
     return typer.Option("--seed", min=0, max=LARGEST_SEED, help=text)
 
 
-RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.")]
+def _recipe_names(incomplete: str) -> list[str]:
+    """Names of recipes, for the completion of a shell; with none of them it goes on with files."""
+    from shortcut_cli.config import reading
+
+    return [name for name in reading.names() if name.startswith(incomplete)]
+
+
+def _model_names(incomplete: str) -> list[str]:
+    """Names of architectures, also behind a comma, for the completion of a shell."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in registry.MODELS if name.startswith(last)]
+
+
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=_recipe_names),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.steps=200. Repeatable."),
@@ -210,13 +261,25 @@ def _count(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Data",
+    epilog=_examples(
+        "prepare text ./texts",
+        "prepare midi ./midi --out shards/mine --workers 4",
+        "prepare audio ./wavs --set tokenizer.weights=mini",
+    ),
+)
 def prepare(
     domain: Annotated[Domain, typer.Argument(metavar="DOMAIN", help="Kind of files.")],
     paths: Paths,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file; default: the domain's."),
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="Recipe name or .toml file; default: the domain's.",
+            autocompletion=_recipe_names,
+        ),
     ] = None,
     out: Annotated[Path | None, _out("Shards folder; default: the recipe's.")] = None,
     workers: Workers = None,
@@ -243,10 +306,22 @@ def prepare(
     _end(folder, written, endings.after_prepare(name, folder, settings or ()), as_json=as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Models",
+    epilog=_examples(
+        "train --recipe text",
+        "train --recipe music --model gpt --seed 2 --set train.steps=500",
+        "train --recipe text --dry-run",
+    ),
+)
 def train(
     recipe: RecipeOption,
-    model: Annotated[str | None, typer.Option("--model", help="Architecture; default: the recipe's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help=f"Architecture, of {MODEL_LIST}; default: the recipe's.", autocompletion=_model_names
+        ),
+    ] = None,
     seed: Annotated[int | None, _seed("Seed; default: the recipe's.")] = None,
     out: RunOut = None,
     resume: Resume = "auto",
@@ -300,7 +375,15 @@ def train(
     _end(folder, written, endings.after_train(folder), as_json=as_json)
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    rich_help_panel="Models",
+    epilog=_examples(
+        "eval --ckpt runs/text/shortcut-s1",
+        "eval --ckpt runs/text/shortcut-s1 --split val",
+        "eval --ckpt runs/text/shortcut-s1 --files ./other",
+    ),
+)
 def evaluate(
     ckpt: Checkpoint,
     shards: ShardsOption = None,
@@ -341,7 +424,14 @@ def evaluate(
     _end(ckpt.parent, written, endings.after_eval(ckpt), as_json=as_json, said=endings.of_results(result))
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Models",
+    epilog=_examples(
+        "sample --ckpt runs/music/shortcut-s1 -n 4",
+        "sample --ckpt runs/text/shortcut-s1 --temperature 0.8 --top-p 0.95",
+        "sample --like samples/sample-1-000.txt.json",
+    ),
+)
 def sample(
     ckpt: Annotated[Path | None, CheckpointOption] = None,
     like: Annotated[
@@ -400,7 +490,12 @@ def sample(
         _end(folder, written, then, as_json=as_json, said=endings.of_results({}, listed))
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Look",
+    epilog=_examples(
+        "attention --ckpt runs/text/shortcut-s1", "attention --ckpt runs/music/shortcut-s1 --prompt piece.mid"
+    ),
+)
 def attention(
     ckpt: Checkpoint,
     prompt: Annotated[
@@ -430,7 +525,11 @@ def attention(
     _end(folder, written, endings.after_attention(ckpt, endings.model_of(ckpt)), as_json=as_json)
 
 
-@app.command("run")
+@app.command(
+    "run",
+    rich_help_panel="Models",
+    epilog=_examples("run --recipe text-tiny ./texts", "run --recipe audio ./wavs --out runs/mine"),
+)
 def run_pipeline(
     recipe: RecipeOption,
     paths: Paths,
@@ -474,10 +573,25 @@ def run_pipeline(
     _end(folder, made, endings.after_sample(ckpt, resolved.model.name), as_json=as_json, said=said)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Models",
+    epilog=_examples(
+        "compare --recipe text-tiny --models shortcut",
+        "compare --recipe text --models shortcut,moda --match flops",
+        "compare --recipe text --models shortcut --ladder 64,96,128",
+    ),
+)
 def compare(
     recipe: RecipeOption,
-    models: Annotated[str, typer.Option("--models", metavar="A,B,...", help="Architectures; gpt is always included.")],
+    models: Annotated[
+        str,
+        typer.Option(
+            "--models",
+            metavar="A,B,...",
+            help=f"Architectures, of {MODEL_LIST}; gpt is always included.",
+            autocompletion=_model_names,
+        ),
+    ],
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=MOST_RUNS, help="Runs per architecture, one per seed.")
     ] = 3,
@@ -558,7 +672,10 @@ def compare(
     _end(folder, written, ["runs", str(folder / "runs")], as_json=as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Look",
+    epilog=_examples("inspect shards/text --verify", "inspect runs/text/shortcut-s1", "inspect text-tiny.toml"),
+)
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Shards folder, run folder, .pt file or .toml file.")],
     verify: Annotated[
@@ -573,7 +690,7 @@ def inspect(
     console.result(found, *tables.description(str(path), found), as_json=as_json)
 
 
-@app.command("runs")
+@app.command("runs", rich_help_panel="Look", epilog=_examples("runs", "runs comparisons/text --json"))
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder with runs in it, at any depth.")] = Path(
         "runs"
@@ -587,7 +704,7 @@ def list_runs(
     console.result(found, *tables.runs(str(folder), found), as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Look", epilog=_examples("diff runs/text/gpt-s1 runs/text/shortcut-s1"))
 def diff(
     first: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or run.pt.")],
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Another one.")],
@@ -600,7 +717,7 @@ def diff(
     console.result(found, *tables.difference(found), as_json=as_json)
 
 
-@recipes_app.command("list")
+@recipes_app.command("list", epilog=_examples("recipes list"))
 def recipes_list(as_json: AsJson = False) -> None:
     """List the recipes that come with shortcut."""
     from shortcut_cli.config import reading
@@ -609,7 +726,7 @@ def recipes_list(as_json: AsJson = False) -> None:
     console.result({"recipes": listed}, tables.recipes(listed), as_json=as_json)
 
 
-@recipes_app.command("show")
+@recipes_app.command("show", epilog=_examples("recipes show text"))
 def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")]) -> None:
     """Print a recipe."""
     from shortcut_cli.config import reading
@@ -617,7 +734,7 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recip
     console.text(reading.text(name))
 
 
-@recipes_app.command("copy")
+@recipes_app.command("copy", epilog=_examples("recipes copy text mine.toml"))
 def recipes_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="New .toml file.")],
@@ -635,7 +752,7 @@ def recipes_copy(
     _end(file.parent, [], ["recipes", "check", str(file)], as_json=False)
 
 
-@recipes_app.command("check")
+@recipes_app.command("check", epilog=_examples("recipes check mine.toml"))
 def recipes_check(
     paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.")],
     as_json: AsJson = False,
@@ -650,7 +767,10 @@ def recipes_check(
         raise CheckFailed(f"{wrong} of {len(checked)} recipes are not valid")
 
 
-@prove_app.command("resume")
+@prove_app.command(
+    "resume",
+    epilog=_examples("prove resume --recipe text-tiny", "prove resume --recipe text-tiny --kills 2 --out proof"),
+)
 def prove_resume(
     recipe: RecipeOption,
     kills: Annotated[
@@ -685,7 +805,9 @@ def prove_resume(
         raise CheckFailed("the interrupted training ended with different weights or logs")
 
 
-@prove_app.command("tokens")
+@prove_app.command(
+    "tokens", epilog=_examples("prove tokens shards/text", "prove tokens shards/text ./texts --sources 100")
+)
 def prove_tokens(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Shards folder.")],
     paths: Annotated[
@@ -711,7 +833,9 @@ def prove_tokens(
         raise CheckFailed(f"{len(result['different'])} documents were tokenized differently from {folder}")
 
 
-@codec_app.command("train")
+@codec_app.command(
+    "train", epilog=_examples("codec train ./wavs", "codec train ./wavs --set train.steps=1000 --out runs/codec")
+)
 def codec_train(
     paths: Paths,
     recipe: RecipeOption = "codec-mini",
@@ -745,7 +869,7 @@ def codec_train(
     _end(folder, written, ["codec", "eval", str(summary["codec"]), *paths], as_json=as_json)
 
 
-@codec_app.command("get")
+@codec_app.command("get", epilog=_examples("codec get encodec_24khz"))
 def codec_get(
     name: Annotated[OfficialWeights, typer.Argument(metavar="NAME", help="Published weights.")], as_json: AsJson = False
 ) -> None:
@@ -763,7 +887,9 @@ def codec_get(
     _end(path.parent, [], ["doctor"], as_json=as_json)
 
 
-@codec_app.command("eval")
+@codec_app.command(
+    "eval", epilog=_examples("codec eval mini ./wavs", "codec eval runs/codec/codec.pt ./wavs --out decoded")
+)
 def codec_eval(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A codec.pt, or a name such as mini.")],
     paths: Paths,
@@ -782,7 +908,7 @@ def codec_eval(
     _end(out or "", written, then, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Check", epilog=_examples("doctor", "doctor --json"))
 def doctor(as_json: AsJson = False) -> None:
     """Check what works on this machine, and say how to fix the rest."""
     from shortcut_cli.stages.doctor import examine
@@ -791,14 +917,14 @@ def doctor(as_json: AsJson = False) -> None:
     console.result({"checks": checks}, *tables.checks(checks), as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Data", epilog=_examples("demo", "demo --out /tmp/demo --workers 2"))
 def demo(
     out: Annotated[Path | None, _out("Folder of data, runs and samples; default: demo.")] = None,
     workers: Workers = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Run every domain end to end on generated data, offline. Takes a few minutes."""
+    """Run every domain end to end on generated data, offline. Takes about three minutes on two CPU cores."""
     from shortcut_cli.stages import demo as stage
 
     folder = out or Path("demo")
@@ -819,11 +945,35 @@ def demo(
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    install: Annotated[
+        SHELLS | None, typer.Option("--install-completion", help="Set up completion with Tab in this shell.")
+    ] = None,
+    show: Annotated[SHELLS | None, typer.Option("--show-completion", help="Print the script that sets it up.")] = None,
 ) -> None:
     if version:
         console.text(f"{__version__}\n")
         raise typer.Exit(0)
+    if install or show:
+        _complete(install, show)
+        raise typer.Exit(0)
     _help(context)
+
+
+def _complete(install: str | None, show: str | None) -> None:
+    """Set up completion in a shell, or print the script that does."""
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+    from typer.completion import install as install_script  # type: ignore[attr-defined]
+
+    if install:
+        _, path = install_script(shell=install, prog_name="shortcut", complete_var=COMPLETION)
+        console.text(f"{path}\n")
+        console.note("completion begins in a new shell")
+    if show:
+        script = get_completion_script(prog_name="shortcut", complete_var=COMPLETION, shell=show)
+        console.text(f"{script}\n")
+
+
+COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions
 
 
 def main() -> None:
@@ -836,6 +986,10 @@ def dispatch(arguments: list[str] | None) -> Any:
 
     Raises UsageError, which points to the help of the command, if the arguments are wrong.
     """
+    if COMPLETION in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     try:
         return app(arguments, prog_name="shortcut", standalone_mode=False)
     except typer.TyperException as error:
