@@ -216,7 +216,7 @@ def _end(
     if written:
         console.note(endings.told(folder, written))
     if then:
-        console.note(f"Next: {endings.pasted(then)}", "bold")
+        console.note(f"Next: {endings.pasted(then)}", "bold", whole=True)
 
 
 def _finite(flag: str, given: float, least: float, greatest: float) -> float:

@@ -84,10 +84,11 @@ class _Loading:
 
     names = ("numpy", "scipy", "torch", "matplotlib", "miditok", "encodec")
     said = False
+    bars = False  # whether there are bars, which say enough
 
     def find_spec(self, name: str, *_: Any) -> None:
         """Called by Python for each module that is about to be imported; finds none itself."""
-        if name in self.names and sys.stderr.isatty():
+        if name in self.names and not self.bars and sys.stderr.isatty():
             # The cursor goes back to the beginning, so that whatever comes next, even of a signal, takes its place.
             with suppress(OSError):
                 sys.stderr.write(f"{CLEAR_LINE}loading {name} ...\r")
@@ -215,12 +216,18 @@ def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool, writte
             _out().print(_broken(part) if isinstance(part, str) else part)
 
 
-def note(words: str, style: str = "") -> None:
-    """Print a line for the user on stderr: a terminal breaks it into lines itself, so that it can be copied."""
+def note(words: str, style: str = "", *, whole: bool = False) -> None:
+    """Print something for the user on stderr. whole: a command, which stays in one line so that it can be copied."""
+    with _trying():
+        _say(words, style, whole=whole)
+
+
+def _say(words: str, style: str = "", *, whole: bool = False) -> None:
     from rich.text import Text
 
-    with _trying():
-        _err().print(Text(shown(words), style), soft_wrap=True)
+    broken = _err().is_terminal and not whole
+    text = wrapped(shown(words), _err().width, _fitting().measure) if broken else shown(words)
+    _err().print(Text(text, style), soft_wrap=True)
 
 
 def _broken(words: str) -> str:
@@ -378,6 +385,7 @@ class Reporter:
             with _trying():
                 self.live.stop()
             self.shown.close()
+            _Loading.bars = False
 
     def __call__(self, event: Event) -> None:
         """Show one event of a stage."""
@@ -386,11 +394,11 @@ class Reporter:
 
     def _show(self, event: Event) -> None:
         if isinstance(event, Note):
-            _err().print(shown(event.text), highlight=False, soft_wrap=True)
+            _say(event.text)
         elif isinstance(event, Validation):
             best = " (best so far)" if event.loss <= event.best else ""
-            scored = shown(event.text) or f"{event.loss:.4f} nats per token on the val split"
-            _err().print(f"step {event.step:,}: validation {scored}{best}", highlight=False, soft_wrap=True)
+            scored = event.text or f"{event.loss:.4f} nats per token on the val split"
+            _say(f"step {event.step:,}: validation {scored}{best}")
         elif isinstance(event, Part):
             self._part(event)
         elif _err().is_terminal:
@@ -418,7 +426,7 @@ class Reporter:
     def _started(self) -> "rich.progress.Progress":
         """The bars, which are there from the first event on."""
         if not self.live:
-            self.live = _bars(_err().width)
+            self.live, _Loading.bars = _bars(_err().width), True
             self.shown.enter_context(cleanup.due(lambda: os.write(STDERR, SHOW_CURSOR)))
             self.live.start()
         return self.live
@@ -427,7 +435,7 @@ class Reporter:
         """Show that a part begins: nothing of those before it is left."""
         said = f"{event.task} {event.number:,} of {event.total:,}: {event.text}"
         if not _err().is_terminal:
-            _err().print(shown(said), highlight=False, soft_wrap=True)
+            _say(said)
             return
         live = self._started()
         for task in self.tasks.values():
@@ -470,7 +478,7 @@ class Reporter:
             left = event.seconds / event.done * (event.total - event.done)
             rate = f", {event.tokens / event.seconds:,.0f} tokens/s" if event.tokens else ""
             line += f"{rate}, {event.seconds:,.0f} s spent, {left:,.0f} s left"
-        _err().print(shown(line), highlight=False, soft_wrap=True)
+        _say(line)
 
 
 def _loss(event: Progress) -> str:

@@ -117,7 +117,10 @@ def _widths(
 ) -> list[int] | None:
     """The widths of the columns: what they need, and what is left for those that would be wider; None: no room."""
     cells = [[columns[one].heading, *(row[one] for row in texts)] for one in kept]
-    usual = [room // 3, *([NARROWEST] * (len(kept) - 1))]  # the first has names, which stay on a line if they can
+    usual = [
+        room // min(3, len(kept)),
+        *([NARROWEST] * (len(kept) - 1)),
+    ]  # the first has names, which stay on a line if they can
     least = [
         max(_least(text, most if number else 0, measure) for number, text in enumerate(each))
         for each, most in zip(cells, usual, strict=True)
