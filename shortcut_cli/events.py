@@ -13,6 +13,8 @@ class Progress:
     total: int
     unit: str
     loss: float | None = None  # in training: mean over the last steps
+    loss_unit: str = ""
+    epochs: float = 0.0  # in training: how often the data were seen so far
     tokens: int = 0  # in training: tokens seen so far
     seconds: float = 0.0  # in training: time spent so far
 
@@ -34,5 +36,15 @@ class Note:
     text: str
 
 
-Event = Progress | Validation | Note
+@dataclass(frozen=True)
+class Part:
+    """A part of a command that has several begins; those before it are done."""
+
+    task: str  # what the parts are of
+    number: int  # from 1
+    total: int
+    text: str
+
+
+Event = Progress | Validation | Note | Part
 Report = Callable[[Event], None]

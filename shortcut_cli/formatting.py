@@ -51,3 +51,12 @@ def cell(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(cell, value))}]"
     return str(value)
+
+
+def rounded(value: float) -> str:
+    """A number as `cell` has it, but from 10,000 on with three digits and K, M, B (1e9) or T (1e12): 3.01M."""
+    if not 10_000 <= abs(value) < 999.5e12:
+        return cell(value)
+    digits, power = f"{value:.2e}".split("e")  # rounded first, so that 999,999 is 1M
+    group = int(power) // 3
+    return f"{float(digits) * 10 ** (int(power) - 3 * group):.3g}{' KMBT'[group]}"

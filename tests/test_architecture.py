@@ -38,7 +38,8 @@ ROOMS = {
     "inference plots",
     "stages": "cleanup errors events formatting files registry config kept data models training codec tokenizers "
     "inference plots compare demo report",
-    "cli": "cleanup errors accounts events formatting files registry config training codec inference compare stages",
+    "cli": "cleanup errors accounts events formatting files registry config kept training codec inference compare "
+    "stages",
 }
 CALLS_STAGES = {"stages/pipeline.py", "stages/demo.py"}  # stages that run other stages
 NAMES_MODULES = {"registry.py", "compare/runner.py"}  # they load or start modules of rooms above them, by name

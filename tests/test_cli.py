@@ -37,7 +37,7 @@ from shortcut_cli.codec import weights
 from shortcut_cli.compare import page
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, Unavailable, UsageError
-from shortcut_cli.events import Note, Progress, Validation
+from shortcut_cli.events import Note, Part, Progress, Validation
 from shortcut_cli.formatting import cell
 from shortcut_cli.inference import runs
 from shortcut_cli.stages import (
@@ -346,7 +346,7 @@ def replaced(monkeypatch, module, name, result):
 @pytest.fixture
 def prepared(monkeypatch):
     """The shards of every recipe count as prepared."""
-    monkeypatch.setattr(commands, "_need_shards", lambda *_: None)
+    monkeypatch.setattr(commands, "_with_shards", lambda _, resolved, *__: resolved)
 
 
 @pytest.fixture
@@ -357,9 +357,10 @@ def ckpt(tmp_path):
 
 
 def printed(capsys):
-    """The JSON document on stdout."""
+    """The JSON document on stdout, without the list of files, which every command has."""
     found = json.loads(capsys.readouterr().out)
     assert found["schema_version"] == 2
+    assert all(isinstance(path, str) for path in found.pop("written"))
     return found
 
 
@@ -626,7 +627,8 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
     assert [str(column.header) for column in tables.attention(Path("o"), result).columns] == [
         *("source", "attention weight", "tokens back"),
-        *("loss added if masked", "95 %", "loss added if shuffled", "95 %", "loss added if mean-ablated", "95 %"),
+        *("loss added if masked", "95 % if masked", "loss added if shuffled", "95 % if shuffled"),
+        *("loss added if mean-ablated", "95 % if mean-ablated"),
     ]
     assert str(tables.attention(Path("o"), result | {"softmax": False}).columns[1].header) == "weight in the sum"
     assert calls == [
@@ -1530,14 +1532,23 @@ def test_events_become_plain_lines_in_a_pipe(monkeypatch, capsys):
         report(steps(done=1500))
         now = 120.0
         report(steps(done=2000))
+        report(Part(task="demo", number=2, total=9, text="music"))
+        now = 130.0
+        training = {"loss_unit": "nats per token", "epochs": 0.75, "tokens": 64_000, "seconds": 2.0}
+        report(steps(done=3000, loss=1.5, **training))
+        now = 140.0
+        report(Progress(task="read", done=3, total=4, unit="files"))
     assert capsys.readouterr().err.splitlines() == [
         "[a] note",
-        "step 1,000: validation 1.2500 nats per token (best so far)",
-        "step 1,000: validation 1.5000 nats per token (best so far)",
-        "step 2,000: validation 1.7500 nats per token",
+        "step 1,000: validation 1.2500 nats per token on the val split (best so far)",
+        "step 1,000: validation 1.5000 nats per token on the val split (best so far)",
+        "step 2,000: validation 1.7500 nats per token on the val split",
         "step 2,000: validation 0.5 dB (best so far)",
-        "train: 1,000 of 4,000 steps, loss 1.2346, 32,000 tokens/s, 6 s left",
-        "train: 2,000 of 4,000 steps",
+        "train: 1,000 of 4,000 steps, loss 1.2346, 32,000 tokens/s, 2 s spent, 6 s left",
+        "train: 2,000 of 4,000 steps, loss 1.2346, 32,000 tokens/s, 4 s spent, 4 s left",
+        "demo 2 of 9: music",
+        "train: 3,000 of 4,000 steps, loss 1.5000 nats per token, epoch 0.75, 32,000 tokens/s, 2 s spent, 1 s left",
+        "read: 3 of 4 files",
     ]
 
 
@@ -1551,14 +1562,14 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
         report(Progress(task="read", done=2, total=4, unit="files"))
         shown = [(task.description, task.completed, task.total, task.fields) for task in report.live.tasks]
         assert shown == [
-            ("read", 2, 4, {"unit": "files", "loss": ""}),
-            ("train", 5, 9, {"unit": "steps", "loss": "loss 1.2346"}),
+            ("read", 2, 4, {"name": "read", "unit": "files", "loss": "", "epoch": ""}),
+            ("train", 5, 9, {"name": "train", "unit": "steps", "loss": "loss 1.2346", "epoch": ""}),
         ]
         report(Progress(task="read", done=4, total=4, unit="files"))
         assert [task.description for task in report.live.tasks] == ["train"]
         report(Progress(task="read", done=1, total=2, unit="files"))  # a second stage of that name
         assert [(task.description, task.completed) for task in report.live.tasks] == [("train", 5), ("read", 1)]
-        rate, live = report.live.columns[3], report.live
+        rate, live = console._bars(console.ROOMY).columns[-1], report.live
         for finished, speed, text in (
             (None, None, ""),
             (None, 1234.0, "1234 steps/s"),
@@ -1568,6 +1579,67 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
             assert str(rate.render(task)) == text
         assert live.live.is_started
     assert not live.live.is_started  # otherwise the cursor would stay hidden
+
+
+def test_a_command_with_parts_has_one_bar_over_all_and_none_of_a_part_that_is_over(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    with console.Reporter() as report:
+        report(Part(task="demo", number=1, total=3, text="first"))
+        report(Progress(task="sample", done=2, total=9, unit="tokens"))  # and it ends early
+        report(Part(task="demo", number=2, total=3, text="second"))
+        report(Progress(task="train", done=1, total=9, unit="steps", loss=1.5, loss_unit="nats per token", epochs=0.5))
+        report(Progress(task="train", done=2, total=9, unit="steps"))
+        shown = [(task.description, task.completed, task.total, task.fields) for task in report.live.tasks]
+    assert shown == [
+        ("demo 2 of 3: second", 1, 3, {"name": "in all", "unit": "parts", "loss": "", "epoch": ""}),
+        ("train", 2, 9, {"name": "train", "unit": "steps", "loss": "loss 1.5000 nats/token", "epoch": "epoch 1.00"}),
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_bar_of_a_training_fits_and_says_its_loss_and_the_time_left(monkeypatch, width):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    now = 100.0
+    with console.Reporter() as report:
+        report(Part(task="demo", number=2, total=9, text="music-tiny: shortcut"))
+        live = report.live
+        live.stop()
+        live._task_class = None
+        monkeypatch.setattr(live, "get_time", lambda: now)
+        for task in live.tasks:
+            task._get_time = live.get_time
+        training = {"loss_unit": "nats per token", "epochs": 1.25, "tokens": 64_000, "seconds": 2.0}
+        for step in range(1, 100):
+            now += 1.0
+            report(Progress(task="train", done=10 * step, total=1_500, unit="steps", loss=4.0713, **training))
+        with screen.capture() as drawn:
+            screen.print(live.get_renderable())
+    lines = drawn.get().splitlines()
+    assert lines[0].rstrip() == "demo 2 of 9: music-tiny: shortcut"
+    assert max(map(len, lines)) <= width
+    (line,) = (line for line in lines if line.startswith("train"))
+    assert "990/1,500" in line
+    assert "loss 4.0713" in line
+    assert "0:51 left" in line
+    assert ("nats/token" in line) == (width >= console.PLAIN_WIDTH)
+    assert ("epoch 1.25" in line) == ("10 steps/s" in line) == (width >= console.ROOMY)
+    assert ("0:01:3" in line) == (width >= console.PLAIN_WIDTH)
+
+
+def test_a_large_import_is_announced_on_a_terminal_and_the_line_goes_away(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    console._Loading().find_spec("torch")
+    assert stream.getvalue() == ""  # in a pipe
+    stream.isatty = lambda: True
+    for name in ("json", "torch"):
+        console._Loading().find_spec(name)
+    assert stream.getvalue() == "\r\x1b[Kloading torch ...\r"
+    console.text("x", error=True)
+    console.text("y", error=True)
+    assert stream.getvalue() == "\r\x1b[Kloading torch ...\r\r\x1b[Kxy"
 
 
 @pytest.mark.parametrize(
@@ -1591,9 +1663,10 @@ def test_doctor_shows_what_to_do_only_if_something_is_missing(monkeypatch, capsy
     call("doctor", "--json")
     assert printed(capsys)["checks"] == checks
     call("doctor")
-    *_, first, second, _ = capsys.readouterr().out.splitlines()
+    *_, first, second, _, last = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("\u2502").split("\u2502")] for line in (first, second)]
-    assert rows == [["a", "ok", "1.0", ""], ["b", "missing", "none", "install b"]]
+    assert rows == [["a", "ok", "1.0"], ["b", "missing", "none"]]
+    assert last == "b: install b"
 
 
 def test_doctor_examines_every_package_that_is_required():

@@ -18,7 +18,6 @@ from test_preparation import CHARS, DOMAINS, material, run
 from shortcut_cli.config import reading
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
-from shortcut_cli.events import Progress
 from shortcut_cli.stages import proof
 from shortcut_cli.training import checkpoint, conditions
 
@@ -277,7 +276,7 @@ def test_every_kill_is_counted_and_a_run_that_ends_too_early_is_followed_by_anot
         "equal_logs": True,
         "conditions": conditions.told(conditions.now("d")),
     }
-    assert [event.done for event in done if isinstance(event, Progress)] == [1, 2, 3]
+    assert [(event.number, event.total) for event in done] == [(number, 5) for number in (1, 2, 3, 3, 3, 4, 5)]
     written = reading.read(str(tmp_path / "f" / "recipe.toml"))
     assert written.data.shards == str(tmp_path / "somewhere")
     assert written.train == reading.read("text-tiny", [f"train.threads={torch.get_num_threads()}"]).train

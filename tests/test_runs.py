@@ -151,7 +151,7 @@ def test_what_is_no_folder_is_refused_and_an_empty_one_has_no_runs(tmp_path):
 
 
 def test_the_table_is_whole_at_80_columns(some, tmp_path):
-    """Each number is on one line; only the names of the runs are broken."""
+    """Each number and each name is on one line; columns that would break them are named below."""
     shown = shortcut("runs", some, cwd=tmp_path, COLUMNS="80").stdout
     assert max(map(len, shown.splitlines())) <= 80
     assert "damaged or incomplete" in shown
@@ -172,7 +172,8 @@ def test_the_table_is_whole_at_80_columns(some, tmp_path):
     lines = (tmp_path / "out").read_text().splitlines()
     assert max(map(len, lines)) <= 80
     cells = {cell.strip() for line in lines for cell in line.strip("\u2502").split("\u2502")}
-    assert {"depth_attention", "100,000/200,000", "12.35", "0.001235 second"} <= cells
+    assert {entry["run"], "12.35", "0.001235 second"} <= cells
+    assert lines[-1] == "more columns with --json or a wider terminal: model, steps"
 
 
 def test_runs_and_diff_load_no_torch(some):

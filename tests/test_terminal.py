@@ -59,7 +59,7 @@ def test_nothing_that_is_printed_holds_what_a_terminal_obeys(monkeypatch, capsys
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")  # so that a bar has room for the name of its task
     console._out.cache_clear()
     console._err.cache_clear()
     try:

@@ -730,7 +730,9 @@ def test_a_line_of_the_log_summarises_the_steps_since_the_last_one(text_run, tmp
     # Step 4 of 10 of warm-up; 4 steps of 4 windows of 16 tokens.
     line = {"step": 4, "loss": 3.0, "lr": 0.2, "gradient_norm": 2.5, "tokens": 256, "seconds": 8.123}
     assert log_lines(tmp_path) == [line]
-    progress = {"loss": 3.0, "tokens": 256, "seconds": 1000.0 - 991.8766}
+    epochs = 256 / trainer.shards.split("train").tokens
+    progress = {"loss": 3.0, "loss_unit": "nats per token", "epochs": epochs, "tokens": 256}
+    progress |= {"seconds": 1000.0 - 991.8766}
     assert said == [Progress(task="train", done=4, total=100, unit="steps", **progress)]
     assert trainer.state.pending == []
 
@@ -1030,6 +1032,8 @@ class Scripted:
         self.config = SimpleNamespace(steps=steps, log_every=log_every, eval_every=eval_every)
         self.state = State(**state)
         self.folder, self.calls = Path("runs/x"), []
+        self.task, self.said = "train", []
+        self.report = self.said.append
 
     def step(self, number):
         self.calls.append(f"step({number})")
@@ -1058,6 +1062,12 @@ def test_the_loop_steps_logs_validates_and_saves_in_turn(monkeypatch):
         "step(4)",
         *("step(5)", "log at 6 of [3.0, 4.0, 5.0]", "validate at 6", "save at 6"),
         *("step(6)", "log at 7 of [6.0]", "validate at 7", "save at 7"),
+    ]
+    # What is logged is reported there; every other step has an event of its own, so that a bar moves at each.
+    assert [(event.task, event.done, event.total) for event in trainer.said] == [
+        ("train", 2, 7),
+        ("train", 4, 7),
+        ("train", 5, 7),
     ]
     assert asked == [2, 3, 4, 5, 6, 7]  # asked to leave after the last step, there is nothing left to interrupt
     assert trainer.began == 440.0

@@ -4,14 +4,16 @@ Heavy imports are inside the bodies, after the checks that need none of them.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from shortcut_cli import __version__, registry
-from shortcut_cli.cli import console, tables
+from shortcut_cli.cli import console, endings, tables
 from shortcut_cli.cli.signals import guarded, signals
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Progress
@@ -23,17 +25,50 @@ if TYPE_CHECKING:
     from shortcut_cli.events import Report
 
 
-def _group(text: str) -> typer.Typer:
+PANELS = ("Data", "Models", "Look", "Codec", "Check")  # in which the commands are listed
+SHELLS = Literal["bash", "zsh", "fish"]
+
+
+class _Panels(typer.core.TyperGroup):
+    """A group whose help lists the commands in panels, without Rich."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel; a group that has none gets a single one."""
+        every = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        room = formatter.width - 6 - max(len(name) for name, _ in every)
+        for panel in (*PANELS, None):
+            mine = [(name, one) for name, one in every if (getattr(one, "rich_help_panel", None) or None) == panel]
+            if mine:
+                with formatter.section(panel or "Commands"):
+                    formatter.write_dl([(name, one.get_short_help_str(room)) for name, one in mine])
+
+
+def _group(text: str, epilog: str | None = None) -> typer.Typer:
     """A group of commands with plain help: importing Typer's Rich help would take longer than the rest of `--help`."""
     return typer.Typer(
+        cls=_Panels,
         help=text,
+        epilog=epilog,
         callback=_help,
         invoke_without_command=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"max_content_width": 100},
+        context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
     )
+
+
+def _examples(*lines: str) -> str:
+    """Examples for the end of a help, one a line."""
+    return "\b\n" + "\n".join(["Examples:", *(f"  shortcut {line}" for line in lines)])
+
+
+FIRST = """\b
+First:
+  shortcut demo                   all three domains on generated data, offline
+  shortcut prepare text FOLDER    then, with your own .txt, .mid or .wav files
+Every command ends with the next one.
+"""
 
 
 def _help(context: typer.Context) -> None:
@@ -43,19 +78,20 @@ def _help(context: typer.Context) -> None:
         raise typer.Exit(UsageError.exit_code)
 
 
-app = _group("Tokenize sound, music and text; train, evaluate and sample cross-layer attention models.")
+app = _group("Tokenize sound, music and text; train, evaluate and sample cross-layer attention models.", FIRST)
 recipes_app = _group("List, print, copy and check recipes.")
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(recipes_app, name="recipes", rich_help_panel="Models")
 prove_app = _group("Check on your own data that resumed runs and tokens are exact.")
-app.add_typer(prove_app, name="prove")
+app.add_typer(prove_app, name="prove", rich_help_panel="Check")
 codec_app = _group("Neural codecs: train, evaluate, fetch EnCodec's weights.")
-app.add_typer(codec_app, name="codec")
+app.add_typer(codec_app, name="codec", rich_help_panel="Codec")
 
 # mypy wants the members written out, but these names come from the registry.
 Domain = StrEnum("Domain", list(registry.TOKENIZERS))  # type: ignore[misc]
 OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type: ignore[misc]
 
 
+MODEL_LIST = ", ".join(registry.MODELS)
 MOST_WORKERS = 1024
 MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
@@ -71,7 +107,23 @@ def _seed(text: str) -> Any:
     return typer.Option("--seed", min=0, max=LARGEST_SEED, help=text)
 
 
-RecipeOption = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.")]
+def _recipe_names(incomplete: str) -> list[str]:
+    """Names of recipes, for the completion of a shell; with none of them it goes on with files."""
+    from shortcut_cli.config import reading
+
+    return [name for name in reading.names() if name.startswith(incomplete)]
+
+
+def _model_names(incomplete: str) -> list[str]:
+    """Names of architectures, also behind a comma, for the completion of a shell."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in registry.MODELS if name.startswith(last)]
+
+
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=_recipe_names),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.steps=200. Repeatable."),
@@ -135,22 +187,65 @@ def _settings(given: list[str] | None, **flags: tuple[str, object]) -> "list[str
     return [*(given or []), *named]
 
 
-def _need_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> None:
-    """Raise UsageError, which names the command that makes them, if the recipe's shards are not prepared."""
-    import shlex
+def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "Recipe":
+    """The recipe with the tokenizer's keys of its shards, which a line names; see `reading.with_shards`.
+
+    Raises UsageError, which names the command that makes them, if the shards are not prepared.
+    """
+    import sys
 
     from shortcut_cli import files
+    from shortcut_cli.config import reading, writing
+    from shortcut_cli.kept.inputs import read
 
     folder = Path(resolved.data.shards)
     if (folder / "manifest.json").is_file():
-        return
-    parts = ["shortcut", "prepare", resolved.tokenizer.name, "PATH...", "--recipe", recipe]
+        request = (read(folder / "manifest.json") or {}).get("request")
+        made = request.get("tokenizer") if isinstance(request, dict) else None
+        command = ["shortcut", *sys.argv[1:]]
+        known = made if isinstance(made, dict) else {}
+        resolved, taken = reading.with_shards(recipe, resolved, given or (), known, str(folder), command)
+        if taken:
+            said = ", ".join(f"{key} = {writing.toml_value(value)}" for key, value in taken.items())
+            console.note(f"the tokenizer's keys are those of {folder}: {said}")
+        return resolved
+    parts = ["prepare", resolved.tokenizer.name, "PATH...", "--recipe", recipe]
     for setting in given or []:
         if setting.strip().startswith(("data.", "tokenizer.")):
             parts += ["--set", setting]
     begun = files.owner(folder) == "shortcut prepare"
     state = "is incomplete (it has no manifest.json)" if begun else "is not a shards folder (it has no manifest.json)"
-    raise UsageError(f"{folder} {state}", " ".join(map(shlex.quote, parts)))
+    raise UsageError(f"{folder} {state}", endings.pasted(parts))
+
+
+def _end(
+    folder: Path | str,
+    written: Sequence[str],
+    then: Sequence[str],
+    *,
+    as_json: bool,
+    said: Sequence[str] = (),
+    page: Mapping[str, str] | None = None,
+) -> None:
+    """The last lines of a success: remarks, where its files are, the next command, and the page that shows the result.
+
+    With --json there are none. page: what `_refreshed` returned.
+    """
+    if as_json:
+        return
+    for remark in dict.fromkeys(said):
+        console.note(f"Note: {remark}", "yellow")
+    if written:
+        console.note(endings.told(folder, written))
+    if then:
+        console.note(f"Next: {endings.pasted(then)}", "bold", whole=True)
+    if page:
+        console.note(f"Page: {page['report']}", whole=True)
+
+
+def _all(written: Sequence[str], page: Mapping[str, str]) -> list[str]:
+    """Every file that a command wrote, its page too."""
+    return [*dict.fromkeys([*written, *page.values()])]
 
 
 def _finite(flag: str, given: float, least: float, greatest: float) -> float:
@@ -195,13 +290,25 @@ def _count(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Data",
+    epilog=_examples(
+        "prepare text ./texts",
+        "prepare midi ./midi --out shards/mine --workers 4",
+        "prepare audio ./wavs --set tokenizer.weights=mini",
+    ),
+)
 def prepare(
     domain: Annotated[Domain, typer.Argument(metavar="DOMAIN", help="Kind of files.")],
     paths: Paths,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file; default: the domain's."),
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="Recipe name or .toml file; default: the domain's.",
+            autocompletion=_recipe_names,
+        ),
     ] = None,
     out: Annotated[Path | None, _out("Shards folder; default: the recipe's.")] = None,
     workers: Workers = None,
@@ -223,13 +330,27 @@ def prepare(
             resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report
         )
     shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": str(folder)}
-    console.result(shown, tables.shards(shown), *tables.account(shown), as_json=as_json)
+    written = endings.within(folder)
+    console.result(shown, tables.shards(shown), *tables.account(shown), as_json=as_json, written=written)
+    _end(folder, written, endings.after_prepare(name, folder, settings or ()), as_json=as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Models",
+    epilog=_examples(
+        "train --recipe text",
+        "train --recipe music --model gpt --seed 2 --set train.steps=500",
+        "train --recipe text --dry-run",
+    ),
+)
 def train(
     recipe: RecipeOption,
-    model: Annotated[str | None, typer.Option("--model", help="Architecture; default: the recipe's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help=f"Architecture, of {MODEL_LIST}; default: the recipe's.", autocompletion=_model_names
+        ),
+    ] = None,
     seed: Annotated[int | None, _seed("Seed; default: the recipe's.")] = None,
     out: RunOut = None,
     resume: Resume = "auto",
@@ -258,7 +379,7 @@ def train(
         raise UsageError(f"--extend goes on with a run: it takes no {'--dry-run' if dry_run else '--resume never'}")
     flags = {"model__name": ("--model", model), "train__seed": ("--seed", seed), "train__steps": ("--extend", extend)}
     resolved = reading.read(recipe, _settings(settings, **flags))
-    _need_shards(recipe, resolved, settings)
+    resolved = _with_shards(recipe, resolved, settings)
     folder = out or reading.run_folder(recipe, resolved)
     first = None if init_from is None else _checkpoint(init_from)
     from shortcut_cli.stages import training
@@ -280,11 +401,20 @@ def train(
             extend=extend is not None,
         )
         page = _refreshed(folder, no_report, report)
-    console.result(summary | page, summary["run"], as_json=as_json)
-    console.made(page)
+    written = endings.of_training(folder)
+    console.result(summary | page, summary["run"], as_json=as_json, written=_all(written, page))
+    _end(folder, written, endings.after_train(folder), page=page, as_json=as_json)
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    rich_help_panel="Models",
+    epilog=_examples(
+        "eval --ckpt runs/text/shortcut-s1",
+        "eval --ckpt runs/text/shortcut-s1 --split val",
+        "eval --ckpt runs/text/shortcut-s1 --files ./other",
+    ),
+)
 def evaluate(
     ckpt: Checkpoint,
     shards: ShardsOption = None,
@@ -322,11 +452,25 @@ def evaluate(
         else:
             result = pipeline.score(ckpt, shards, split, device=where, report=report)
         page = _refreshed(_run_folder(ckpt), no_report, report)
-    console.result(result | page, tables.scores(str(ckpt), result), *tables.account(result), as_json=as_json)
-    console.made(page)
+    written = endings.of_score(ckpt, result)
+    console.result(
+        result | page,
+        tables.scores(str(ckpt), result),
+        *tables.account(result),
+        as_json=as_json,
+        written=_all(written, page),
+    )
+    _end(ckpt.parent, written, endings.after_eval(ckpt), page=page, as_json=as_json, said=endings.of_results(result))
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Models",
+    epilog=_examples(
+        "sample --ckpt runs/music/shortcut-s1 -n 4",
+        "sample --ckpt runs/text/shortcut-s1 --temperature 0.8 --top-p 0.95",
+        "sample --like samples/sample-1-000.txt.json",
+    ),
+)
 def sample(
     ckpt: Annotated[Path | None, CheckpointOption] = None,
     like: Annotated[
@@ -379,11 +523,20 @@ def sample(
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(None if out or ckpt is None else _run_folder(ckpt), no_report, report)
     listed = [str(path) for path in paths]
-    console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json)
-    console.made(page)
+    written = endings.of_samples(listed)
+    console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json, written=_all(written, page))
+    if ckpt is not None:
+        folder = Path(listed[0]).parent if listed else ckpt.parent
+        then = endings.after_sample(ckpt, endings.model_of(ckpt))
+        _end(folder, written, then, page=page, as_json=as_json, said=endings.of_results({}, listed))
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Look",
+    epilog=_examples(
+        "attention --ckpt runs/text/shortcut-s1", "attention --ckpt runs/music/shortcut-s1 --prompt piece.mid"
+    ),
+)
 def attention(
     ckpt: Checkpoint,
     prompt: Annotated[
@@ -410,11 +563,22 @@ def attention(
         )
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(None if out else _run_folder(ckpt), no_report, report)
-    console.result(result | page, tables.attention(folder, result), tables.layers(result), as_json=as_json)
-    console.made(page)
+    written = endings.named(folder, ["attention.json", "attention.npz", "attention.png", "use.png"])
+    console.result(
+        result | page,
+        tables.attention(folder, result),
+        tables.layers(result),
+        as_json=as_json,
+        written=_all(written, page),
+    )
+    _end(folder, written, endings.after_attention(ckpt, endings.model_of(ckpt)), page=page, as_json=as_json)
 
 
-@app.command("run")
+@app.command(
+    "run",
+    rich_help_panel="Models",
+    epilog=_examples("run --recipe text-tiny ./texts", "run --recipe audio ./wavs --out runs/mine"),
+)
 def run_pipeline(
     recipe: RecipeOption,
     paths: Paths,
@@ -433,6 +597,8 @@ def run_pipeline(
     from shortcut_cli.stages import pipeline
 
     folder = out or reading.run_folder(recipe, resolved)
+    if (Path(resolved.data.shards) / "manifest.json").is_file():
+        resolved = _with_shards(recipe, resolved, settings)
     with console.Reporter() as report:
         result = pipeline.run_all(
             resolved,
@@ -446,14 +612,37 @@ def run_pipeline(
         )
         page = _refreshed(folder, no_report, report)
     shown = [*tables.account(result["prepare"]), tables.scores(result["train"]["run"], result["eval"])]
-    console.result(result | page, *shown, "\n".join(result["samples"]), as_json=as_json)
-    console.made(page)
+    ckpt = folder / "run.pt"
+    made = [
+        *endings.of_training(folder),
+        *endings.of_score(ckpt, result["eval"]),
+        *endings.of_samples(result["samples"]),
+    ]
+    written = [*endings.within(Path(resolved.data.shards)), *made]
+    console.result(result | page, *shown, "\n".join(result["samples"]), as_json=as_json, written=_all(written, page))
+    said = endings.of_results(result["eval"], result["samples"])
+    _end(folder, made, endings.after_sample(ckpt, resolved.model.name), page=page, as_json=as_json, said=said)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Models",
+    epilog=_examples(
+        "compare --recipe text-tiny --models shortcut",
+        "compare --recipe text --models shortcut,moda --match flops",
+        "compare --recipe text --models shortcut --ladder 64,96,128",
+    ),
+)
 def compare(
     recipe: RecipeOption,
-    models: Annotated[str, typer.Option("--models", metavar="A,B,...", help="Architectures; gpt is always included.")],
+    models: Annotated[
+        str,
+        typer.Option(
+            "--models",
+            metavar="A,B,...",
+            help=f"Architectures, of {MODEL_LIST}; gpt is always included.",
+            autocompletion=_model_names,
+        ),
+    ],
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=MOST_RUNS, help="Runs per architecture, one per seed.")
     ] = 3,
@@ -504,14 +693,15 @@ def compare(
     match = match or ("flops" if rungs else "params")
     if rungs and match == "none":
         raise UsageError("--ladder needs a cost to be laid over", "--match flops, params or time")
-    _need_shards(recipe, resolved, settings)
+    resolved = _with_shards(recipe, resolved, settings)
     from shortcut_cli.stages import comparison
 
+    folder = out or Path("comparisons") / Path(recipe).stem
     with console.Reporter() as report:
         result = comparison.compare(
             resolved,
             names,
-            out or Path("comparisons") / Path(recipe).stem,
+            folder,
             seeds=seeds,
             match=match,
             rungs=rungs,
@@ -523,13 +713,20 @@ def compare(
             report=report,
             stop=signals,
         )
-    verdicts = "\n".join(
-        [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
+    verdicts = console.Prose(
+        "\n".join(
+            [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
+        )
     )
-    console.result(result, tables.comparison(result), verdicts, result["report"], as_json=as_json)
+    page, written = {"report": result["report"]}, endings.within(folder)
+    console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=written)
+    _end(folder, written, ["runs", str(folder / "runs")], page=page, as_json=as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Look",
+    epilog=_examples("inspect shards/text --verify", "inspect runs/text/shortcut-s1", "inspect text-tiny.toml"),
+)
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Shards folder, run folder, .pt file or .toml file.")],
     verify: Annotated[
@@ -544,7 +741,9 @@ def inspect(
     console.result(found, *tables.description(str(path), found), as_json=as_json)
 
 
-@app.command("report")
+@app.command(
+    "report", rich_help_panel="Look", epilog=_examples("report runs/text/shortcut-s1", "report runs/music/* --open")
+)
 def write_report(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH", help="Folders of runs, comparisons, codecs, shards, or of a demo.")
@@ -567,7 +766,7 @@ def write_report(
         console.browse(Path(result["report"]))
 
 
-@app.command("runs")
+@app.command("runs", rich_help_panel="Look", epilog=_examples("runs", "runs comparisons/text --json"))
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder with runs in it, at any depth.")] = Path(
         "runs"
@@ -581,7 +780,7 @@ def list_runs(
     console.result(found, *tables.runs(str(folder), found), as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Look", epilog=_examples("diff runs/text/gpt-s1 runs/text/shortcut-s1"))
 def diff(
     first: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or run.pt.")],
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Another one.")],
@@ -594,7 +793,7 @@ def diff(
     console.result(found, *tables.difference(found), as_json=as_json)
 
 
-@recipes_app.command("list")
+@recipes_app.command("list", epilog=_examples("recipes list"))
 def recipes_list(as_json: AsJson = False) -> None:
     """List the recipes that come with shortcut."""
     from shortcut_cli.config import reading
@@ -603,7 +802,7 @@ def recipes_list(as_json: AsJson = False) -> None:
     console.result({"recipes": listed}, tables.recipes(listed), as_json=as_json)
 
 
-@recipes_app.command("show")
+@recipes_app.command("show", epilog=_examples("recipes show text"))
 def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")]) -> None:
     """Print a recipe."""
     from shortcut_cli.config import reading
@@ -611,7 +810,7 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recip
     console.text(reading.text(name))
 
 
-@recipes_app.command("copy")
+@recipes_app.command("copy", epilog=_examples("recipes copy text mine.toml"))
 def recipes_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="New .toml file.")],
@@ -626,9 +825,10 @@ def recipes_copy(
         raise UsageError(f"{file} exists already", "choose another file name")
     files.write(file, reading.text(name))
     console.text(f"{file}\n")
+    _end(file.parent, [], ["recipes", "check", str(file)], as_json=False)
 
 
-@recipes_app.command("check")
+@recipes_app.command("check", epilog=_examples("recipes check mine.toml"))
 def recipes_check(
     paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.")],
     as_json: AsJson = False,
@@ -643,7 +843,10 @@ def recipes_check(
         raise CheckFailed(f"{wrong} of {len(checked)} recipes are not valid")
 
 
-@prove_app.command("resume")
+@prove_app.command(
+    "resume",
+    epilog=_examples("prove resume --recipe text-tiny", "prove resume --recipe text-tiny --kills 2 --out proof"),
+)
 def prove_resume(
     recipe: RecipeOption,
     kills: Annotated[
@@ -663,7 +866,7 @@ def prove_resume(
     from shortcut_cli.config import reading
 
     resolved = reading.read(recipe, _settings(settings))
-    _need_shards(recipe, resolved, settings)
+    resolved = _with_shards(recipe, resolved, settings)
     from shortcut_cli.stages import proof
 
     with console.Reporter() as report, files.temporary_folder() as scratch:
@@ -672,12 +875,15 @@ def prove_resume(
     equal = result["equal_weights"] and result["equal_logs"]
     verdict = f"weights and logs are {'equal' if equal else 'not equal'} after {result['kills']} kills"
     verdict += f" ({result['conditions']})"
-    console.result(result, tables.proof("prove resume", result), verdict, as_json=as_json)
+    written = endings.within(out) if out else []
+    console.result(result, tables.proof("prove resume", result), verdict, as_json=as_json, written=written)
     if not equal:
         raise CheckFailed("the interrupted training ended with different weights or logs")
 
 
-@prove_app.command("tokens")
+@prove_app.command(
+    "tokens", epilog=_examples("prove tokens shards/text", "prove tokens shards/text ./texts --sources 100")
+)
 def prove_tokens(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Shards folder.")],
     paths: Annotated[
@@ -703,7 +909,9 @@ def prove_tokens(
         raise CheckFailed(f"{len(result['different'])} documents were tokenized differently from {folder}")
 
 
-@codec_app.command("train")
+@codec_app.command(
+    "train", epilog=_examples("codec train ./wavs", "codec train ./wavs --set train.steps=1000 --out runs/codec")
+)
 def codec_train(
     paths: Paths,
     recipe: RecipeOption = "codec-mini",
@@ -720,21 +928,24 @@ def codec_train(
     resolved = reading.read_codec(recipe, _settings(settings))
     from shortcut_cli.stages import codec_training
 
+    folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
     with console.Reporter() as report:
         summary = codec_training.train(
             resolved,
             paths,
-            out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}",
+            folder,
             n_workers=_count(workers),
             device=devices.choose(device),
             resume=resume,
             report=report,
             stop=signals,
         )
-    console.result(summary, summary["codec"], as_json=as_json)
+    written = endings.of_training(folder)
+    console.result(summary, summary["codec"], as_json=as_json, written=written)
+    _end(folder, written, ["codec", "eval", str(summary["codec"]), *paths], as_json=as_json)
 
 
-@codec_app.command("get")
+@codec_app.command("get", epilog=_examples("codec get encodec_24khz"))
 def codec_get(
     name: Annotated[OfficialWeights, typer.Argument(metavar="NAME", help="Published weights.")], as_json: AsJson = False
 ) -> None:
@@ -747,10 +958,14 @@ def codec_get(
             name,
             lambda done, total: report(Progress(task=f"get {name}", done=done, total=total or done, unit="bytes")),
         )
-    console.result({"name": str(name), "path": str(path), "worked": not there}, str(path), as_json=as_json)
+    found = {"name": str(name), "path": str(path), "worked": not there}
+    console.result(found, str(path), as_json=as_json, written=[str(path)])
+    _end(path.parent, [], ["doctor"], as_json=as_json)
 
 
-@codec_app.command("eval")
+@codec_app.command(
+    "eval", epilog=_examples("codec eval mini ./wavs", "codec eval runs/codec/codec.pt ./wavs --out decoded")
+)
 def codec_eval(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A codec.pt, or a name such as mini.")],
     paths: Paths,
@@ -765,20 +980,28 @@ def codec_eval(
         result = codec_evaluation.evaluate(weights, paths, out, report=report)
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(codec_evaluation.keep(result, out, report), no_report, report)
-    console.result(result | page, tables.codec_scores(result), *tables.account(result), as_json=as_json)
-    console.made(page)
+    written = endings.within(out) if out else []
+    console.result(
+        result | page,
+        tables.codec_scores(result),
+        *tables.account(result),
+        as_json=as_json,
+        written=_all(written, page),
+    )
+    then = ["prepare", "audio", *paths, "--set", f"tokenizer.weights={weights}"]
+    _end(out or "", written, then, page=page, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Check", epilog=_examples("doctor", "doctor --json"))
 def doctor(as_json: AsJson = False) -> None:
     """Check what works on this machine, and say how to fix the rest."""
     from shortcut_cli.stages.doctor import examine
 
     checks = examine()
-    console.result({"checks": checks}, tables.checks(checks), as_json=as_json)
+    console.result({"checks": checks}, *tables.checks(checks), as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Data", epilog=_examples("demo", "demo --out /tmp/demo --workers 2"))
 def demo(
     out: Annotated[Path | None, _out("Folder of data, runs and samples; default: demo.")] = None,
     workers: Workers = None,
@@ -786,31 +1009,59 @@ def demo(
     no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run every domain end to end on generated data, offline. Takes a few minutes."""
+    """Run every domain end to end on generated data, offline. Takes about three minutes on two CPU cores."""
     from shortcut_cli.stages import demo as stage
 
+    folder = out or Path("demo")
     with console.Reporter() as report:
         result = stage.demo(
-            out or Path("demo"),
+            folder,
             n_workers=_count(workers),
             device=devices.choose(device),
             report=report,
             stop=signals,
         )
-        page = _refreshed(out or Path("demo"), no_report, report)
-    console.result(result | page, tables.demo(result), "\n".join(result["samples"]), as_json=as_json)
-    console.made(page)
+        page = _refreshed(folder, no_report, report)
+    written = endings.within(folder)
+    console.result(
+        result | page, tables.demo(result), "\n".join(result["samples"]), as_json=as_json, written=_all(written, page)
+    )
+    _end(folder, written, endings.after_demo(folder), page=page, as_json=as_json)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    install: Annotated[
+        SHELLS | None, typer.Option("--install-completion", help="Set up completion with Tab in this shell.")
+    ] = None,
+    show: Annotated[SHELLS | None, typer.Option("--show-completion", help="Print the script that sets it up.")] = None,
 ) -> None:
     if version:
         console.text(f"{__version__}\n")
         raise typer.Exit(0)
+    if install or show:
+        _complete(install, show)
+        raise typer.Exit(0)
     _help(context)
+
+
+def _complete(install: str | None, show: str | None) -> None:
+    """Set up completion in a shell, or print the script that does."""
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+    from typer.completion import install as install_script  # type: ignore[attr-defined]
+
+    if install:
+        _, path = install_script(shell=install, prog_name="shortcut", complete_var=COMPLETION)
+        console.text(f"{path}\n")
+        console.note("completion begins in a new shell")
+    if show:
+        script = get_completion_script(prog_name="shortcut", complete_var=COMPLETION, shell=show)
+        console.text(f"{script}\n")
+
+
+COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions
 
 
 def main() -> None:
@@ -823,6 +1074,10 @@ def dispatch(arguments: list[str] | None) -> Any:
 
     Raises UsageError, which points to the help of the command, if the arguments are wrong.
     """
+    if COMPLETION in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     try:
         return app(arguments, prog_name="shortcut", standalone_mode=False)
     except typer.TyperException as error:

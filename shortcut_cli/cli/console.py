@@ -11,19 +11,22 @@ import errno
 import io
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
+from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, wrapped, written
 from shortcut_cli.errors import ShortcutError
-from shortcut_cli.events import Event, Note, Progress, Validation
+from shortcut_cli.events import Event, Note, Part, Progress, Validation
 from shortcut_cli.formatting import cell, shown, to_json
 
 if TYPE_CHECKING:
@@ -34,11 +37,12 @@ if TYPE_CHECKING:
     Table = rich.table.Table
 
 PLAIN_INTERVAL_S = 10.0
+ROOMY = 110  # columns of the screen from which a bar has everything beside it
+PARTS = "parts"
+PLAIN_WIDTH = 76  # and from which it has more than the loss and the time left
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
-MOST_ROWS = 2000  # of a table that are shown; --json has all
-MOST_CHARACTERS = 1000  # of a value in a table that are shown
-MOST_LINES = 20  # of a value in a table that are shown
 STDERR = 2  # its number, the last of the standard streams'
+CLEAR_LINE = "\r\x1b[K"
 SHOW_CURSOR = b"\x1b[?25h\n"  # which Rich hides below its bars
 
 
@@ -71,6 +75,40 @@ class _Closed(io.TextIOBase):
 
     def write(self, _: str) -> int:
         raise _lost(os.strerror(errno.EBADF))
+
+
+class _Loading:
+    """Says on a terminal that a large library is being imported, since that can take seconds.
+
+    The line goes away before anything else is printed.
+    """
+
+    names = ("numpy", "scipy", "torch", "matplotlib", "miditok", "encodec")
+    said = False
+    bars = False  # whether there are bars, which say enough
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        """Called by Python for each module that is about to be imported; finds none itself."""
+        if name in self.names and not self.bars and sys.stderr.isatty():
+            # The cursor goes back to the beginning, so that whatever comes next, even of a signal, takes its place.
+            with suppress(OSError):
+                sys.stderr.write(f"{CLEAR_LINE}loading {name} ...\r")
+                sys.stderr.flush()
+            _Loading.said = True
+
+    @classmethod
+    def over(cls) -> None:
+        """Take the line away, if there is one."""
+        if cls.said:
+            cls.said = False
+            with suppress(OSError):
+                sys.stderr.write(CLEAR_LINE)
+                sys.stderr.flush()
+
+
+def say_what_loads() -> None:
+    """From here on, say on a terminal which large library is being imported."""
+    sys.meta_path.insert(0, _Loading())
 
 
 def harden() -> None:
@@ -118,6 +156,7 @@ def _mute(stream: TextIO) -> None:
 @contextmanager
 def _showing() -> Iterator[None]:
     """Raises ShortcutError if what is printed on stdout in this block does not arrive."""
+    _Loading.over()
     try:
         yield
         sys.stdout.flush()
@@ -133,6 +172,7 @@ def _lost(reason: str) -> ShortcutError:
 @contextmanager
 def _trying() -> Iterator[None]:
     """What is printed on stderr in this block may get lost."""
+    _Loading.over()
     try:
         yield
         sys.stderr.flush()
@@ -158,12 +198,6 @@ def text(words: str, *, error: bool = False) -> None:
         (sys.stderr if error else sys.stdout).write(shown(words))
 
 
-def made(page: Mapping[str, str]) -> None:
-    """Say on stderr where the page is, by what `stages.reporting.refresh` returned; stdout has the result."""
-    if page:
-        text(f"report: {page['report']}\n", error=True)
-
-
 def browse(page: Path) -> None:
     """Open a page in the user's browser; a line says so if there is none."""
     import webbrowser
@@ -174,52 +208,118 @@ def browse(page: Path) -> None:
         text("no browser was found; open the page yourself\n", error=True)
 
 
-def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> None:
+class Prose(str):
+    """Text that a terminal shows in lines broken at spaces; other text, such as a path, stays on its line."""
+
+
+def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool, written: Sequence[str] = ()) -> None:
     """Print the result of a command on stdout: `data` with its schema version as one JSON document, or `parts`.
+
+    written: the files that are there now because of the command, in the document under that name.
 
     Raises ShortcutError if stdout can't be written.
     """
     if as_json:
-        text(to_json({"schema_version": SCHEMA_VERSION, **data}, indent=1) + "\n")
+        text(to_json({"schema_version": SCHEMA_VERSION, **data, "written": [*written]}, indent=1) + "\n")
         return
     with _showing():
         for part in parts:
-            _out().print(shown(part) if isinstance(part, str) else part)
+            _out().print(_broken(part) if isinstance(part, str) else part)
+
+
+def note(words: str, style: str = "", *, whole: bool = False) -> None:
+    """Print something for the user on stderr. whole: a command, which stays in one line so that it can be copied."""
+    with _trying():
+        _say(words, style, whole=whole)
+
+
+def _say(words: str, style: str = "", *, whole: bool = False) -> None:
+    from rich.text import Text
+
+    broken = _err().is_terminal and not whole
+    text = wrapped(shown(words), _err().width, _fitting().measure) if broken else shown(words)
+    _err().print(Text(text, style), soft_wrap=True)
+
+
+def _broken(words: str) -> str:
+    """Text as it is printed on stdout."""
+    if not (isinstance(words, Prose) and _out().is_terminal):
+        return shown(words)
+    return wrapped(shown(words), _out().width, _fitting().measure)
 
 
 def table(
     title: str,
-    columns: Iterable[str],
+    columns: Iterable[str | Column],
     rows: Iterable[Iterable[Any]],
     align: Literal["left", "right"] = "right",
-    *,
-    whole: bool = False,
 ) -> "Table":
-    """A table. align: of the columns after the first, which is aligned left.
+    """A table, which shows as many of its columns as there is room for, see `layout`, and names the others below.
 
+    align: of the columns after the first, which is aligned left. The first never leaves, nor does a column of rank 0.
     Values may come from a file that anyone has made, so there are only so many rows, and so much of a value: drawing
-    takes far longer than reading. whole: if the table is too wide, only the first column is broken into lines, as long
-    as that is enough.
+    takes far longer than reading.
     """
-    from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(shown(title), "bold"), title_justify="left")
-    for number, column in enumerate(columns):
-        one_line = whole and number > 0
-        made.add_column(Text(shown(column)), justify=align if number else "left", overflow="fold", no_wrap=one_line)
-    every = [*rows]
-    for row in every[:MOST_ROWS]:
-        made.add_row(*(Text(shown(_cut(cell(value)))) for value in row))
-    if len(every) > MOST_ROWS:
-        made.add_row(f"and {len(every) - MOST_ROWS:,} more rows")
+    named = [one if isinstance(one, Column) else Column(one, min(1, number)) for number, one in enumerate(columns)]
+    named = [Column(shown(one.heading), one.rank) for one in named]
+    every = [tuple(row) for row in rows]
+    made: Table = _fitting()(title=Text(shown(title), "bold"), title_justify="left")
+    shown_rows = every[:MOST_ROWS]
+    vars(made).update(named=named, values=shown_rows, more=len(every) - len(shown_rows))
+    for number, column in enumerate(named):
+        made.add_column(Text(column.heading), justify=align if number else "left")
+    for row in shown_rows:
+        made.add_row(*(Text(written(value)) for value in row))
     return made
 
 
-def _cut(words: str) -> str:
-    """As much of a value as a table shows."""
-    kept = "\n".join(words[:MOST_CHARACTERS].split("\n")[:MOST_LINES])
-    return kept if kept == words else f"{kept} ..."
+@cache
+def _fitting() -> Any:
+    """The class of tables that choose their columns when they are drawn, since only then the width is known."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    def line(words: str, style: str = "") -> Text:
+        return Text(words, style, no_wrap=True, overflow="ignore")
+
+    def fitted(words: str) -> Text:
+        return Text(words, no_wrap=True, overflow="crop")  # with "ignore" it would not be aligned
+
+    class Fitting(Table):
+        named: list[Column]
+        values: list[tuple[Any, ...]]
+        more: int  # rows that are not shown
+        measure = staticmethod(cell_len)
+
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+            """Draw the title, then the columns that fit, then what else there is."""
+            room = options.max_width
+            yield line(wrapped(str(self.title), room, cell_len), "bold")
+            found = fit(self.named, self.values, room, cell_len)
+            if found is None:
+                yield from map(line, records(self.named, self.values, room, cell_len))
+            else:
+                yield self.drawn(found)
+            if self.more:
+                yield line(f"and {self.more:,} more rows: --json", "dim")
+            if found and (left := [one.heading for n, one in enumerate(self.named) if n not in found.kept]):
+                more = f"more columns with --json or a wider terminal: {', '.join(left)}"
+                yield line(wrapped(more, room, cell_len), "dim")
+
+        def drawn(self, found: Fitted) -> Table:
+            """The columns that fit, as a table of Rich's."""
+            made = Table()
+            for number, width, heading in zip(found.kept, found.widths, found.headings, strict=True):
+                side = self.columns[number].justify
+                made.add_column(fitted(heading), justify=side, width=width)
+            for row in found.rows:
+                made.add_row(*map(fitted, row))
+            return made
+
+    return Fitting
 
 
 def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
@@ -227,33 +327,66 @@ def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
     return table(title, ("", "value"), rows.items())
 
 
-def _bars() -> "rich.progress.Progress":
-    """Progress bars on stderr, with rate and time left."""
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+def _bars(width: int) -> "rich.progress.Progress":
+    """Progress bars on stderr: task, done, loss with its unit, epoch, time spent and left, as far as `width` goes."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column as TableColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{cell(float(speed))} {task.fields['unit']}/s" if speed else "")
+            return Text(f"{cell(float(speed))} {task.fields['unit']}/s" if speed else "", no_wrap=True)
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+    class Left(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            left = task.time_remaining
+            return Text("" if left is None else f"{_clock(left)} left", no_wrap=True)
+
+    class Bars(Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            """The bar of the parts has a line of its own, since its description would take the others' room."""
+            tasks = self.tasks
+            whole = [task for task in tasks if task.fields["unit"] == PARTS]
+            if whole:
+                yield Text(whole[0].description, no_wrap=True, overflow="ellipsis")
+            yield self.make_tasks_table([task for task in tasks if task not in whole])
+            yield self.make_tasks_table(whole)
+
+    name = TableColumn(no_wrap=True, overflow="ellipsis", max_width=width // 5)
+    columns: list[ProgressColumn | str] = [
+        TextColumn("{task.fields[name]}", markup=False, table_column=name),
+        BarColumn(bar_width=max(7, min(40, width // 10))),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-    )
-    more = (Rate(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
-    return Progress(*columns, *more, console=_err(), transient=True)
+        TextColumn("{task.fields[loss]}", markup=False),
+    ]
+    columns += [TextColumn("{task.fields[epoch]}")] if width >= ROOMY else []
+    columns += [TimeElapsedColumn()] if width >= PLAIN_WIDTH else []
+    columns += [Left(), *([Rate()] if width >= ROOMY else [])]
+    return Bars(*columns, console=_err(), transient=True)
+
+
+def _clock(seconds: float) -> str:
+    """A time as 1:02, or 1:02:03 from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Reporter:
-    """Shows the events of a stage: live bars on a terminal, otherwise a plain line at most every PLAIN_INTERVAL_S."""
+    """Shows the events of a stage: live bars on a terminal, otherwise a plain line at most every PLAIN_INTERVAL_S.
+
+    Of a command with several parts the first bar is that of the parts, and the others are those of the present one.
+    """
 
     def __init__(self) -> None:
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
+        self.whole: rich.progress.TaskID | None = None  # the bar of the parts
+        self.known: dict[str, Progress] = {}  # the last event of a task that had a loss
         self.printed = time.monotonic()
         self.shown = ExitStack()
+        self.lock = threading.RLock()  # several runs of a comparison report at once
 
     def __enter__(self) -> "Reporter":
         return self
@@ -263,47 +396,102 @@ class Reporter:
             with _trying():
                 self.live.stop()
             self.shown.close()
+            _Loading.bars = False
 
     def __call__(self, event: Event) -> None:
         """Show one event of a stage."""
-        with _trying():
+        with self.lock, _trying():
             self._show(event)
 
     def _show(self, event: Event) -> None:
         if isinstance(event, Note):
-            _err().print(shown(event.text), highlight=False, soft_wrap=True)
+            _say(event.text)
         elif isinstance(event, Validation):
             best = " (best so far)" if event.loss <= event.best else ""
-            scored = shown(event.text) or f"{event.loss:.4f} nats per token"
-            _err().print(f"step {event.step:,}: validation {scored}{best}", highlight=False, soft_wrap=True)
+            scored = event.text or f"{event.loss:.4f} nats per token on the val split"
+            _say(f"step {event.step:,}: validation {scored}{best}")
+        elif isinstance(event, Part):
+            self._part(event)
         elif _err().is_terminal:
-            self._bar(event)
+            self._bar(self._with_loss(event))
         else:
-            self._plain(event)
+            self._plain(self._with_loss(event))
 
-    def _bar(self, event: Progress) -> None:
+    def _with_loss(self, event: Progress) -> Progress:
+        """An event with the loss that its task had last, and the epochs and seconds in proportion, if it has none."""
+        if event.loss is not None:
+            self.known[event.task] = event
+        last = self.known.get(event.task)
+        if last is None or event is last or not 0 < last.done <= event.done:
+            return event
+        grown = event.done / last.done
+        return replace(
+            event,
+            loss=last.loss,
+            loss_unit=last.loss_unit,
+            epochs=last.epochs * grown,
+            tokens=round(last.tokens * grown),
+            seconds=last.seconds * grown,
+        )
+
+    def _started(self) -> "rich.progress.Progress":
+        """The bars, which are there from the first event on."""
         if not self.live:
-            self.live = _bars()
+            self.live, _Loading.bars = _bars(_err().width), True
             self.shown.enter_context(cleanup.due(lambda: os.write(STDERR, SHOW_CURSOR)))
             self.live.start()
+        return self.live
+
+    def _part(self, event: Part) -> None:
+        """Show that a part begins: nothing of those before it is left."""
+        said = f"{event.task} {event.number:,} of {event.total:,}: {event.text}"
+        if not _err().is_terminal:
+            _say(said)
+            return
+        live = self._started()
+        for task in self.tasks.values():
+            live.remove_task(task)
+        self.tasks.clear()
+        self.known.clear()
+        if self.whole is None:
+            self.whole = live.add_task("", total=event.total, name="in all", unit=PARTS, loss="", epoch="")
+        live.update(self.whole, description=shown(said), completed=event.number - 1, total=event.total)
+
+    def _bar(self, event: Progress) -> None:
+        live = self._started()
         if event.task not in self.tasks:
-            self.tasks[event.task] = self.live.add_task(
-                shown(event.task), total=event.total, unit=shown(event.unit), loss=""
+            self.tasks[event.task] = live.add_task(
+                shown(event.task),
+                name=shown(event.task),
+                total=event.total,
+                unit=shown(event.unit),
+                loss="",
+                epoch="",
             )
-        loss: dict[str, Any] = {} if event.loss is None else {"loss": f"loss {event.loss:.4f}"}
-        self.live.update(self.tasks[event.task], completed=event.done, total=event.total, **loss)
+        fields: dict[str, Any] = {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
+        if event.loss is not None:
+            short = live.console.width < PLAIN_WIDTH  # then the unit is that of every training
+            fields["loss"] = f"loss {event.loss:.4f}" if short else _loss(event).replace(" per ", "/")
+        live.update(self.tasks[event.task], completed=event.done, total=event.total, **fields)
         if event.done >= event.total:
-            self.live.remove_task(self.tasks.pop(event.task))
+            live.remove_task(self.tasks.pop(event.task))
+            self.known.pop(event.task, None)
 
     def _plain(self, event: Progress) -> None:
         now = time.monotonic()
         if now - self.printed < PLAIN_INTERVAL_S:
             return
         self.printed = now
-        rate = ""
+        line = f"{event.task}: {event.done:,} of {event.total:,} {event.unit}"
+        line += "" if event.loss is None else f", {_loss(event)}"
+        line += f", epoch {event.epochs:.2f}" if event.epochs else ""
         if event.seconds:
             left = event.seconds / event.done * (event.total - event.done)
-            rate = f", {event.tokens / event.seconds:,.0f} tokens/s, {left:,.0f} s left"
-        loss = "" if event.loss is None else f", loss {event.loss:.4f}"
-        line = f"{event.task}: {event.done:,} of {event.total:,} {event.unit}{loss}{rate}"
-        _err().print(shown(line), highlight=False, soft_wrap=True)
+            rate = f", {event.tokens / event.seconds:,.0f} tokens/s" if event.tokens else ""
+            line += f"{rate}, {event.seconds:,.0f} s spent, {left:,.0f} s left"
+        _say(line)
+
+
+def _loss(event: Progress) -> str:
+    unit = f" {event.loss_unit}" if event.loss_unit else ""
+    return shown(f"loss {event.loss:.4f}{unit}")

@@ -202,6 +202,7 @@ def _has_folder() -> bool:
 def guarded(command: Callable[[], Any]) -> NoReturn:
     """Run a command, then exit: what a user can act on is one panel and its exit code; a bug keeps its traceback."""
     console.harden()
+    console.say_what_loads()
     signals.install()
     try:
         result = command()

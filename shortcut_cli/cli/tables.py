@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortcut_cli import accounts
-from shortcut_cli.cli.console import pairs, table
+from shortcut_cli.cli.console import Prose, pairs, table
+from shortcut_cli.cli.layout import Column
 from shortcut_cli.compare import page
 from shortcut_cli.formatting import cell
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 LONGEST = 200  # characters of a value
 HASH = re.compile("[0-9a-f]{64}")
+SECONDARY = {  # columns of a comparison, in the order in which they leave a narrow screen, from the last on
+    "nats per token": 0,
+    **{name: rank for rank, name in enumerate(("non-embedding parameters", "learning rate"), 2)},
+    **{name: rank for rank, name in enumerate(("training FLOPs per token", "tokens/s", "layers", "width"), 4)},
+    **{name: rank for rank, name in enumerate(("peak MB", "cache bytes per token", "feed-forward"), 8)},
+}
 COUNTS = (("inputs", "files"), ("duplicates", "duplicates"), ("rejected", "rejected"))  # of a manifest
 
 
@@ -40,7 +47,10 @@ def shards(manifest: Result) -> "Table":
     if manifest.get("ignored"):
         counts += f", {manifest['ignored']:,} with other suffixes ignored"
     rate = f", {manifest['tokens_per_s']:,.0f} tokens/s" if manifest.get("tokens_per_s") else ""
-    columns = ("split", "documents", "tokens", f"{unit}s", f"tokens per {unit}")
+    columns = (
+        *("split", Column("documents", 2), Column("tokens", 0)),
+        *(Column(f"{unit}s", 1), Column(f"tokens per {unit}", 3)),
+    )
     return table(f"{manifest['path']}: {counts}{rate}{state}", columns, rows)
 
 
@@ -87,16 +97,23 @@ def floors(result: Result) -> Iterator[tuple[str, Result]]:
 
 def attention(folder: Path, result: Result) -> "Table":
     """The result of `attention`: one row for each source that is read across layers, and one for all at once."""
-    columns = ["source", "attention weight" if result["softmax"] else "weight in the sum", "tokens back"]
-    columns += ["loss added if masked", "95 %", "loss added if shuffled", "95 %", "loss added if mean-ablated", "95 %"]
+    columns: list[str | Column] = [
+        "source",
+        Column("attention weight" if result["softmax"] else "weight in the sum", 1),
+    ]
+    columns += [Column("tokens back", 4), Column("loss added if masked", 2), Column("95 % if masked", 3)]
+    columns += [Column("loss added if shuffled", 5), Column("95 % if shuffled", 6)]
+    columns += [Column("loss added if mean-ablated", 7), Column("95 % if mean-ablated", 8)]
     title = f"{folder}: {result['tokens']:,} tokens, {result['nats_per_token']:.4f} nats per token"
     return table(title, columns, attention_rows(result))
 
 
 def layers(result: Result) -> "Table":
     """One row for each state that `attention` found, and its CKA with the one below."""
-    columns = ["state behind", "loss if the head read it", "RMS", "RMS of its gradient", "attention adds"]
-    columns += ["feed-forward adds", "CKA with the state below"]
+    columns: list[str | Column] = ["state behind"]
+    columns += [Column("loss if the head read it", 1), Column("RMS", 3)]
+    columns += [Column("RMS of its gradient", 4), Column("attention adds", 5), Column("feed-forward adds", 6)]
+    columns += [Column("CKA with the state below", 2)]
     return table("layers", columns, layer_rows(result))
 
 
@@ -120,7 +137,9 @@ def comparison(result: Result) -> "Table":
     """The result of `compare`: one row for each arm."""
     shut = not result.get("gate", {"open": True})["open"]  # then the first notice says that there is no verdict
     title = f"{result['notices'][0]}\nmeans over seeds" if shut else "means over seeds"
-    return table(title, page.headings(result), page.table(result))
+    headings = page.headings(result)
+    columns = [Column(name, SECONDARY.get(name, min(1, number))) for number, name in enumerate(headings)]
+    return table(title, columns, page.table(result))
 
 
 def description(title: str, result: Result) -> Iterator["Table"]:
@@ -129,7 +148,7 @@ def description(title: str, result: Result) -> Iterator["Table"]:
         yield shards(result)
         yield from account(result)
     else:
-        yield pairs(title, _flat(result))
+        yield pairs(title, {key: _short(value) for key, value in _flat(result).items()})
 
 
 def _flat(tree: Result, prefix: str = "") -> dict[str, Any]:
@@ -166,10 +185,11 @@ def runs(folder: str, result: Result) -> Iterator["Table | str"]:
     if not result["runs"]:
         yield f"no runs in {folder}"
     if readable:
-        columns = ("run", "model", "steps", "val.", "test", "bits per unit")
-        yield table(folder, columns, map(_run_row, readable), whole=True)
+        columns = [Column("run", 0), Column("model", 4), Column("steps", 5), Column("val.", 1), Column("test", 2)]
+        columns.append(Column("bits per unit", 3))
+        yield table(folder, columns, map(_run_row, readable))
     if broken:
-        yield table("damaged or incomplete", ("run", "reason"), broken, "left")
+        yield table("damaged or incomplete", ("run", Column("reason", 0)), broken, "left")
 
 
 def _run_row(entry: Result) -> tuple[Any, ...]:
@@ -184,7 +204,7 @@ def difference(result: Result) -> Iterator["Table | str"]:
     """The result of `diff`: one row for each thing that differs."""
     rows = [(key, *(_short(value) for value in values)) for key, values in result["differences"].items()]
     if rows:
-        yield table("differences", ("", *result["runs"]), rows, "left")
+        yield table("differences", ("", *(Column(run, 0) for run in result["runs"])), rows, "left")
     else:
         yield "nothing differs"
 
@@ -200,13 +220,13 @@ def _short(value: Any) -> Any:
 
 def recipes(listed: Iterable[Result]) -> "Table":
     """The recipes that come with shortcut."""
-    return table("recipes", ("name", "about"), ((entry["name"], entry["about"]) for entry in listed), "left")
+    return table("recipes", ("name", Column("about", 0)), ((entry["name"], entry["about"]) for entry in listed), "left")
 
 
 def checked_recipes(checked: Iterable[Result]) -> "Table":
     """The result of `recipes check`."""
     rows = ((entry["recipe"], entry["problem"] or "none") for entry in checked)
-    return table("recipes", ("recipe", "problem"), rows, "left")
+    return table("recipes", ("recipe", Column("problem", 0)), rows, "left")
 
 
 def proof(title: str, result: Result) -> "Table":
@@ -222,7 +242,8 @@ def codec_scores(result: Result) -> "Table":
         f"{result['encode_x_realtime']:,.0f} and decodes at {result['decode_x_realtime']:,.0f} times real time; "
         f"perplexity of the codebooks {perplexities}"
     )
-    return table(title, ("codec", "kbit/s", "SI-SDR dB", "log-mel distance", "STOI", "PESQ"), codec_rows(result))
+    columns = ("codec", Column("kbit/s", 0), Column("SI-SDR dB", 1), Column("log-mel distance", 2))
+    return table(title, (*columns, Column("STOI", 4), Column("PESQ", 3)), codec_rows(result))
 
 
 def codec_rows(result: Result) -> Iterator[tuple[Any, ...]]:
@@ -231,24 +252,19 @@ def codec_rows(result: Result) -> Iterator[tuple[Any, ...]]:
         yield name, *(entry.get(key) for key in ("kbps", "si_sdr_db", "log_mel", "stoi", "pesq"))
 
 
-def checks(found: Iterable[Result]) -> "Table":
-    """The result of `doctor`."""
-    rows = (
-        (
-            check["what"],
-            "ok" if check["works"] else "missing",
-            check["found"],
-            "" if check["works"] else check["remedy"],
-        )
-        for check in found
-    )
-    return table("doctor", ("what", "state", "found", "what to do"), rows, "left")
+def checks(found: Iterable[Result]) -> Iterator["Table | str"]:
+    """The result of `doctor`: what works, then what to do about the rest."""
+    every = [*found]
+    rows = ((check["what"], "ok" if check["works"] else "missing", check["found"]) for check in every)
+    yield table("doctor", ("what", Column("state", 0), Column("found", 1)), rows, "left")
+    yield from (Prose(f"{check['what']}: {check['remedy']}") for check in every if not check["works"])
 
 
 def demo(result: Result) -> "Table":
     """The result of `demo`: one row for each recipe and model."""
     keys = ("recipe", "model", "parameters", "nats_per_token", "unigram_entropy", "accuracy")
-    columns = ("recipe", "model", "parameters", "nats per token", "unigram entropy", "accuracy", "bits per unit")
+    columns = [Column("recipe", 0), Column("model", 0), Column("parameters", 4), Column("nats per token", 0)]
+    columns += [Column("unigram entropy", 2), Column("accuracy", 3), Column("bits per unit", 1)]
     rows = (
         (*(row[key] for key in keys), f"{cell(row['bits_per_unit'])} bits per {row['unit']}") for row in result["rows"]
     )

@@ -25,6 +25,7 @@ from shortcut_cli.training.run_log import Log
 class CodecTrainer:
     """One run: its network, data and folder. `loop.run` takes it from its current step to the last."""
 
+    task = "codec train"
     result = "codec.pt"
 
     def __init__(self, resolved: CodecRecipe, folder: Path, data: dataset.Clips, device: str, report: Report) -> None:
@@ -180,11 +181,12 @@ class CodecTrainer:
         self.log.write(step=state.step, **means, lr=lr, seconds=round(seconds, 3))
         self.report(
             Progress(
-                task="codec train",
+                task=self.task,
                 done=state.step,
                 total=config.steps,
                 unit="steps",
                 loss=means["mel"],
+                loss_unit="mel",
                 seconds=seconds,
             )
         )

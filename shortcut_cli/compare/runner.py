@@ -22,13 +22,13 @@ from shortcut_cli.compare.significance import of_mean
 from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import SEED, Recipe
 from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, ShortcutError, UsageError
-from shortcut_cli.events import Note, Report
+from shortcut_cli.events import Note, Part, Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, is_number, read
 from shortcut_cli.training import checkpoint, conditions, loop
 from shortcut_cli.training.device import check_room
-from shortcut_cli.training.run_log import REMEDY, read_log
+from shortcut_cli.training.run_log import REMEDY, newest, read_log
 
 POLL_S = 0.2
 MOST_PAIRS = 100_000  # of lines of a log that its speed is the median of
@@ -126,6 +126,8 @@ class Runner:
         self.environment["COLUMNS"] = "76"  # so that the error panel of a failed run fits into ours
         self.asked: Callable[[], int | None] = lambda: None
         self.spent: list[float] = []  # seconds of each run done
+        self.begun = self.planned = 0  # runs of the present call
+        self.steps: dict[Path, int] = {}  # of each run
         self.lock = threading.Lock()
 
     def run(self, runs: Sequence[PlannedRun]) -> None:
@@ -137,6 +139,7 @@ class Runner:
         left = {planned.folder(self.out): planned for planned in runs if self._finished(planned) is None}
         for planned, device in itertools.product(left.values(), self.names):
             check_room(planned.arm.size.total, self.vocabulary, device)
+        self.begun, self.planned = 0, len(left)
         with ThreadPoolExecutor(self.width) as pool:
             for done, _ in enumerate(pool.map(self._train, left.values()), 1):
                 each = statistics.mean(self.spent) / 60
@@ -193,7 +196,10 @@ class Runner:
             recipe = folder / "run.toml"
             with files.held(folder, "shortcut train", known=loop.is_run_folder):
                 files.write(recipe, writing.dump(planned.recipe()))
-            self.report(Note(text=f"{folder.name} on {device}"))
+            with self.lock:
+                self.begun, self.steps[folder] = self.begun + 1, planned.recipe().train.steps
+                text = f"{folder.name} on {device}"
+                self.report(Part(task="compare", number=self.begun, total=self.planned, text=text))
             self._process(recipe, folder, device)
             with self.lock:
                 self.spent.append(time.monotonic() - began)
@@ -207,7 +213,7 @@ class Runner:
             raise Interrupted("the comparison was interrupted", "run the same command again to resume", exit_code=code)
 
     def _process(self, recipe: Path, folder: Path, device: str) -> None:
-        """Execute a run to its end in a process of its own, passing on a signal.
+        """Execute a run to its end in a process of its own, passing on a signal, and report its log.
 
         Raises Interrupted after a signal, ShortcutError if the process fails.
         """
@@ -223,6 +229,7 @@ class Runner:
                     _, errors = process.communicate(timeout=POLL_S)
                     break
                 except subprocess.TimeoutExpired:
+                    self._watch(folder)
                     if self.asked() is not None and not terminated:
                         process.terminate()
                         terminated = True
@@ -231,6 +238,24 @@ class Runner:
         if process.returncode:
             tail = "\n".join(_plain(errors.decode(errors="replace"))[-12:])
             raise ShortcutError(f"{folder} on {device} exited with {process.returncode}\n{tail}")
+
+    def _watch(self, folder: Path) -> None:
+        """Report how far a run is."""
+        line, steps = newest(folder), self.steps.get(folder, 0)
+        if line and 0 < line["step"] <= steps:
+            loss, seconds, tokens = (line.get(key) for key in ("loss", "seconds", "tokens"))
+            self.report(
+                Progress(
+                    task=folder.name,
+                    done=line["step"],
+                    total=steps,
+                    unit="steps",
+                    loss=loss,
+                    loss_unit="nats per token",
+                    tokens=tokens or 0,
+                    seconds=seconds or 0.0,
+                )
+            )
 
     def result(self, planned: PlannedRun) -> Finished:
         """What a run left. Raises ShortcutError if that could not be written."""

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shortcut_cli import registry
+from shortcut_cli.config import writing
 from shortcut_cli.config.schema import AnyRecipe, CodecRecipe, Recipe, is_text, keys, known_keys, schema
 from shortcut_cli.errors import UsageError
 
@@ -113,6 +115,55 @@ def read_any(name: str, settings: Iterable[str | Setting] = ()) -> Recipe | Code
     return (
         _changed(CodecRecipe, tree, where, settings) if "codec" in tree else _changed(schema(), tree, where, settings)
     )
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a `--recipe` argument names a recipe that comes with shortcut, not a file of the user's."""
+    return find(name).resolve().parent == folder().resolve()
+
+
+def with_shards(
+    name: str,
+    recipe: Recipe,
+    settings: Iterable[str | Setting],
+    made: Mapping[str, Any],
+    where: str,
+    command: Iterable[str],
+) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with the tokenizer's keys of the shards at `where`, `made`, and those that it had otherwise.
+
+    The shards win over every key that the user did not write: over a recipe that comes with shortcut, and over keys
+    that a file of the user's leaves out. A key that a --set or such a file says, and which differs, is a contradiction;
+    so is another tokenizer.
+
+    command: what is running, to which the flags are added that would agree. Raises UsageError if they contradict.
+    """
+    own = recipe.tokenizer.model_dump()
+    different = {key: value for key, value in made.items() if key in own and own[key] != value}
+    said = {"name"} if is_shipped(name) else {"name", *tomllib.loads(text(name)).get("tokenizer", {})}
+    given = [setting.key if isinstance(setting, Setting) else setting.partition("=")[0].strip() for setting in settings]
+    said |= {key.partition(".")[2] for key in given if key.startswith("tokenizer.")}
+    contradicted = {key: value for key, value in different.items() if key in said}
+    if "name" in contradicted:
+        raise UsageError(
+            f"{where} was tokenized for {made['name']}, and recipe {name} is for {own['name']}",
+            "choose another --recipe, or point data.shards at other shards",
+        )
+    taken = [Setting(f"tokenizer.{key}", value, f"{where}: tokenizer.{key}") for key, value in different.items()]
+    changed = _changed(schema(), recipe.model_dump(), where, taken) if taken else recipe  # a manifest can hold anything
+    if contradicted:
+        lines = [f"  tokenizer.{key}: {value!r} -> {own[key]!r}" for key, value in contradicted.items()]
+        flags = [part for key, value in contradicted.items() for part in ("--set", f"tokenizer.{key}={_plain(value)}")]
+        raise UsageError(
+            f"{where} was tokenized with a different [tokenizer] than the recipe's\n" + "\n".join(lines),
+            shlex.join([*command, *flags]),
+        )
+    return changed, different
+
+
+def _plain(value: Any) -> str:
+    """A value as --set takes it."""
+    return value if isinstance(value, str) else writing.toml_value(value)
 
 
 def run_folder(name: str, recipe: Recipe) -> Path:

@@ -22,7 +22,7 @@ def toml(tree: Mapping[str, Any]) -> str:
         if prefix:
             lines.append(f"[{prefix}]")
         known = {key: value for key, value in inner.items() if value is not None}
-        values = [f"{_key(key)} = {_toml(value)}" for key, value in known.items() if not isinstance(value, dict)]
+        values = [f"{_key(key)} = {toml_value(value)}" for key, value in known.items() if not isinstance(value, dict)]
         lines.extend([*values, ""] if prefix or values else [])
         for key, value in known.items():
             if isinstance(value, dict):
@@ -33,10 +33,11 @@ def toml(tree: Mapping[str, Any]) -> str:
 
 
 def _key(name: str) -> str:
-    return name if BARE.fullmatch(name) else _toml(name)
+    return name if BARE.fullmatch(name) else toml_value(name)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value of a recipe as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -45,9 +46,13 @@ def _toml(value: Any) -> str:
         )
         return f'"{escaped}"'
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value if item is not None) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value if item is not None) + "]"
     if isinstance(value, dict):  # in a list
-        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items() if item is not None) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_key(key)} = {toml_value(item)}" for key, item in value.items() if item is not None)
+            + "}"
+        )
     assert isinstance(value, int | float), f"no TOML form for {value!r}"
     return repr(value)
 

@@ -141,6 +141,7 @@ def analyse(
         for row, targets in enumerate(part[:, 1:]):
             mine = {kind: changed_losses[row, :-1] for kind, changed_losses in changed.items()}
             _add_classes(measured, tokenizer.classes(targets), losses[row], weights[row], mine)
+    report(Progress(task="attention", done=len(windows), total=len(windows), unit="windows"))
     result = _result(run, windows, measured, resamples) | layers.result()
     _write(run, tokenizer, windows[0, 1:], excerpt, result, folder)
     return result

@@ -7,12 +7,13 @@ from typing import Any
 from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.config import reading
 from shortcut_cli.demo import material
-from shortcut_cli.events import Note, Report
+from shortcut_cli.events import Note, Part, Report
 from shortcut_cli.stages.pipeline import train_score_sample
 from shortcut_cli.stages.preparation import prepare
 from shortcut_cli.training.loop import Stop
 
 MODELS = ("gpt", "shortcut")
+PARTS = 9  # of each of three domains: data, and a part for each model
 MIDI_PIECES = 300
 AUDIO_PIECES = 60
 SEED = 1
@@ -34,10 +35,13 @@ def _demo(folder: Path, *, n_workers: int, device: str, report: Report, stop: St
     samples: list[str] = []
     for name, make in (("text-tiny", _text), ("music-tiny", _midi), ("audio-tiny", _audio)):
         resolved = reading.read(name, [f"data.shards={folder / 'shards' / name}"])
+        report(Part(task="demo", number=len(rows) // 2 * 3 + 1, total=PARTS, text=f"{name}: files and shards"))
         data = _once(folder / "data" / name, make, report)
         prepare(resolved, [str(data)], Path(resolved.data.shards), n_workers=n_workers, max_bad="0", report=report)
         for model in MODELS:
-            report(Note(text=f"{name}: {model}"))
+            report(
+                Part(task="demo", number=len(rows) // 2 * 3 + len(rows) % 2 + 2, total=PARTS, text=f"{name}: {model}")
+            )
             arm = reading.with_settings(resolved, [f"model.name={model}"])
             run = folder / "runs" / name / f"{model}-s{arm.train.seed}"
             done = train_score_sample(arm, run, device=device, report=report, stop=stop)

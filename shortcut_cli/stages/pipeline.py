@@ -15,7 +15,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.config.schema import EvalConfig, Recipe, SampleConfig
 from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.events import Note, Report
+from shortcut_cli.events import Note, Part, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import floors, runs
 from shortcut_cli.inference.runs import Run
@@ -349,6 +349,8 @@ def run_all(
 ) -> dict[str, Any]:
     """Prepare, train, evaluate and sample, skipping finished stages; returns the result of each stage."""
     shards = Path(recipe.data.shards)
+    report(Part(task="run", number=1, total=2, text="prepare"))
     prepared = prepare(recipe, paths, shards, n_workers=n_workers, max_bad=max_bad, report=report)
     report(Note(text=f"{shards}: {'prepared' if prepared['worked'] else 'already prepared'}"))
+    report(Part(task="run", number=2, total=2, text="train, evaluate, sample"))
     return {"prepare": prepared, **train_score_sample(recipe, folder, device=device, report=report, stop=stop)}

@@ -10,10 +10,13 @@ import math
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,12 @@ from shortcut_cli.data import inputs
 from shortcut_cli.data.documents import Document, Source
 from shortcut_cli.data.shards import SPLITS, Shards, Split, read_lines, source_paths_file
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
-from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.events import Part, Progress, Report
 from shortcut_cli.kept.inputs import is_number
 from shortcut_cli.tokenizers.base import Tokenizer
 from shortcut_cli.training import checkpoint, conditions, run_log
 
+POLL_S = 0.2
 SCALES = (0.4, 3.7, 30.0)  # factors on the size of the blocks in which `tokens` reads and computes
 
 
@@ -62,25 +66,31 @@ def resume(resolved: Recipe, folder: Path, *, kills: int, seed: int, device: str
     shards = f"data.shards={Path(resolved.data.shards).resolve()}"
     tree = reading.with_settings(resolved, [shards, f"train.threads={here['threads']}"])
     files.write(folder / "recipe.toml", writing.dump(tree))
-    report(Note(text="training without interruption"))
+    watched = partial(_watched, steps=resolved.train.steps, report=report)
+    report(Part(task="prove resume", number=1, total=kills + 2, text="training without interruption"))
     began = time.monotonic()
-    _finish(_start(folder, "whole", device))
+    with watched(folder / "whole"):
+        _finish(_start(folder, "whole", device))
     seconds = time.monotonic() - began
     generator, resumed_at = random.Random(seed), list[int]()  # noqa: S311
     names = ["killed-1"]
     while len(resumed_at) < kills:
+        part = f"training until kill {len(resumed_at) + 1} of {kills}"
+        report(Part(task="prove resume", number=len(resumed_at) + 2, total=kills + 2, text=part))
         training = _start(folder, names[-1], device)
         try:
-            training.wait(generator.uniform(0, seconds))
+            with watched(folder / names[-1]):
+                training.wait(generator.uniform(0, seconds))
         except subprocess.TimeoutExpired:
             training.kill()
             training.communicate()
             resumed_at.append(_saved_step(folder / names[-1]))
-            report(Progress(task="kill", done=len(resumed_at), total=kills, unit="kills"))
         else:
             _finish(training)
             names.append(f"killed-{len(names) + 1}")
-    _finish(_start(folder, names[-1], device))
+    report(Part(task="prove resume", number=kills + 2, total=kills + 2, text="training to the end"))
+    with watched(folder / names[-1]):
+        _finish(_start(folder, names[-1], device))
     whole, *killed = (weights_sha256(folder / name / "resume.pt") for name in ("whole", *names))
     best = {weights_sha256(folder / name / "run.pt") for name in ("whole", *names)}
     log, *logs = (_log(folder / name) for name in ("whole", *names))
@@ -100,6 +110,27 @@ def _start(folder: Path, name: str, device: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "shortcut_cli", "train", "--recipe", str(folder / "recipe.toml")]
     command += ["--out", str(folder / name), "--device", device]
     return cleanup.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def _watched(run: Path, steps: int, report: Report) -> Iterator[None]:
+    """Report the log of the training that another process does in this block."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL_S):
+            line = run_log.newest(run)
+            if line and 0 < line["step"] <= steps:
+                loss = line["loss"]
+                report(Progress("train", line["step"], steps, "steps", loss=loss, loss_unit="nats per token"))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _finish(training: "subprocess.Popen[str]") -> None:

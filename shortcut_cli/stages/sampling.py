@@ -113,6 +113,7 @@ def sample(
                 progress=lambda done: report(Progress(task="sample", done=done, total=config.tokens, unit="tokens")),
                 first=first,
             )
+        report(Progress(task="sample", done=config.tokens, total=config.tokens, unit="tokens"))  # they can end early
         for number, (path, ids) in enumerate(zip(batch, made.ids, strict=True)):
             if path not in unwritten:
                 continue

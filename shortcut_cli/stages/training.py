@@ -22,6 +22,7 @@ from shortcut_cli.data.shards import warning
 from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.kept import remarks
 from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop
 from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
@@ -75,6 +76,8 @@ def train(
         if content is None:
             keeper.clear()
         worked = loop.start(trainer, content)
+        if worked:
+            _remark(trainer, report)
         with stop as asked:
             loop.run(trainer, asked, keeper)
         if not worked:
@@ -88,6 +91,12 @@ def train(
         "seconds": round(trainer.state.seconds, 1),
         "lineage": trainer.lineage,
     }
+
+
+def _remark(trainer: Trainer, report: Report) -> None:
+    """Say what of the plan shrinks its subject away."""
+    for said in remarks.of_plan(trainer.recipe.model_dump(), trainer.windows.split.tokens):
+        report(Note(text=f"Note: {said}"))
 
 
 def _prepare(resolved: Recipe) -> None:
@@ -112,6 +121,7 @@ def rehearse(
     with conditions.threads(resolved.train.threads):
         trainer = Trainer(resolved, folder, device, report, ancestor)
         report(Note(text=trainer.describe()))
+        _remark(trainer, report)
         times = []
         count = min(resolved.train.steps, WARM_UP_STEPS + TIMED_STEPS)
         for number in range(count):

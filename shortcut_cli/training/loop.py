@@ -12,7 +12,7 @@ from shortcut_cli import files
 from shortcut_cli.config import writing
 from shortcut_cli.config.schema import CodecRecipe, Recipe, ScheduleConfig
 from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, UsageError
-from shortcut_cli.events import Note, Report
+from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.kept.inputs import is_number
 from shortcut_cli.training import conditions, tensor_file
 from shortcut_cli.training.run_log import Log
@@ -39,6 +39,7 @@ class State:
 class Trainable(Protocol):
     """What the loop needs of a trainer, whether of a model or of a codec."""
 
+    task: str  # what its progress is called
     result: str  # name of the file with the best weights
     state: State
     folder: Path
@@ -254,6 +255,8 @@ def run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | No
         state.step += 1
         last = state.step == config.steps
         logs, validates = (state.step % every == 0 for every in (config.log_every, config.eval_every))
+        if not (logs or last):  # `write_log` says more
+            trainer.report(Progress(task=trainer.task, done=state.step, total=config.steps, unit="steps"))
         if logs:
             trainer.write_log()
         if validates:

@@ -34,6 +34,7 @@ MOST_UNREAD = 100  # steps whose losses are read from the device at once
 class Trainer:
     """One run: its model, data and folder. `loop.run` takes it from its current step to the last."""
 
+    task = "train"
     result = "run.pt"
 
     def __init__(
@@ -248,11 +249,13 @@ class Trainer:
         )
         self.report(
             Progress(
-                task="train",
+                task=self.task,
                 done=state.step,
                 total=config.steps,
                 unit="steps",
                 loss=loss,
+                loss_unit="nats per token",
+                epochs=tokens / self.windows.split.tokens,
                 tokens=tokens,
                 seconds=seconds,
             )

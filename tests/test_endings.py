@@ -1,0 +1,193 @@
+"""How a success ends: the files of each command, and a next command that works as pasted."""
+
+import json
+import os
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
+
+from shortcut_cli import registry
+from shortcut_cli.cli import endings
+from shortcut_cli.config import reading
+from shortcut_cli.errors import UsageError
+
+SMALL = {"steps = 150": "steps = 2", "warmup = 20": "warmup = 1", "n = 2": "n = 1", "tokens = 300": "tokens = 9"}
+
+
+def next_command(done):
+    """The arguments of the command that a success ends with; it is the last line."""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Next: shortcut "), done.stderr
+    return shlex.split(last.removeprefix("Next: "))[1:]
+
+
+def small_recipe(path):
+    """A recipe of the user's own that trains for a moment."""
+    text = reading.text("text-tiny")
+    for old, new in SMALL.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def files_in(folder):
+    """The files in a folder, but for markers, by another way than that of the command."""
+    return {os.path.join(base, name) for base, _, names in os.walk(folder) for name in names if name[0] != "."}
+
+
+def test_each_next_command_works_as_pasted(tmp_path):
+    """prepare -> train -> eval -> sample -> attention -> compare, from names that a shell takes apart."""
+    write_texts(tmp_path / "my texts")
+    small_recipe(tmp_path / "my recipe.toml")
+    first = ["prepare", "text", "my texts", "--recipe", "my recipe.toml", "--out", "it's shards"]
+    done = shortcut(*first, *set_flags("tokenizer.vocabulary=300", "tokenizer.sample_mb=1"), cwd=tmp_path)
+    ran = ["prepare"]
+    while ran[-1] != "attention":
+        command = next_command(done)
+        done = shortcut(*command, cwd=tmp_path)
+        ran.append(command[0])
+    assert ran == ["prepare", "train", "eval", "sample", "attention"]
+    assert next_command(done)[:2] == ["compare", "--recipe"]
+    run = tmp_path / "runs" / "my recipe" / "shortcut-s1"
+    assert tomllib.loads((run / "recipe.toml").read_text())["tokenizer"]["vocabulary"] == 300
+    assert (run / "attention" / "attention.json").is_file()
+
+
+def test_every_command_names_the_files_that_it_wrote(tmp_path):
+    write_texts(tmp_path / "texts")
+    small_recipe(tmp_path / "r.toml")
+    before = files_in(tmp_path)
+    for command in (
+        ["prepare", "text", "texts", "--recipe", "r.toml", "--out", "s"],
+        ["train", "--recipe", "r.toml", "--set", "data.shards=s", "--out", "o"],
+        ["eval", "--ckpt", "o"],
+        ["sample", "--ckpt", "o"],
+        ["attention", "--ckpt", "o", "--windows", "1"],
+    ):
+        found = json.loads(shortcut(*command, "--json", cwd=tmp_path).stdout)
+        after = files_in(tmp_path)
+        assert {str(tmp_path / path) for path in found["written"]} == after - before, command
+        before = after
+    assert json.loads(shortcut("runs", ".", "--json", cwd=tmp_path).stdout)["written"] == []
+
+
+# The tokenizer's keys
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A recipe file of the user's that says some keys of its tokenizer."""
+    text = reading.text("text-tiny").replace('algorithm = "unigram"\n', "")
+    (tmp_path / "own.toml").write_text(text)
+    return str(tmp_path / "own.toml")
+
+
+def made(**changes):
+    """The tokenizer's keys of shards: those of text-tiny with changes."""
+    return reading.read("text-tiny").tokenizer.model_dump() | changes
+
+
+def agreed(name, settings, found):
+    """The recipe that goes with shards that were made with these keys."""
+    resolved = reading.read(name, settings)
+    return reading.with_shards(name, resolved, settings, found, "s", ["shortcut", "train", "--recipe", name])
+
+
+def test_shards_win_over_a_shipped_recipe_and_over_what_a_file_does_not_say(own):
+    for name in ("text-tiny", own):
+        assert agreed(name, [], made())[1] == {}
+        recipe, taken = agreed(name, [], made(algorithm="bpe"))
+        assert (recipe.tokenizer.algorithm, taken) == ("bpe", {"algorithm": "bpe"})
+    recipe, taken = agreed("text-tiny", ["train.steps=3"], made(vocabulary=300, sample_mb=7))
+    assert (recipe.tokenizer.vocabulary, recipe.tokenizer.sample_mb, recipe.train.steps) == (300, 7, 3)
+    assert taken == {"vocabulary": 300, "sample_mb": 7}
+
+
+def test_what_the_user_wrote_is_never_replaced(own):
+    for name, settings in (
+        (own, []),
+        ("text-tiny", ["tokenizer.vocabulary=900"]),
+        (own, ["tokenizer.vocabulary = 900"]),
+    ):
+        with pytest.raises(UsageError, match=r"tokenizer\.vocabulary: 300 -> ") as raised:
+            agreed(name, settings, made(vocabulary=300, algorithm="bpe"))
+        flags = shlex.split(raised.value.hint)[4:]
+        assert flags == ["--set", "tokenizer.vocabulary=300"]
+        recipe, _ = agreed(name, [*settings, flags[1]], made(vocabulary=300, algorithm="bpe"))
+        assert recipe.tokenizer.vocabulary == 300
+
+
+@pytest.mark.parametrize("value", ["a b", " abc", "it's", "1", "true"])
+def test_the_flags_that_agree_are_read_back_as_they_are(own, value):
+    found = made(alphabet=value, character_coverage=0.5)
+    with pytest.raises(UsageError) as raised:
+        agreed(own, [], found)
+    flags = shlex.split(raised.value.hint)[4:]
+    assert flags[::2] == ["--set", "--set"]
+    assert agreed(own, flags[1::2], found)[0].tokenizer.alphabet == value
+
+
+def test_another_tokenizer_is_another_recipe():
+    with pytest.raises(UsageError, match="was tokenized for midi, and recipe text-tiny is for text"):
+        agreed("text-tiny", [], {"name": "midi"})
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [[1]], None, 1e400, "x"])
+def test_a_manifest_that_holds_anything_is_a_users_error(own, value):
+    for name in ("text-tiny", own):
+        with pytest.raises(UsageError, match=r"s: tokenizer\.vocabulary is not valid"):
+            agreed(name, [], made(vocabulary=value))
+
+
+def test_shards_that_say_no_keys_change_nothing():
+    resolved = reading.read("text-tiny")
+    assert agreed("text-tiny", [], {}) == (resolved, {})
+    assert agreed("text-tiny", [], {"a key of another version": 1}) == (resolved, {})
+
+
+def test_train_takes_the_keys_of_its_shards_and_says_so(tmp_path):
+    write_texts(tmp_path / "texts")
+    flags = set_flags(*TEXT_SETTINGS[:2], "data.shards=s")
+    shortcut("prepare", "text", "texts", "--recipe", "text-tiny", *flags, cwd=tmp_path)
+    short = set_flags("data.shards=s", "train.steps=2", "train.warmup=1")
+    done = shortcut("train", "--recipe", "text-tiny", *short, "--out", "o", cwd=tmp_path)
+    assert re.search(r"the tokenizer's keys are those of s: .*algorithm = \"chars\"", done.stderr)
+    kept = tomllib.loads((tmp_path / "o" / "recipe.toml").read_text())["tokenizer"]
+    request = json.loads((tmp_path / "s" / "manifest.json").read_text())["request"]["tokenizer"]
+    assert kept == request
+
+
+# The parts
+
+
+def test_architectures_without_reads_across_layers_are_those_that_attention_refuses():
+    import torch
+
+    silent = []
+    for name in registry.MODELS:
+        config = reading.read("text-tiny", [f"model.name={name}"]).model
+        with torch.device("meta"):
+            if not registry.load(registry.MODELS, name)(config, 100).reads():
+                silent.append(name)
+    assert tuple(silent) == endings.READ_NOTHING
+
+
+def test_the_model_of_a_run_is_read_from_the_recipe_beside_it(tmp_path):
+    for text in (None, "[model]\n", "model = 3\n", "[model]\nname = 3\n", "a", "[" * 9999):
+        if text is not None:
+            (tmp_path / "recipe.toml").write_text(text)
+        assert endings.model_of(tmp_path / "run.pt") == ""
+        assert endings.after_sample(tmp_path / "run.pt", "") == []
+    (tmp_path / "recipe.toml").write_text('[model]\nname = "moda"\n')
+    assert endings.model_of(tmp_path / "run.pt") == "moda"
+
+
+def test_many_files_are_told_on_one_line():
+    paths = [f"r/{number}.txt" for number in range(20)] + ["r/a/b"]
+    assert endings.told(Path("r"), paths) == (
+        f"In r: {', '.join(f'{number}.txt' for number in range(8))}, 12 more files, 1 files in folders below"
+    )

@@ -1,0 +1,121 @@
+"""Help and completion: commands in panels, examples that are right, and what a shell is told."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+import typer.main
+from conftest import shortcut
+
+from shortcut_cli import registry
+from shortcut_cli.cli import commands
+from shortcut_cli.config import reading
+
+ROOT = typer.main.get_command(commands.app)
+
+
+def every(group=ROOT, name="shortcut"):
+    """(words, command) of every command and group."""
+    yield name, group
+    for part, command in getattr(group, "commands", {}).items():
+        yield from every(command, f"{name} {part}")
+
+
+EVERY = dict(every())
+ENDS = {name: one for name, one in EVERY.items() if not hasattr(one, "commands")}
+
+
+def help_of(name):
+    command = EVERY[name]
+    root = ROOT.make_context("shortcut", [], resilient_parsing=True)
+    return command.get_help(command.make_context(name, [], parent=root, resilient_parsing=True))
+
+
+def test_the_help_lists_each_command_once_in_a_panel():
+    text = help_of("shortcut")
+    panels = re.findall(r"^(\w+):\n((?:  .*\n)+)", text, re.M)
+    listed = {panel: re.findall(r"^  (\w+) ", lines, re.M) for panel, lines in panels if panel in commands.PANELS}
+    assert tuple(listed) == commands.PANELS
+    assert sorted(name for names in listed.values() for name in names) == sorted(ROOT.commands)
+    assert "\nCommands:" not in text
+
+
+def test_without_a_command_the_first_steps_are_said(tmp_path):
+    said = shortcut(cwd=tmp_path, check=2).stderr
+    assert "First:\n    shortcut demo " in said
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_every_example_is_a_command_line_that_is_right(name):
+    lines = re.findall(r"^ +(shortcut .*)$", help_of(name).partition("Examples:")[2], re.M)
+    assert 1 <= len(lines) <= 3
+    for line in lines:
+        assert line.startswith(name)
+        assert len(line) < 76
+        words = shlex.split(line.removeprefix(name))
+        EVERY[name].make_context(name, words)  # raises an error of Typer's if an option is wrong
+        recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "text"
+        reading.read(recipe, [words[n + 1] for n, word in enumerate(words) if word == "--set" and recipe != "text"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_help_has_a_short_flag_and_fits(name):
+    text = help_of(name)
+    assert re.search(r"^  -h, --help ", text, re.M)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_every_default_is_shown(name):
+    text = " ".join(help_of(name).split())
+    for parameter in ENDS[name].params:
+        if parameter.opts[0].startswith("-") and parameter.default not in (None, False, "", ()):
+            assert f"default: {parameter.default}" in text, parameter.name
+
+
+def test_the_architectures_are_listed():
+    for name in ("shortcut train", "shortcut compare"):
+        words = re.findall(r"\w+", help_of(name))
+        assert set(registry.MODELS) <= set(words)
+
+
+def completed(tmp_path, shell, line):
+    """What a shell is told about the word that `line` ends with."""
+    words = line.split(" ")
+    variables = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)} if shell == "bash" else {}
+    variables |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"} if shell != "bash" else {}
+    done = shortcut(cwd=tmp_path, fresh=True, _SHORTCUT_COMPLETE=f"complete_{shell}", **variables)
+    told = re.sub(r"^_arguments .*\(\(|\)\)'$", "", done.stdout.strip())
+    return [re.split(r'\t|":"', word)[0].strip('"') for word in told.split("\n")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_names_of_recipes_architectures_and_commands_are_completed(tmp_path, shell):
+    assert completed(tmp_path, shell, "shortcut train --recipe music") == ["music", "music-tiny"]
+    assert completed(tmp_path, shell, "shortcut compare --models gpt,mud") == ["gpt,mudd", "gpt,mudd_last"]
+    assert completed(tmp_path, shell, "shortcut doc") == ["doctor"]
+
+
+def test_the_script_of_each_shell_asks_in_the_same_way(tmp_path):
+    for shell in ("bash", "zsh", "fish"):
+        script = shortcut("--show-completion", shell, cwd=tmp_path, fresh=True).stdout
+        assert f"_SHORTCUT_COMPLETE=complete_{shell} " in script
+        assert "shortcut" in script.replace("_shortcut", "")
+
+
+def test_bash_completes_after_the_script_was_installed(tmp_path):
+    """A bash that reads the installed script, with a `shortcut` that is this one."""
+    done = shortcut("--install-completion", "bash", cwd=tmp_path, fresh=True, HOME=str(tmp_path))
+    script = tmp_path / ".bash_completions" / "shortcut.sh"
+    assert done.stdout == f"{script}\n"
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+    found = subprocess.run(
+        ["bash", "--norc", "-c", f"source {shlex.quote(str(script))}; complete -p shortcut"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+    )
+    assert found.stdout.startswith("complete -o default -F _shortcut_completion")

@@ -1,0 +1,197 @@
+"""Tables on narrow screens: what is shown is whole, and what is left out is named."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortcut_cli.cli import console, tables
+from shortcut_cli.cli.layout import Column
+from shortcut_cli.formatting import cell, rounded
+
+LONG = "runs/a-folder-with-a-long-name/shortcut_gated-lr0.0040000000000000001-s1234567890"  # more than 80 characters
+WIDE = "\u97f3\u697d-\u306e-\u30d5\u30a9\u30eb\u30c0"  # characters that take two columns of the screen
+BIG = 3_014_208_577
+ONE = {"nats_per_token": 1234.5678, "interval_95": [1234.0, 123456.75]}
+ARM = {"label": "gpt-128x65536x271", "layers": 128, "width": 65_536, "ffn": 262_144, "lr": 0.00123456}
+ARM |= {"parameters": BIG, "training_flops_per_token": 10 * BIG, "tokens_per_s": 123_456.7, "peak_mb": 81_920.5}
+ARM |= {"cache_bytes_per_token": 1_048_576, "nats_per_token": [3.25, 3.5], "bits_per_unit": [12_345.5, 12_346.5]}
+SPLIT = {"documents": 12_345_678, "tokens": BIG, "units": {"second": 987_654_321.5}}
+SCORES = {"split": "test", "documents": 12_345_678, "tokens": BIG, "nats_per_token": 3.25, "interval_over": "documents"}
+SCORES |= {"interval_95": [3.0625, 3.4375], "unigram_entropy": 5.5, "perplexity": 25.79, "accuracy": 0.25}
+SCORES |= {"unit": "second", "bits_per_unit": 1234.5, "bits_per_unit_interval_95": [1233.5, 1235.5]}
+SCORES |= {"depth_weights": {"sources": ["layer 2", LONG], "by_head": [[0.25, 0.75]]}}
+STATE = {"lens_nats_per_token": 1234.5, "state_rms": 123_456.7, "gradient_rms": 1e-9, "attention_rms": 1.5}
+DEMO = {"recipe": "text-tiny", "model": "shortcut", "parameters": BIG, "nats_per_token": 3.25, "unigram_entropy": 5.5}
+CODEC = {"kbps": 12.5, "si_sdr_db": -12.34, "log_mel": 1.125, "stoi": 0.8765, "pesq": 3.456}
+
+
+def every(name):
+    """The tables of every command, with a run, model or file of this name."""
+    accounts = {"notes_shortened": BIG, "notes_moved": BIG}
+    shards = {"path": name, "splits": dict.fromkeys(("train", "val", "test"), SPLIT), "tokenizer": {"unit": "second"}}
+    yield tables.shards(shards | {"inputs": BIG, "verified": True})
+    yield from tables.account({"account": accounts})
+    yield tables.scores(name, SCORES)
+    source = {"source": name, "attention_weight": 0.12345, "distance_tokens": 1234.5}
+    source |= dict.fromkeys(("masked", "shuffled", "mean_ablated"), ONE)
+    found = {"tokens": BIG, "nats_per_token": 3.25, "sources": [source], "all_sources": source, "softmax": True}
+    yield tables.attention(Path(name), found)
+    states = [
+        {"state": "embedding", "feed_forward_rms": None} | STATE,
+        {"state": name, "feed_forward_rms": 2.5} | STATE,
+    ]
+    yield tables.layers({"layers": states, "cka": {"matrix": [[1.0, 0.5], [0.5, 1.0]]}})
+    arms = [ARM | {"unit": "second"}, ARM | {"label": name, "unit": "second"}]
+    yield tables.comparison({"arms": arms, "notices": [f"No verdict. {name}"], "gate": {"open": False}})
+    yield from tables.description(
+        name, {"kind": "checkpoint", "path": name, "parameters": {"total": BIG}, "x": "a" * 64}
+    )
+    rehearsed = {"parameters": {"total": BIG, "non_embedding": BIG}, "steps": BIG, "tokens": BIG, "epochs": 1.5}
+    rehearsed |= {"training_tokens": BIG, "training_flops": 1e18, "training_flops_per_token": BIG, "run": name}
+    rehearsed |= {"memory_mb": 81_920.5, "tokens_per_s": 123_456.7, "seconds_per_step": 0.5, "seconds": 123_456.0}
+    yield tables.rehearsal(rehearsed | {"seconds_per_validation": 0.5})
+    run = {
+        "run": name,
+        "model": "shortcut_gated",
+        "step": 999_999,
+        "steps": BIG,
+        "validation": 3.25,
+        "kind": "checkpoint",
+    }
+    run |= {"scores": {"test": SCORES}, "problem": f"{name} is damaged"}
+    yield from tables.runs(name, {"runs": [run]})
+    yield from tables.difference(
+        {"runs": [name, "b"], "differences": {"train.steps": [BIG, 2], "shards": ["a" * 64, name]}}
+    )
+    yield tables.recipes([{"name": name, "about": f"About {name} and {BIG} more words, in a long sentence about it."}])
+    yield tables.checked_recipes([{"recipe": name, "problem": f"train.steps: must be less than {BIG}"}])
+    yield tables.proof(name, {"kills": BIG, "killed_sha256": ["a" * 64], "resumed_at_steps": [BIG] * 9})
+    codec = {
+        "weights": name,
+        "bandwidths": [CODEC],
+        "opus": CODEC,
+        "files": BIG,
+        "rejects": [],
+        "perplexity": [1023.5] * 8,
+    }
+    yield tables.codec_scores(codec | {"seconds": BIG, "encode_x_realtime": 123.0, "decode_x_realtime": 123.0})
+    yield from tables.checks([{"what": name, "works": False, "found": f"{BIG} in {name}", "remedy": f"remove {name}"}])
+    yield tables.demo({"rows": [DEMO | {"accuracy": 0.25, "bits_per_unit": 1234.5, "unit": "second"}]})
+
+
+def drawn(part, width):
+    """The lines of a table on a terminal of this width; in a pipe it is drawn as on one of 120 columns."""
+    screen = console._console(file=io.StringIO(), width=width, soft_wrap=True)
+    screen.print(part)
+    return screen.file.getvalue().split("\n")
+
+
+def atoms(text):
+    """The words of a cell that have to appear whole: an interval is one."""
+    return re.findall(r"\[[^][]{0,60}\]|\S+", text)
+
+
+def is_rounding(word, value):
+    """Whether a word is a number in thousands, millions ..., rounded to three digits."""
+    found = re.fullmatch(r"(-?[\d.]+)([KMBT])", word)
+    size = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    return bool(found) and abs(float(found[1]) * size[found[2]] - value) <= 0.0051 * abs(value)
+
+
+def is_whole(value, words, lines):
+    """Whether all of a value can be read in the lines of a table."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and any(is_rounding(word, value) for word in words):
+        return True
+    return all(any(atom in line for line in lines) for atom in atoms(cell(value)))
+
+
+@pytest.mark.parametrize("name", ["gpt", "shortcut_gated", LONG, WIDE, f"{WIDE}{LONG}", "two words"], ids=ascii)
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_what_a_table_shows_is_whole_and_what_it_leaves_out_is_named(name, width):
+    from rich.cells import cell_len
+
+    for part in every(name):
+        if isinstance(part, str):
+            continue
+        lines = drawn(part, width)
+        text = " ".join(" ".join(lines).split())
+        left = text.partition("more columns with --json or a wider terminal: ")[2].split(", ")
+        shown = [not column.heading or column.heading not in left for column in part.named]
+        assert shown[0]
+        assert sum(shown) >= 2
+        words = {word for line in lines for word in re.split(r"[\s\u2502]+", line)}
+        for row in part.values:
+            for value, is_shown in zip(row, shown, strict=True):
+                assert not is_shown or is_whole(value, words, lines), (width, value, "\n".join(lines))
+        assert all(atom in text for atom in atoms(str(part.title)))
+        for line in lines:
+            longest = max((cell_len(atom) for atom in atoms(line.strip(" \u2502"))), default=0)
+            assert cell_len(line) <= width or longest > width // 2 - 4, line
+
+
+def test_the_columns_that_matter_least_leave_first():
+    result = {"arms": [ARM | {"unit": "second"}], "notices": ["n"], "gate": {"open": True}}
+    heads = {}
+    for width in (60, 80, 300):
+        lines = drawn(tables.comparison(result), width)
+        left = " ".join(" ".join(lines).split()).partition("wider terminal: ")[2]
+        heads[width] = left.split(", ") if left else []
+    assert heads[300] == []
+    assert heads[60][-2:] == ["peak MB", "cache bytes per token"]
+    assert set(heads[80]) < set(heads[60])
+    assert "nats per token" not in heads[60]
+    assert "bits per second" not in heads[60]
+
+
+def test_counts_are_rounded_only_if_there_is_no_room():
+    rows = [("gpt", BIG, 1_234_567)]
+    made = console.table("t", ("arm", "parameters", "tokens"), rows)
+    assert "3,014,208,577" in "".join(drawn(made, 60))
+    narrow = "".join(drawn(made, 34))
+    assert "3.01B" in narrow
+    assert "1.23M" in narrow
+    assert "more columns" not in narrow
+    assert "more columns with --json or a wider terminal: tokens" in " ".join(drawn(made, 25))
+
+
+def test_a_table_without_room_becomes_records():
+    made = console.table("t", ("run", "loss", "95 %"), [(LONG, 1.5, [1.25, 1.75])])
+    assert drawn(made, 60) == ["t", LONG, "  loss  1.5", "  95 %  [1.25, 1.75]", ""]
+    assert drawn(console.pairs("t", {"a": LONG, "a longer name": 2}), 60)[1:3] == [
+        f"a              {LONG}",
+        "a longer name  2",
+    ]
+
+
+def test_a_column_of_rank_0_never_leaves():
+    columns = ("a", Column("b" * 20, 0), Column("c" * 20, 2), Column("d" * 20, 1))
+    text = " ".join(drawn(console.table("t", columns, [(1, 2, 3, 4)]), 60))
+    assert "b" * 20 in text.partition("more columns")[0]
+    assert text.split("wider terminal: ")[1].split() == ["c" * 20]
+
+
+@given(st.integers(-(10**18), 10**18))
+def test_a_rounded_number_is_near(value):
+    text = rounded(value)
+    assert len(text) <= 6 or abs(value) >= 10**14
+    assert text == cell(value) if abs(value) < 10_000 or abs(value) >= 10**15 else is_rounding(text, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (9999, "9,999"),
+        (10_000, "10K"),
+        (999_999, "1M"),
+        (3_014_208, "3.01M"),
+        (12_345.6, "12.3K"),
+        (-2_000_000_000, "-2B"),
+    ],
+)
+def test_a_rounded_number_has_three_digits_and_a_unit(value, text):
+    assert rounded(value) == text
