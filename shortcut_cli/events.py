@@ -34,5 +34,12 @@ class Note:
     text: str
 
 
-Event = Progress | Validation | Note
+@dataclass(frozen=True)
+class Sampled:
+    """The next part of a text that is being sampled, which is a result."""
+
+    text: str
+
+
+Event = Progress | Validation | Note | Sampled
 Report = Callable[[Event], None]
