@@ -354,6 +354,8 @@ class MidiTokenizer(Tokenizer):
         lasts = _place(score, sounding_end(score))["second"]
         if seconds > lasts:
             raise Rejected(f"has only {lasts:.3f} s")
+        if seconds == lasts:  # the end of the last note is an id of its own in MIDI-Like
+            return len(ids)
         return bisect_left(range(1, len(ids) + 1), seconds, key=lambda count: self._now(ids[:count])[1])
 
     def _now(self, ids: Sequence[int] | np.ndarray) -> tuple[int, float]:
