@@ -257,7 +257,7 @@ def test_what_is_shown_of_ids_is_never_changed_and_in_the_end_all(pieces, data):
     some = st.sampled_from(
         [byte[value] for value in (0x20, 0x41, 0x80, 0xBF, 0xC3, 0xA9, 0xE2, 0x96, 0x81, 0xF0, 0x9F)]
     )
-    word = st.sampled_from([i for i in range(3, library.vocab_size())])
+    word = st.sampled_from(range(3, library.vocab_size()))
     character = st.sampled_from("\u00e9\u2581\ufffd\U0001f600 ").map(lambda c: [byte[b] for b in c.encode()])
     parts = data.draw(st.lists(st.one_of(some.map(lambda i: [i]), word.map(lambda i: [i]), character), max_size=30))
     ids = [i for part in parts for i in part]
