@@ -8,6 +8,7 @@
       CheckFailed           4    a check failed: a file is damaged or belongs to something else
       Unavailable           5    a dependency, weights or a device is missing
       Interrupted      75, 130   stopped by a signal; the state is saved
+      ReaderLeft            141  whoever read a stream of text has left; not shown
 
 `Rejected` is separate: it concerns one input file and does not stop the command.
 """
@@ -84,6 +85,15 @@ class Interrupted(ShortcutError):
     def __init__(self, message: str, hint: str = "", *, exit_code: int = 75) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+class ReaderLeft(ShortcutError):
+    """Whoever read a stream of text has closed it, as `head` does: the command ends without a word.
+
+    The exit code is what a shell says of a program that ends by SIGPIPE.
+    """
+
+    exit_code = 141
 
 
 class Rejected(Exception):

@@ -46,5 +46,12 @@ class Part:
     text: str
 
 
-Event = Progress | Validation | Note | Part
+@dataclass(frozen=True)
+class Sampled:
+    """The next part of a text that is being sampled, which is a result."""
+
+    text: str
+
+
+Event = Progress | Validation | Note | Part | Sampled
 Report = Callable[[Event], None]

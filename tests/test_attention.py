@@ -18,6 +18,7 @@ from shortcut_cli import registry
 from shortcut_cli.errors import UsageError
 from shortcut_cli.inference import runs
 from shortcut_cli.inference.layers import LayerSums
+from shortcut_cli.inference.prompts import Given
 from shortcut_cli.kernels.attention import distances
 from shortcut_cli.models.trace import Change, Trace
 from shortcut_cli.plots import attention_maps
@@ -518,7 +519,7 @@ class TestWindows:
         """The arguments that `analyse` gets."""
         monkeypatch.setattr(attention, "analyse", lambda *given, **config: (*given, config))
         checkpoint.save(run.path, run.content)
-        arguments = {"path": run.path, "prompt": None, "shards": None, "split": "val", "windows": 4} | changes
+        arguments = {"path": run.path, "given": Given(), "shards": None, "split": "val", "windows": 4} | changes
         found, *rest = pipeline.look(**arguments, out=tmp_path / "out", device="cpu", report=quiet)
         assert (found.path, found.recipe, rest[1]) == (run.path, run.recipe, tmp_path / "out")
         return rest[0].tolist(), rest[2]
@@ -543,10 +544,10 @@ class TestWindows:
     def test_a_prompt_begins_with_eos(self, monkeypatch, tmp_path):
         run = made_run(tmp_path)
         (tmp_path / "prompt.txt").write_text("ab1. ba a1bb")
-        windows, _ = self.looked(monkeypatch, run, tmp_path, prompt=tmp_path / "prompt.txt")
+        windows, _ = self.looked(monkeypatch, run, tmp_path, given=Given(str(tmp_path / "prompt.txt")))
         assert windows == [[EOS, 0, 1, 2, 4, 3, 1, 0]]
         (tmp_path / "prompt.txt").write_text("a1")
-        windows, _ = self.looked(monkeypatch, run, tmp_path, prompt=tmp_path / "prompt.txt")
+        windows, _ = self.looked(monkeypatch, run, tmp_path, given=Given(str(tmp_path / "prompt.txt")))
         assert windows == [[EOS, 0, 2]]
 
     def test_shards_of_another_tokenizer_are_refused(self, monkeypatch, tmp_path):
@@ -602,7 +603,7 @@ class TestRefusals:
 
 class TestRun:
     def look(self, text_run, out, **changes):
-        arguments = {"prompt": None, "shards": text_run / "shards", "split": "val", "windows": 6, "out": out}
+        arguments = {"given": Given(), "shards": text_run / "shards", "split": "val", "windows": 6, "out": out}
         arguments |= {"path": text_run / "shortcut" / "run.pt"} | changes
         return pipeline.look(**arguments, device="cpu", report=quiet)
 
@@ -658,7 +659,7 @@ class TestRun:
             self.look(text_run, tmp_path / "a", path=text_run / "gpt" / "run.pt")
         (tmp_path / "empty.txt").write_text("")
         with pytest.raises(UsageError, match="no tokens to look at"):
-            self.look(text_run, tmp_path / "a", prompt=tmp_path / "empty.txt")
+            self.look(text_run, tmp_path / "a", given=Given(str(tmp_path / "empty.txt")))
 
     def test_a_prompt_is_looked_at_as_a_whole(self, text_run, tmp_path):
         done = shortcut(

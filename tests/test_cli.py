@@ -39,7 +39,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, Unavailable, UsageError
 from shortcut_cli.events import Note, Part, Progress, Validation
 from shortcut_cli.formatting import cell
-from shortcut_cli.inference import runs
+from shortcut_cli.inference import prompts, runs
 from shortcut_cli.stages import (
     codec_evaluation,
     codec_training,
@@ -546,7 +546,7 @@ SAMPLER = {
 }
 
 
-def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
+def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt, tmp_path):
     opened = []
     run = SimpleNamespace(recipe=reading.read("text-tiny"))
     monkeypatch.setattr(runs, "open_run", lambda *arguments: opened.append(arguments) or run)
@@ -555,7 +555,8 @@ def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
     call(*base, "--device", "cpu:0", "--json")
     assert printed(capsys) == {"schema_version": 2, "samples": ["a.txt", "b.txt"]}
     every = ("-n", 3, "--tokens", 44, "--temperature", 0, "--top-k", 5, "--top-p", 0.5, "--min-p", 0.25, "--seed", 0)
-    call(*base, "--device", "cpu", *every, "--prompt", "p.txt", "--out", "o")
+    (tmp_path / "p.txt").write_text("a")
+    call(*base, "--device", "cpu", *every, "--prompt", tmp_path / "p.txt", "--out", "o")
     assert capsys.readouterr().out == "a.txt\nb.txt\n"
     for flag, value in zip(every[::2], every[1::2], strict=True):
         call(*base, "--device", "cpu", flag, value)
@@ -566,10 +567,10 @@ def test_the_options_of_sample_reach_its_stage(monkeypatch, capsys, ckpt):
         *(SAMPLER | {key: value} for key, value in changed.items()),
     ]
     assert [folder for (_, folder, _), _ in calls[:3]] == [ckpt.parent / "samples", Path("o"), ckpt.parent / "samples"]
-    usual = {"prompt": None, "device": "cpu", "only": None, "have": []}
+    usual = {"prompt": None, "device": "cpu", "only": None, "have": [], "stream": False}
     assert [options for _, options in calls[:3]] == [
         usual | {"device": "cpu:0"},
-        usual | {"prompt": Path("p.txt")},
+        usual | {"prompt": prompts.Prompt(tmp_path / "p.txt")},
         usual,
     ]
     assert all(arguments[0] is run for arguments, _ in calls)
@@ -585,7 +586,8 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
     run = SimpleNamespace(recipe=reading.read("text-tiny"))
     monkeypatch.setattr(runs, "open_run", lambda *arguments: opened.append(arguments) or run)
     calls = replaced(monkeypatch, pipeline, "sample", [])
-    again = sampling.Like(Path("c/run.pt"), Path("c/p.txt"), ["sample.n=5", "sample.seed=9"], 4, "cpu:0", {})
+    old = prompts.Prompt(Path("c/p.txt"))
+    again = sampling.Like(Path("c/run.pt"), old, ["sample.n=5", "sample.seed=9"], 4, "cpu:0", {})
     monkeypatch.setattr(sampling, "like", lambda *arguments: asked.append(arguments) or again)
     sidecar = tmp_path / "x" / "s.json"
     call("sample", "--like", sidecar)
@@ -596,7 +598,7 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
         (tmp_path / "x" / "again", SAMPLER | {"n": 5, "seed": 9}),
         (Path("o"), SAMPLER | {"n": 5, "seed": 9}),
     ]
-    same = {"prompt": Path("c/p.txt"), "only": 4, "have": []}
+    same = {"prompt": old, "only": 4, "have": [], "stream": False}
     assert [options for _, options in calls] == [same | {"device": "cpu:0"}, same | {"device": "cpu"}]
     for flags in (("-n", 3), ("--tokens", 9), ("--temperature", 0), ("--seed", 0)):
         with pytest.raises(UsageError, match="takes the sampler's settings from the sample"):
@@ -620,7 +622,8 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     result["layers"] += [{"state": "layer 1"} | dict(zip(keys, (1.5, 0.75, 0.125, 6.0, 7.0), strict=True))]
     result["cka"] = {"states": ["embedding", "layer 1"], "matrix": [[1.0, 0.3], [0.3, 1.0]]}
     calls = replaced(monkeypatch, pipeline, "look", result)
-    flags = ("--prompt", "p", "--shards", "s", "--split", "test", "--windows", 3, "--out", "o", "--device", "cpu:0")
+    flags = ("--prompt", "p", "--prompt-tokens", 7, "--shards", "s", "--split", "test", "--windows", 3)
+    flags = (*flags, "--out", "o", "--device", "cpu:0")
     call("attention", "--ckpt", ckpt, *flags, "--json")
     assert printed(capsys) == result
     call("attention", "--ckpt", ckpt, "--device", "cpu")
@@ -632,8 +635,8 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     ]
     assert str(tables.attention(Path("o"), result | {"softmax": False}).columns[1].header) == "weight in the sum"
     assert calls == [
-        ((ckpt, Path("p"), Path("s"), "test", 3, Path("o")), {"device": "cpu:0"}),
-        ((ckpt, None, None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),
+        ((ckpt, prompts.Given("p", tokens=7), Path("s"), "test", 3, Path("o")), {"device": "cpu:0"}),
+        ((ckpt, prompts.Given(), None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),
     ]
     assert list(tables.attention_rows(result)) == [
         ("own", 0.5, 2.0, 0.125, [0.0625, 0.25], None, None, 0.375, None),
@@ -1032,10 +1035,10 @@ PLACES = [
     (("eval", *RUN, "--files", "@"), NO_FILE),
     (("sample", "--ckpt", "@"), (*NO_FILE, "file")),
     (("sample", "--like", "@"), (*NO_FILE, "file")),
-    (("sample", *RUN, "--prompt", "@"), NO_FILE),
+    (("sample", *RUN, "--prompt", "@"), NO_FILE[:-1]),  # a long one is a text
     (("sample", *RUN, "--tokens", "9", "--out", "@"), NO_OUT),
     (("attention", "--ckpt", "@"), (*NO_FILE, "file")),
-    (("attention", *RUN, "--prompt", "@"), NO_FILE),
+    (("attention", *RUN, "--prompt", "@"), NO_FILE[:-1]),
     (("attention", *RUN, "--shards", "@"), NO_FOLDER),
     (("attention", *RUN, "--prompt", "texts/000.txt", "--out", "@"), NO_OUT),
     (("run", "--recipe", "@", "texts"), NO_FILE),
@@ -1078,7 +1081,7 @@ def test_a_wrong_path_is_one_panel_for_every_flag(text_run, tmp_path, arguments,
 
 
 def test_every_command_and_every_flag_with_a_path_is_tried():
-    flags = {"FILE", "DIR", "PATH", "NAME|FILE", "run.pt", "SAMPLE.json", "WEIGHTS"}
+    flags = {"FILE", "FILE|-|TEXT", "DIR", "PATH", "NAME|FILE", "run.pt", "SAMPLE.json", "WEIGHTS"}
 
     def walk(group, name):
         for part, command in group.commands.items():

@@ -24,6 +24,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.data.shards import FolderWriter, Shards, source_paths_file
 from shortcut_cli.errors import CheckFailed, ShortcutError, Unavailable
 from shortcut_cli.events import Note
+from shortcut_cli.inference.prompts import Given
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import read
 from shortcut_cli.stages import comparison, pipeline, proof, sampling
@@ -74,7 +75,7 @@ def run(text_run, tmp_path):
     folder = shutil.copytree(text_run / "gpt", tmp_path / "gpt")
     if not (text_run / "gpt" / "eval.json").exists():
         pipeline.score(folder / "run.pt", None, "val", device="cpu", report=quiet)
-    pipeline.draw(folder / "run.pt", None, None, ["sample.n=1", "sample.tokens=5"], None, device="cpu", report=quiet)
+    pipeline.draw(folder / "run.pt", None, Given(), ["sample.n=1", "sample.tokens=5"], None, device="cpu", report=quiet)
     return folder
 
 

@@ -15,6 +15,7 @@ from shortcut_cli.codec import checkpoint as codec_checkpoint
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.inference import runs
+from shortcut_cli.inference.prompts import Given
 from shortcut_cli.stages import demo, inspection, pipeline
 from shortcut_cli.training import checkpoint
 
@@ -325,7 +326,8 @@ def test_samples_that_were_drawn_before_neither_stop_a_run_nor_are_lost(text_run
     prompt = text_run / "texts" / "000.txt"
 
     def draw(*settings, prompt=None, like=None):
-        return pipeline.draw(None if like else path, like, prompt, [*settings], None, device="cpu", report=quiet)
+        given = Given(prompt=prompt and str(prompt))
+        return pipeline.draw(None if like else path, like, given, [*settings], None, device="cpu", report=quiet)
 
     def whole():
         return pipeline.train_score_sample(config, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER)["samples"]
@@ -360,8 +362,8 @@ def test_samples_that_were_drawn_before_neither_stop_a_run_nor_are_lost(text_run
     assert whole() == own
     assert [(samples / "earlier-1" / made.name).read_text() for made in prompted] == texts
     assert not Path(own[0]).read_text().startswith(prompt.read_text())
-    with pytest.raises(UsageError, match="prompt nowhere does not exist"):
-        draw(prompt=Path("nowhere"))
+    with pytest.raises(UsageError, match=r"prompt nowhere\.txt does not exist"):
+        draw(prompt="nowhere.txt")
 
 
 # A score
@@ -551,7 +553,7 @@ def test_a_prompt_or_a_split_is_read_after_an_eos(monkeypatch):
 
     monkeypatch.setattr(pipeline, "Shards", Shards)
     for shards, split, row in ((None, "val", [298, 1, 2, 3, 4, 5]), (Path("x"), "test", [298, 6, 7, 8])):
-        seen = seen_by(monkeypatch, run, None, shards, split, 12, Path("o"))
+        seen = seen_by(monkeypatch, run, Given(), shards, split, 12, Path("o"))
         assert (seen["tokens"], seen["context"], seen["most"]) == (len(row), 99, 12)
         for first in range(len(row)):
             for count in range(1, len(row) - first + 1):
@@ -562,8 +564,8 @@ def test_a_prompt_or_a_split_is_read_after_an_eos(monkeypatch):
     assert opened == ["the/shards", "x"]
     Shards.tokenizer = {"fingerprint": "g", "end": 298}
     with pytest.raises(UsageError, match="was trained with tokenizer f, s was made with g"):
-        seen_by(monkeypatch, run, None, None, "val", 12, Path("o"))
-    seen = seen_by(monkeypatch, run, Path(__file__), None, "val", 12, Path("o"))
+        seen_by(monkeypatch, run, Given(), None, "val", 12, Path("o"))
+    seen = seen_by(monkeypatch, run, Given(__file__), None, "val", 12, Path("o"))
     assert seen["tokens"] == 5
     assert seen["read"](0, 5).tolist() == [299, 4, 5, 6, 7]
     assert seen["read"](2, 3).tolist() == [5, 6, 7]

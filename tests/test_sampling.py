@@ -20,9 +20,10 @@ from shortcut_cli.config.schema import SampleConfig
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.events import Progress
 from shortcut_cli.inference import decoding, runs
+from shortcut_cli.inference.prompts import Prompt
 from shortcut_cli.stages import sampling
-from shortcut_cli.stages.sampling import like, prompt_ids, sample
-from shortcut_cli.tokenizers.base import Constraint
+from shortcut_cli.stages.sampling import like, sample
+from shortcut_cli.tokenizers.base import Constraint, Written
 from shortcut_cli.training import conditions
 
 VOCABULARY, EOS, CONTEXT = 12, 3, 8  # EOS is neither the first nor the last id
@@ -67,6 +68,15 @@ class Marks:
         text = bytes(ids)
         path.write_bytes(text[: text.index(EOS)] if EOS in ids else text)
         return {"mark": path.stat().st_size, "half": path.stat().st_size / 2}
+
+    def decode_after(self, ids, path, count, *, recorded=None, only_new=False):
+        assert recorded is None
+        before, zero = {"mark": count}, {"mark": 0}
+        units = self.decode(ids[count:] if only_new else ids, path)
+        return Written(units, *((zero, before) if only_new else (before, zero)))
+
+    def whole(self, count):
+        return count
 
 
 def config(**given):
@@ -138,7 +148,7 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
         run,
         folder,
         sampler,
-        prompt=prompt if prompted else None,
+        prompt=Prompt(prompt) if prompted else None,
         device="cpu:0" if prompted else "cpu",
         report=events.append,
     )
@@ -161,6 +171,12 @@ def test_samples_and_their_json_are_those_of_a_plain_loop(run, prompt, tmp_path,
             "prompt": "../../prompts/first.marks" if prompted else None,
             "prompt_sha256": hashlib.sha256(bytes(given)).hexdigest() if prompted else None,
             "prompt_tokens": len(given),
+            "prompt_text": None,
+            "prompt_limit": None,
+            "only_new": False,
+            "seam": None,
+            "new_begins": {"token": 5, "mark": 5} if prompted else None,
+            "left_out": {"token": 0, "mark": 0} if prompted else None,
             "tokens": len(ids),
             "ended": ended,
             "forced_steps": forced,
@@ -218,8 +234,8 @@ def test_products_are_in_bf16_while_sampling_only_if_the_recipe_says_so(run, tmp
 
 @pytest.mark.parametrize("number", [0, 2, 4])
 def test_one_sample_alone_has_the_same_bytes_as_among_all(run, prompt, tmp_path, number):
-    every = sample(run, tmp_path / "all", config(), prompt=prompt, device="cpu", report=quiet)
-    (one,) = sample(run, tmp_path / "one", config(), prompt=prompt, device="cpu", report=quiet, only=number)
+    every = sample(run, tmp_path / "all", config(), prompt=Prompt(prompt), device="cpu", report=quiet)
+    (one,) = sample(run, tmp_path / "one", config(), prompt=Prompt(prompt), device="cpu", report=quiet, only=number)
     assert one == tmp_path / "one" / every[number].name
     name = one.name
     assert by_name(tmp_path / "one") == {name: every[number].read_bytes(), name + ".json": one_json(every[number])}
@@ -232,7 +248,7 @@ def one_json(path):
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_samples_that_are_drawn_in_batches_are_the_same(run, prompt, tmp_path, monkeypatch, rows):
-    whole = sample(run, tmp_path / "whole", config(), prompt=prompt, device="cpu", report=quiet)
+    whole = sample(run, tmp_path / "whole", config(), prompt=Prompt(prompt), device="cpu", report=quiet)
     monkeypatch.setattr(sampling, "batch_rows", lambda _: rows)
     drawn, generate = [], sampling.generate
 
@@ -241,13 +257,13 @@ def test_samples_that_are_drawn_in_batches_are_the_same(run, prompt, tmp_path, m
         return generate(model, start, *rest, **options)
 
     monkeypatch.setattr(sampling, "generate", counted)
-    parts = sample(run, tmp_path / "parts", config(), prompt=prompt, device="cpu", report=quiet)
+    parts = sample(run, tmp_path / "parts", config(), prompt=Prompt(prompt), device="cpu", report=quiet)
     assert drawn == [(first, min(rows, 5 - first)) for first in range(0, 5, rows)]
     for one, other in zip(whole, parts, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert sampling.sidecar_path(one).read_bytes() == sampling.sidecar_path(other).read_bytes()
     drawn.clear()
-    sample(run, tmp_path / "one", config(), prompt=prompt, device="cpu", report=quiet, only=3)
+    sample(run, tmp_path / "one", config(), prompt=Prompt(prompt), device="cpu", report=quiet, only=3)
     assert drawn == [(3 // rows * rows, min(rows, 5 - 3 // rows * rows))]  # the others of its batch, and no more
     assert (tmp_path / "one" / whole[3].name).read_bytes() == whole[3].read_bytes()
 
@@ -328,7 +344,7 @@ def test_too_few_tokens_are_refused_before_a_folder_is_made(run, prompt, tmp_pat
     for content in ([5], [5, 8]):
         prompt.write_bytes(bytes(content))
         folder = tmp_path / f"prompted-{len(content)}"
-        paths = sample(run, folder, config(tokens=1), prompt=prompt, device="cpu", report=quiet)
+        paths = sample(run, folder, config(tokens=1), prompt=Prompt(prompt), device="cpu", report=quiet)
         assert {path.stat().st_size - len(content) for path in paths} <= {0, 1}
         assert [sidecar(path)["tokens"] for path in paths] == [1] * 5
 
@@ -348,11 +364,11 @@ def test_paths_in_the_json_are_relative_to_its_folder_wherever_the_command_ran(r
     monkeypatch.chdir(tmp_path)
     run.path = run.path.relative_to(tmp_path)
     relative = prompt.relative_to(tmp_path)
-    (path, *_) = sample(run, run.path.parent / "samples", config(), prompt=relative, device="cpu", report=quiet)
+    (path, *_) = sample(run, run.path.parent / "samples", config(), prompt=Prompt(relative), device="cpu", report=quiet)
     assert (sidecar(path)["checkpoint"], sidecar(path)["prompt"]) == ("../run.pt", "../../prompts/first.marks")
     found = like(tmp_path / (str(path) + ".json"), None, None)
     assert found.checkpoint.samefile(run.path)
-    assert found.prompt.samefile(relative)
+    assert found.prompt.path.samefile(relative)
 
 
 def test_a_real_run_continues_its_prompt_as_a_loop_without_cache_would(text_run, tmp_path):
@@ -366,7 +382,7 @@ def test_a_real_run_continues_its_prompt_as_a_loop_without_cache_would(text_run,
     text = (text_run / "texts" / "000.txt").read_text()[: context - 1]  # full with EOS before it
     (tmp_path / "prompt.txt").write_text(text)
     sampler = SampleConfig(n=2, tokens=40, seed=3, temperature=0.8)
-    paths = sample(run, tmp_path / "out", sampler, prompt=tmp_path / "prompt.txt", device="cpu", report=quiet)
+    paths = sample(run, tmp_path / "out", sampler, prompt=Prompt(tmp_path / "prompt.txt"), device="cpu", report=quiet)
     for number, path in enumerate(paths):
         said, written = sidecar(path), path.read_text()
         assert written.startswith(text)
@@ -393,7 +409,7 @@ def test_a_real_run_continues_its_prompt_as_a_loop_without_cache_would(text_run,
 @pytest.fixture
 def made(run, prompt, tmp_path):
     """The .json of a sample with a prompt."""
-    path = sample(run, tmp_path / "out", config(), prompt=prompt, device="cpu", report=quiet)[2]
+    path = sample(run, tmp_path / "out", config(), prompt=Prompt(prompt), device="cpu", report=quiet)[2]
     return path.with_name(path.name + ".json")
 
 
@@ -406,7 +422,7 @@ def test_a_json_says_how_its_sample_is_made_again(run, prompt, made, tmp_path):
     changed(made, device="cuda")
     found = like(made, None, None)
     assert found.checkpoint.resolve() == run.path
-    assert found.prompt.resolve() == prompt
+    assert found.prompt.path.resolve() == prompt
     assert (found.number, found.device) == (2, "cuda")
 
 
@@ -454,7 +470,7 @@ def test_moved_files_are_found_through_the_flags(run, prompt, made, tmp_path):
             like(made, *named)
         assert flag in raised.value.hint
     found = like(made, weights, start)
-    assert (found.checkpoint, found.prompt) == (weights, start)
+    assert (found.checkpoint, found.prompt.path) == (weights, start)
 
 
 def test_a_folder_that_is_moved_as_a_whole_keeps_its_samples(made, tmp_path, tmp_path_factory):
@@ -462,7 +478,7 @@ def test_a_folder_that_is_moved_as_a_whole_keeps_its_samples(made, tmp_path, tmp
     os.rename(tmp_path, new)
     found = like(new / "out" / made.name, None, None)
     assert found.checkpoint.samefile(new / "runs" / "run.pt")
-    assert found.prompt.samefile(new / "prompts" / "first.marks")
+    assert found.prompt.path.samefile(new / "prompts" / "first.marks")
 
 
 @pytest.mark.parametrize("by_flag", [False, True])
@@ -531,22 +547,18 @@ def test_a_json_that_is_missing_or_a_folder_is_refused(made, tmp_path):
 
 
 def test_a_prompt_is_read_by_the_tokenizer(prompt):
-    found = prompt_ids(Marks(), prompt)
+    found = Prompt(prompt).ids(Marks())
     assert found.tolist() == [5, 0, 11, 2, 2]
     assert found.dtype == np.int64
 
 
-def test_a_prompt_that_cannot_be_read_is_refused_with_the_reason(run, prompt, tmp_path):
+def test_a_prompt_that_cannot_be_used_is_refused_with_the_reason(run, prompt, tmp_path):
     prompt.write_bytes(bytes([5, 200]))
-    for path, reason in (
-        (prompt, "prompt .*first.marks can't be used: has a byte that is no mark"),
-        (tmp_path / "none.marks", "prompt .*none.marks does not exist"),
-        (tmp_path, "is not a file"),
-    ):
-        with pytest.raises(UsageError, match=reason):
-            prompt_ids(Marks(), path)
-        with pytest.raises(UsageError, match=reason):
-            sample(run, tmp_path / "out", config(), prompt=path, device="cpu", report=quiet)
+    reason = "prompt .*first.marks can't be used: has a byte that is no mark"
+    with pytest.raises(UsageError, match=reason):
+        Prompt(prompt).ids(Marks())
+    with pytest.raises(UsageError, match=reason):
+        sample(run, tmp_path / "out", config(), prompt=Prompt(prompt), device="cpu", report=quiet)
     assert not (tmp_path / "out").exists()
 
 

@@ -769,9 +769,9 @@ def test_the_evaluation_of_a_codec_rejects_what_is_not_whole(tmp_path):
 
 def test_a_prompt_that_is_nothing_is_a_panel(tmp_path):
     """No traceback, whatever the file."""
-    from shortcut_cli.stages import sampling
+    from shortcut_cli.inference.prompts import Prompt
 
     soundfile.write(tmp_path / "a.wav", np.full(3, 0.5), 192_000)
     tokenizer = AudioTokenizer(AudioOptions(name="audio", weights="mini"))
     with pytest.raises(UsageError, match="which is none at 24,000 Hz"):
-        sampling.prompt_ids(tokenizer, tmp_path / "a.wav")
+        Prompt(tmp_path / "a.wav").ids(tokenizer)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shortcut_cli.config import reading
     from shortcut_cli.config.schema import Recipe
     from shortcut_cli.events import Report
+    from shortcut_cli.inference import prompts
 
 
 PANELS = ("Data", "Models", "Look", "Codec", "Check")  # in which the commands are listed
@@ -147,6 +148,29 @@ Resume = Annotated[
 RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSEED.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page, report.html, in the folder.")]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
+
+
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", metavar="FILE|-|TEXT", help="File of the domain, - for text on stdin, or a text itself."),
+]
+PromptTokens = Annotated[
+    int | None,
+    typer.Option("--prompt-tokens", min=1, max=MOST_STEPS, help="Give only this many tokens, from its beginning."),
+]
+PromptSeconds = Annotated[
+    float | None, typer.Option("--prompt-seconds", help="Give only its first seconds; sound and MIDI.")
+]
+
+
+def _given(prompt: str | None, tokens: int | None, seconds: float | None, only_new: bool = False) -> "prompts.Given":
+    """What the options say about a prompt."""
+    from shortcut_cli.inference import prompts
+
+    def read() -> bytes:
+        return console.standard_input(prompts.MOST_BYTES + 1)
+
+    return prompts.Given(prompt, read, tokens, seconds, only_new)
 
 
 def _checkpoint(ckpt: Path) -> Path:
@@ -476,7 +500,10 @@ def sample(
     like: Annotated[
         Path | None, typer.Option("--like", metavar="SAMPLE.json", help="Recreate this sample, byte for byte.")
     ] = None,
-    prompt: Annotated[Path | None, typer.Option("--prompt", metavar="FILE", help="File to continue.")] = None,
+    prompt: PromptOption = None,
+    prompt_tokens: PromptTokens = None,
+    prompt_seconds: PromptSeconds = None,
+    only_new: Annotated[bool, typer.Option("--only-new", help="Write what follows the prompt, without it.")] = False,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Number of samples.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Most new tokens per sample.")] = None,
     temperature: Annotated[
@@ -496,6 +523,9 @@ def sample(
     ] = None,
     seed: Annotated[int | None, _seed("Seed of the sampler.")] = None,
     out: Annotated[Path | None, _out("Folder of the samples; default: samples/ beside the checkpoint.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the text of one sample while it is drawn; -n is 1 then.")
+    ] = False,
     device: Device = "auto",
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -504,12 +534,15 @@ def sample(
 
     Options that are not given default to the recipe's [sample] section.
     """
+    if stream and as_json:
+        raise UsageError("--stream and --json both print on stdout", "leave out one of them")
     ckpt = None if ckpt is None else _checkpoint(ckpt)
+    given = _given(prompt, prompt_tokens, prompt_seconds, only_new)
     from shortcut_cli.stages import pipeline
 
     settings = _settings(
         None,
-        sample__n=("-n", n),
+        sample__n=("-n", 1 if stream and n is None and like is None else n),
         sample__tokens=("--tokens", tokens),
         sample__temperature=("--temperature", temperature),
         sample__top_k=("--top-k", top_k),
@@ -519,12 +552,15 @@ def sample(
         sample__seed=("--seed", seed),
     )
     with console.Reporter() as report:
-        paths = pipeline.draw(ckpt, like, prompt, settings, out, device=device, report=report)
+        paths = pipeline.draw(ckpt, like, given, settings, out, device=device, report=report, stream=stream)
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(None if out or ckpt is None else _run_folder(ckpt), no_report, report)
     listed = [str(path) for path in paths]
     written = endings.of_samples(listed)
-    console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json, written=_all(written, page))
+    if stream:
+        console.end_stream(*listed)
+    else:
+        console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json, written=_all(written, page))
     if ckpt is not None:
         folder = Path(listed[0]).parent if listed else ckpt.parent
         then = endings.after_sample(ckpt, endings.model_of(ckpt))
@@ -539,9 +575,9 @@ def sample(
 )
 def attention(
     ckpt: Checkpoint,
-    prompt: Annotated[
-        Path | None, typer.Option("--prompt", metavar="FILE", help="File to analyse instead of a split.")
-    ] = None,
+    prompt: PromptOption = None,
+    prompt_tokens: PromptTokens = None,
+    prompt_seconds: PromptSeconds = None,
     shards: ShardsOption = None,
     split: Annotated[registry.ScoredSplit, typer.Option("--split", help="Split to analyse.")] = "val",
     windows: Annotated[
@@ -552,14 +588,15 @@ def attention(
     no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is read across layers and how that affects the loss."""
+    """Show what is read across layers and how that affects the loss, in a split or in a prompt."""
     ckpt = _checkpoint(ckpt)
+    given = _given(prompt, prompt_tokens, prompt_seconds)
     from shortcut_cli.stages import pipeline
 
     folder = out or ckpt.parent / "attention"
     with console.Reporter() as report:
         result = pipeline.look(
-            ckpt, prompt, shards, split, windows, folder, device=devices.choose(device), report=report
+            ckpt, given, shards, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(None if out else _run_folder(ckpt), no_report, report)

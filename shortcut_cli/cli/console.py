@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
 from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, wrapped, written
-from shortcut_cli.errors import ShortcutError
-from shortcut_cli.events import Event, Note, Part, Progress, Validation
+from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
+from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation
 from shortcut_cli.formatting import cell, shown, to_json
 
 if TYPE_CHECKING:
@@ -210,6 +210,42 @@ def browse(page: Path) -> None:
 
 class Prose(str):
     """Text that a terminal shows in lines broken at spaces; other text, such as a path, stays on its line."""
+
+
+def stream(words: str) -> None:
+    """Print a part of a text on stdout, at once: on a terminal as `text` does, elsewhere as its very bytes in UTF-8.
+
+    Raises ReaderLeft if nobody reads it any more, ShortcutError if it can't be written otherwise.
+    """
+    bare = None if sys.stdout.isatty() else getattr(sys.stdout, "buffer", None)
+    if bare is None:
+        text(words)
+        return
+    try:
+        bare.write(words.encode())
+        bare.flush()
+    except BrokenPipeError as error:
+        _mute(sys.stdout)
+        raise ReaderLeft("nobody reads stdout any more") from error
+    except OSError as error:
+        _mute(sys.stdout)
+        raise _lost(str(error.strerror)) from error
+
+
+def end_stream(*paths: str) -> None:
+    """Say on stderr which files have what was streamed, below it if that is on the same terminal."""
+    text(
+        "".join(f"{'' if number or not sys.stdout.isatty() else chr(10)}{path}\n" for number, path in enumerate(paths)),
+        error=True,
+    )
+
+
+def standard_input(most: int) -> bytes:
+    """What stdin has, up to `most` bytes. Raises UsageError if it is closed or can't be read."""
+    try:
+        return sys.stdin.buffer.read(most) if sys.stdin else b""
+    except OSError as error:
+        raise UsageError(f"standard input can't be read: {error.strerror}") from error
 
 
 def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool, written: Sequence[str] = ()) -> None:
@@ -400,10 +436,13 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         """Show one event of a stage."""
+        if isinstance(event, Sampled):
+            stream(event.text)
+            return
         with self.lock, _trying():
             self._show(event)
 
-    def _show(self, event: Event) -> None:
+    def _show(self, event: Progress | Validation | Note | Part) -> None:
         if isinstance(event, Note):
             _say(event.text)
         elif isinstance(event, Validation):

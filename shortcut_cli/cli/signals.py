@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from shortcut_cli import cleanup
 from shortcut_cli.cli import console
 from shortcut_cli.cli.console import STDERR
-from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
+from shortcut_cli.errors import Interrupted, ReaderLeft, ShortcutError, UsageError
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
 REPEAT_S = 1.0  # the same request can arrive twice: at the process and at its group, or from a hasty supervisor
@@ -213,7 +213,8 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
         shown = translated(error)
         if shown is None:
             raise
-        console.panel(shown)
+        if not isinstance(shown, ReaderLeft):
+            console.panel(shown)
         sys.exit(shown.exit_code)
     finally:
         # Without this the interpreter would search torch's many objects for reference cycles on its way out.

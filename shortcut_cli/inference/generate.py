@@ -90,12 +90,14 @@ def generate(
     eos: int,
     constraints: Sequence[Constraint] | None = None,
     progress: Callable[[int], None] | None = None,
+    drawn_id: Callable[[int, int], None] | None = None,
     first: int = 0,
 ) -> Generation:
     """Sample at most `tokens` ids after each row of `prompt`, int64 (B, P), P >= 1.
 
     eos: the id at which a row stops. constraints: one per row, which has already followed the prompt; a step whose most
-    probable id was not allowed counts as forced. progress: called with the number of tokens sampled so far. Each row
+    probable id was not allowed counts as forced. progress: called with the number of tokens sampled so far. drawn_id:
+    called with a row and its id, as soon as that is drawn. Each row
     draws from its own generator, seeded by seed and row: same seed, same machine, same ids. A row that has ended leaves
     the batch and costs nothing more. first: the number of the first row, if another call draws the rows before it.
 
@@ -117,6 +119,8 @@ def generate(
         going = []  # places in the window
         for place, (row, token) in enumerate(zip(active, drawn.tolist(), strict=True)):
             ids[row].append(token)
+            if drawn_id:
+                drawn_id(row, token)
             if token != eos:
                 going.append(place)
                 if constraints is not None:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from shortcut_cli import files
+from shortcut_cli import files, registry
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import EvalConfig, Recipe, SampleConfig
 from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.events import Note, Part, Report
+from shortcut_cli.events import Note, Part, Report, Sampled
 from shortcut_cli.formatting import to_json
-from shortcut_cli.inference import floors, runs
+from shortcut_cli.inference import floors, prompts, runs
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept import scores
@@ -25,8 +25,9 @@ from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.stages import attention, sampling
 from shortcut_cli.stages.evaluation import check_tokenizer, evaluate
 from shortcut_cli.stages.preparation import described, prepare, tokenize
-from shortcut_cli.stages.sampling import prompt_ids, sample
+from shortcut_cli.stages.sampling import sample
 from shortcut_cli.stages.training import train
+from shortcut_cli.tokenizers.base import Tokenizer
 from shortcut_cli.training import conditions
 from shortcut_cli.training import device as devices
 from shortcut_cli.training.loop import Stop
@@ -144,9 +145,15 @@ def _open_shards(run: Run, given: Path | None, report: Report) -> Shards:
     return opened
 
 
+def _domain(run: Run) -> type[Tokenizer]:
+    """The kind of tokenizer of a run, without its files."""
+    kind: type[Tokenizer] = registry.load(registry.TOKENIZERS, run.recipe.tokenizer.name)
+    return kind
+
+
 def look(
     path: Path,
-    prompt: Path | None,
+    given: prompts.Given,
     shards: Path | None,
     split: str,
     windows: int,
@@ -155,14 +162,14 @@ def look(
     device: str,
     report: Report,
 ) -> dict[str, Any]:
-    """Analyse what a checkpoint reads across layers: in the file `prompt`, or else in up to `windows` of a split.
+    """Analyse what a checkpoint reads across layers: in a prompt, or else in up to `windows` of a split.
 
     Returns the result of `stages.attention.analyse`.
     """
     run = runs.open_run(path, device)
-    if prompt is not None:
+    if prompt := prompts.found(given, _domain(run)):
         tokenizer = run.tokenizer()
-        row = np.concatenate(([tokenizer.eos], prompt_ids(tokenizer, prompt)))
+        row = np.concatenate(([tokenizer.eos], prompt.ids(tokenizer)))
         tokens = len(row)
 
         def ids_at(first: int, count: int) -> np.ndarray:
@@ -186,37 +193,47 @@ def look(
 def draw(
     ckpt: Path | None,
     like: Path | None,
-    prompt: Path | None,
+    given: prompts.Given,
     settings: Sequence[str | reading.Setting],
     out: Path | None,
     *,
     device: str,
     report: Report,
+    stream: bool = False,
 ) -> list[Path]:
     """Sample a checkpoint, or recreate the sample whose .json is `like`; returns the paths of the samples.
 
-    settings: of the sampler, as "sample.n=2"; none with `like`. device: "auto" with `like` is the device noted there.
+    settings: of the sampler, as "sample.n=2"; none with `like`. given: the prompt; with `like`, where its file is now.
+    device: "auto" with `like` is the device noted there. stream: report the text of the sample as it is drawn.
 
-    Raises UsageError if neither or both `like` and settings are given, CheckFailed if `like` names no such sample.
+    Raises UsageError if neither or both `like` and settings are given, or there is not one text to stream; CheckFailed
+    if `like` names no such sample.
     """
     again = None
     if like is not None:
-        if settings:
+        if settings or given.limit or given.only_new:
             raise UsageError("--like takes the sampler's settings from the sample", "leave out the other flags")
-        again = sampling.like(like, ckpt, prompt)
-        ckpt, prompt, settings = again.checkpoint, again.prompt, again.settings
+        again = sampling.like(like, ckpt, None if given.prompt is None else Path(given.prompt))
+        ckpt, settings = again.checkpoint, again.settings
         device, out = (again.device if device == "auto" else device), out or like.parent / "again"
     if ckpt is None:
         raise UsageError("neither --ckpt nor --like is given", "shortcut sample --ckpt runs/RECIPE/MODEL-s1/run.pt")
     where = devices.choose(device)
     run = runs.open_run(ckpt, where)
-    config = reading.with_settings(run.recipe, settings).sample
+    config, kind = reading.with_settings(run.recipe, settings).sample, _domain(run)
     if again and not 0 <= again.number < config.n:
         raise CheckFailed(f"{like} is sample {again.number} of {config.n}")
+    if stream and not kind.is_text:
+        raise UsageError(f"--stream prints text, and samples of {ckpt} are {kind.extension} files", "leave it out")
+    if stream and not again and config.n > 1:
+        raise UsageError(f"--stream prints one sample, not {config.n}", "-n 1")
+    prompt = again.prompt if again else prompts.found(given, kind)
     folder, have = out or ckpt.parent / "samples", []
-    if again is None and (prompt is None or prompt.is_file()):
+    if again is None:
         have = _sampled(folder, _sampler_inputs(ckpt, config, prompt, where))
         if len(have) == config.n:
+            if stream:
+                report(Sampled(have[0].read_bytes().decode()))
             report(Note(text=f"{folder} already has these samples"))
             return have
         if out is None:
@@ -226,17 +243,20 @@ def draw(
         if changed:
             report(Note(text=f"{like} was made under other conditions ({changed}): its bytes can differ"))
         only = again.number if again else None
-        return sample(run, folder, config, prompt=prompt, device=where, report=report, only=only, have=have)
+        return sample(
+            run, folder, config, prompt=prompt, device=where, report=report, only=only, have=have, stream=stream
+        )
 
 
-def _sampler_inputs(path: Path, config: SampleConfig, prompt: Path | None, device: str) -> dict[str, Any]:
+def _sampler_inputs(path: Path, config: SampleConfig, prompt: prompts.Prompt | None, device: str) -> dict[str, Any]:
     """Everything that samples depend on, as their .json files say it; of the device the kind alone counts."""
-    unprompted = {"prompt": None, "prompt_sha256": None, "prompt_tokens": 0, "prompt_suffix": ""}
+    made_from = prompt.made_from if prompt else prompts.NO_PROMPT | {"prompt": None, "prompt_tokens": 0}
     return {
         "checkpoint_sha256": files.sha256(path),
         "sampler": config.model_dump(),
         "device": scores.kind(device),
-        **({"prompt_sha256": files.sha256(prompt), "prompt_suffix": _suffix(prompt.name)} if prompt else unprompted),
+        "prompt_suffix": _suffix(prompt.path.name) if prompt and prompt.path else "",
+        **made_from,
     }
 
 
@@ -255,6 +275,7 @@ def _sampled(folder: Path, wanted: dict[str, Any]) -> list[Path]:
             made, content = sampling.sample_path(sidecar), _sidecar(sidecar)
             made_from = {key: content.get(key) for key in (*wanted, "number", "sha256")}
             made_from["device"] = scores.kind(str(made_from["device"]))
+            made_from["only_new"] = made_from["only_new"] or False  # earlier versions did not say so
             made_from["prompt_suffix"] = _suffix(str(content.get("prompt") or ""))
             if made.is_file() and not differences(made_from, wanted | {"number": number, "sha256": files.sha256(made)}):
                 found.append(made)

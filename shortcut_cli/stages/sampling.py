@@ -2,25 +2,25 @@
 
 import glob
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
 from shortcut_cli.config.schema import MOST_THREADS, SampleConfig
-from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.events import Progress, Report
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.events import Note, Progress, Report, Sampled
 from shortcut_cli.formatting import to_json
 from shortcut_cli.inference.decoding import prepared
 from shortcut_cli.inference.generate import generate
+from shortcut_cli.inference.prompts import NO_PROMPT, Prompt, check_file, kept
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept.inputs import read
 from shortcut_cli.models.transformer import Decoder
-from shortcut_cli.tokenizers.base import Constraint, Tokenizer
+from shortcut_cli.tokenizers.base import Constraint, Tokenizer, shared
 from shortcut_cli.training import conditions
 
 MOST_ROWS = 256  # samples that are drawn at once
@@ -55,27 +55,29 @@ def sample(
     folder: Path,
     config: SampleConfig,
     *,
-    prompt: Path | None,
+    prompt: Prompt | None,
     device: str,
     report: Report,
     only: int | None = None,
     have: Collection[Path] = (),
+    stream: bool = False,
 ) -> list[Path]:
     """Write `config.n` samples, each with a .json beside it; returns the paths of the samples.
 
     The .json is written last, and has a temporary name before its sample is there: so a sample without it that a killed
     process left is known, and takes nobody's place.
 
-    prompt: a file of the domain that every sample continues; it becomes part of each sample. only: the number of the
-    one sample to write; all are drawn even so, since the last bits of what a model computes for a row can depend on the
-    other rows. have: samples that are there, made from the same, and are not written again.
+    prompt: what every sample continues, and contains unless it says otherwise. only: the number of the one sample to
+    write; all are drawn even so, since the last bits of what a model computes for a row can depend on the other rows.
+    have: samples that are there, made from the same, and are not written again. stream: report the text of the one
+    sample that is written as it is drawn, in events Sampled.
 
     Raises UsageError if a file would be overwritten, the prompt can't be read, or `config.tokens` is too small.
     """
     tokenizer = run.tokenizer()
     start = [tokenizer.eos]
     if prompt is not None:
-        start += prompt_ids(tokenizer, prompt).tolist()
+        start += prompt.ids(tokenizer).tolist()
     have, numbers = {*have}, range(config.n) if only is None else range(only, only + 1)
 
     def place(number: int) -> Path:
@@ -95,7 +97,19 @@ def sample(
             f"--tokens {needed}, or more",
         )
     files.make_folder(folder)
-    checkpoint_hash = files.sha256(run.path)
+    same = {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": os.path.relpath(run.path, folder),
+        "checkpoint_sha256": files.sha256(run.path),
+        "model": run.recipe.model.name,
+        "sampler": config.model_dump(),
+        "device": device,
+        "conditions": conditions.now(device),
+        "prompt": os.path.relpath(prompt.path, folder) if prompt and prompt.path else None,
+        "prompt_tokens": len(start) - 1,
+        **(prompt.made_from if prompt else NO_PROMPT),
+    }
+    shown = _Shown(tokenizer, start[1:], prompt, report) if stream else None
     size = batch_rows(run.model)
     for first in range(0, config.n, size):
         batch = [place(number) for number in range(first, min(first + size, config.n))]
@@ -110,31 +124,25 @@ def sample(
                 config=config,
                 eos=tokenizer.eos,
                 constraints=_followed(tokenizer, start, len(batch)),
-                progress=lambda done: report(Progress(task="sample", done=done, total=config.tokens, unit="tokens")),
+                progress=None if shown else lambda done: report(_progress(done, config)),
+                drawn_id=shown.follow(numbers[0] - first, tokenizer.eos) if shown else None,
                 first=first,
             )
         report(Progress(task="sample", done=config.tokens, total=config.tokens, unit="tokens"))  # they can end early
         for number, (path, ids) in enumerate(zip(batch, made.ids, strict=True)):
             if path not in unwritten:
                 continue
-            whole = start[1:] + ids
-            sidecar: dict[str, Any] = {
-                "schema_version": SCHEMA_VERSION,
-                "checkpoint": os.path.relpath(run.path, folder),
-                "checkpoint_sha256": checkpoint_hash,
-                "model": run.recipe.model.name,
-                "sampler": config.model_dump(),
+            sidecar = same | {
                 "number": first + number,
-                "device": device,
-                "conditions": conditions.now(device),
-                "prompt": os.path.relpath(prompt, folder) if prompt else None,
-                "prompt_sha256": files.sha256(prompt) if prompt else None,
-                "prompt_tokens": len(start) - 1,
                 "tokens": len(ids),
                 "ended": bool(ids) and ids[-1] == tokenizer.eos,
                 "forced_steps": made.forced[number],
             }
-            _write(tokenizer, whole, path, sidecar)
+            if shown:
+                shown.end()
+            _write(tokenizer, start[1:] + ids, path, sidecar, prompt)
+            if prompt and ids == [tokenizer.eos]:
+                report(Note(text=f"{path}: the model ended right after the prompt, so there is nothing new"))
     return [place(number) for number in numbers]
 
 
@@ -153,12 +161,46 @@ def _followed(tokenizer: Tokenizer, start: list[int], count: int) -> list[Constr
     return constraints
 
 
-def _write(tokenizer: Tokenizer, ids: list[int], path: Path, sidecar: dict[str, Any]) -> None:
-    """Write a sample, then its .json, or neither. sidecar: its content, but for the units and the hash."""
+def _progress(done: int, config: SampleConfig) -> Progress:
+    return Progress(task="sample", done=done, total=config.tokens, unit="tokens")
+
+
+class _Shown:
+    """Reports the text of one sample while it is drawn: in total, what its file will hold."""
+
+    def __init__(self, tokenizer: Tokenizer, start: list[int], prompt: Prompt | None, report: Report) -> None:
+        self.stream, self.report = tokenizer.stream(), report
+        old = tokenizer.stream()
+        # What is not shown, as far as the text begins with it: it can end with part of a character.
+        self.hidden = "".join(map(old.push, start)) + old.end() if prompt and prompt.only_new else ""
+        self._show("".join(map(self.stream.push, start)))
+
+    def follow(self, row: int, eos: int) -> Callable[[int, int], None]:
+        """What `generate` is to call with a row and the id drawn for it, to show this row."""
+
+        def drawn_id(its: int, token: int) -> None:
+            if its == row and token != eos:
+                self._show(self.stream.push(token))
+
+        return drawn_id
+
+    def end(self) -> None:
+        """Show what is left."""
+        self._show(self.stream.end())
+
+    def _show(self, text: str) -> None:
+        same = shared(self.hidden, text)
+        self.hidden = self.hidden[same:] if same == len(text) else ""
+        if text[same:]:
+            self.report(Sampled(text[same:]))
+
+
+def _write(tokenizer: Tokenizer, ids: list[int], path: Path, sidecar: dict[str, Any], prompt: Prompt | None) -> None:
+    """Write a sample, then its .json, or neither. sidecar: its content, but for what the file is like."""
     with cleanup.due(lambda: path.unlink(missing_ok=True)), files.writing(sidecar_path(path)) as stream:
         try:
-            units = tokenizer.decode(ids, path)
-            stream.write((to_json(sidecar | {"units": units, "sha256": files.sha256(path)}, indent=1) + "\n").encode())
+            found = _decoded(tokenizer, ids, path, sidecar, prompt) | {"sha256": files.sha256(path)}
+            stream.write((to_json(sidecar | found, indent=1) + "\n").encode())
             stream.flush()
         except BaseException:
             path.unlink(missing_ok=True)
@@ -166,12 +208,29 @@ def _write(tokenizer: Tokenizer, ids: list[int], path: Path, sidecar: dict[str, 
     files.sweep(path.parent, f"{glob.escape(path.name)}.")
 
 
+def _decoded(
+    tokenizer: Tokenizer, ids: list[int], path: Path, sidecar: dict[str, Any], prompt: Prompt | None
+) -> dict[str, Any]:
+    """Write the file of a sample; returns its units, and where what is new begins in it."""
+    if prompt is None:
+        return {"units": tokenizer.decode(ids, path), "new_begins": None, "left_out": None}
+    count, only_new = sidecar["prompt_tokens"], prompt.only_new
+    recorded = prompt.path if prompt.seam else None
+    found = tokenizer.decode_after(ids, path, count, recorded=recorded, only_new=only_new)
+    before, zero = {"token": count}, {"token": 0}
+    return {
+        "units": found.units,
+        "new_begins": (zero if only_new else before) | found.begins,
+        "left_out": (before if only_new else zero) | found.left_out,
+    }
+
+
 @dataclass(frozen=True)
 class Like:
     """How to make a sample again, from its .json."""
 
     checkpoint: Path
-    prompt: Path | None
+    prompt: Prompt | None
     settings: list[str]  # of the sampler, as `reading.with_settings` takes them
     number: int
     device: str
@@ -199,32 +258,13 @@ def like(sidecar: Path, checkpoint: Path | None, prompt: Path | None) -> Like:
     if content is None:
         raise UsageError(f"{sidecar} can't be read: there is no such file")
     try:
-        hashes = content["checkpoint_sha256"], content["prompt_sha256"]
-        given = content["prompt"]
-        named = sidecar.parent / content["checkpoint"], None if given is None else sidecar.parent / given
+        hashed, named = content["checkpoint_sha256"], sidecar.parent / content["checkpoint"]
         settings = [f"sample.{key}={value}" for key, value in content["sampler"].items()]
         number, device = int(content["number"]), str(content["device"])
         made = content.get("conditions")
         made = made if isinstance(made, dict) else {}
-        found = Like(checkpoint or named[0], prompt or named[1], settings, number, device, made)
+        check_file(checkpoint or named, hashed, sidecar, "--ckpt")
+        again = kept(content, sidecar, prompt)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckFailed(f"{sidecar} is not the .json of a sample: {error!r}") from error
-    for path, expected, flag in ((found.checkpoint, hashes[0], "--ckpt"), (found.prompt, hashes[1], "--prompt")):
-        if path is None:
-            continue
-        if not path.is_file():
-            raise UsageError(f"{path}, which {sidecar} names, does not exist", f"give its new path with {flag}")
-        if files.sha256(path) != expected:
-            raise CheckFailed(f"{path} is not the file that {sidecar} was made with", f"give that file with {flag}")
-    return found
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: Path) -> np.ndarray:
-    """The ids of a prompt file. Raises UsageError with the reason if it can't be read."""
-    if not prompt.is_file():
-        raise UsageError(f"prompt {prompt} {'is not a file' if prompt.exists() else 'does not exist'}")
-    try:
-        ids: np.ndarray = tokenizer.prompt(prompt)
-    except Rejected as reason:
-        raise UsageError(f"prompt {prompt} can't be used: {reason}") from reason
-    return ids
+    return Like(checkpoint or named, again, settings, number, device, made)

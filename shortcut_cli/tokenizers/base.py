@@ -21,6 +21,7 @@ import numpy as np
 
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source
+from shortcut_cli.errors import Rejected
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,27 @@ class Constraint:
         """Advance by the id that was sampled."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file that continues a prompt. The units are natural ones and seconds, beats, characters: what a domain has."""
+
+    units: dict[str, float]  # of the whole file
+    begins: dict[str, float]  # where in the file the new part begins
+    left_out: dict[str, float]  # how much of the prompt is not in the file, from its beginning
+
+
+class TextStream:
+    """The text of ids that come one by one; what it has given out is never changed by later ids."""
+
+    def push(self, token: int) -> str:
+        """The text that is certain by now, and was not before."""
+        raise NotImplementedError
+
+    def end(self) -> str:
+        """The rest."""
+        return ""
+
+
 class Tokenizer(ABC):
     """Files of one domain <-> ids in range(vocabulary). Constructing one is cheap; weights load on first use."""
 
@@ -66,6 +88,8 @@ class Tokenizer(ABC):
     unit: ClassVar[str]  # the natural unit of the domain: "byte", "note", "second"
     suffixes: ClassVar[tuple[str, ...]]  # of the files that it reads, lower case
     extension: ClassVar[str]  # of the files that it writes
+    is_text: ClassVar[bool] = False  # whether its files are text, which can be given and shown without a file
+    seam: ClassVar[dict[str, str | float]] = {}  # how a prompt's file is joined to what continues it, if not by ids
     block_scale: float = 1.0  # factor on the size of the blocks that are read and computed at once; ids don't change
 
     @property
@@ -142,12 +166,38 @@ class Tokenizer(ABC):
     def prompt(self, path: Path) -> np.ndarray:
         """The ids of one file, int64 (T,), without EOS. Raises Rejected if it can't be read."""
 
+    def whole(self, count: int) -> int:
+        """The most ids, up to `count`, with which a prompt may end: those of whole frames, in sound."""
+        return count
+
+    def first(self, ids: np.ndarray, seconds: float) -> int:
+        """How many of a file's ids, int64 (T,), are in its first `seconds`.
+
+        Raises Rejected if the domain has no seconds, or the file has fewer.
+        """
+        del ids, seconds
+        raise Rejected("has no seconds, only tokens")
+
     @abstractmethod
     def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
         """Write the file that `ids` encode to `path` and return its natural units.
 
         Ids from the first EOS on are ignored.
         """
+
+    @abstractmethod
+    def decode_after(
+        self, ids: Sequence[int], path: Path, count: int, *, recorded: Path | None = None, only_new: bool = False
+    ) -> Written:
+        """`decode` of ids, the first `count` of which are those of a prompt.
+
+        recorded: the file that they were encoded from; if `seam` is not empty, it is kept as it was recorded. None: the
+        whole is decoded from ids. only_new: write only what follows the prompt.
+        """
+
+    def stream(self) -> TextStream:
+        """The text of a file's ids, bit by bit; only if `is_text`."""
+        raise NotImplementedError
 
     @abstractmethod
     def classes(self, ids: np.ndarray) -> dict[str, Classes]:
@@ -175,3 +225,10 @@ def before_eos(ids: Sequence[int], eos: int) -> list[int]:
     """The ids before the first EOS."""
     found = list(ids)
     return found[: found.index(eos)] if eos in found else found
+
+
+def shared(one: str, other: str) -> int:
+    """How many characters two texts have in common from their beginning."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,12 +24,21 @@ from shortcut_cli import files
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, Source, add_account
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, before_eos
+from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, Written, before_eos
 from shortcut_cli.tokenizers.midi_account import compare
-from shortcut_cli.tokenizers.midi_grammar import CLOSING_TYPES, SPECIAL, Grammar, NoteConstraint
+from shortcut_cli.tokenizers.midi_grammar import CLOCK_TYPES, CLOSING_TYPES, SPECIAL, Grammar, NoteConstraint
 from shortcut_cli.tokenizers.midi_meters import known_meters
 from shortcut_cli.tokenizers.midi_reading import read_score
-from shortcut_cli.tokenizers.midi_scores import Rules, arrange, natural_units, place_pedals, sounding_end, swap_ends
+from shortcut_cli.tokenizers.midi_scores import (
+    Rules,
+    arrange,
+    barline,
+    natural_units,
+    place_pedals,
+    since,
+    sounding_end,
+    swap_ends,
+)
 from shortcut_cli.tokenizers.midi_writing import dump
 
 FORMAT = 2
@@ -317,11 +327,55 @@ class MidiTokenizer(Tokenizer):
         MidiTok trusts the order of types: it takes whatever follows a pitch for its velocity, and writes files that
         no program can read. Ids that were encoded from a file or sampled under the constraint lose nothing.
         """
-        score, dropped = self._score(ids)
+        return self._write(*self._score(ids), path)
+
+    def _write(self, score: Any, dropped: int, path: Path) -> dict[str, float]:
         content, lost = dump(score)
         files.write(path, content)
         notes = score.note_num() - int(lost["notes_left_out"])
         return natural_units(score, notes, sounding_end(score)) | {"dropped": dropped} | lost
+
+    def decode_after(
+        self, ids: Sequence[int], path: Path, count: int, *, recorded: Path | None = None, only_new: bool = False
+    ) -> Written:
+        """The new part begins where a note would that came right after the prompt.
+
+        Alone, it begins at the barline before, so that its notes stay where they are in their bars, with the tempo and
+        the time signature that hold there. What began in the prompt is left out.
+        """
+        del recorded
+        score, dropped = self._score(ids)
+        tick, start = self._now(ids[:count])[0], 0
+        left_out = _place(score, 0)
+        if only_new:
+            old = self._score(ids[:count])[0]
+            start = barline(score, tick)
+            left_out = _place(score, start)
+            score = since(score, old, tick, start)
+        return Written(self._write(score, dropped, path), _place(score, tick - start), left_out)
+
+    def first(self, ids: np.ndarray, seconds: float) -> int:
+        """The ids of what begins before `seconds` have passed."""
+        score, _ = self._score(ids)
+        lasts = _place(score, sounding_end(score))["second"]
+        if seconds > lasts:
+            raise Rejected(f"has only {lasts:.3f} s")
+        if seconds == lasts:  # the end of the last note is an id of its own in MIDI-Like
+            return len(ids)
+        return bisect_left(range(1, len(ids) + 1), seconds, key=lambda count: self._now(ids[:count])[1])
+
+    def _now(self, ids: Sequence[int] | np.ndarray) -> tuple[int, float]:
+        """Tick and second at which a note would begin that came next: MidiTok's own, of a note that is put there."""
+        grammar = self.base_grammar
+        words = [word for i in ids for word in self.grammar.spelled[int(i)]]
+        kept = [int(self.base[word]) for word in words if word.partition("_")[0] in CLOCK_TYPES]
+        kinds = ("NoteOn", "Velocity", "TimeShift", "NoteOff") if grammar.by_off else ("Pitch", "Velocity", "Duration")
+        note = [grammar.example(kind, 0, "60") for kind in kinds]
+        sequence = _miditok().TokSequence(ids=kept + note)
+        one_stream = self.base.config.one_token_stream_for_programs
+        score = self.base.decode(sequence if one_stream else [sequence])
+        tick = int(score.tracks[0].notes[0].time)
+        return tick, _place(score, tick)["second"]
 
     def _score(self, ids: Sequence[int] | np.ndarray) -> tuple[Any, int]:
         """The score that the ids before the first EOS encode, and how many of them were left out."""
@@ -369,6 +423,12 @@ class MidiTokenizer(Tokenizer):
             raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: its BPE is not one that MidiTok trains")
         _ = loaded.full
         return loaded
+
+
+def _place(score: Any, tick: int) -> dict[str, float]:
+    """A tick of a score in beats and seconds."""
+    units = natural_units(score, 0, tick)
+    return {name: units[name] for name in ("beat", "second")}
 
 
 def _miditok() -> Any:

@@ -14,6 +14,7 @@ NOTE_TYPES = ("Pitch", "NoteOn", "PitchDrum", "DrumOn")
 CLOSING_TYPES = ("Duration", "NoteOff", "DrumOff")  # end a note
 ENDING_TYPES = (*CLOSING_TYPES, "PedalOff")  # may end a piece
 TIME_TYPES = ("TimeShift", "Rest")
+CLOCK_TYPES = ("Bar", "Position", "TimeSig", "Tempo", *TIME_TYPES)  # say alone what the time is
 OPENING_TYPES = ("Bar", "TimeSig", "Tempo", "TimeShift", "Program", "Pedal", *NOTE_TYPES)  # may begin a piece
 
 

@@ -4,7 +4,7 @@ Beats are quarter notes here, whatever the time signature. What a file has and t
 account (`data/documents.py`).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -328,3 +328,49 @@ def sounding_end(score: Any) -> int:
     """The tick at which the last note of a score ends or the last pedal is released; 0 if there is neither."""
     lists = [events for track in score.tracks for events in (track.notes, track.pedals) if len(events)]
     return max((int((found["time"] + found["duration"]).max()) for found in (one.numpy() for one in lists)), default=0)
+
+
+def barline(score: Any, tick: int) -> int:
+    """The tick of the last barline at or before a tick; in 4/4 before the first time signature."""
+    before = [one for one in score.time_signatures if one.time <= tick]
+    begins, beats, unit = (before[-1].time, before[-1].numerator, before[-1].denominator) if before else (0, 4, 4)
+    bar = score.ticks_per_quarter * 4 * beats // unit
+    return int(tick - (tick - begins) % bar)
+
+
+def since(score: Any, old: Any, tick: int, start: int) -> Any:
+    """What a score has more than `old`, which is its beginning up to a tick, with `start` as its tick 0.
+
+    Notes that began before the tick are left out; a pedal that is held then is pressed there.
+    """
+    import symusic
+
+    result: Any = symusic.Score(score.ticks_per_quarter)
+    for name in ("tempos", "time_signatures"):
+        events = list(getattr(score, name))
+        first = max((number for number, one in enumerate(events) if one.time <= start), default=0)
+        for one in events[first:]:
+            one.time = max(0, one.time - start)
+            getattr(result, name).append(one)
+    known = Counter((_player(track), *_values(note)) for track in old.tracks for note in track.notes)
+    for track in score.tracks:
+        made: Any = symusic.Track(track.name, track.program, track.is_drum)
+        for note in track.notes:
+            key = _player(track), *_values(note)
+            known[key] -= 1
+            if known[key] < 0 and note.time >= tick:
+                made.notes.append(symusic.Note(note.time - start, note.duration, note.pitch, note.velocity))
+        for pedal in track.pedals:
+            if (end := pedal.time + pedal.duration) > tick:
+                begins = max(pedal.time, tick)
+                made.pedals.append(symusic.Pedal(begins - start, end - begins))
+        result.tracks.append(made)
+    return result
+
+
+def _player(track: Any) -> tuple[int, bool]:
+    return track.program, track.is_drum
+
+
+def _values(note: Any) -> tuple[int, int, int, int]:
+    return note.time, note.duration, note.pitch, note.velocity

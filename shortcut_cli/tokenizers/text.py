@@ -27,7 +27,16 @@ from shortcut_cli import files
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source, check_unchanged
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, before_eos
+from shortcut_cli.tokenizers.base import (
+    Classes,
+    Constraint,
+    Excerpt,
+    TextStream,
+    Tokenizer,
+    Written,
+    before_eos,
+    shared,
+)
 from shortcut_cli.tokenizers.text_reading import (
     MAX_SEGMENT_CHARS,
     MIN_SEGMENT_CHARS,
@@ -100,6 +109,7 @@ class TextTokenizer(Tokenizer):
         f"{name}{packed}" for packed in ("", ".gz") for name in (".txt", ".md", ".jsonl", ".tokens")
     )
     extension: ClassVar[str] = ".txt"
+    is_text: ClassVar[bool] = True
 
     def __init__(self, options: TextOptions, model: bytes = b"", trained_on: dict[str, int] | None = None) -> None:
         self.options = options
@@ -332,6 +342,27 @@ class TextTokenizer(Tokenizer):
         content = self.pieces.decode(before_eos(ids, self.eos)).encode()
         files.write(path, content)
         return {"byte": len(content)}
+
+    def decode_after(
+        self, ids: Sequence[int], path: Path, count: int, *, recorded: Path | None = None, only_new: bool = False
+    ) -> Written:
+        """The new part begins at the first character that is not the prompt's alone.
+
+        It can be one whose first bytes the prompt ends with.
+        """
+        del recorded
+        whole = self.pieces.decode(before_eos(ids, self.eos))
+        old = self.pieces.decode(list(ids[:count]))
+        place = shared(old, whole)
+        before: dict[str, float] = {"byte": len(whole[:place].encode()), "character": place}
+        nothing: dict[str, float] = dict.fromkeys(before, 0)
+        content = (whole[place:] if only_new else whole).encode()
+        files.write(path, content)
+        return Written({"byte": len(content)}, *((nothing, before) if only_new else (before, nothing)))
+
+    def stream(self) -> TextStream:
+        """The text of ids, bit by bit."""
+        return self.pieces.stream()
 
     def classes(self, ids: np.ndarray) -> dict[str, Classes]:
         """By the first character of a piece, not counting leading spaces."""

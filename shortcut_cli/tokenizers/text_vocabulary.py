@@ -1,5 +1,6 @@
 """Text <-> ids: a SentencePiece model, which can be trained here, or a fixed alphabet with one id per character."""
 
+import codecs
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.tokenizers.base import TextStream
 
 SPACE = "\u2581"  # SentencePiece's own sign for a space
+LONGEST_PENDING = 3  # bytes of a character of UTF-8 whose last one is still to come
 TRAINING_LINE_BYTES = 4096  # SentencePiece drops longer lines (its max_sentence_length is 4192)
 
 
@@ -53,6 +56,10 @@ class Characters:
     def decode(self, ids: Sequence[int]) -> str:
         """The characters of the ids."""
         return "".join(self.alphabet[i] for i in ids)
+
+    def stream(self) -> TextStream:
+        """The characters of ids, one by one."""
+        return _CharacterStream(self)
 
     def spelling(self, token: int) -> str | None:
         """The character of an id."""
@@ -119,6 +126,83 @@ class Pieces:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids. Escaped U+2581 comes back as itself, since its bytes are decoded as UTF-8."""
         return str(self.processor.decode([int(i) for i in ids]))
+
+    def stream(self) -> TextStream:
+        """The text of ids, bit by bit."""
+        return _PieceStream(self)
+
+    def byte(self, token: int) -> int | None:
+        """The byte that an id stands for; None if it is no byte piece."""
+        return int(str(self.processor.id_to_piece(token))[1:-1], 16) if self.processor.is_byte(token) else None
+
+
+class _CharacterStream(TextStream):
+    """Every id is a character."""
+
+    def __init__(self, characters: Characters) -> None:
+        self.characters = characters
+
+    def push(self, token: int) -> str:
+        """The character."""
+        return self.characters.decode([token])
+
+
+class _PieceStream(TextStream):
+    """SentencePiece's own decoding of the last few ids, of which the text of the first ones is known already.
+
+    Byte pieces wait until they make a character, or can't any more. The first ids stay in the window as long as
+    decoding depends on them: a model can drop the space before the first word.
+    """
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.window: list[int] = []
+        self.shown = 0  # characters of the window's text that were given out
+
+    def push(self, token: int) -> str:
+        """The text that is certain by now, and was not before."""
+        self.window.append(token)
+        certain = self.window[: len(self.window) - self._pending()]
+        found = self._next(certain)
+        if found and len(certain) == len(self.window):
+            self._shorten()
+        return found
+
+    def end(self) -> str:
+        """What is left of a character that did not become whole."""
+        return self._next(self.window)
+
+    def _next(self, ids: list[int]) -> str:
+        text = self.pieces.decode(ids)
+        found, self.shown = text[self.shown :], max(self.shown, len(text))
+        return found
+
+    def _pending(self) -> int:
+        """How many of the last ids are bytes that begin a character which the next byte may complete."""
+        tail: list[int] = []
+        for token in reversed(self.window[-LONGEST_PENDING:]):
+            byte = self.pieces.byte(token)
+            if byte is None:
+                break
+            tail.insert(0, byte)
+        return next((size for size in range(len(tail), 0, -1) if _begins_character(bytes(tail[-size:]))), 0)
+
+    def _shorten(self) -> None:
+        """Keep only the last id, or the bytes of the last character."""
+        for count in range(1, LONGEST_PENDING + 2):
+            last = self.pieces.decode(self.window[-count:])
+            if last and "\ufffd" not in last:
+                self.window, self.shown = self.window[-count:], len(last)
+                return
+
+
+def _begins_character(content: bytes) -> bool:
+    """Whether bytes are the first ones of a character of UTF-8, and not all of it."""
+    try:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        return not decoder.decode(content) and len(decoder.getstate()[0]) == len(content)
+    except UnicodeDecodeError:
+        return False
 
 
 class VocabularyTooLarge(Exception):
