@@ -144,7 +144,9 @@ def test_text_from_files_to_samples(tmp_path):
 
     scores = json.loads(shortcut("eval", "--ckpt", run / "run.pt", "--json", cwd=tmp_path).stdout)
     assert scores["unit"] == "byte"
-    assert scores.pop("report") == str(run / "report.html")
+    page = scores.pop("report")
+    assert page == str(run / "report.html")
+    assert scores.pop("written") == [str(run / "eval.json"), str(run / "eval-test.npz"), page]
     assert json.loads((run / "eval.json").read_text())["splits"]["test"] == scores
     done = shortcut("sample", "--ckpt", run / "run.pt", "-n", 2, "--tokens", 50, "--out", "samples", cwd=tmp_path)
     paths = [tmp_path / line for line in done.stdout.split()]
@@ -191,6 +193,7 @@ def test_a_run_pt_is_enough_anywhere(text_run, tmp_path):
     done = shortcut("eval", "--ckpt", "elsewhere.pt", "--shards", text_run / "shards", "--json", cwd=tmp_path)
     scores, manifest = json.loads(done.stdout), json.loads((text_run / "shards" / "manifest.json").read_text())
     test = manifest["splits"]["test"]
+    assert scores.pop("written") == ["eval.json", "eval-test.npz"]
     assert (scores["split"], scores["tokens"], scores["documents"]) == ("test", test["tokens"], test["documents"])
     assert json.loads((tmp_path / "eval.json").read_text())["splits"] == {"test": scores}
 
@@ -680,14 +683,16 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     call(*base, *flags, "--device", "cpu:0,cpu", "--set", "train.steps=9")
     assert printed(capsys) == result
     call(*base, "--device", "cpu")
-    assert capsys.readouterr().out.splitlines()[-4:] == ["A/A", "first", "second", "c/compare.html"]
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-3:] == ["A/A", "first", "second"]
+    assert shown.err.splitlines()[-1] == "Page: c/compare.html"
     laddered = ("--ladder", "48, 8x64", "--contrast", "moda : gpt", "--contrast", "a:b", "--most-seeds", "9")
     call(*base, "--device", "cpu", *laddered)
     shut = {"gate": {"open": False}, "notices": ["No verdict.", "A/A"]}
     monkeypatch.setattr(comparison, "compare", lambda *_, **__: result | shut)
     call(*base)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[-4:] == ["A/A", "first", "second", "c/compare.html"]
+    assert lines[-3:] == ["A/A", "first", "second"]
     assert lines.count("No verdict.") == 1
     assert [(config.train.steps, models, str(folder)) for (config, models, folder), _ in calls] == [
         (9, ["gpt", "moda"], "o"),
@@ -1046,6 +1051,8 @@ PLACES = [
     (("compare", "--models", "gpt", "--recipe", "@"), NO_FILE),
     (("compare", "--models", "gpt", *TRAIN[1:], "--out", "@"), NO_OUT),
     (("inspect", "@"), (*NO_FILE, "file")),
+    (("report", "@"), (*NO_FOLDER, "file")),
+    (("report", "RUN/gpt", "--out", "@"), NO_OUT),
     (("recipes", "show", "@"), NO_FILE),
     (("recipes", "copy", "@", "new.toml"), NO_FILE),
     (("recipes", "copy", "music", "@"), ("none/such", "folder", *NO_OUT)),
@@ -1226,6 +1233,7 @@ def test_json_has_no_number_that_json_does_not_have(monkeypatch, capsys, ckpt, v
     replaced(monkeypatch, pipeline, "score", result)
     call("eval", "--ckpt", ckpt, "--device", "cpu", "--json")
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found.pop("written") == []
     assert found == SCORES | {"nats_per_token": None, "interval_95": [None, 1.0], "deep": {"a": [{"b": None}]}}
     call("eval", "--ckpt", ckpt, "--device", "cpu")
     assert cell(value) in capsys.readouterr().out

@@ -653,7 +653,7 @@ def test_text_is_read_from_stdin_and_printed_byte_for_byte(text_run, tmp_path):
     path = tmp_path / "o" / "sample-1-000.txt"
     assert done.stdout == path.read_bytes()
     assert done.stdout.startswith(b"the cat")
-    assert done.stderr.decode().splitlines()[-1] == "o/sample-1-000.txt"
+    assert done.stderr.decode().splitlines()[0] == "o/sample-1-000.txt"
     assert sidecar(path)["sampler"]["n"] == 1
     # The same again is there already, and is printed; nobody who reads it is no error.
     again = subprocess.run(line, cwd=tmp_path, input=b"the cat", capture_output=True, check=True, timeout=300)

@@ -30,7 +30,7 @@ def scored(text_run, tmp_path_factory):
 @pytest.fixture
 def copied(scored, tmp_path):
     """The same in a folder of this test."""
-    shutil.copytree(scored, tmp_path / "text")
+    shutil.copytree(scored, tmp_path / "text", ignore=shutil.ignore_patterns("report.html"))
     return tmp_path / "text"
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_run_is_an_error_and_leaves_no_page(copied):
 def test_commands_refresh_the_page_and_say_where_it_is_last(copied):
     ckpt, place = copied / "gpt" / "run.pt", copied / "gpt" / "report.html"
     done = shortcut("eval", "--ckpt", ckpt, "--shards", copied / "shards", "--split", "val", cwd=copied)
-    assert done.stderr.splitlines()[-1] == f"report: {place}"
+    assert done.stderr.splitlines()[-1] == f"Page: {place}"
     assert "report" not in done.stdout
     assert "Val split" in words(place.read_text())
     place.unlink()

@@ -18,6 +18,7 @@ from PIL import Image
 from shortcut_cli import files
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.inference import runs
+from shortcut_cli.inference.prompts import Given
 from shortcut_cli.report import documents, media, music, page, samples, spectrum, synth, tracks
 from shortcut_cli.report.svg import Axis
 from shortcut_cli.stages import pipeline
@@ -360,7 +361,7 @@ class TestHeldOut:
         content = (text_run / "shortcut" / "run.pt").read_bytes()
         (folder / "run.pt").write_bytes(content)
         settings = ["sample.n=2", "sample.tokens=40"]
-        pipeline.draw(folder / "run.pt", None, None, settings, None, device="cpu", report=quiet)
+        pipeline.draw(folder / "run.pt", None, Given(), settings, None, device="cpu", report=quiet)
         return folder
 
     def test_a_document_of_the_same_length_is_beside_each_sample(self, text_run, run):

@@ -128,7 +128,8 @@ def sample(
                 drawn_id=shown.follow(numbers[0] - first, tokenizer.eos) if shown else None,
                 first=first,
             )
-        report(Progress(task="sample", done=config.tokens, total=config.tokens, unit="tokens"))  # they can end early
+        if not shown:
+            report(_progress(config.tokens, config))  # they can end early
         for number, (path, ids) in enumerate(zip(batch, made.ids, strict=True)):
             if path not in unwritten:
                 continue
