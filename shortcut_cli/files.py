@@ -25,6 +25,7 @@ MOST_BYTES = 64_000_000  # of a file of ours that is read whole
 GROWING = {"log.jsonl", "output.txt"}  # files in folders that are ours that are written in place
 WORKING = {".partial", ".staging"}  # folders in those, for what is not finished
 MARKER = ".shortcut"  # in a folder that is ours: which command it belongs to, and the lock of the process at work
+PAGE = "report.html"  # in a folder that is ours: the page about what it holds
 HOLDER_CHARACTERS = 200  # of a marker that are read; anything may have been written into it
 
 

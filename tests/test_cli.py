@@ -665,7 +665,7 @@ def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
 
 def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     result = {"schema_version": 2, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
-    result |= {"gate": {"open": True}, "notices": ["A/A"]}
+    result |= {"gate": {"open": True}, "notices": ["A/A"], "report": "c/compare.html"}
     calls = replaced(monkeypatch, comparison, "compare", result)
     monkeypatch.setattr(page, "headings", lambda _: ("arm", "nats"))
     monkeypatch.setattr(page, "table", lambda _: [("gpt", 1.5)])
@@ -674,14 +674,14 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     call(*base, *flags, "--device", "cpu:0,cpu", "--set", "train.steps=9")
     assert printed(capsys) == result
     call(*base, "--device", "cpu")
-    assert capsys.readouterr().out.splitlines()[-3:] == ["A/A", "first", "second"]
+    assert capsys.readouterr().out.splitlines()[-4:] == ["A/A", "first", "second", "c/compare.html"]
     laddered = ("--ladder", "48, 8x64", "--contrast", "moda : gpt", "--contrast", "a:b", "--most-seeds", "9")
     call(*base, "--device", "cpu", *laddered)
     shut = {"gate": {"open": False}, "notices": ["No verdict.", "A/A"]}
     monkeypatch.setattr(comparison, "compare", lambda *_, **__: result | shut)
     call(*base)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[-3:] == ["A/A", "first", "second"]
+    assert lines[-4:] == ["A/A", "first", "second", "c/compare.html"]
     assert lines.count("No verdict.") == 1
     assert [(config.train.steps, models, str(folder)) for (config, models, folder), _ in calls] == [
         (9, ["gpt", "moda"], "o"),
@@ -1202,7 +1202,7 @@ def test_a_flag_takes_no_number_that_is_not_finite_or_out_of_range(
         assert flag in " ".join(shown.split()), (value, shown)
 
 
-EMPTY = {"schema_version": 2, "contrasts": [], "notices": [], "gate": {"open": True}}
+EMPTY = {"schema_version": 2, "contrasts": [], "notices": [], "gate": {"open": True}, "report": "c.html"}
 
 
 def test_lists_of_names_and_numbers_may_have_spaces(monkeypatch, prepared):

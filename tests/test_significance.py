@@ -326,3 +326,11 @@ CLEAR = significance.Contrast(3, -0.04321, (-0.05, -0.04), 0.012, 3, 0.01, 12, 0
 )
 def test_a_verdict_says_what_the_numbers_show(changes, sentence):
     assert significance.verdict("arm", "gpt", dataclasses.replace(CLEAR, **changes), 0.0125) == sentence
+
+
+def test_the_interval_of_an_arms_mean_is_that_of_scipys_t_test():
+    losses = [3.21, 3.25, 3.19, 3.3]
+    wanted = stats.ttest_1samp(losses, 0.0).confidence_interval(0.95)
+    assert significance.of_mean(losses) == pytest.approx((wanted.low, wanted.high))
+    for unknown in ([3.2], [], [3.2, None, 3.1], [3.2, math.inf, 3.1], [3.2, math.nan]):
+        assert significance.of_mean(unknown) is None

@@ -20,6 +20,7 @@ from shortcut_cli.training import device as devices
 if TYPE_CHECKING:
     from shortcut_cli.config import reading
     from shortcut_cli.config.schema import Recipe
+    from shortcut_cli.events import Report
 
 
 def _group(text: str) -> typer.Typer:
@@ -92,6 +93,7 @@ Resume = Annotated[
     Literal["auto", "never"], typer.Option("--resume", help="auto: resume an unfinished run; never: start over.")
 ]
 RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSEED.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page, report.html, in the folder.")]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
 
 
@@ -105,6 +107,20 @@ def _checkpoint(ckpt: Path) -> Path:
     path = ckpt / "run.pt" if ckpt.is_dir() else ckpt
     tensor_file.recognise(path, "run.pt")
     return path
+
+
+def _refreshed(folder: Path | None, left_out: bool, report: "Report") -> dict[str, str]:
+    """{"report": the page of the folder that a command worked in}; empty if there is none."""
+    if folder is None or left_out:
+        return {}
+    from shortcut_cli.stages import reporting
+
+    return reporting.refresh(folder, report)
+
+
+def _run_folder(ckpt: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None if it lies elsewhere."""
+    return ckpt.parent if (ckpt.parent / "run.pt").is_file() else None
 
 
 def _settings(given: list[str] | None, **flags: tuple[str, object]) -> "list[str | reading.Setting]":
@@ -232,6 +248,7 @@ def train(
     ] = False,
     device: Device = "auto",
     settings: Settings = None,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model on shards. If it is interrupted, run it again to resume."""
@@ -262,7 +279,9 @@ def train(
             init_from=first,
             extend=extend is not None,
         )
-    console.result(summary, summary["run"], as_json=as_json)
+        page = _refreshed(folder, no_report, report)
+    console.result(summary | page, summary["run"], as_json=as_json)
+    console.made(page)
 
 
 @app.command("eval")
@@ -280,6 +299,7 @@ def evaluate(
     workers: Workers = None,
     max_bad: MaxBad = "1%",
     device: Device = "auto",
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a checkpoint on a split or on files. The result is in nats per token and in bits per natural unit.
@@ -301,7 +321,9 @@ def evaluate(
             )
         else:
             result = pipeline.score(ckpt, shards, split, device=where, report=report)
-    console.result(result, tables.scores(str(ckpt), result), *tables.account(result), as_json=as_json)
+        page = _refreshed(_run_folder(ckpt), no_report, report)
+    console.result(result | page, tables.scores(str(ckpt), result), *tables.account(result), as_json=as_json)
+    console.made(page)
 
 
 @app.command()
@@ -331,6 +353,7 @@ def sample(
     seed: Annotated[int | None, _seed("Seed of the sampler.")] = None,
     out: Annotated[Path | None, _out("Folder of the samples; default: samples/ beside the checkpoint.")] = None,
     device: Device = "auto",
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Sample .wav, .mid or .txt files. A .json beside each says how it was made.
@@ -354,8 +377,10 @@ def sample(
     with console.Reporter() as report:
         paths = pipeline.draw(ckpt, like, prompt, settings, out, device=device, report=report)
         signals.close()  # its files are complete, and would be in the way of the same command
+        page = _refreshed(None if out or ckpt is None else _run_folder(ckpt), no_report, report)
     listed = [str(path) for path in paths]
-    console.result({"samples": listed}, "\n".join(listed), as_json=as_json)
+    console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json)
+    console.made(page)
 
 
 @app.command()
@@ -371,6 +396,7 @@ def attention(
     ] = 64,
     out: Annotated[Path | None, _out("Folder of the results; default: attention/ beside the checkpoint.")] = None,
     device: Device = "auto",
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what is read across layers and how that affects the loss."""
@@ -383,7 +409,9 @@ def attention(
             ckpt, prompt, shards, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
-    console.result(result, tables.attention(folder, result), tables.layers(result), as_json=as_json)
+        page = _refreshed(None if out else _run_folder(ckpt), no_report, report)
+    console.result(result | page, tables.attention(folder, result), tables.layers(result), as_json=as_json)
+    console.made(page)
 
 
 @app.command("run")
@@ -395,6 +423,7 @@ def run_pipeline(
     max_bad: MaxBad = "1%",
     device: Device = "auto",
     settings: Settings = None,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Prepare, train, evaluate and sample. Finished stages are skipped."""
@@ -403,19 +432,22 @@ def run_pipeline(
     resolved = reading.read(recipe, _settings(settings))
     from shortcut_cli.stages import pipeline
 
+    folder = out or reading.run_folder(recipe, resolved)
     with console.Reporter() as report:
         result = pipeline.run_all(
             resolved,
             paths,
-            out or reading.run_folder(recipe, resolved),
+            folder,
             n_workers=_count(workers),
             max_bad=max_bad,
             device=devices.choose(device),
             report=report,
             stop=signals,
         )
+        page = _refreshed(folder, no_report, report)
     shown = [*tables.account(result["prepare"]), tables.scores(result["train"]["run"], result["eval"])]
-    console.result(result, *shown, "\n".join(result["samples"]), as_json=as_json)
+    console.result(result | page, *shown, "\n".join(result["samples"]), as_json=as_json)
+    console.made(page)
 
 
 @app.command()
@@ -494,7 +526,7 @@ def compare(
     verdicts = "\n".join(
         [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
     )
-    console.result(result, tables.comparison(result), verdicts, as_json=as_json)
+    console.result(result, tables.comparison(result), verdicts, result["report"], as_json=as_json)
 
 
 @app.command()
@@ -510,6 +542,29 @@ def inspect(
 
     found = inspection.inspect(path, verify=verify)
     console.result(found, *tables.description(str(path), found), as_json=as_json)
+
+
+@app.command("report")
+def write_report(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Folders of runs, comparisons, codecs, shards, or of a demo.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; default: report.html in the first folder.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page about runs, comparisons, codecs and shards. It needs no network.
+
+    A page that an earlier `report` wrote is replaced.
+    """
+    from shortcut_cli.stages import reporting
+
+    result = reporting.write(paths, out)
+    console.result(result, result["report"], as_json=as_json)
+    if show:
+        console.browse(Path(result["report"]))
 
 
 @app.command("runs")
@@ -700,6 +755,7 @@ def codec_eval(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A codec.pt, or a name such as mini.")],
     paths: Paths,
     out: Annotated[Path | None, _out("Keep the reconstructions in this folder.")] = None,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare sound with its reconstruction at every bandwidth, and with Opus."""
@@ -708,7 +764,9 @@ def codec_eval(
     with console.Reporter() as report:
         result = codec_evaluation.evaluate(weights, paths, out, report=report)
         signals.close()  # its files are complete, and would be in the way of the same command
-    console.result(result, tables.codec_scores(result), *tables.account(result), as_json=as_json)
+        page = _refreshed(codec_evaluation.keep(result, out, report), no_report, report)
+    console.result(result | page, tables.codec_scores(result), *tables.account(result), as_json=as_json)
+    console.made(page)
 
 
 @app.command()
@@ -725,6 +783,7 @@ def demo(
     out: Annotated[Path | None, _out("Folder of data, runs and samples; default: demo.")] = None,
     workers: Workers = None,
     device: Device = "auto",
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every domain end to end on generated data, offline. Takes a few minutes."""
@@ -738,7 +797,9 @@ def demo(
             report=report,
             stop=signals,
         )
-    console.result(result, tables.demo(result), "\n".join(result["samples"]), as_json=as_json)
+        page = _refreshed(out or Path("demo"), no_report, report)
+    console.result(result | page, tables.demo(result), "\n".join(result["samples"]), as_json=as_json)
+    console.made(page)
 
 
 @app.callback(invoke_without_command=True)

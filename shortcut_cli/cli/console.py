@@ -17,10 +17,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from shortcut_cli import SCHEMA_VERSION, cleanup
+from shortcut_cli import SCHEMA_VERSION, cleanup, files
 from shortcut_cli.errors import ShortcutError
 from shortcut_cli.events import Event, Note, Progress, Validation
 from shortcut_cli.formatting import cell, shown, to_json
@@ -155,6 +156,22 @@ def text(words: str, *, error: bool = False) -> None:
     """Print text, on stdout or stderr. Raises ShortcutError if stdout can't be written."""
     with _trying() if error else _showing():
         (sys.stderr if error else sys.stdout).write(shown(words))
+
+
+def made(page: Mapping[str, str]) -> None:
+    """Say on stderr where the page is, by what `stages.reporting.refresh` returned; stdout has the result."""
+    if page:
+        text(f"report: {page['report']}\n", error=True)
+
+
+def browse(page: Path) -> None:
+    """Open a page in the user's browser; a line says so if there is none."""
+    import webbrowser
+
+    with files.diverted(1), files.diverted(STDERR):  # a browser may write what it likes
+        opened = webbrowser.open(page.resolve().as_uri())
+    if not opened:
+        text("no browser was found; open the page yourself\n", error=True)
 
 
 def result(data: Mapping[str, Any], *parts: "Table | str", as_json: bool) -> None:

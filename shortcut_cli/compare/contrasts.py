@@ -102,6 +102,7 @@ class Judge:
             "scatter": math.sqrt(self.ladder.scatter.variance),
             "residual": self.residual and math.sqrt(self.residual.variance),
             "scattered": self.scattered,
+            "band": ladder.band(self.ladder, ladder.noise(self.ladder.scatter, self.residual, self.seeds)[0]),
         }
 
     def weights(self, named: Named) -> Floats | str:

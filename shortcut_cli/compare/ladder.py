@@ -30,6 +30,7 @@ from scipy import stats
 from shortcut_cli.compare.significance import LEVEL, Floats, Noise
 
 LEAST_RUNGS = 4
+BAND = 33  # costs at which the band is given
 POOLED = 0.15  # level of the F-test: above it, the scatter of the rungs is pooled with the variance over seeds
 
 
@@ -83,6 +84,19 @@ def noise(scatter: Noise, residual: Noise | None, seeds: int) -> tuple[Noise, bo
         return Noise(total / freedom, freedom), False
     alone = over.variance == 0 or stats.f.sf(scatter.variance / over.variance, scatter.freedom, over.freedom) < POOLED
     return (scatter, True) if alone else (Noise(total / freedom, freedom), False)
+
+
+def band(ladder: Ladder, noise: Noise) -> list[dict[str, float]]:
+    """The line between the rungs, "loss" by "cost", with "low" and "high" for an arm that lies on it.
+
+    An arm is outside of this band where the 95 % interval of its contrast excludes 0. noise: V, see above.
+    """
+    found = []
+    for place in np.linspace(ladder.places.min(), ladder.places.max(), BAND):
+        weights = ladder.at(math.exp(place))
+        loss, reach = float(weights @ ladder.means), noise.reach(1 + float(weights @ weights))
+        found.append({"cost": math.exp(place), "loss": loss, "low": loss - reach, "high": loss + reach})
+    return found
 
 
 def gain(ladder: Ladder, cost: float, difference: float, noise: Noise) -> dict[str, Any]:

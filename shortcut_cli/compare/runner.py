@@ -18,6 +18,7 @@ from typing import Any
 
 from shortcut_cli import cleanup, files
 from shortcut_cli.compare.arms import Arm
+from shortcut_cli.compare.significance import of_mean
 from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import SEED, Recipe
 from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, ShortcutError, UsageError
@@ -262,6 +263,7 @@ class Runner:
         results = [self.result(planned) for planned in runs]
         whole = [(result, folder) for result, folder in zip(results, folders, strict=True) if not result.diverged]
         peaks = [result.cost["peak_mb"] for result, _ in whole if result.cost["peak_mb"] is not None]
+        losses = [result.score.get("nats_per_token") for result in results]
         speeds = [speed for speed in (_speed(folder) for _, folder in whole) if not math.isnan(speed)]
         return {
             "label": arm.label,
@@ -283,7 +285,8 @@ class Runner:
             "conditions": _distinct(part for result in results for part in result.conditions),
             "seeds": list(seeds),
             "validation": [None if result.diverged else result.validation for result in results],
-            "nats_per_token": [result.score.get("nats_per_token") for result in results],
+            "nats_per_token": losses,
+            "nats_per_token_interval_95": of_mean(losses),
             "bits_per_unit": [result.score.get("bits_per_unit") for result in results],
             "unit": next((result.score["unit"] for result, _ in whole), None),
             "diverged": {str(seed): one.diverged for seed, one in zip(seeds, results, strict=True) if one.diverged},
@@ -331,7 +334,10 @@ def _speed(folder: Path) -> float:
 
 
 def _curve(folders: Sequence[Path]) -> list[dict[str, float]]:
-    """Validation loss and training seconds by step, means over seeds. Raises CheckFailed if there are too many."""
+    """Validation loss and training seconds by step, means over seeds, and the lowest and the highest loss of a seed.
+
+    Raises CheckFailed if there are too many.
+    """
     by_step: dict[int, list[tuple[float, float]]] = {}
     for folder in folders:
         seconds, count = 0.0, 0
@@ -346,6 +352,8 @@ def _curve(folders: Sequence[Path]) -> list[dict[str, float]]:
         {
             "step": step,
             "validation": statistics.mean(v for v, _ in found),
+            "validation_lowest": min(v for v, _ in found),
+            "validation_highest": max(v for v, _ in found),
             "seconds": statistics.mean(s for _, s in found),
         }
         for step, found in sorted(by_step.items())

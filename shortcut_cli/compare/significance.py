@@ -53,6 +53,18 @@ def residual(losses: Floats) -> Noise | None:
     return Noise(float((left**2).sum()) / freedom, freedom)
 
 
+def of_mean(losses: Sequence[float | None]) -> tuple[float, float] | None:
+    """The 95 % interval of an arm's mean over seeds, by Student's t; None with one seed, or if a run diverged.
+
+    The effect of the seeds is in it, but not in a contrast: the intervals of two arms may overlap though they differ.
+    """
+    known = np.array([loss for loss in losses if loss is not None], np.float64)
+    if len(known) != len(losses) or len(known) < 2 or not np.isfinite(known).all():
+        return None
+    mean, reach = float(known.mean()), Noise(float(known.var(ddof=1)), len(known) - 1).over(len(known)).reach(1)
+    return mean - reach, mean + reach
+
+
 @dataclass(frozen=True)
 class Contrast:
     """An arm against something else over n seeds. What needs a variance is None if there is none: with one seed."""

@@ -1,26 +1,39 @@
 """Writing recipes as TOML that reads back equal, and listing the differences between two of them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from shortcut_cli.config.schema import CodecRecipe, Recipe
 
+BARE = re.compile("[A-Za-z0-9_-]+")
+
 
 def dump(recipe: Recipe | CodecRecipe) -> str:
     """The recipe as TOML text that `reading.read` reads back equal."""
+    return toml(recipe.model_dump())
+
+
+def toml(tree: Mapping[str, Any]) -> str:
+    """A table of tables as TOML text that tomllib reads back equal; None, which TOML has not, is left out."""
     lines: list[str] = []
 
-    def table(prefix: str, tree: Mapping[str, Any]) -> None:
-        lines.append(f"[{prefix}]")
-        lines.extend(f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict))
-        lines.append("")
-        for key, value in tree.items():
+    def table(prefix: str, inner: Mapping[str, Any]) -> None:
+        if prefix:
+            lines.append(f"[{prefix}]")
+        known = {key: value for key, value in inner.items() if value is not None}
+        values = [f"{_key(key)} = {_toml(value)}" for key, value in known.items() if not isinstance(value, dict)]
+        lines.extend([*values, ""] if prefix or values else [])
+        for key, value in known.items():
             if isinstance(value, dict):
-                table(f"{prefix}.{key}", value)
+                table(f"{prefix}.{_key(key)}" if prefix else _key(key), value)
 
-    for name, tree in recipe.model_dump().items():
-        table(name, tree)
+    table("", tree)
     return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    return name if BARE.fullmatch(name) else _toml(name)
 
 
 def _toml(value: Any) -> str:
@@ -32,7 +45,9 @@ def _toml(value: Any) -> str:
         )
         return f'"{escaped}"'
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(_toml(item) for item in value if item is not None) + "]"
+    if isinstance(value, dict):  # in a list
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items() if item is not None) + "}"
     assert isinstance(value, int | float), f"no TOML form for {value!r}"
     return repr(value)
 

@@ -586,5 +586,5 @@ def verify(folder: Path) -> Iterator[str]:
         elif files.sha256(path) != entry["sha256"]:
             yield f"{name} has changed since it was written"
     staged = {name for name in present if name.startswith(".staging/") and manifest.get("unfinished")}
-    for name in sorted(present - staged - manifest["files"].keys() - {MANIFEST, files.MARKER, ".lock"}):
+    for name in sorted(present - staged - manifest["files"].keys() - {MANIFEST, files.MARKER, files.PAGE, ".lock"}):
         yield f"{name} does not belong to the folder"

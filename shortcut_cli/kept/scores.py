@@ -88,6 +88,21 @@ def of_checkpoint(folder: Path, checkpoint_sha256: str) -> dict[str, Score]:
     }
 
 
+def others(folder: Path, checkpoint_sha256: str) -> list[Score]:
+    """The scores of a checkpoint on anything but the splits of its own shards, as they were kept.
+
+    Raises CheckFailed if eval.json is damaged.
+    """
+    return [
+        score
+        for score in _content(folder)["others"]
+        if score.get("checkpoint_sha256") == checkpoint_sha256
+        and _is_whole(score)
+        and groups(folder, score)
+        and _is_unaltered(score)
+    ]
+
+
 def _is_whole(score: Score) -> bool:
     """Whether a score has what is shown of it, or computed with it, each of the right type.
 

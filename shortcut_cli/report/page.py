@@ -3,7 +3,9 @@
 All text goes through Jinja2 with autoescape on, so names and contents of files stay text.
 """
 
-from collections.abc import Iterable
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,18 +14,27 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from shortcut_cli import __version__
 from shortcut_cli.formatting import cell, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
+MARKER = '<meta name="generator" content="shortcut report'  # in the head of every page of ours
+LONGEST = 1000  # characters of a value that are shown
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: the name of its anchor, its heading, its HTML."""
+    """A part of a page: the name of its anchor, its heading, its HTML; group: of what, if the page has several."""
 
     anchor: str
     title: str
     body: Markup
+    group: str = ""
+
+
+def said(words: str) -> str:
+    """Text as it is shown on a page: cut, and without what a terminal or a reader of text obeys."""
+    return shown(words if len(words) <= LONGEST else f"{words[:LONGEST]}...")
 
 
 @cache
@@ -35,18 +46,52 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"cell": cell, "shown": shown}
+    made.filters |= {"cell": cell, "shown": said}
     return made
 
 
-def template(name: str, **values: Any) -> Markup:
+def template(name: str, /, **values: Any) -> Markup:
     """The HTML that templates/`name` makes of these values."""
     return Markup(_templates().get_template(name).render(values))  # noqa: S704 - the template escapes
+
+
+def key(folder: Path) -> str:
+    """A beginning for the names of elements about a folder that no other folder's have."""
+    return f"f{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]}"
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], caption: str = "") -> Markup:
     """A table whose first column names its rows. Values are shown as `formatting.cell` does."""
     return template("table.html", columns=list(columns), rows=[list(row) for row in rows], caption=caption)
+
+
+def facts(rows: Mapping[str, Any]) -> Markup:
+    """Names with what is known of each, one below the other; those of which nothing is known are left out."""
+    known = {name: cell(value) for name, value in rows.items() if value not in (None, "")}
+    return template("facts.html", rows=known)
+
+
+def notices(lines: Iterable[str]) -> Markup:
+    """Sentences that a reader should not miss, a paragraph each."""
+    return template("notices.html", lines=list(lines))
+
+
+def choice(name: str, label: str, parts: Mapping[str, Markup]) -> Markup:
+    """One of several parts at a time, picked by radio buttons, without a script; all of them are in the page.
+
+    name: of the buttons, unique in the page. label: what is chosen. parts: at most 8, by the words beside the button.
+    """
+    return template("choice.html", name=name, label=label, parts=parts)
+
+
+def details(summary: str, body: Markup) -> Markup:
+    """A part that is closed at first."""
+    return template("details.html", summary=summary, body=body)
+
+
+def copied(name: str, words: str, label: str) -> Markup:
+    """Text as it is, with a button that copies it. name: of its element, unique in the page; label: what it is."""
+    return template("copied.html", name=name, words=words, label=label)
 
 
 def _joined(suffix: str, first: str) -> Markup:
@@ -55,13 +100,19 @@ def _joined(suffix: str, first: str) -> Markup:
     return Markup("\n".join(path.read_text() for path in paths))  # noqa: S704 - ours
 
 
-def render(title: str, sections: Iterable[Section]) -> str:
-    """A whole page."""
+def render(title: str, sections: Sequence[Section], written: str = "") -> str:
+    """A whole page. written: when, for its last line."""
+    groups: dict[str, list[Section]] = {}
+    for section in sections:
+        groups.setdefault(section.group, []).append(section)
     return str(
         template(
             "page.html",
             title=title,
             sections=list(sections),
+            groups=groups,
+            version=__version__,
+            written=written,
             style=_joined("css", "style"),
             script=_joined("js", "page"),
         )

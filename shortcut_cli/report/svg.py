@@ -6,13 +6,25 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from shortcut_cli.formatting import cell, shown, to_json
-from shortcut_cli.report.page import template
+from shortcut_cli.formatting import to_json
+from shortcut_cli.report.page import said, template
 
 WIDTH, HEIGHT = 720, 300  # of a plot, in pixels
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 44  # of its margins
+LEFT, RIGHT, TOP, BOTTOM = 68, 18, 28, 46  # of its margins
 COLOURS = 8  # classes s0 .. s7
-MOST_POINTS = 400  # of a line; more are thinned out evenly
+MOST_POINTS = 400  # of a line; of more, the lowest and the highest of each stretch
+MOST_DOTS = 40  # points of a line that are marked each
+ROW = 44  # pixels of a row of `dots`
+SUFFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+
+
+def short(value: float) -> str:
+    """A number on few characters: four significant digits, from 10,000 on with K, M, G, T or P."""
+    size = abs(value)
+    if not math.isfinite(value) or size >= 1e18 or size < 1e4:
+        return f"{value:.4g}"
+    unit, suffix = next(each for each in SUFFIXES if size >= each[0])
+    return f"{value / unit:.4g}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,9 @@ class Axis:
         """Round values between the ends."""
         if self.log and self.high / self.low >= 100:
             powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            if len(powers) < 3:
+                fine = [m * 10.0**power for power in range(powers[0] - 1, powers[-1] + 1) for m in (1, 2, 5)]
+                return [tick for tick in fine if self.low <= tick <= self.high]
             every = max(1, math.ceil(len(powers) / most))
             return [10.0**power for power in powers][::every]
         return round_values(self.low, self.high, most)
@@ -72,9 +87,10 @@ class Series:
     colour: int | None = None  # class; by default its place
 
 
-def legend(labels: Sequence[str]) -> Markup:
-    """The names of the series beside their colours."""
-    return template("legend.html", labels=labels, colours=COLOURS)
+def legend(labels: Sequence[str], colours: Sequence[int] = ()) -> Markup:
+    """The names of the series beside their colours: by default those of their places."""
+    classes = colours or range(len(labels))
+    return template("legend.html", labels=[(a, b % COLOURS) for a, b in zip(labels, classes, strict=True)])
 
 
 def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int = WIDTH, height: int = HEIGHT) -> Markup:
@@ -84,25 +100,122 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int =
         kept = _thinned(one)
         at = [(_x(x, a, width), _y(y, b, height)) if _drawn(x, a) and _drawn(y, b) else None for a, b in kept]
         colour = (number if one.colour is None else one.colour) % COLOURS
+        known = [(place, pair) for place, pair in zip(at, kept, strict=True) if place]
         paths.append(
-            {"colour": colour, "line": _path(at), "band": _band(one, x, y, width, height), "dashed": one.dashed}
+            {
+                "colour": colour,
+                "line": _path(at),
+                "band": _band(one, x, y, width, height),
+                "dashed": one.dashed,
+                "dots": [place for place, _ in known] if len(known) <= MOST_DOTS else [],
+            }
         )
-        known = [(place[0], pair) for place, pair in zip(at, kept, strict=True) if place]
-        words = [f"{cell(float(b))} at {cell(float(a))}" for _, (a, b) in known]
-        hovers.append({"label": shown(one.label), "places": [round(place, 1) for place, _ in known], "words": words})
+        words = "\n".join(f"{short(b)} at {short(a)}" for _, (a, b) in known)
+        hovers.append({"label": said(one.label), "places": [round(place[0], 1) for place, _ in known], "words": words})
     return template(
         "plot.html",
         label=label,
         width=width,
         height=height,
         inside=(LEFT, TOP, width - RIGHT, height - BOTTOM),
-        x_ticks=[(_x(x, tick, width), cell(float(tick))) for tick in x.ticks()],
-        y_ticks=[(_y(y, tick, height), cell(float(tick))) for tick in y.ticks()],
+        x_ticks=[(_x(x, tick, width), short(tick)) for tick in x.ticks()],
+        y_ticks=[(_y(y, tick, height), short(tick)) for tick in y.ticks()],
         x_label=x.label,
         y_label=y.label,
         paths=paths,
-        series=to_json([hover for hover in hovers if hover["places"]]),
+        series=_attribute(to_json([hover for hover in hovers if hover["places"]])),
     )
+
+
+def _attribute(text: str) -> Markup:
+    """Text between single quotes in a tag: JSON has many double ones, which need not be escaped there."""
+    return Markup(text.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;"))  # noqa: S704 - escaped here
+
+
+def bars(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    x: Axis,
+    y_label: str,
+    label: str,
+    *,
+    width: int = 480,
+    height: int = 260,
+) -> Markup:
+    """A histogram: how many values lie between each edge and the next. label: what a screen reader says instead."""
+    y = Axis(y_label, 0.0, max(counts, default=1) * 1.05 or 1.0)
+    floor = _y(y, 0.0, height)
+    rows = [
+        {
+            "x": _x(x, low, width),
+            "width": max(1.0, _x(x, high, width) - _x(x, low, width) - 1),
+            "y": _y(y, count, height),
+            "height": floor - _y(y, count, height),
+            "tip": f"{short(low)} to {short(high)}: {count:,}",
+        }
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        if count
+    ]
+    return template(
+        "bars.html",
+        label=label,
+        width=width,
+        height=height,
+        inside=(LEFT, TOP, width - RIGHT, height - BOTTOM),
+        x_ticks=[(_x(x, tick, width), short(tick)) for tick in x.ticks()],
+        y_ticks=[(_y(y, tick, height), short(tick)) for tick in y.ticks(4) if tick == int(tick)],
+        x_label=x.label,
+        y_label=y_label,
+        bars=rows,
+    )
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value beside its name. low, high: its interval; None: it has none, or that end is not known."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    colour: int = 0  # class
+
+
+def dots(rows: Sequence[Dot], axis: str, label: str, *, width: int = 480) -> Markup:
+    """Values with their intervals, a row each, along one axis. label: what a screen reader says instead."""
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    x = around(axis, ends)
+    bottom = ROW * len(rows) + 4
+
+    def at(value: float) -> float:
+        return LEFT / 2 + x.share(value) * (width - LEFT / 2 - RIGHT)
+
+    return template(
+        "dots.html",
+        label=label,
+        width=width,
+        height=bottom + BOTTOM,
+        bottom=bottom,
+        inside=(LEFT / 2, width - RIGHT),
+        ticks=[(at(tick), short(tick)) for tick in x.ticks()],
+        axis=axis,
+        rows=[
+            {
+                "label": f"{row.label}: {short(row.value)}",
+                "tip": _told(row),
+                "colour": row.colour % COLOURS,
+                "at": ROW * number + 30,
+                "place": at(row.value),
+                "ends": None if row.low is None or row.high is None else (at(row.low), at(row.high)),
+            }
+            for number, row in enumerate(rows)
+        ],
+    )
+
+
+def _told(row: Dot) -> str:
+    interval = "" if row.low is None or row.high is None else f", 95 % interval {short(row.low)} to {short(row.high)}"
+    return f"{row.label}: {short(row.value)}{interval}"
 
 
 def _drawn(axis: Axis, value: float) -> bool:
@@ -118,10 +231,18 @@ def _y(axis: Axis, value: float, height: int) -> float:
 
 
 def _thinned(one: Series) -> list[tuple[float, float]]:
+    """The points of a line, or if there are too many, of each stretch the lowest and the highest: no peak is lost."""
     points = list(zip(one.x, one.y, strict=True))
-    every = max(1, math.ceil(len(points) / MOST_POINTS))
-    kept = points[::every]
-    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+    if len(points) <= MOST_POINTS:
+        return points
+    every = math.ceil(len(points) / (MOST_POINTS // 2))
+    kept: list[tuple[float, float]] = []
+    for first in range(0, len(points), every):
+        stretch = range(first, min(first + every, len(points)))
+        known = [number for number in stretch if math.isfinite(points[number][1])]
+        ends = {min(known, key=lambda n: points[n][1]), max(known, key=lambda n: points[n][1])} if known else {first}
+        kept += [points[number] for number in sorted(ends)]
+    return kept
 
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:

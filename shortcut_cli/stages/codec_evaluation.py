@@ -18,8 +18,9 @@ from shortcut_cli.codec.layout import CODEBOOK_KBPS, CODES, MONO, RATE_HZ
 from shortcut_cli.data import inputs
 from shortcut_cli.data.documents import add_account
 from shortcut_cli.data.sound import SUFFIXES, SoundReader
-from shortcut_cli.errors import Rejected, UsageError
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.kept import codec_scores
 
 OPUS = "opus"
 UNIT = "codec-eval"  # what the reconstructions are together
@@ -72,6 +73,25 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
         result = _evaluate(weights, codec, found, measures, counts, out, report)
         cleanup.last()
         return result
+
+
+def keep(result: dict[str, Any], out: Path | None, report: Report) -> Path | None:
+    """Keep what `evaluate` returned in `out`, or beside the codec.pt, and return that folder; None if there is none.
+
+    If it can't be written there, a note says so.
+    """
+    codec = Path(result["weights"])
+    mine = codec.name == "codec.pt" and codec.is_file()
+    folder = out or (codec.parent if mine else None)
+    if folder is None:
+        return None
+    try:
+        codec_scores.keep(folder, result, files.sha256(codec) if codec.is_file() else None)
+    except (OSError, CheckFailed) as error:
+        words = error.message if isinstance(error, CheckFailed) else error.strerror
+        report(Note(text=f"the result could not be kept in {folder / codec_scores.NAME}: {words}"))
+        return None
+    return folder
 
 
 def _evaluate(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortcut_cli import SCHEMA_VERSION, files
-from shortcut_cli.compare import looks, page
+from shortcut_cli.compare import looks
 from shortcut_cli.compare.arms import Arm, ladder, plan
 from shortcut_cli.compare.baselines import BASELINE
 from shortcut_cli.compare.contrasts import LADDER, Judge, Named, gate, judged, notices
@@ -25,9 +25,11 @@ from shortcut_cli.inference import floors
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.registry import Match, did_you_mean
+from shortcut_cli.report.comparison import page_of
 from shortcut_cli.training.loop import Stop
 
 COMPARISON = "comparison.json"
+PAGE = "compare.html"
 
 
 def compare(
@@ -52,7 +54,7 @@ def compare(
     the search on pilots begins with; of fewer than two, that one, or the recipe's, serves all arms. margin: of
     equivalence, in nats per token. rungs: see `arms.ladder`. pairs: of arms that are compared with each other too.
     most_seeds: how many there may be in the end; 0: as many as now, or as were planned. Returns the content of
-    compare.json. docs/protocol.md says what is tested, and how.
+    compare.json, and the path of the page as "report". docs/protocol.md says what is tested, and how.
 
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
@@ -111,8 +113,8 @@ def compare(
                 out / COMPARISON, to_json((read(out / COMPARISON) or kept) | {"looks": looked}, indent=1) + "\n"
             )
         files.write(out / "compare.json", to_json(result, indent=1) + "\n")
-        files.write(out / "compare.html", page.page(result))
-    return result
+        files.write(out / PAGE, page_of(out))
+    return result | {"report": str(out / PAGE)}
 
 
 def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:

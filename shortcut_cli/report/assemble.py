@@ -1,0 +1,89 @@
+"""A page of folders: what kind each is, and whose sections it gets."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shortcut_cli import files
+from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
+from shortcut_cli.kept import codec_scores
+from shortcut_cli.report import codec, comparison, page, run, run_data, samples, several, shards
+from shortcut_cli.report.page import Section
+
+Maker = Callable[[Path], list[Section]]
+# The makers of sections of each kind of folder, in the order of the page. The first of a kind reads its result: if that
+# is damaged, there is no page; if a later one fails, its section says so.
+MAKERS: dict[str, list[Maker]] = {
+    "run": [run.sections, samples.sections, run.recipe],
+    "comparison": [comparison.sections],
+    "codec": [codec.sections],
+    "shards": [shards.sections, shards.documents],
+}
+# What a folder is, by the first of these files that is in it.
+FILES = {
+    "run.pt": "run",
+    "codec.pt": "codec",
+    codec_scores.NAME: "codec",
+    "compare.json": "comparison",
+    "manifest.json": "shards",
+}
+GIVE = "give folders of runs, comparisons, codecs or shards, or the folder of a demo"
+
+
+def found(path: Path) -> list[tuple[str, Path]]:
+    """The kinds of the folders that a path stands for: itself, the folder of a result, or the runs of a demo.
+
+    Raises UsageError if it stands for none.
+    """
+    if path.name in FILES and path.is_file():
+        path = path.parent
+    for name, kind in FILES.items():
+        if (path / name).is_file():
+            return [(kind, path)]
+    if files.owner(path) == "shortcut demo":
+        runs = sorted(each.parent for each in path.glob("runs/*/*/run.pt"))
+        if runs:
+            return [("run", each) for each in runs]
+    state = "holds nothing to report on" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+    raise UsageError(f"{path} {state}", GIVE)
+
+
+def _sections(kind: str, path: Path, *, several: bool) -> list[Section]:
+    """The sections of one folder. several: whether they need its name, since there are others."""
+    first, *rest = MAKERS[kind]
+    made = first(path)
+    for maker in rest:
+        try:
+            made += maker(path)
+        except (CheckFailed, UsageError, OSError) as error:
+            words = error.message if isinstance(error, ShortcutError) else f"{path}: {error.strerror}"
+            title = maker.__module__.rpartition(".")[2].capitalize()
+            made.append(Section(title.lower(), title, page.notices([words])))
+    if not several:
+        return made
+    group, key = run_data.name_of(path), page.key(path)
+    return [replace(section, group=group, anchor=f"{key}-{section.anchor}") for section in made]
+
+
+def html(paths: Sequence[Path]) -> str:
+    """The page of all folders that `paths` stand for, each once.
+
+    Raises UsageError if one stands for none, CheckFailed if the result in one is damaged.
+    """
+    folders = {path.resolve(): (kind, path) for given in paths for kind, path in found(given)}
+    every = [*folders.values()]
+    runs = [path for kind, path in every if kind == "run"]
+    made = several.sections(runs) if len(runs) > 1 else []
+    for kind, path in every:
+        made += _sections(kind, path, several=len(every) > 1)
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return page.render(_title(paths, [path for _, path in every]), made, written)
+
+
+def _title(paths: Sequence[Path], folders: Sequence[Path]) -> str:
+    """The names of the folders if there are few, or of what they were found in."""
+    if len(paths) == 1:
+        return run_data.name_of(paths[0] if paths[0].is_dir() else paths[0].parent)
+    names = several.distinct([run_data.name_of(folder) for folder in folders])
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} folders"

@@ -1,0 +1,171 @@
+"""Charts whose words and marks keep their size on any screen: all places are percentages of the plot.
+
+Series differ by colour, dashes and the shape of their marks, so that more than eight can be told apart, and on paper
+without colours.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from shortcut_cli.report.page import template
+from shortcut_cli.report.svg import COLOURS, Axis
+
+# Around (0, 0), in pixels.
+SHAPES = {
+    "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
+    "square": "M-3.7 -3.7H3.7V3.7H-3.7Z",
+    "up": "M0 -4.8L4.6 3.4H-4.6Z",
+    "diamond": "M0 -5.2L5.2 0L0 5.2L-5.2 0Z",
+    "down": "M0 4.8L4.6 -3.4H-4.6Z",
+    "cross": "M-4.4 -2.6L-2.6 -4.4L0 -1.8L2.6 -4.4L4.4 -2.6L1.8 0L4.4 2.6L2.6 4.4L0 1.8L-2.6 4.4L-4.4 2.6L-1.8 0Z",
+    "plus": "M-1.3 -4.8H1.3V-1.3H4.8V1.3H1.3V4.8H-1.3V1.3H-4.8V-1.3H-1.3Z",
+}
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
+MOST_MARKS = 24  # of a line
+TICKS = 5
+PREFIXES = " KMGTPE"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a series looks: the class of its colour, its dashes, the shape of its marks."""
+
+    colour: int
+    dashes: str
+    shape: str
+
+
+def style(place: int) -> Style:
+    """The style of the series at a place: 56 differ, since there are seven shapes and eight colours."""
+    return Style(place % COLOURS, DASHES[place // COLOURS % len(DASHES)], [*SHAPES][place % len(SHAPES)])
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line, with a band if `low` and `high` are given, and marks at its points if it is `marked`.
+
+    What is not finite is left out. words: what a mark says when it is pointed at, one for each point.
+    """
+
+    style: Style
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    words: Sequence[str] = ()
+    marked: bool = True
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A single mark. kind: a class of the style sheet."""
+
+    style: Style
+    x: float
+    y: float
+    words: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A vertical line and what it is."""
+
+    x: float
+    words: str
+    kind: str = ""
+
+
+def chart(
+    lines: Sequence[Line], x: Axis, y: Axis, label: str, *, marks: Sequence[Mark] = (), rules: Sequence[Rule] = ()
+) -> Markup:
+    """Lines and marks over a grid. label: what a screen reader says instead."""
+    placed = [_placed(mark, x, y) for line in lines for mark in _marks(line)]
+    placed += [_placed(mark, x, y) for mark in marks]
+    return template(
+        "chart.html",
+        label=label,
+        x_label=x.label,
+        y_label=y.label,
+        x_ticks=ticks(x),
+        y_ticks=[(100 - at, words) for at, words in ticks(y)],
+        lines=[{"style": line.style, **_paths(line, x, y)} for line in lines],
+        marks=[mark for mark in placed if mark],
+        rules=[(at(x, rule.x), rule) for rule in rules if _inside(x, rule.x)],
+    )
+
+
+def legend(entries: Iterable[tuple[Style, str]]) -> Markup:
+    """The names of series beside what they look like."""
+    return template("chart_legend.html", entries=list(entries), shapes=SHAPES)
+
+
+def at(axis: Axis, value: float) -> float:
+    """Where a value is, in percent of the axis."""
+    return 100 * axis.share(value)
+
+
+def ticks(axis: Axis) -> list[tuple[float, str]]:
+    """Places in percent and words of an axis: few enough for a narrow screen."""
+    values = axis.ticks(TICKS)
+    return [(at(axis, value), words) for value, words in zip(values, short(values), strict=True)]
+
+
+def short(values: Sequence[float]) -> list[str]:
+    """Numbers for an axis, all with as many decimals as their distance needs: 0.05, 0.10; 20K; 1.5M."""
+    top = max((abs(value) for value in values), default=0.0)
+    group = min(len(PREFIXES) - 1, max(0, math.floor(math.log10(top)) // 3)) if top >= 10_000 else 0
+    if len(values) > 1 and group and values[1] >= 9 * values[0] > 0:  # powers of ten, each with its own prefix
+        return [short([value])[0] for value in values]
+    scaled = [value / 1000**group for value in values]
+    steps = [b - a for a, b in itertools.pairwise(scaled)] or [max(map(abs, scaled), default=1.0) or 1.0]
+    decimals = min(9, max(0, -math.floor(math.log10(min(steps)) + 1e-9)))
+    unit = PREFIXES[group].strip()
+    return [f"{value:,.{decimals}f}{unit}".replace("-", "\u2212") if value else "0" for value in scaled]
+
+
+def _inside(axis: Axis, value: float) -> bool:
+    return math.isfinite(value) and (value > 0 or not axis.log) and -1e-9 <= axis.share(value) <= 1 + 1e-9
+
+
+def _marks(line: Line) -> Iterable[Mark]:
+    """The marks of a line, of a long one some."""
+    every = max(1, math.ceil(len(line.x) / MOST_MARKS))
+    words = line.words or [""] * len(line.x)
+    points = [*zip(line.x, line.y, words, strict=True)] if line.marked else []
+    return [Mark(line.style, *point) for point in points[::-1][::every]]
+
+
+def _placed(mark: Mark, x: Axis, y: Axis) -> dict[str, Any] | None:
+    """A mark where it is, in percent; None if it is outside."""
+    if not (_inside(x, mark.x) and _inside(y, mark.y)):
+        return None
+    return {"mark": mark, "x": at(x, mark.x), "y": 100 - at(y, mark.y), "path": SHAPES[mark.style.shape]}
+
+
+def _paths(line: Line, x: Axis, y: Axis) -> dict[str, str]:
+    """The line and its band as paths in percent; what is beyond the axis is cut off by the picture."""
+
+    def point(place: float, value: float) -> str:
+        return f"{at(x, place):.3f} {100 - at(y, value):.3f}"
+
+    known = [pair for pair in zip(line.x, line.y, strict=True) if _drawable(x, pair[0]) and _drawable(y, pair[1])]
+    band = [
+        row
+        for row in zip(line.x, line.low, line.high, strict=True)
+        if _drawable(x, row[0]) and _drawable(y, row[1]) and _drawable(y, row[2])
+    ] if line.low else []  # fmt: skip
+    around = [point(a, low) for a, low, _ in band] + [point(a, high) for a, _, high in reversed(band)]
+    return {
+        "path": f"M{' L'.join(point(*pair) for pair in known)}" if len(known) > 1 else "",
+        "band": f"M{' L'.join(around)} Z" if len(band) > 1 else "",
+    }
+
+
+def _drawable(axis: Axis, value: float) -> bool:
+    return math.isfinite(value) and (value > 0 or not axis.log)

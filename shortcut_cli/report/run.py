@@ -1,0 +1,225 @@
+"""The sections of a run: what it is, what to be warned of, its curves, its scores, its recipe."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from shortcut_cli.config import reading, writing
+from shortcut_cli.errors import UsageError
+from shortcut_cli.formatting import cell
+from shortcut_cli.models.shortcut import tapped_layers
+from shortcut_cli.report import curves, page, svg, warnings
+from shortcut_cli.report.page import Section
+from shortcut_cli.report.run_data import RunData, read
+
+SPLITS = ("test", "val", "train")
+
+
+def sections(folder: Path) -> list[Section]:
+    """What a run is, its curves and its scores.
+
+    Raises UsageError or CheckFailed if its run.pt is missing or damaged.
+    """
+    run = read(folder)
+    key = page.key(folder)
+    made = [Section("run", "Run", page.notices(warned(run)) + page.facts(_facts(run)) + _lineage(run))]
+    made.append(Section("curves", "Curves", curves.of_run(run, f"{key}-axis")))
+    made.append(Section("scores", "Scores", _scores(run)))
+    return made
+
+
+def recipe(folder: Path) -> list[Section]:
+    """The recipe of a run."""
+    return [Section("recipe", "Recipe", _recipe(read(folder), f"{page.key(folder)}-toml"))]
+
+
+def warned(run: RunData) -> Iterator[str]:
+    """What a reader should not miss, a sentence each."""
+    yield from run.problems
+    for split in SPLITS:
+        if score := run.scores.get(split):
+            yield from warnings.counted(score)
+            yield from warnings.few(split, score["documents"], score["interval_over"])
+    yield from warnings.repeated(run.trained_tokens, run.training_tokens)
+    name, layers, taps = str(run.key("model.name")), run.count("model.layers"), run.key("model.shortcut.taps")
+    if name == "shortcut" and layers and isinstance(taps, str):
+        yield from warnings.one_tap(name, _tapped(taps, layers), layers, taps)
+    steps = run.count("train.steps")
+    yield from warnings.warmed(run.count("train.warmup") or 0, steps or 0)
+    yield from warnings.unfinished(run.step, steps)
+    yield from warnings.risen([(int(line["step"]), line["validation"]) for line in run.validations])
+
+
+def _tapped(taps: str, layers: int) -> list[int]:
+    try:
+        return tapped_layers(taps, layers)
+    except (UsageError, ValueError):
+        return []
+
+
+def _facts(run: RunData) -> dict[str, Any]:
+    here = run.conditions
+    threads = here.get("threads")
+    device = f"{here.get('device')}" + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
+    versions = ", ".join(f"{name} {version}" for name, version in run.content["versions"].items())
+    validation = run.content["scores"]["validation"]
+    return {
+        "model": _model(run),
+        "parameters": _parameters(run),
+        "trained on": _data(run),
+        "steps": _of(run.step, run.count("train.steps")),
+        "tokens seen": _seen(run),
+        "training FLOPs": _flops(run),
+        "time": duration(run.seconds),
+        "tokens/s, mean": svg.short(run.trained_tokens / run.seconds) if run.trained_tokens and run.seconds else None,
+        "lowest validation loss": f"{validation:.4g} nats per token at step {run.content['step']:,}",
+        "device": device if here else None,
+        "processor": here.get("cpu"),
+        "precision": run.content.get("precision"),
+        "versions": versions,
+        "seed": run.count("train.seed"),
+        "run.pt written": run.written,
+        "run.pt, SHA-256": run.sha256[:16],
+        "folder": str(run.folder),
+    }
+
+
+def _model(run: RunData) -> str:
+    shape = [f"{run.count(f'model.{key}')} {name}" for key, name in (("layers", "layers"), ("heads", "heads"))]
+    return f"{run.key('model.name')}: {', '.join(shape)}, width {run.count('model.width')}, context " + str(
+        run.count("model.context")
+    )
+
+
+def _parameters(run: RunData) -> str | None:
+    if not run.costs:
+        return None
+    count = run.costs.parameters
+    return f"{count['total']:,}, of which {count['non_embedding']:,} non-embedding"
+
+
+def _data(run: RunData) -> str:
+    """The shards, by hash, with the amounts of their training split if they are at hand."""
+    named = f"shards {run.content['shards'][:16]}"
+    if not run.manifest:
+        return f"{named}, which are not at {run.key('data.shards')} now"
+    split, unit = run.manifest["splits"]["train"], run.manifest["tokenizer"]["unit"]
+    amount = svg.short(split["units"].get(unit, 0))
+    return f"{split['documents']:,} documents, {amount} {unit}s, {split['tokens']:,} tokens; {named}"
+
+
+def _of(step: int | None, steps: int | None) -> str | None:
+    if step is None:
+        return None
+    return f"{step:,}" if step == steps or steps is None else f"{step:,} of {steps:,}"
+
+
+def _seen(run: RunData) -> str | None:
+    tokens, training = run.trained_tokens, run.training_tokens
+    if tokens is None or not math.isfinite(tokens):
+        return None
+    return f"{int(tokens):,}" + (f", {tokens / training:.3g} epochs" if training else "")
+
+
+def _flops(run: RunData) -> str | None:
+    tokens = run.trained_tokens
+    if not run.costs or tokens is None or not math.isfinite(tokens):
+        return None
+    return f"{run.costs.flops * tokens:.3g} ({run.costs.flops / 1e6:.3g} M per token)"
+
+
+def duration(seconds: float | None) -> str | None:
+    """Seconds in the unit that a person would use."""
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def _lineage(run: RunData) -> Markup:
+    lineage = run.content.get("lineage") or {}
+    if not lineage:
+        return Markup("")
+    return page.facts({"began with the weights of": f"run.pt {lineage['init_from'][:16]}, step {lineage['step']:,}"})
+
+
+def _scores(run: RunData) -> Markup:
+    """A figure and a table for each split that was scored."""
+    made = Markup("").join(score_of(run.scores[split]) for split in SPLITS if split in run.scores)
+    more = Markup("").join(score_of(score, elsewhere=True) for score in run.others)
+    if not made and not more:
+        return page.template("unscored.html", command=f"shortcut eval --ckpt {run.folder}")
+    return made + more
+
+
+def score_of(score: Mapping[str, Any], *, elsewhere: bool = False) -> Markup:
+    """One score: the model and the floors on one axis, then every number."""
+    low, high = score["interval_95"] or (None, None)
+    rows = []
+    if score["nats_per_token"] is not None:
+        rows.append(svg.Dot("this model", score["nats_per_token"], low, high))
+    rows += [svg.Dot(f"{name}, counted", one["nats_per_token"], colour=7) for name, one in floors(score)]
+    shards = f" of shards {score['inputs']['shards'][:16]}" if elsewhere and "inputs" in score else ""
+    heading = f"{score['split'].capitalize()} split{shards}"
+    axis = "nats per token (lower is better)"
+    drawn = svg.dots(rows, axis, _spoken(heading, rows)) if rows else ""
+    caption = f"95 % interval over {score['interval_over']}. Counted: predictors that count the training split."
+    return page.template(
+        "score.html",
+        heading=heading,
+        drawn=drawn,
+        caption=caption,
+        table=page.facts(_numbers(score)),
+    )
+
+
+def floors(score: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The simple predictors beside a score, the worst first."""
+    found = score.get("floors", {"scores": {}})["scores"]
+    return sorted(found.items(), key=lambda each: -each[1]["nats_per_token"])
+
+
+def _spoken(heading: str, rows: list[svg.Dot]) -> str:
+    return f"{heading}: " + "; ".join(f"{row.label} {svg.short(row.value)} nats per token" for row in rows)
+
+
+def _numbers(score: Mapping[str, Any]) -> dict[str, Any]:
+    unit = score["unit"]
+    numbers = {
+        "nats per token": ranged(score["nats_per_token"], score["interval_95"]),
+        f"bits per {unit}": ranged(score["bits_per_unit"], score["bits_per_unit_interval_95"]),
+        "perplexity": score["perplexity"],
+        "accuracy": score["accuracy"],
+        "unigram entropy of the split": score["unigram_entropy"],
+        **{
+            f"{name}, counted": f"{cell(one['nats_per_token'])} nats per token"
+            + (f", {cell(one['bits_per_unit'])} bits per {unit}" if one.get("bits_per_unit") is not None else "")
+            for name, one in reversed(floors(score))
+        },
+        "documents": score["documents"],
+        "tokens": score["tokens"],
+    }
+    if "words" in score:
+        numbers |= {"bits per character": score["bits_per_character"], "perplexity per word": score["word_perplexity"]}
+    return numbers
+
+
+def ranged(value: float | None, interval: Any) -> str | None:
+    """A value with its interval behind it."""
+    if value is None:
+        return None
+    low, high = interval or (None, None)
+    return cell(value) + (f" [{cell(low)}, {cell(high)}]" if None not in (low, high) else "")
+
+
+def _recipe(run: RunData, name: str) -> Markup:
+    """The recipe as TOML that `--recipe` reads; in plain words why not, if this version does not know it."""
+    try:
+        text = writing.dump(reading.validate(run.recipe, str(run.folder / "run.pt")))
+    except UsageError as error:
+        return page.notices([error.message])
+    return page.details("Recipe as TOML", page.copied(name, text, "recipe"))

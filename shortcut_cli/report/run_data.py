@@ -1,0 +1,187 @@
+"""What a run folder says of its run, read as strictly as everywhere, for the sections of a report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import files, registry
+from shortcut_cli.config import reading
+from shortcut_cli.data import shards
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.kept import scores
+from shortcut_cli.kept.inputs import is_number
+from shortcut_cli.training import checkpoint, conditions, run_log, tensor_file
+
+RESULT = "run.pt"
+STEPS = ("loss", "lr", "gradient_norm", "tokens", "seconds")  # of a line of the log of a model's training
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Size and work of a model. parameters: as `Decoder.count`; flops: of training, per token."""
+
+    parameters: Mapping[str, int]
+    flops: int
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What is known of a run.
+
+    log: the lines of log.jsonl with a loss, validations: those with a validation loss, NaN for what is not finite.
+    manifest: of the shards that it was trained on, if they are where its recipe says; costs: None if this version does
+    not know its network; scores: of run.pt on the splits of these shards; others: on other shards or files. problems:
+    what could not be read, a sentence each.
+    """
+
+    folder: Path
+    name: str
+    content: Mapping[str, Any]  # of run.pt, its tensors described only
+    sha256: str  # of run.pt
+    written: str  # when run.pt was, UTC
+    log: Sequence[dict[str, float]]
+    validations: Sequence[dict[str, float]]
+    scores: Mapping[str, Mapping[str, Any]]
+    others: Sequence[Mapping[str, Any]] = ()
+    manifest: Mapping[str, Any] | None = None
+    costs: Costs | None = None
+    problems: Sequence[str] = field(default=())
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe in run.pt, not validated."""
+        return self.content["recipe"]  # type: ignore[no-any-return]
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        """Device, threads and versions of the last part of the training."""
+        made = conditions.parts(self.content.get("conditions"))
+        return made[-1] if made else {}
+
+    def key(self, name: str) -> Any:
+        """A key of the recipe by its dotted name; None if it has none."""
+        found: Any = self.recipe
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return found
+
+    def count(self, name: str) -> int | None:
+        """A key of the recipe that is a whole number; None if it is none."""
+        found = self.key(name)
+        return found if isinstance(found, int) and not isinstance(found, bool) and is_number(found) else None
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens of one step; None if the recipe does not say."""
+        batch, context = self.count("train.batch_size"), self.count("model.context")
+        return batch * context if batch and context else None
+
+    @property
+    def trained_tokens(self) -> float | None:
+        """Tokens seen up to the last line of the log."""
+        return self.log[-1]["tokens"] if self.log else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of the training up to the last line of the log."""
+        return self.log[-1]["seconds"] if self.log else None
+
+    @property
+    def step(self) -> int | None:
+        """The last step in the log."""
+        steps = [line["step"] for line in (*self.log[-1:], *self.validations[-1:])]
+        return int(max(steps)) if steps else None
+
+    @property
+    def training_tokens(self) -> int | None:
+        """Tokens of the training split; None if they are not known."""
+        return int(self.manifest["splits"]["train"]["tokens"]) if self.manifest else None
+
+
+def name_of(folder: Path) -> str:
+    """A short name of a folder: its own and that of the one above."""
+    return "/".join(folder.resolve().parts[-2:]).lstrip("/") or str(folder)
+
+
+def read(folder: Path) -> RunData:
+    """What is known of the run in a folder. It is read once, as long as its files stay as they are.
+
+    Raises UsageError or CheckFailed if its run.pt is missing or damaged. What is wrong with its other files is in
+    `problems`.
+    """
+    states = tuple(_state(folder / name) for name in (RESULT, "log.jsonl", scores.NAME))
+    return _read(folder.resolve(), folder, states)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=64)
+def _read(_: Path, folder: Path, __: tuple[tuple[int, int], ...]) -> RunData:
+    path = folder / RESULT
+    content = tensor_file.describe(path, RESULT)
+    checkpoint.check(path, content)
+    sha256 = files.sha256(path)
+    problems: list[str] = []
+    found: dict[str, Any] = {"log": [], "validations": [], "scores": {}}
+    for part in (_log, _scores, _manifest, _costs):
+        try:
+            found |= part(folder, content, sha256)
+        except (CheckFailed, UsageError) as error:
+            problems.append(error.message)
+        except OSError as error:
+            problems.append(f"{error.filename or folder} can't be read: {error.strerror}")
+    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return RunData(folder, name_of(folder), content, sha256, written, problems=tuple(problems), **found)
+
+
+def _log(folder: Path, _: Mapping[str, Any], __: str) -> dict[str, Any]:
+    lines: list[dict[str, float]] = []
+    validations: list[dict[str, float]] = []
+    for line in run_log.read_log(folder):
+        values = {name: math.nan if value is None else float(value) for name, value in line.items()}
+        if "validation" in values:
+            last = lines[-1] if lines else {}
+            validations.append({key: last[key] for key in ("seconds",) if key in last} | values)
+        elif values.keys() >= set(STEPS):
+            lines.append(values)
+    return {"log": lines, "validations": validations}
+
+
+def _scores(folder: Path, _: Mapping[str, Any], sha256: str) -> dict[str, Any]:
+    return {"scores": scores.of_checkpoint(folder, sha256), "others": scores.others(folder, sha256)}
+
+
+def _manifest(_: Path, content: Mapping[str, Any], __: str) -> dict[str, Any]:
+    """The manifest of the shards that the recipe names, if they are still those of the run."""
+    named = content["recipe"].get("data", {}).get("shards")
+    place = Path(named) if isinstance(named, str) and "\0" not in named else None
+    if place is None or not (place / shards.MANIFEST).is_file():
+        return {}
+    manifest = shards.read_manifest(place)
+    return {"manifest": manifest} if manifest["checksum"] == content["shards"] else {}
+
+
+def _costs(folder: Path, content: Mapping[str, Any], _: str) -> dict[str, Any]:
+    """Size and cost of the network, counted on torch's meta device, on which it takes no memory.
+
+    Raises CheckFailed if this version does not know it.
+    """
+    import torch
+
+    resolved = reading.validate(content["recipe"], str(folder / RESULT))
+    vocabulary, config = content["vocabulary"], resolved.model
+    kind = registry.load(registry.MODELS, config.name)
+    tensor_file.check_shapes(folder / RESULT, content["model"], lambda: kind(config, vocabulary), config.layers)
+    with torch.device("meta"):
+        model = kind(config, vocabulary)
+    return {"costs": Costs(model.count(), model.training_flops_per_token(config.context))}

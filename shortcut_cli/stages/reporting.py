@@ -1,0 +1,65 @@
+"""Report: one page, in one file, of runs, comparisons, codecs and shards."""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import files
+from shortcut_cli.errors import ShortcutError, UsageError
+from shortcut_cli.events import Note, Report
+from shortcut_cli.report import assemble
+from shortcut_cli.report.page import MARKER
+
+HEAD_BYTES = 4096  # of a page, in which its marker is
+
+
+def write(paths: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+    """Write the page of the folders that `paths` stand for; returns its path, its size and the folders.
+
+    out: default: report.html in the first of the folders. A report that is there is replaced, any other file is not.
+
+    Raises UsageError if a path stands for no folder of ours, or something else is in the way; CheckFailed if the
+    result in a folder is damaged.
+    """
+    place = out or default(paths[0])
+    check_free(place)
+    html = assemble.html(paths).encode()
+    files.make_folder(place.parent)
+    files.write(place, html)
+    return {"report": str(place), "bytes": len(html), "folders": [str(path) for path in paths]}
+
+
+def default(path: Path) -> Path:
+    """The page of a path, in its folder."""
+    return (path if path.is_dir() else path.parent) / files.PAGE
+
+
+def check_free(place: Path) -> None:
+    """Raise UsageError if something is at a path that is no report of ours."""
+    if place.is_dir():
+        raise UsageError(f"{place} is a folder", f"--out {place / files.PAGE}")
+    if os.path.lexists(place) and not _is_report(place):
+        raise UsageError(f"{place} exists, and is no page that `shortcut report` wrote", "choose another --out")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a path is a page of ours, and no link to one."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    with files.regular(path) as stream:
+        return MARKER.encode() in stream.read(HEAD_BYTES)
+
+
+def refresh(folder: Path, report: Report) -> dict[str, str]:
+    """Write the page of a folder after a command has worked there: its path as "report", or nothing and a note.
+
+    Whatever keeps the page from being written, what the command did is done.
+    """
+    try:
+        return {"report": write([folder])["report"]}
+    except Exception as error:
+        words = error.message if isinstance(error, ShortcutError) else f"{type(error).__name__}: {error}"
+        report(Note(text=f"no page was written: {words.splitlines()[0] if words else words}"))
+        return {}

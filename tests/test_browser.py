@@ -1,0 +1,241 @@
+"""Pages of `shortcut report` in a real browser: Chromium, driven by Playwright.
+
+Skipped where one of them is missing; `.ci/run` installs both (the extra `browser`, and the system's Chromium).
+"""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from conftest import quiet
+
+from shortcut_cli.config import reading
+from shortcut_cli.kept import codec_scores
+from shortcut_cli.stages import pipeline, reporting
+
+pytestmark = pytest.mark.browser
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install '.[browser]'")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium on this machine", allow_module_level=True)
+
+HOSTILE = "<script>window.hit=1</script> 'a' \"b\" & é 😀"
+KINDS = ("run", "runs", "shards", "codec")
+PAPER = {"width": 700, "height": 1000}  # about A4
+
+
+@pytest.fixture(scope="module")
+def pages(text_run, tmp_path_factory):
+    """A page of each kind, by its name; the folders have hostile names."""
+    root = tmp_path_factory.mktemp("pages") / HOSTILE
+    for model in ("gpt", "shortcut"):
+        shutil.copytree(text_run / model, root / model)
+        pipeline.score(root / model / "run.pt", text_run / "shards", "test", device="cpu", report=quiet)
+    shutil.copytree(text_run / "shards", root / "shards")
+    codec_folder(root / "codec")
+    given = {
+        "run": [root / "shortcut"],
+        "runs": [root / "gpt", root / "shortcut"],
+        "shards": [root / "shards"],
+        "codec": [root / "codec"],
+    }
+    return {kind: reporting.write(paths, root / f"{kind}.html")["report"] for kind, paths in given.items()}
+
+
+def codec_folder(folder):
+    """A folder with a codec.pt and what `codec eval` says of it."""
+    from shortcut_cli.codec import checkpoint
+
+    recipe = reading.read_codec("codec-mini", [])
+    folder.mkdir()
+    checkpoint.save(
+        folder / "codec.pt", recipe, checkpoint.network(recipe.codec).state_dict(), step=3, scores={"mel_6kbps": 1.5}
+    )
+    lines = ['{"step": 2, "mel": 2.0, "lr": 1e-4, "seconds": 1.0}', '{"step": 2, "mel_6kbps": 1.5, "si_sdr_6kbps": -3}']
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    row = {"kbps": 6.0, "si_sdr_db": 4.0, "log_mel": 0.5, "stoi": None, "pesq": None}
+    result = {"weights": HOSTILE, "files": 2, "rejects": [], "seconds": 3.0, "threads": 1, "perplexity": [5.0]}
+    result |= {"bandwidths": [row | {"kbps": 1.5}, row], "opus": row, "encode_x_realtime": 9.0}
+    codec_scores.keep(folder, result | {"decode_x_realtime": 9.0}, None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page; what it complains of and what it asks for are in `errors` and `requests`."""
+    contexts = []
+
+    def open_page(path, *, width=1000, **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page, found = context.new_page(), SimpleNamespace(errors=[], requests=[])
+        page.on("console", lambda line: found.errors.append(line.text) if line.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: found.errors.append(str(error)))
+        page.on("request", lambda request: found.requests.append(request.url))
+        page.goto(f"file://{path}".replace("%", "%25").replace("#", "%23").replace("?", "%3F"))
+        return page, found
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_opens_without_an_error_and_asks_for_nothing_else(pages, opened, kind):
+    page, found = opened(pages[kind])
+    page.mouse.move(500, 500)
+    for step in range(20):
+        page.mouse.move(200 + 30 * step, 450)
+    assert page.locator("h1").count() == 1
+    assert found.errors == []
+    assert len(found.requests) == 1
+    assert found.requests[0].startswith("file://")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_with_markup_are_text(pages, opened, kind):
+    page, _ = opened(pages[kind])
+    assert page.evaluate("window.hit") is None
+    assert HOSTILE in page.inner_text("body")
+    assert page.locator("script").count() == 1
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_wider_than_the_window(pages, opened, kind, width):
+    page, _ = opened(pages[kind], width=width)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = page.evaluate(CUT_SVG)
+    assert cut == []
+
+
+# Words of plots that lie outside of their plot.
+CUT_SVG = """() => [...document.querySelectorAll("svg text")].filter((text) => {
+  const svg = text.closest("svg"), outer = svg.getBoundingClientRect(), inner = text.getBoundingClientRect();
+  return outer.width && getComputedStyle(svg).overflow !== "visible"
+    && (inner.left < outer.left - 1 || inner.right > outer.right + 1);
+}).map((text) => text.textContent)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_axe_finds_nothing_serious(pages, opened, kind, scheme):
+    page, _ = opened(pages[kind], color_scheme=scheme, bypass_csp=True)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    found = axe.Axe().run(page).response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in serious] == []
+
+
+# Each text on the page with its colour and what is behind it.
+COLOURS = """() => {
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$/.test(colour) && colour !== "transparent") return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    const style = getComputedStyle(element);
+    if (!own || !element.getClientRects().length || style.visibility === "hidden") continue;
+    if (element.closest("script, style, .visually-hidden")) continue;
+    const ink = element instanceof SVGElement ? style.fill : style.color;
+    found.push([element.textContent.trim().slice(0, 40), ink, behind(element)]);
+  }
+  return found;
+}"""
+
+
+def luminance(colour):
+    """Relative luminance of "rgb(r, g, b)", WCAG 2.2."""
+    parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "print"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_text_has_the_contrast_of_wcag_aa(pages, opened, kind, look):
+    page, _ = opened(pages[kind], color_scheme="light" if look == "light" else "dark")
+    if look == "print":
+        page.emulate_media(media="print")
+        page.set_viewport_size(PAPER)
+    found = page.evaluate(COLOURS)
+    assert len(found) > 20
+    assert [(words, ink, ground) for words, ink, ground in found if contrast(ink, ground) < 4.5] == []
+
+
+@pytest.mark.parametrize("kind", ["run", "runs"])
+def test_the_keyboard_reaches_and_moves_the_choice_of_axes(pages, opened, kind):
+    page, _ = opened(pages[kind])
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.type") == "radio":
+            break
+    visible = "[...document.activeElement.closest('.choice').querySelectorAll('[data-choice]')]" + (
+        ".filter((part) => part.getClientRects().length).map((part) => part.dataset.choice)"
+    )
+    assert page.evaluate(visible) == ["0"]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.parentElement.textContent.trim()") == "tokens"
+    assert page.evaluate(visible) == ["1"]
+
+
+def test_the_choice_of_axes_needs_no_script(pages, opened):
+    page, _ = opened(pages["run"], java_script_enabled=False)
+    parts = page.locator(".choice > [data-choice]")
+    assert [parts.nth(number).is_visible() for number in range(4)] == [True, False, False, False]
+    page.get_by_role("radio", name="seconds").check()
+    assert [parts.nth(number).is_visible() for number in range(4)] == [False, False, False, True]
+
+
+def test_arrow_keys_show_the_values_of_a_plot(pages, opened):
+    page, _ = opened(pages["run"])
+    page.locator("svg[data-series]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert "training: " in page.inner_text(".tip")
+    assert " at 2" in page.inner_text(".tip")
+    page.keyboard.press("ArrowRight")
+    assert " at 4" in page.inner_text(".tip")
+    page.keyboard.press("Escape")
+    assert not page.locator(".tip").is_visible()
+
+
+def test_the_pointer_shows_the_values_of_a_plot(pages, opened):
+    page, _ = opened(pages["run"])
+    plot = page.locator("svg[data-series]").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 25, box["y"] + box["height"] / 2)
+    assert " at 12" in page.inner_text(".tip")
+
+
+def test_the_recipe_is_copied_whole(pages, opened):
+    page, _ = opened(pages["run"], permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_text("Recipe as TOML").click()
+    page.get_by_role("button", name="Copy recipe").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    words = page.evaluate("navigator.clipboard.readText()")
+    folder = pages["run"].rpartition("/")[0]
+    path = f"{folder}/copied.toml"
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.write(words)
+    assert reading.read(path).model.name == "shortcut"

@@ -1,0 +1,369 @@
+"""Pages: what they say is what the folders hold, what is not ours stays, and what can't be read is named."""
+
+import html
+import json
+import math
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import quiet, shortcut
+
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.kept import codec_scores
+from shortcut_cli.report import assemble, curves, page, run, run_data, several, shards, svg, warnings
+from shortcut_cli.stages import pipeline, reporting
+
+
+@pytest.fixture(scope="module")
+def scored(text_run, tmp_path_factory):
+    """A copy of text_run whose runs are scored on the test split."""
+    root = tmp_path_factory.mktemp("scored") / "text"
+    shutil.copytree(text_run, root)
+    for model in ("gpt", "shortcut"):
+        pipeline.score(root / model / "run.pt", text_run / "shards", "test", device="cpu", report=quiet)
+    return root
+
+
+@pytest.fixture
+def copied(scored, tmp_path):
+    """The same in a folder of this test."""
+    shutil.copytree(scored, tmp_path / "text")
+    return tmp_path / "text"
+
+
+def words(markup):
+    """The text of some HTML, on one line."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", str(markup))).split())
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def score_of(folder):
+    return json.loads((folder / "eval.json").read_text())["splits"]["test"]
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# The command.
+
+
+def test_the_page_of_a_run_is_in_its_folder_and_is_replaced(copied):
+    made = copied / "shortcut" / "report.html"
+    assert shortcut("report", copied / "shortcut", cwd=copied).stdout == f"{made}\n"
+    first = made.read_text()
+    assert json.loads(shortcut("report", copied / "shortcut" / "run.pt", "--json", cwd=copied).stdout)["report"] == str(
+        made
+    )
+    assert "text/shortcut</h1>" in first
+    assert made.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_is_no_report_stays(copied, kind):
+    place, other = copied / "shortcut" / "report.html", copied / "mine.html"
+    other.write_text("<html>mine</html>")
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "link":
+        reporting.write([copied / "gpt"], copied / "ours.html")
+        place.symlink_to(copied / "ours.html")
+    else:
+        place.write_text(other.read_text())
+    before = place.read_text() if place.is_file() else ""
+    done = shortcut("report", copied / "shortcut", cwd=copied, check=2)
+    assert "report.html" in done.stderr
+    assert (place.read_text() if place.is_file() else "") == before
+    assert place.is_symlink() == (kind == "link")
+
+
+@pytest.mark.parametrize("given", ["texts", "missing", "texts/000.txt", "shortcut/recipe.toml"])
+def test_a_path_that_is_none_of_the_kinds_is_an_error_of_use(copied, given):
+    done = shortcut("report", copied / given, cwd=copied, check=2)
+    assert given in done.stderr.replace("\n", "")
+    assert "Next:" in done.stderr
+
+
+def test_a_damaged_run_is_an_error_and_leaves_no_page(copied):
+    content = bytearray((copied / "gpt" / "run.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / "gpt" / "run.pt").write_bytes(content)
+    shortcut("report", copied / "gpt", cwd=copied, check=4)
+    assert not list((copied / "gpt").glob("*.html")) + list((copied / "gpt").glob(".*.tmp"))
+
+
+def test_commands_refresh_the_page_and_say_where_it_is_last(copied):
+    ckpt, place = copied / "gpt" / "run.pt", copied / "gpt" / "report.html"
+    done = shortcut("eval", "--ckpt", ckpt, "--shards", copied / "shards", "--split", "val", cwd=copied)
+    assert done.stderr.splitlines()[-1] == f"report: {place}"
+    assert "report" not in done.stdout
+    assert "Val split" in words(place.read_text())
+    place.unlink()
+    found = shortcut("sample", "--ckpt", ckpt, "-n", 1, "--tokens", 20, "--json", "--no-report", cwd=copied)
+    assert "report" not in json.loads(found.stdout)
+    assert not place.exists()
+    found = shortcut("sample", "--ckpt", ckpt, "-n", 1, "--tokens", 20, "--seed", 2, "--json", cwd=copied)
+    assert json.loads(found.stdout)["report"] == str(place)
+    assert place.is_file()
+
+
+def test_a_page_that_cannot_be_written_fails_no_command(copied):
+    (copied / "gpt" / "report.html").write_text("mine")
+    done = shortcut("eval", "--ckpt", copied / "gpt", "--shards", copied / "shards", "--json", cwd=copied)
+    assert "report" not in json.loads(done.stdout)
+    assert done.stderr.splitlines()[-1].startswith("no page was written: ")
+    assert (copied / "gpt" / "report.html").read_text() == "mine"
+
+
+def test_a_bug_in_a_page_fails_no_command(copied, monkeypatch):
+    notes = []
+    monkeypatch.setitem(assemble.MAKERS, "run", [lambda _: 1 / 0])
+    assert reporting.refresh(copied / "gpt", notes.append) == {}
+    assert [note.text for note in notes] == ["no page was written: ZeroDivisionError: division by zero"]
+
+
+# What a page says.
+
+
+def test_a_run_says_what_it_is(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    text = words(assemble.html([copied / "shortcut"]))
+    last = [line for line in log(copied / "shortcut") if "loss" in line][-1]
+    manifest = manifest_of(copied / "shards")
+    score = score_of(copied / "shortcut")
+    train = manifest["splits"]["train"]
+    assert f"tokens seen {last['tokens']:,}, {last['tokens'] / train['tokens']:.3g} epochs" in text
+    assert f"{train['documents']:,} documents" in text
+    assert f"shards {manifest['checksum'][:16]}" in text
+    assert f"nats per token {score['nats_per_token']:.4g} [" in text
+    assert f"bits per byte {score['bits_per_unit']:.4g} [" in text
+    for name, floor in score["floors"]["scores"].items():
+        assert f"{name}, counted {floor['nats_per_token']:.4g} nats per token" in text
+
+
+def test_flops_are_those_of_the_model_times_the_tokens(copied):
+    found = run_data.read(copied / "shortcut")
+    from shortcut_cli.inference import runs
+
+    model = runs.open_run(copied / "shortcut" / "run.pt", "cpu").model
+    assert found.costs.flops == model.training_flops_per_token(found.recipe["model"]["context"])
+    assert found.costs.parameters == model.count()
+    tokens = [line for line in log(copied / "shortcut") if "loss" in line][-1]["tokens"]
+    assert f"{found.costs.flops * tokens:.3g} (" in words(assemble.html([copied / "shortcut"]))
+
+
+def test_scores_of_another_checkpoint_or_that_were_edited_are_not_shown(copied):
+    path = copied / "gpt" / "eval.json"
+    path.write_text(path.read_text().replace('"accuracy": 0', '"accuracy": 1', 1))
+    text = words(assemble.html([copied / "gpt"]))
+    assert "Not scored yet" in text
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "eval.json"])
+def test_what_cannot_be_read_is_named_on_the_page(copied, name):
+    (copied / "gpt" / name).write_text("{" * 100)
+    text = words(assemble.html([copied / "gpt"]))
+    assert f"{copied / 'gpt' / name} is" in text
+    assert "parameters" in text
+
+
+def test_names_and_contents_are_text(copied):
+    folder = copied / "<script>alert(1)</script> 'a' \"b\" 😀\x1b[2J"
+    shutil.copytree(copied / "gpt", folder)
+    made = reporting.write([folder], copied / "page.html")
+    found = (copied / "page.html").read_text()
+    assert found.count("<script") == 1
+    assert "\x1b" not in found
+    assert made["bytes"] == len(found.encode())
+
+
+def test_several_runs_stand_side_by_side_with_their_difference(copied):
+    one, other = (score_of(copied / model) for model in ("gpt", "shortcut"))
+    text = words(assemble.html([copied / "gpt", copied / "shortcut", copied / "gpt" / "run.pt"]))
+    assert f"text/shortcut {other['nats_per_token'] - one['nats_per_token']:+.4g} [" in text
+    assert text.count("tokens seen") == 1 + 2  # in the table, and once for each run: the third path is the first
+    assert "Recipe of text/shortcut: 1 key differs" in text
+    assert "model.name 'gpt' -> 'shortcut'" in text
+
+
+def test_the_interval_of_a_difference_is_that_of_documents_drawn_in_pairs(copied):
+    """Oracle: the same bootstrap as a plain loop over documents."""
+    found = several._interval(*(run_data.read(copied / model) for model in ("gpt", "shortcut")))
+    sums = [np.load(copied / model / "eval-test.npz") for model in ("gpt", "shortcut")]
+    nats, tokens = [each["nats"] for each in sums], sums[0]["tokens"]
+    generator, means = np.random.default_rng(0), []
+    for _ in range(several.RESAMPLES):
+        drawn = generator.integers(0, len(tokens), len(tokens))
+        means.append(sum(nats[1][i] - nats[0][i] for i in drawn) / sum(tokens[i] for i in drawn))
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert found == f"[{low:+.4g}, {high:+.4g}]"
+
+
+def test_the_runs_of_a_demo_are_found_in_it(copied):
+    place = copied / "demo"
+    for recipe in ("a", "b"):
+        shutil.copytree(copied / "gpt", place / "runs" / recipe / "gpt-s1")
+    (place / ".shortcut").write_text("shortcut demo\n")
+    assert assemble.found(place) == [("run", place / "runs" / recipe / "gpt-s1") for recipe in ("a", "b")]
+
+
+def test_shards_say_what_they_hold(copied):
+    text = words(assemble.html([copied / "shards"]))
+    manifest = manifest_of(copied / "shards")
+    for name, split in manifest["splits"].items():
+        amount = split["units"]["byte"]
+        assert f"{name} {split['documents']:,} {split['tokens']:,} {amount:,.0f}" in text
+    lengths = [json.loads(line) for line in (copied / "shards" / "documents.jsonl").read_text().splitlines()]
+    tokens = sorted(line["tokens"] for line in lengths if line["split"] == "train")
+    assert f"train {len(tokens)} {tokens[0]}" in text
+    assert text.count("document 1 of") == 1
+
+
+def test_a_page_belongs_to_a_shards_folder(copied):
+    shortcut("report", copied / "shards", cwd=copied)
+    shortcut("inspect", copied / "shards", "--verify", cwd=copied)
+
+
+def test_reasons_are_counted_with_their_numbers_aside(tmp_path):
+    reasons = ["it has 3 bytes", "it has 17 bytes", "it is <b>empty</b>"]
+    lines = [{"source": f"{n}.txt", "sha256": "0", "reason": reason} for n, reason in enumerate(reasons)]
+    (tmp_path / "rejects.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = shards._rejects(tmp_path)
+    assert "it has 3 bytes 2 0.txt" in words(made)
+    assert "<b>" not in made
+    assert "it is <b>empty</b> 1 2.txt" in html.unescape(" ".join(re.sub(r"</?(th|td|tr)[^>]*>", " ", made).split()))
+
+
+# Curves and pictures.
+
+
+def test_speed_is_tokens_over_seconds_between_lines():
+    lines = [(100.0, 2.0), (300.0, 4.0), (300.0, 4.0), (700.0, 8.0)]
+    made = SimpleNamespace(log=[{"tokens": tokens, "seconds": seconds} for tokens, seconds in lines])
+    found = curves.speeds(made)
+    assert found[:2] == [50.0, 100.0]
+    assert math.isnan(found[2])
+    assert found[3] == 100.0
+
+
+def test_a_line_is_drawn_where_its_values_are():
+    axis, up = svg.Axis("steps", 0, 10), svg.Axis("loss", 1, 3)
+    made = str(svg.plot([svg.Series("a", [0, 5, 10], [1, 3, math.nan])], axis, up, "told", width=500, height=300))
+    right, bottom = 500 - svg.RIGHT, 300 - svg.BOTTOM
+    middle = (svg.LEFT + right) / 2
+    assert f'd="M{svg.LEFT:.1f} {bottom:.1f} L{middle:.1f} {svg.TOP:.1f}"' in made
+
+
+def test_a_peak_survives_in_a_long_line():
+    y = [1.0] * 10_000
+    y[4321], y[7777] = 9.0, math.nan
+    found = svg._thinned(svg.Series("a", range(10_000), y))
+    assert len(found) <= svg.MOST_POINTS + 2
+    assert (4321, 9.0) in found
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.00012345, "0.0001234"), (9999, "9999"), (12_345, "12.35K"), (2.5e12, "2.5T"), (-3e6, "-3M")],
+)
+def test_numbers_are_short(value, shown):
+    assert svg.short(value) == shown
+
+
+def test_a_histogram_counts_every_value_once():
+    edges, counts = np.linspace(0, 10, 6), [1, 0, 4, 2, 0]
+    made = str(svg.bars(edges.tolist(), counts, svg.Axis("x", 0, 10), "documents", "told"))
+    heights = [float(each) for each in re.findall(r'<rect[^>]* height="([\d.]+)"', made)]
+    assert len(heights) == 3
+    assert np.allclose(np.array(heights) / heights[0], [1, 4, 2], rtol=0.01)
+
+
+# Sentences.
+
+
+def test_worse_than_counting_is_said():
+    score = {"split": "test", "nats_per_token": 3.0, "floors": {"scores": {"unigram": {"nats_per_token": 4.0}}}}
+    assert not [*warnings.counted(score)]
+    score["floors"]["scores"]["5-gram"] = {"nats_per_token": 2.5}
+    (said,) = warnings.counted(score)
+    assert "test" in said
+    assert "a 5-gram" in said
+    assert "2.5" in said
+
+
+@pytest.mark.parametrize(("documents", "warned"), [(1, True), (9, True), (10, False)])
+def test_few_documents_are_said(documents, warned):
+    assert len([*warnings.few("test", documents)]) == warned
+
+
+@pytest.mark.parametrize(("tokens", "warned"), [(400, False), (401, True), (None, False)])
+def test_more_than_four_epochs_are_said(tokens, warned):
+    assert len([*warnings.repeated(tokens, 100)]) == warned
+
+
+@pytest.mark.parametrize(("taps", "layers", "warned"), [("paper", 4, True), ("paper", 6, False), ("all", 4, False)])
+def test_a_single_tap_is_said(taps, layers, warned):
+    assert len([*warnings.one_tap("shortcut", run._tapped(taps, layers), layers, taps)]) == warned
+
+
+def test_a_rate_that_never_got_high_a_stop_and_a_rise_are_said():
+    assert [*warnings.warmed(10, 10)]
+    assert not [*warnings.warmed(9, 10)]
+    assert [*warnings.unfinished(5, 10)]
+    assert not [*warnings.unfinished(10, 10)]
+    assert [*warnings.risen([(1, 2.0), (2, 1.0), (3, 1.1)])]
+    assert not [*warnings.risen([(1, 2.0), (2, 1.0), (3, 1.01)])]
+
+
+# codec-eval.json.
+
+
+RESULT = {
+    "weights": "codec.pt",
+    "files": 2,
+    "rejects": [],
+    "seconds": 3.0,
+    "threads": 1,
+    "perplexity": [5.0],
+    "bandwidths": [{"kbps": 1.5, "si_sdr_db": None, "log_mel": 0.5, "stoi": None, "pesq": None}],
+    "opus": {"kbps": 6.0, "si_sdr_db": 1.0, "log_mel": 0.25},
+    "encode_x_realtime": 9.0,
+    "decode_x_realtime": 9.0,
+}
+
+
+def test_a_result_of_codec_eval_is_kept_for_its_codec(tmp_path):
+    codec_scores.keep(tmp_path, RESULT, "a" * 64)
+    assert codec_scores.find(tmp_path, "b" * 64) is None
+    assert codec_scores.find(tmp_path, "a" * 64)["files"] == 2
+    assert "1.5 0.5 Opus 6 0.25" in words(assemble.html([tmp_path]))
+
+
+@pytest.mark.parametrize(
+    "damage", [{"bandwidths": 3}, {"opus": {"kbps": "a"}}, {"files": 2**70}, {"weights": "a" * 5000}, {"seconds": None}]
+)
+def test_another_file_of_that_name_is_neither_shown_nor_replaced(tmp_path, damage):
+    path = tmp_path / codec_scores.NAME
+    path.write_text(json.dumps(RESULT | {"codec_sha256": None} | damage))
+    before = path.read_bytes()
+    with pytest.raises(CheckFailed):
+        codec_scores.find(tmp_path, None)
+    with pytest.raises(CheckFailed):
+        codec_scores.keep(tmp_path, RESULT, None)
+    assert path.read_bytes() == before
+
+
+def test_a_megabyte_of_text_is_cut():
+    made = page.table(["a"], [["x" * 1_000_000]])
+    assert len(made) < 3000
+
+
+def test_nothing_to_report_on_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="holds nothing to report on"):
+        assemble.html([tmp_path])
