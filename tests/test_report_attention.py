@@ -99,6 +99,10 @@ class TestShares:
         assert labels == [(name, f"{mean:+.2f}") for name, mean in list(zip(NAMES, means, strict=True))[::-1]]
         assert re.search('data-low="(.*?)" data-high="(.*?)"', text).groups() == ("0.0", "8.0")
         assert 'class="label-x">characters<' in text
+        told = json.loads(html.unescape(re.search('data-rows="(.*?)"', text)[1]))
+        assert told["edges"] == [1000 * edge / 8 for edge in edges]
+        assert told["names"] == NAMES[::-1]
+        assert told["values"] == [[f"{value:+.3f}" for value in row] for row in deviations[::-1]]
 
     def test_weights_of_a_sum_are_shown_as_they_are(self, tmp_path):
         weights = np.array([[0.5, -1.0], [0.25, 0.25], [0.0, 0.0]])

@@ -8,14 +8,14 @@ from pathlib import Path
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
 from shortcut_cli.kept import codec_scores
-from shortcut_cli.report import codec, comparison, page, run, run_data, samples, several, shards
+from shortcut_cli.report import attention, codec, comparison, page, run, run_data, samples, several, shards
 from shortcut_cli.report.page import Section
 
 Maker = Callable[[Path], list[Section]]
 # The makers of sections of each kind of folder, in the order of the page. The first of a kind reads its result: if that
 # is damaged, there is no page; if a later one fails, its section says so.
 MAKERS: dict[str, list[Maker]] = {
-    "run": [run.sections, samples.sections, run.recipe],
+    "run": [run.sections, samples.sections, attention.sections, run.recipe],
     "comparison": [comparison.sections],
     "codec": [codec.sections],
     "shards": [shards.sections, shards.documents],
