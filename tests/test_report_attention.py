@@ -185,7 +185,7 @@ class TestCosts:
             low, high = (0, 0) if value == 9.0 else (-0.1, 0.3)
             assert left - zero == pytest.approx((value + low) * scale, abs=0.02)
             assert width == pytest.approx((high - low) * scale, abs=0.02)
-        assert "<td>+2.5000 [+2.4000, +2.8000]</td>" in text
+        assert "<td>+2.5000 <span>[+2.4000, +2.8000]</span></td>" in text
         assert "<td>+9.0000</td>" in text
 
     def test_every_table_goes_down_the_model_and_names_heads(self, tmp_path):

@@ -243,7 +243,8 @@ def _costs(result: Mapping[str, Any], sources: Sequence[str]) -> Markup:
     axis = Axis("nats per token", low - room, high + room)
     for row in rows:
         row["places"] = [100 * axis.share(row[key]) for key in ("low", "value", "high")]
-        row["words"] = f"{row['value']:+.4f}" + (f" [{row['low']:+.4f}, {row['high']:+.4f}]" if row["known"] else "")
+        row["words"] = f"{row['value']:+.4f}"
+        row["between"] = f"[{row['low']:+.4f}, {row['high']:+.4f}]" if row["known"] else ""
     for before, row in zip([None, *rows], rows, strict=False):
         row["first"] = before is None or before["source"] != row["source"]
     spans = {row["source"]: sum(other["source"] == row["source"] for other in rows) for row in rows}
