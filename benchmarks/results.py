@@ -16,26 +16,36 @@ FOLDER = Path(__file__).parent / "results"
 def tables(name):
     """Markdown of one comparison."""
     result = json.loads((FOLDER / name / "compare.json").read_text())
-    recipe, unit = result["recipe"], result["arms"][0]["unit"]
-    shape, train = recipe["model"], recipe["train"]
+    recipe, unit = result["recipe"], next((row["unit"] for row in result["arms"] if row["unit"]), "unit")
+    shape, train, ladder = recipe["model"], recipe["train"], result.get("ladder")
+    against = f"a ladder over {ladder['cost']}" if ladder else f"matched by {result['match']}"
     yield (
         f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, feed-forward {shape['ffn']}, "
         f"context {shape['context']}; {train['steps']} steps of {result['tokens_per_step']:,} tokens, "
-        f"{result['epochs']:.1f} epochs; matched by {result['match']}; {result['split']} split; "
+        f"{result['epochs']:.1f} epochs; {against}; {result['split']} split; "
         f"seeds {result['arms'][0]['seeds']}."
     )
     yield ""
-    heads = [
-        "arm",
-        "layers x width x feed-forward",
-        "learning rate",
-        "non-embedding parameters",
-        "training FLOPs per token",
-    ]
-    heads += ["tokens/s", "peak MB", "cache bytes per token", "nats per token, each seed", "mean", f"bits per {unit}"]
+    yield from arms(result["arms"], unit)
+    floors = result.get("floors", {"scores": {}})["scores"]
+    if floors:
+        reached = (f"{name} {number(floor['nats_per_token'], '.4f')}" for name, floor in floors.items())
+        yield from ("", f"Floors, nats per token: {', '.join(reached)}.")
+    yield ""
+    yield from contrasts(result)
+    yield ""
+    yield from (f"- {words}" for words in result.get("notices", ()))
+    yield from (f"- {entry['verdict']}" for entry in result["contrasts"])
+
+
+def arms(rows, unit):
+    """A row for each arm; a run that diverged has no loss, and its arm no mean."""
+    heads = ["arm", "layers x width x feed-forward", "learning rate", "non-embedding parameters"]
+    heads += ["training FLOPs per token", "tokens/s", "peak MB", "cache bytes per token", "nats per token, each seed"]
+    heads += ["mean", f"bits per {unit}"]
     yield line(heads)
     yield line(["---"] * len(heads))
-    for row in result["arms"]:
+    for row in rows:
         losses = row["nats_per_token"]
         yield line(
             [
@@ -44,36 +54,56 @@ def tables(name):
                 f"{row['lr']:g}",
                 f"{row['parameters']:,}",
                 f"{row['training_flops_per_token']:,}",
-                f"{row['tokens_per_s']:,.0f}",
-                f"{row['peak_mb']:,.0f}",
+                number(row["tokens_per_s"], ",.0f"),
+                number(row["peak_mb"], ",.0f"),
                 f"{row['cache_bytes_per_token']:,}",
-                ", ".join(f"{loss:.4f}" for loss in losses),
-                f"{sum(losses) / len(losses):.4f}",
-                f"{sum(row['bits_per_unit']) / len(losses):.4f}",
+                ", ".join("diverged" if loss is None else f"{loss:.4f}" for loss in losses),
+                number(mean(losses), ".4f"),
+                number(mean(row["bits_per_unit"]), ".4f"),
             ]
         )
-    yield ""
-    yield line(
-        ["arm", "baseline", "difference, nats", "95 % over seeds", "95 % over documents", "wins", "p", "p (Holm)"]
-    )
-    yield line(["---"] * 8)
-    for entry in result["contrasts"]:
-        low, high = entry["interval_95"]
-        first, last = entry["documents_interval_95"]
-        yield line(
-            [
-                f"`{entry['arm']}`",
-                f"`{entry['baseline']}`",
-                f"{entry['mean']:+.4f}",
-                f"{low:+.4f} to {high:+.4f}",
-                f"{first:+.4f} to {last:+.4f}",
-                f"{entry['wins']} of {entry['seeds']}",
-                f"{entry['p']:.3g}",
-                f"{entry['p_holm']:.3g}",
-            ]
-        )
-    yield ""
-    yield from (f"- {entry['verdict']}" for entry in result["contrasts"])
+
+
+def contrasts(result):
+    """A row for each contrast. Results from before there were levels, or a ladder, have no columns for them."""
+    entries, laddered = result["contrasts"], bool(result.get("ladder"))
+    levelled = any("level" in entry for entry in entries)
+    heads = ["arm", "baseline", "difference, nats", "95 % over seeds", "95 % over documents", "wins", "p", "p (Holm)"]
+    heads += ["level"] * levelled + ["compute-equivalent gain", "95 % of the gain"] * laddered
+    yield line(heads)
+    yield line(["---"] * len(heads))
+    for entry in entries:
+        cells = [f"`{entry['arm']}`", f"`{entry['baseline']}`"]
+        if "unavailable" in entry:
+            yield line([*cells, f"not compared: {entry['unavailable']}", *["-"] * (len(heads) - 3)])
+            continue
+        cells += [f"{entry['mean']:+.4f}", ends(entry["interval_95"]), ends(entry["documents_interval_95"])]
+        cells += [f"{entry['wins']} of {entry['seeds']}", number(entry["p"], ".3g"), number(entry["p_holm"], ".3g")]
+        cells += [number(entry.get("level"), ".3g")] * levelled
+        yield line(cells + (gained(entry.get("gain", {})) if laddered else []))
+
+
+def gained(gain):
+    """The cells of a compute-equivalent gain, or why there is none; an end of its interval may be beyond the ladder."""
+    if "gain" not in gain:
+        return [gain.get("reason", "-"), "-"]
+    low, high = ("beyond" if end is None else f"{end:.3g}" for end in gain["interval_95"])
+    return [f"{gain['gain']:.3g}", f"{low} to {high}"]
+
+
+def ends(interval):
+    """An interval; with one seed there is none."""
+    return "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+
+
+def mean(values):
+    """None if one of them is not known."""
+    return None if None in values else sum(values) / len(values)
+
+
+def number(value, how):
+    """A number as text; "-" if it is not known."""
+    return "-" if value is None else format(value, how)
 
 
 def line(cells):

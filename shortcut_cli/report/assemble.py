@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from shortcut_cli import files
-from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
+from shortcut_cli.errors import ShortcutError, UsageError
 from shortcut_cli.kept import codec_scores
 from shortcut_cli.report import attention, codec, comparison, page, run, run_data, samples, several, shards
 from shortcut_cli.report.page import Section
@@ -56,7 +55,7 @@ def _sections(kind: str, path: Path, *, several: bool) -> list[Section]:
     for maker in rest:
         try:
             made += maker(path)
-        except (CheckFailed, UsageError, OSError) as error:
+        except (ShortcutError, OSError) as error:
             words = error.message if isinstance(error, ShortcutError) else f"{path}: {error.strerror}"
             title = maker.__module__.rpartition(".")[2].capitalize()
             made.append(Section(title.lower(), title, page.notices([words])))
@@ -77,8 +76,7 @@ def html(paths: Sequence[Path]) -> str:
     made = several.sections(runs) if len(runs) > 1 else []
     for kind, path in every:
         made += _sections(kind, path, several=len(every) > 1)
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return page.render(_title(paths, [path for _, path in every]), made, written)
+    return page.render(_title(paths, [path for _, path in every]), made)
 
 
 def _title(paths: Sequence[Path], folders: Sequence[Path]) -> str:

@@ -28,6 +28,7 @@ SHAPES = {
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MOST_MARKS = 24  # of a line
 TICKS = 5
+APART = 16.0  # percent of the axis between two ticks
 PREFIXES = " KMGTPE"
 
 
@@ -82,9 +83,16 @@ class Rule:
 
 
 def chart(
-    lines: Sequence[Line], x: Axis, y: Axis, label: str, *, marks: Sequence[Mark] = (), rules: Sequence[Rule] = ()
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    label: str,
+    *,
+    marks: Sequence[Mark] = (),
+    rules: Sequence[Rule] = (),
+    values: Sequence[float] = (),
 ) -> Markup:
-    """Lines and marks over a grid. label: what a screen reader says instead."""
+    """Lines and marks over a grid. label: what a screen reader says instead; values: ticks that `x` should have."""
     placed = [_placed(mark, x, y) for line in lines for mark in _marks(line)]
     placed += [_placed(mark, x, y) for mark in marks]
     return template(
@@ -92,7 +100,7 @@ def chart(
         label=label,
         x_label=x.label,
         y_label=y.label,
-        x_ticks=ticks(x),
+        x_ticks=[(at(x, value), f"{value:g}") for value in _apart(x, values)] or ticks(x),
         y_ticks=[(100 - at, words) for at, words in ticks(y)],
         lines=[{"style": line.style, **_paths(line, x, y)} for line in lines],
         marks=[mark for mark in placed if mark],
@@ -113,7 +121,18 @@ def at(axis: Axis, value: float) -> float:
 def ticks(axis: Axis) -> list[tuple[float, str]]:
     """Places in percent and words of an axis: few enough for a narrow screen."""
     values = axis.ticks(TICKS)
+    if axis.log:  # they are not evenly spaced
+        values = _apart(axis, values)
     return [(at(axis, value), words) for value, words in zip(values, short(values), strict=True)]
+
+
+def _apart(axis: Axis, values: Sequence[float]) -> list[float]:
+    """Ascending values, without those whose words would stand in each other's way."""
+    kept = [*values[:1]]
+    for value in values[1:]:
+        if at(axis, value) - at(axis, kept[-1]) >= APART:
+            kept.append(value)
+    return kept
 
 
 def short(values: Sequence[float]) -> list[str]:
@@ -122,10 +141,11 @@ def short(values: Sequence[float]) -> list[str]:
     group = min(len(PREFIXES) - 1, max(0, math.floor(math.log10(top)) // 3)) if top >= 10_000 else 0
     if len(values) > 1 and group and values[1] >= 9 * values[0] > 0:  # powers of ten, each with its own prefix
         return [short([value])[0] for value in values]
-    scaled = [value / 1000**group for value in values]
-    steps = [b - a for a, b in itertools.pairwise(scaled)] or [max(map(abs, scaled), default=1.0) or 1.0]
-    decimals = min(9, max(0, -math.floor(math.log10(min(steps)) + 1e-9)))
-    unit = PREFIXES[group].strip()
+    scaled, unit = [value / 1000**group for value in values], PREFIXES[group].strip()
+    if len(values) == 1:
+        return [f"{scaled[0]:{',.0f' if abs(scaled[0]) >= 100 else '.3g'}}{unit}".replace("-", "\u2212")]
+    least = min((b - a for a, b in itertools.pairwise(scaled)), default=1.0)
+    decimals = max(0, -math.floor(math.log10(max(least, 1e-9)) + 1e-9))
     return [f"{value:,.{decimals}f}{unit}".replace("-", "\u2212") if value else "0" for value in scaled]
 
 

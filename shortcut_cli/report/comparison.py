@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from shortcut_cli.config import writing
 from shortcut_cli.formatting import ESCAPES
-from shortcut_cli.report import page
+from shortcut_cli.report import page, samples
 from shortcut_cli.report.chart import Line, Mark, Rule, Style, chart, legend, style
-from shortcut_cli.report.compared import FLOPS, LADDER, NAME, Arm, Compared, Contrast, Pilots, mean, number, text
+from shortcut_cli.report.compared import FLOPS, LADDER, NAME, Arm, Compared, Contrast, Floor, Pilots, mean, number, text
 from shortcut_cli.report.forest import Row, forest
 from shortcut_cli.report.page import Section, template
 from shortcut_cli.report.svg import Axis, around
@@ -33,6 +33,7 @@ MATCHED = {
 }
 TITLED = 5  # arms that are named in the title
 NEAR = 1.0  # how many times the width of the losses a floor may be away to be drawn
+MOST_SAMPLES = 8  # of the page, of all arms together
 UNKNOWN = "\u2013"
 MINUS = "\u2212"
 COPIED = {code: f"\\u{code:04x}" for code in ESCAPES}
@@ -66,6 +67,7 @@ def sections(folder: Path) -> list[Section]:
         ("ladder", "The ladder of baselines", _ladder(found)),
         ("curves", "Validation loss during training", _curves(found)),
         ("rates", "Learning rates of the pilots", _rates(found)),
+        ("samples", "Samples side by side", _samples(folder, found)),
         ("checks", "Checks", _checks(found)),
         ("recipe", "Recipe", _recipe(found, f"toml-{key}")),
     ]
@@ -140,14 +142,14 @@ def _losses(found: Compared) -> Markup:
     )
 
 
-def _with_floors(found: Compared, axis: Axis) -> tuple[Axis, list[Any]]:
+def _with_floors(found: Compared, axis: Axis) -> tuple[Axis, list[Floor]]:
     """The axis, longer for floors that are near, and the floors that are not on it."""
-    reach, span = axis.high, axis.high - axis.low
-    for floor in found.floors:  # ascending
-        if axis.low <= floor.nats <= axis.high + NEAR * span:
-            reach = max(reach, floor.nats + 0.02 * span)
-    made = Axis(axis.label, axis.low, reach)
-    return made, [floor for floor in found.floors if not made.low <= floor.nats <= made.high]
+    span = axis.high - axis.low
+    near = [floor.nats for floor in found.floors if axis.low - NEAR * span <= floor.nats <= axis.high + NEAR * span]
+    low = min([axis.low, *(nats - 0.02 * span for nats in near)])
+    high = max([axis.high, *(nats + 0.02 * span for nats in near)])
+    made = Axis(axis.label, low, high)
+    return made, [floor for floor in found.floors if floor.nats not in near]
 
 
 def _axes(found: Compared, axis: Axis) -> list[Axis]:
@@ -178,7 +180,16 @@ def _results(found: Compared, arms: Iterable[Arm]) -> tuple[list[str], list[list
         whole = math.isfinite(arm.mean)
         spread = f"{max(arm.nats) - min(arm.nats):.4f}" if whole and len(arm.nats) > 1 else UNKNOWN
         loss = _loss(arm.mean) if whole else "diverged"
-        rows.append([arm.label, loss, _ends(arm.interval), spread, _loss(arm.mean_bits), f"{len(arm.seeds):,}"])
+        rows.append(
+            [
+                arm.label,
+                loss,
+                _ends(arm.interval),
+                spread,
+                _loss(arm.mean_bits if whole else math.nan),
+                f"{len(arm.seeds):,}",
+            ]
+        )
     rows += [
         [f"floor: {floor.name}", _loss(floor.nats), UNKNOWN, UNKNOWN, _loss(floor.bits), ""] for floor in found.floors
     ]
@@ -202,8 +213,8 @@ def _costs(found: Compared) -> tuple[list[str], list[list[str]], str]:
     rows = []
     for arm in found.arms:
         cells = [(_figures if key == "lr" else _count)(arm.facts.get(key, math.nan)) for _, key in COSTS]
-        rows.append([arm.label, _role(found, arm) or "model", *cells])
-    return ["arm", "role", *(name for name, _ in COSTS)], rows, "Shapes and costs"
+        rows.append([arm.label, *cells])
+    return ["arm", *(name for name, _ in COSTS)], rows, "Shapes and costs"
 
 
 # Differences
@@ -225,15 +236,7 @@ def _differences(found: Compared) -> Markup | None:
         plot=forest(
             [_contrast_row(found, one, note) for one, note in entries], _axes(found, axis), "Differences", rules
         ),
-        tables=[
-            page.table(*made)
-            for made in (
-                _sizes(found, entries, in_bits=False),
-                _sizes(found, entries, in_bits=True),
-                _tests(found, entries),
-            )
-            if made
-        ],
+        tables=[page.table(*_sizes(found, entries)), page.table(*_tests(found, entries))],
         missing=[(one.arm, one.unavailable) for one, _ in entries if one.unavailable],
         columns=_described(found, DIFFERENCES),
     )
@@ -263,21 +266,16 @@ def _contrast_row(found: Compared, one: Contrast, note: str) -> Row:
     return Row(_against(one), note, _style_of(found, one.arm), one.differences, one.mean, one.interval, words)
 
 
-def _sizes(
-    found: Compared, entries: Sequence[tuple[Contrast, str]], *, in_bits: bool
-) -> tuple[list[str], list[list[str]], str] | None:
-    """The differences in nats per token, or in bits per unit: all arms are scored on the same tokens, by one factor."""
-    factor, what = (found.factor, f"bits per {found.unit}") if in_bits else (1.0, "nats per token")
-    if not math.isfinite(factor):
-        return None
+def _sizes(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
+    """The differences in nats per token and bits per unit: all arms are scored on the same tokens, by one factor."""
+    heads = ["difference", "nats per token", "95 % interval", f"bits per {found.unit}", "95 % in bits"]
     rows = []
     for one, _ in entries:
         wins, seeds = (one.facts.get(key, math.nan) for key in ("wins", "seeds"))
         won = f"{_count(wins)} of {_count(seeds)}" if math.isfinite(wins) else UNKNOWN
-        intervals = [_signed_ends(_times(ends, factor)) for ends in (one.interval, one.documents)]
-        rows.append([_against(one), _signed(factor * one.mean), *intervals, won])
-    heads = ["difference", what, "95 % interval", "95 % over documents and seeds", "seeds won"]
-    return heads, rows, f"Differences in {what}"
+        cells = [_against(one), _signed(one.mean), _signed_ends(one.interval), _signed(found.factor * one.mean)]
+        rows.append([*cells, _signed_ends(_times(one.interval, found.factor)), _signed_ends(one.documents), won])
+    return [*heads, "95 % over documents", "seeds won"], rows, "Sizes of the differences"
 
 
 def _tests(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
@@ -294,12 +292,12 @@ def _tests(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[li
 def _gain_ends(one: Contrast) -> str:
     if one.gain_interval is None:
         return one.no_gain or UNKNOWN
-    ends = ("beyond the ladder" if math.isnan(end) else _figures(end) for end in one.gain_interval)
+    ends = ("beyond" if math.isnan(end) else _figures(end) for end in one.gain_interval)
     return f"[{', '.join(ends)}]"
 
 
 def _times(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
-    return interval and (interval[0] * factor, interval[1] * factor)
+    return (interval[0] * factor, interval[1] * factor) if interval and math.isfinite(factor) else None
 
 
 # The ladder
@@ -438,7 +436,7 @@ def _rates(found: Compared) -> Markup | None:
         steps=_count(found.pilots[0].steps),
         seeds=", ".join(found.pilots[0].seeds),
         table=page.table(
-            ["arm", *(f"{rate:g}" for rate in rates), "chosen", ""],
+            ["arm", *(f"{rate:g}" for rate in rates), "chosen", "edge"],
             [_rate_row(one, rates, means[one.label]) for one in found.pilots],
             "Lowest validation loss, nats per token, by learning rate: means over the pilot seeds",
         ),
@@ -447,12 +445,14 @@ def _rates(found: Compared) -> Markup | None:
 
 def _rate_row(one: Pilots, rates: Sequence[float], means: dict[float, float]) -> list[str]:
     cells = [("diverged" if math.isnan(means[rate]) else _loss(means[rate])) if rate in means else "" for rate in rates]
-    return [one.label, *cells, f"{one.chosen:g}", "at the edge of the grid" if one.at_edge else ""]
+    return [one.label, *cells, f"{one.chosen:g}", "at the edge" if one.at_edge else "inside"]
 
 
 def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[float, float]]) -> Markup:
     x = around("learning rate (log scale)", [*rates, *(one.chosen for one in found.pilots)], log=True)
-    each = [loss for one in found.pilots for losses in one.losses.values() for loss in losses]
+    each = [
+        loss for one in found.pilots for losses in one.losses.values() for loss in losses if math.isfinite(mean(losses))
+    ]
     y = around("validation loss, nats per token", each)
     lines, marks = [], []
     for one in found.pilots:
@@ -467,7 +467,34 @@ def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[
             Mark(Style(own.colour, "", "up"), one.chosen, y.low, f"{one.label}: chosen {one.chosen:g}", "chosen")
         )
     edges = [Rule(rates[0], f"lowest rate of the grid, {rates[0]:g}"), Rule(rates[-1], f"highest rate, {rates[-1]:g}")]
-    return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges)
+    return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges, values=rates)
+
+
+# Samples
+
+
+def _samples(folder: Path, found: Compared) -> Markup | None:
+    """Of each arm whose runs have samples, those of its first run that has; None if there are none."""
+    runs = {}
+    for arm in found.arms:
+        sampled = next((place for name in arm.folders if (place := _sampled(folder, name))), None)
+        if sampled:
+            runs[arm.label] = sampled
+    if not runs:
+        return None
+    each = max(1, MOST_SAMPLES // len(runs))
+    shown = {label: samples.figures(run, each) for label, run in [*runs.items()][:MOST_SAMPLES]}
+    return template("comparison_samples.html", arms=shown, left_out=[*runs][MOST_SAMPLES:])
+
+
+def _sampled(folder: Path, name: str) -> Path | None:
+    """A run's folder inside that of its comparison, if it has samples; None of any other that someone wrote there."""
+    try:
+        place = (folder / name).resolve()
+        inside = place.is_relative_to(folder.resolve()) and any((place / "samples").glob("*.json"))
+    except (OSError, RuntimeError, ValueError):  # such names can't be looked up
+        return None
+    return place if inside else None
 
 
 # Checks
@@ -537,7 +564,7 @@ def _looked(found: Compared) -> str:
 def _recipe(found: Compared, place: str) -> Markup:
     """The recipe as a file that can be used again: what a terminal would obey is escaped as TOML does it."""
     toml = writing.toml(found.recipe).translate(COPIED).encode("utf-8", "replace").decode()
-    return template("comparison_recipe.html", place=place, toml=toml)
+    return template("comparison_recipe.html", recipe=page.copied(place, toml, "the recipe"))
 
 
 # Numbers
@@ -567,7 +594,9 @@ def _count(value: float) -> str:
 
 
 def _figures(value: float) -> str:
-    """Three digits."""
+    """Three digits, or a size."""
+    if abs(value) >= 1000:
+        return _count(value)
     return f"{value:.3g}".replace("-", MINUS) if math.isfinite(value) else UNKNOWN
 
 
@@ -602,8 +631,9 @@ DIFFERENCES = (
         "over all arms; with a ladder, or that of the rungs about the line if it is larger.",
     ),
     (
-        "95 % over documents and seeds",
-        "A bootstrap that draws documents of the split and, independently, seeds: what another split might have shown.",
+        "95 % over documents",
+        "In nats: a bootstrap that draws documents of the split and, independently, seeds: what another split might "
+        "have shown.",
     ),
     ("seeds won", "At how many seeds the arm has the lower loss."),
     ("p", "Of a two-sided t-test for no difference."),
@@ -613,6 +643,7 @@ DIFFERENCES = (
     ("p of equivalence", "Of two one-sided tests (TOST) for a difference within the margin."),
     (
         "compute-equivalent gain",
-        "The factor by which the arm's cost would have to rise for a plain gpt to reach its loss; needs a ladder.",
+        "The factor by which the arm's cost would have to rise for a plain gpt to reach its loss; needs a ladder. "
+        "An end of its interval may lie beyond the ladder.",
     ),
 )

@@ -63,6 +63,12 @@ def sections(run_folder: Path) -> list[Section]:
     return [Section("samples", "Samples", body)]
 
 
+def figures(run_folder: Path, most: int) -> list[Markup]:
+    """The first samples in RUN/samples, without documents beside them: a comparison sets them beside other runs'."""
+    found = _samples(run_folder / "samples")[:most]
+    return [_figure(path, path.name, _caption(path, sidecar), _given(path, sidecar)) for path, sidecar in found]
+
+
 def excerpts(shards_folder: Path, how_many: int, split: str = "train") -> Markup:
     """The first EXCERPT_TOKENS of some documents of a split, spread evenly. Raises what opening the shards does."""
     documents = Documents(shards_folder, split)
