@@ -125,13 +125,16 @@ class TestShares:
         parts = {
             "notes": [[0, 3, 60, 90], [3, 4, 64, 20]],
             "note_beats": [[0.0, 1.5], [1.5, 4.0]],
-            "token_beats": [0.0, 0.0, 1.5, 1.5],
+            "token_beats": [0.0, 0.0, 0.0, 1.5],
         }
         text = shown(written(tmp_path, SHARES, parts))
-        together = np.stack([SHARES[:, :2].mean(1), SHARES[:, 2:].mean(1)], 1) - 1 / 3
-        corners = paths(text, "up")[0][1:-1]
-        assert [x for x, _ in corners] == [0, 375, 375, 1000]
-        assert corners[2][1] == pytest.approx(500 - 480 * together[2, 1] / np.abs(together).max(), abs=0.51)
+        together = np.stack([SHARES[:, :3].mean(1), SHARES[:, 3]], 1) - 1 / 3
+        for row, corners in zip(together[::-1], paths(text, "up"), strict=True):
+            assert [x for x, _ in corners[1:-1]] == [0, 375, 375, 1000]
+            heights = np.repeat(np.maximum(0, row), 2)
+            assert [y for _, y in corners[1:-1]] == pytest.approx(
+                500 - 480 * heights / np.abs(together).max(), abs=0.51
+            )
         rects = [dict(re.findall(r'([a-z-]+)="([^"]*)"', rect)) for rect in re.findall("<rect [^>]*>", text)]
         assert [(float(rect["x"]), float(rect["width"])) for rect in rects] == [(0, 375), (375, 625)]
         assert "beats<" in text
