@@ -5,7 +5,6 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -41,16 +40,14 @@ COPIED = {code: f"\\u{code:04x}" for code in ESCAPES}
 
 def page_of(folder: Path) -> str:
     """The whole page of the comparison in a folder. Raises CheckFailed as `sections` does."""
-    return page.render(title(folder), sections(folder))
+    return page.render(_title(Compared(folder)), sections(folder))
 
 
-def title(folder: Path) -> str:
+def _title(found: Compared) -> str:
     """What a comparison is of, in a line."""
-    found = Compared(folder)
     asked = [arm.label for arm in found.arms if arm.role in ("plain", "asked")]
     more = f" and {len(asked) - TITLED:,} more" if len(asked) > TITLED else ""
-    domain = text(found.recipe.get("tokenizer", {}).get("name")) if _is_table(found.recipe.get("tokenizer")) else ""
-    return f"Comparison on {domain or 'shards'}: {', '.join(asked[:TITLED])}{more}"
+    return f"Comparison on {found.domain or 'shards'}: {', '.join(asked[:TITLED])}{more}"
 
 
 def sections(folder: Path) -> list[Section]:
@@ -72,10 +69,6 @@ def sections(folder: Path) -> list[Section]:
         ("recipe", "Recipe", _recipe(found, f"toml-{key}")),
     ]
     return [Section(f"{anchor}-{key}", title, body) for anchor, title, body in made if body]
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _verdict(found: Compared) -> Markup:
