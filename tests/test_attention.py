@@ -339,6 +339,8 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
     wanted = {
         "schema_version": 2,
         "model": "shortcut",
+        "checkpoint": f"{tmp_path.name}/{run.path.name}",
+        "step": run.content.get("step"),
         "windows": len(before),
         "tokens": losses.size,
         "nats_per_token": near(losses.mean()),
@@ -375,6 +377,8 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
         "ids": targets[0].tolist(),
         "sources": labels,
     }
+    assert numbers.pop("excerpt_texts").tolist() == [str(token) for token in targets[0, :4]]
+    assert numbers.pop("excerpt_rate_hz") == 0
     back = np.arange(6)[:, None] - np.arange(6)
     assert numbers == {
         "depth_weights": near(weights[0]),
@@ -385,6 +389,7 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
     assert drawn_shares == near(weights[0].mean(0)[:, :4])
     assert rest[:2] == [tuple(labels), Excerpt(texts=[str(token) for token in targets[0, :4]])]
     assert rest[2].name == paths["picture"].name
+    assert rest[3].startswith(f"shortcut, {tmp_path.name}/")
     assert kinds.shown == [targets[0, :4].tolist()]
     assert use == ({key: value for key, value in result.items() if key not in paths}, rest[2].with_name("use.png"))
     assert {event.total for event in told} == {len(before)}
@@ -708,7 +713,7 @@ class TestExcerpts:
 
     def check_shares(self, strips, shares, length, most):
         assert "mean over heads" in strips[0][0].get_title()
-        assert strips[-1][-1].get_xlabel() == "token"
+        assert strips[-1][-1].get_xlabel().startswith("token")
         for number, (axes, *below) in enumerate(strips):
             (image,) = axes.images
             part = shares[:, number * length : (number + 1) * length]
@@ -772,6 +777,59 @@ class TestExcerpts:
             assert image.get_array().shape == (257, ((end - start) * 40 - 512) // 128 + 1)
             assert set(image.get_array().argmax(0)) == {256 - 3000 * 512 // rate_hz}
             assert (image.get_clim()[0], spectrum.get_ylim(), spectrum.get_ylabel()) == (-140, (0, 8000), "Hz")
+
+    @pytest.mark.parametrize("tokens", [30, 128, 255])
+    @pytest.mark.parametrize("kind", ["sound", "notes", "text"])
+    def test_a_short_excerpt_fills_the_width_and_all_rows_are_aligned(self, figures, tokens, kind):
+        """At a context under 256, the weights once ended in the middle of what stands below them."""
+        samples = np.sin(np.arange(tokens * 320) / 9).astype(np.float32)
+        excerpts = {
+            "sound": Excerpt(samples=samples, rate_hz=24_000),
+            "notes": Excerpt(notes=np.array([[3, 20, 60, 96]])),
+            "text": Excerpt(texts=["a"] * tokens),
+        }
+        rows = 3 if kind == "sound" else 2
+        _, strips = self.strips(figures, tokens, rows, excerpts[kind])
+        figures[-1].draw_without_rendering()
+        length = min(tokens, 64) if kind == "text" else tokens
+        for number, strip in enumerate(strips):
+            first = number * length - 0.5
+            assert [axes.get_xlim() for axes in strip] == [(first, first + length)] * rows
+            places = [axes.get_position() for axes in strip]
+            assert [place.x0 for place in places] == pytest.approx([places[0].x0] * rows)
+            assert [place.x1 for place in places] == pytest.approx([places[0].x1] * rows)
+        images = [image for axes in strips[0] for image in axes.images]
+        assert all(list(image.get_extent())[:2] == [-0.5, length - 0.5] for image in images)
+        if kind == "sound":
+            assert strips[0][-1].get_xlabel() == "token (75 are a second)"
+            (line,) = strips[0][1].lines
+            assert line.get_xdata()[0] == -0.5
+            assert line.get_xdata()[-1] == pytest.approx(tokens - 0.5, abs=0.01)
+
+    def test_a_single_source_has_nothing_to_compare(self, figures):
+        attention_maps.draw_excerpt(np.ones((1, 40)), ("layer $2",), Excerpt(texts=["a"] * 40), None, "a model")
+        first, *_ = figures[-1].axes
+        assert [text.get_text() for text in first.texts] == ["layer \\$2 is the only source: nothing to compare"]
+        assert not any(axes.images for axes in figures[-1].axes)
+        assert figures[-1].get_suptitle() == "a model"
+
+    def test_names_of_many_sources_do_not_collide(self, figures):
+        sources = ("embedding", *(f"layer {number // 2} part {number % 2}" for number in range(24)))
+        attention_maps.draw_excerpt(np.random.default_rng(0).random((25, 64)), sources, Excerpt(), None)
+        assert not colliding(figures[-1])
+
+
+def colliding(figure):
+    """Pairs of labels of one axis that lie on each other."""
+    figure.draw_without_rendering()
+    found = []
+    for axes in figure.axes:
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            shown = [tick for tick in ticks if tick.get_text()]
+            boxes = [tick.get_window_extent() for tick in shown]
+            pairs = itertools.pairwise(zip(shown, boxes, strict=True))
+            found += [(a.get_text(), b.get_text()) for (a, x), (b, y) in pairs if x.overlaps(y)]
+    return found
 
 
 class TestUse:
@@ -844,6 +902,40 @@ class TestUse:
             assert ends == [[first + m - 0.125, first + m + 0.5] for m in range(3)]
         by_head = [entry["attention_weight_by_head"] for entry in result["sources"]]
         self.check_heat(heads, by_head, list(self.NAMES), ["1", "2"], "attention weight by head")
+
+    def test_the_first_source_is_the_lowest_everywhere(self, figures):
+        weights, costs, heads = self.cells(figures, self.result())[0]
+        for axes in (weights, costs, heads):
+            low, high = axes.get_ylim()
+            assert low < high
+            assert labels(axes.get_yticklabels())[0] == "embedding"
+        assert heads.get_xlabel() == "head"
+
+    def test_the_title_has_model_file_and_step(self, figures):
+        self.cells(figures, self.result() | {"model": "moda", "checkpoint": "a$b/run.pt", "step": 1500})
+        assert figures[-1].get_suptitle() == "moda, a\\$b/run.pt, step 1,500"
+
+    def test_weights_of_a_single_source_are_not_drawn(self, figures):
+        result = self.result()
+        result["sources"] = result["sources"][:1]
+        cells = self.cells(figures, result)
+        for axes in (cells[0, 0], cells[0, 2]):
+            assert [text.get_text() for text in axes.texts] == ["embedding is the only source: nothing to compare"]
+            assert not axes.patches
+            assert not axes.images
+        assert cells[0, 1].patches
+        assert not any(axes.axison for axes in cells[1:, 0])
+
+    def test_names_of_many_sources_do_not_collide(self, figures):
+        result = self.result()
+        one = result["sources"][0]
+        result["sources"] = [one | {"source": f"layer {number}", "attention_weight": 0.1} for number in range(25)]
+        for entries in result["classes"].values():
+            for entry in entries:
+                for key in ("attention_weight", "masked", "shuffled"):
+                    entry[key] = [0.1] * 25
+        self.cells(figures, result)
+        assert not colliding(figures[-1])
 
     def test_classes_of_few_tokens_are_left_out(self, figures):
         result = self.result()

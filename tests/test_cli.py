@@ -144,6 +144,7 @@ def test_text_from_files_to_samples(tmp_path):
 
     scores = json.loads(shortcut("eval", "--ckpt", run / "run.pt", "--json", cwd=tmp_path).stdout)
     assert scores["unit"] == "byte"
+    assert scores.pop("report") == str(run / "report.html")
     assert json.loads((run / "eval.json").read_text())["splits"]["test"] == scores
     done = shortcut("sample", "--ckpt", run / "run.pt", "-n", 2, "--tokens", 50, "--out", "samples", cwd=tmp_path)
     paths = [tmp_path / line for line in done.stdout.split()]

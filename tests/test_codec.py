@@ -39,6 +39,7 @@ from shortcut_cli.data import workers
 from shortcut_cli.data.sound import SoundReader
 from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, Unfinished, UsageError
 from shortcut_cli.events import Note, Progress
+from shortcut_cli.kept import codec_scores
 from shortcut_cli.stages import codec_evaluation, codec_training
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
 from shortcut_cli.training import tensor_file
@@ -1393,7 +1394,9 @@ def test_eval_measures_every_bandwidth_and_opus(sounds, tmp_path):
     assert 4 < found["opus"]["kbps"] < 16
     assert len(found["perplexity"]) == 4
     assert found["encode_x_realtime"] > 1
-    kept = sorted(path.name for path in (tmp_path / "heard").iterdir())
+    assert found["report"] == "heard/report.html"
+    assert codec_scores.find(tmp_path / "heard", files.sha256(tmp_path / "run" / "codec.pt"))["files"] == 6
+    kept = sorted({path.name for path in (tmp_path / "heard").iterdir()} - {codec_scores.NAME, "report.html"})
     assert len(kept) == 6 * 4
     assert kept[0] == "speaker0-0-0.75kbps.wav"
     assert soundfile.info(tmp_path / "heard" / kept[0]).frames == 36_000

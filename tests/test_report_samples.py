@@ -101,7 +101,8 @@ class TestSpectrogram:
         for column in (0, 7, columns - 1):
             middle = int((column + 0.5) * 400 / columns)
             weights = [0.5 - 0.5 * math.cos(2 * math.pi * n / size) for n in range(size)]
-            part = [sound[i] if 0 <= (i := middle - size // 2 + n) < 400 else 0.0 for n in range(size)]
+            around = [middle - size // 2 + n for n in range(size)]
+            part = [sound[-1 - i if i < 0 else 799 - i if i >= 400 else i] for i in around]  # mirrored at the ends
             powers = []
             for k in range(size // 2 + 1):
                 total = sum(
@@ -289,6 +290,20 @@ class TestSamples:
         assert re.findall("<strong>(.*?)</strong>", found) == ["a.wav", "b.mid", "c.txt", "g.txt"]
         assert found.count("It can&#39;t be read: ") == 2
         assert found.count("has changed since it was sampled") == 1
+
+    def test_music_of_more_notes_than_can_be_played_is_said(self, tmp_path, song, monkeypatch):
+        monkeypatch.setattr(samples, "MOST_NOTES", 3)
+        made(tmp_path / "samples", "a.mid", song.read_bytes())
+        assert "it has 4 notes in its first minute; 1 to 3 are played" in shown(tmp_path)
+
+    def test_a_long_sample_is_shown_for_a_minute(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(samples, "MOST_S", 1.0)
+        stream = io.BytesIO()
+        soundfile.write(stream, np.full(36_000, np.nan), 24_000, format="WAV", subtype="FLOAT")
+        made(tmp_path / "samples", "a.wav", stream.getvalue())
+        found = shown(tmp_path)
+        assert "seconds, the first 1 of 1.5" in found
+        assert (re.search('data-low="(.*?)" data-high="(.*?)"', found).groups()) == ("0.0", "1.0")
 
     def test_only_eight_are_shown_and_the_others_counted(self, tmp_path):
         for number in range(11):

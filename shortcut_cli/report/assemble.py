@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from shortcut_cli import files
-from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
+from shortcut_cli.errors import ShortcutError, UsageError
 from shortcut_cli.kept import codec_scores
-from shortcut_cli.report import codec, comparison, page, run, run_data, samples, several, shards
+from shortcut_cli.report import attention, codec, comparison, page, run, run_data, samples, several, shards
 from shortcut_cli.report.page import Section
 
 Maker = Callable[[Path], list[Section]]
 # The makers of sections of each kind of folder, in the order of the page. The first of a kind reads its result: if that
 # is damaged, there is no page; if a later one fails, its section says so.
 MAKERS: dict[str, list[Maker]] = {
-    "run": [run.sections, samples.sections, run.recipe],
+    "run": [run.sections, samples.sections, attention.sections, run.recipe],
     "comparison": [comparison.sections],
     "codec": [codec.sections],
     "shards": [shards.sections, shards.documents],
@@ -56,7 +55,7 @@ def _sections(kind: str, path: Path, *, several: bool) -> list[Section]:
     for maker in rest:
         try:
             made += maker(path)
-        except (CheckFailed, UsageError, OSError) as error:
+        except (ShortcutError, OSError) as error:
             words = error.message if isinstance(error, ShortcutError) else f"{path}: {error.strerror}"
             title = maker.__module__.rpartition(".")[2].capitalize()
             made.append(Section(title.lower(), title, page.notices([words])))
@@ -77,8 +76,7 @@ def html(paths: Sequence[Path]) -> str:
     made = several.sections(runs) if len(runs) > 1 else []
     for kind, path in every:
         made += _sections(kind, path, several=len(every) > 1)
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return page.render(_title(paths, [path for _, path in every]), made, written)
+    return page.render(_title(paths, [path for _, path in every]), made)
 
 
 def _title(paths: Sequence[Path], folders: Sequence[Path]) -> str:

@@ -40,10 +40,9 @@ def read(path: Path, *, most_s: float = float("inf")) -> Music:
     score, _ = read_score(path)
     clock, notes = _Clock(score), []
     for track in score.tracks:
-        pedals = [(pedal.time, pedal.time + pedal.duration) for pedal in track.pedals]
+        pedals = sorted((pedal.time, pedal.time + pedal.duration) for pedal in track.pedals)
         for note in track.notes:
-            end = note.time + note.duration
-            held = max([up for down, up in pedals if down <= end < up], default=end)
+            held = _held(note.time + note.duration, pedals)
             start_s = clock.second(note.time)
             if start_s < most_s:
                 end_s = min(clock.second(held), most_s)
@@ -51,6 +50,12 @@ def read(path: Path, *, most_s: float = float("inf")) -> Music:
     notes.sort()
     seconds = max((note.end for note in notes), default=0.0)
     return Music(notes, [second for second in map(clock.second, _bars(score)) if second < max(seconds, 1e-9)], seconds)
+
+
+def _held(end: int, pedals: list[tuple[int, int]]) -> int:
+    """When a note stops to sound that ends at `end`: then, or when the pedal goes up that is down."""
+    last = bisect_right(pedals, end, key=lambda pedal: pedal[0]) - 1
+    return max(end, pedals[last][1]) if last >= 0 else end
 
 
 def _bars(score: Any) -> list[int]:

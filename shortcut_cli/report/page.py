@@ -100,8 +100,8 @@ def _joined(suffix: str, first: str) -> Markup:
     return Markup("\n".join(path.read_text() for path in paths))  # noqa: S704 - ours
 
 
-def render(title: str, sections: Sequence[Section], written: str = "") -> str:
-    """A whole page. written: when, for its last line."""
+def render(title: str, sections: Sequence[Section]) -> str:
+    """A whole page: equal bytes for equal sections."""
     groups: dict[str, list[Section]] = {}
     for section in sections:
         groups.setdefault(section.group, []).append(section)
@@ -112,7 +112,6 @@ def render(title: str, sections: Sequence[Section], written: str = "") -> str:
             sections=list(sections),
             groups=groups,
             version=__version__,
-            written=written,
             style=_joined("css", "style"),
             script=_joined("js", "page"),
         )

@@ -23,6 +23,8 @@ from shortcut_cli.training import tensor_file
 
 MOST_SAMPLES = 8  # of a page
 MOST_S = 60.0  # of a sample that are shown
+MOST_NOTES = 20_000
+MOST_VALUES = 1 << 26  # of sound, in all channels
 MOST_CHARACTERS = 20_000
 EXCERPT_TOKENS = 1500  # of a document of shards
 BARS = 8  # that are numbered, about
@@ -213,7 +215,8 @@ def _sound(path: Path, name: str, given: Given) -> Markup:
 
     with files.regular(path) as stream, soundfile.SoundFile(stream) as sound:
         rate_hz, total = sound.samplerate, sound.frames / sound.samplerate
-        samples = np.nan_to_num(sound.read(round(MOST_S * rate_hz), dtype="float32"))
+        frames = min(round(MOST_S * rate_hz), MOST_VALUES // sound.channels)
+        samples = np.nan_to_num(sound.read(frames, dtype="float32"))
     if not len(samples):
         raise ValueError("it has no samples")
     samples = samples[:, :2] if samples.ndim > 1 and samples.shape[1] > 1 else samples.reshape(-1)
@@ -230,8 +233,8 @@ def _cut(unit: str, total: float) -> str:
 
 def _music(path: Path, name: str, given: Given) -> Markup:
     found = music.read(path, most_s=MOST_S)
-    if not found.notes:
-        raise ValueError("it has no notes")
+    if not 0 < len(found.notes) <= MOST_NOTES:
+        raise ValueError(f"it has {len(found.notes):,} notes in its first minute; 1 to {MOST_NOTES:,} are played")
     sound = synth.render(found.notes, found.seconds)
     axis = Axis("seconds", 0.0, len(sound) / synth.RATE_HZ)
     every = max(1, math.ceil(len(found.bars) / BARS))

@@ -39,7 +39,7 @@ def mel_db(samples: npt.NDArray[np.floating], rate_hz: int) -> Floats:
     size = 1 << round(math.log2(WINDOW_S * rate_hz))
     columns = max(1, min(COLUMNS, 4 * len(samples) // size))
     middles = ((np.arange(columns) + 0.5) * len(samples) / columns).astype(int)
-    padded = np.pad(samples.astype(np.float64), size)
+    padded = np.pad(samples.astype(np.float64), size, mode="symmetric")  # so that the ends are no clicks
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[middles + size // 2]  # around each middle
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
     power = np.abs(np.fft.rfft(frames * window) / (window.sum() / 2)) ** 2  # (columns, size / 2 + 1)

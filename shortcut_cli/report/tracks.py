@@ -25,13 +25,17 @@ NAMES = "C C# D D# E F F# G G# A A# B".replace("#", "\N{MUSIC SHARP SIGN}").spli
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. label: of its vertical axis; ticks: (height from 0 to 1, words); picture: fills it."""
+    """One picture, which fills its row.
+
+    label: of its vertical axis, or, if `flat`, of the row; ticks: (height from 0 to 1, words).
+    """
 
     label: str
     description: str  # what a screen reader says instead
     picture: Markup
     height_px: int
     ticks: Sequence[tuple[float, str]] = field(default=())
+    flat: bool = False  # the label is not turned
 
 
 def stack(

@@ -98,8 +98,9 @@ def analyse(
 
     attention.npz describes the first window, as an excerpt: `ids` (T,), the tokens that are predicted; `sources` (M,);
     `depth_weights` (H, M, T): the weight of source m in head h when token t is predicted, the mean over its readers;
-    `read READER` (H, m, T): the weights of one reader, whose sources attention.json names; and `distances` (H, M, T),
-    of models that look back in time in the sources: how far, in tokens, they do on average.
+    `read READER` (H, m, T): the weights of one reader, whose sources attention.json names; `distances` (H, M, T),
+    of models that look back in time in the sources: how far, in tokens, they do on average; and what the first tokens
+    of the excerpt represent, `excerpt_texts` and so on: the parts of a `tokenizers.base.Excerpt` that there are.
 
     Tokens are classified by the token that is predicted. A single window can't be shuffled; then "shuffled" is None.
 
@@ -241,6 +242,8 @@ def _result(run: Run, windows: Ids, measured: Measured, resamples: int) -> dict[
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": run.recipe.model.name,
+        "checkpoint": f"{run.path.resolve().parent.name}/{run.path.name}",
+        "step": run.content.get("step"),
         "windows": len(windows),
         "tokens": tokens,
         "nats_per_token": float(losses.sum() / tokens),
@@ -301,12 +304,16 @@ def _write(
     from shortcut_cli.plots import attention_maps
 
     sources = sources_of(run.model.reads())
+    held = tokenizer.excerpt(ids[: attention_maps.MAX_TOKENS])
+    parts: dict[str, Any] = {
+        f"excerpt_{part}": np.array(value) for part, value in vars(held).items() if value is not None
+    }
     with files.temporary_folder() as scratch:
         picture, use, numbers, content = (scratch / name for name in NAMES)
         with files.writing(numbers) as stream:
-            np.savez(stream, ids=ids, sources=np.array(sources), **excerpt)
+            np.savez(stream, ids=ids, sources=np.array(sources), **parts, **excerpt)
         shown = excerpt["depth_weights"].mean(0)[:, : attention_maps.MAX_TOKENS]  # (M, up to MAX_TOKENS)
-        attention_maps.draw_excerpt(shown, sources, tokenizer.excerpt(ids[: attention_maps.MAX_TOKENS]), picture)
+        attention_maps.draw_excerpt(shown, sources, held, picture, attention_maps.heading_of(result))
         attention_maps.draw_use(result, use)
         result |= {name: str(folder / file) for name, file in zip(("picture", "use", "numbers"), NAMES, strict=False)}
         files.write(content, to_json(result, indent=1) + "\n")

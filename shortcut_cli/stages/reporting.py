@@ -26,8 +26,9 @@ def write(paths: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     place = out or default(paths[0])
     check_free(place)
     html = assemble.html(paths).encode()
-    files.make_folder(place.parent)
-    files.write(place, html)
+    if not _holds(place, html):
+        files.make_folder(place.parent)
+        files.write(place, html)
     return {"report": str(place), "bytes": len(html), "folders": [str(path) for path in paths]}
 
 
@@ -42,6 +43,11 @@ def check_free(place: Path) -> None:
         raise UsageError(f"{place} is a folder", f"--out {place / files.PAGE}")
     if os.path.lexists(place) and not _is_report(place):
         raise UsageError(f"{place} exists, and is no page that `shortcut report` wrote", "choose another --out")
+
+
+def _holds(place: Path, html: bytes) -> bool:
+    """Whether a file has exactly these bytes, so that a command that had nothing to do changes nothing."""
+    return place.is_file() and place.stat().st_size == len(html) and place.read_bytes() == html
 
 
 def _is_report(path: Path) -> bool:

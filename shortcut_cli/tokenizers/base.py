@@ -37,6 +37,8 @@ class Excerpt:
 
     texts: list[str] | None = None  # of each token
     notes: np.ndarray | None = None  # (N, 4): token at which it begins, token at which it ends, pitch, velocity
+    note_beats: np.ndarray | None = None  # (N, 2): beat at which it begins, beat at which it ends
+    token_beats: np.ndarray | None = None  # (T,): beat at which the note begins that a token belongs to
     samples: np.ndarray | None = None  # of sound, from the first token to the last
     rate_hz: int = 0
 

@@ -303,7 +303,13 @@ class MidiTokenizer(Tokenizer):
             (token, min((other for other, start, *_ in found if start >= end), default=len(ids)), pitch, velocity)
             for token, _, end, pitch, velocity in found
         ]
-        return Excerpt(notes=np.array(rows, np.int64).reshape(-1, 4))
+        quarter = self._score(ids)[0].ticks_per_quarter
+        ends = np.array([(start, end) for _, start, end, *_ in found], np.float64).reshape(-1, 2) / quarter
+        done = np.array([token for token, *_ in found], np.int64)
+        beats = np.append(ends[:, 0], ends[-1:, 0] if len(ends) else 0.0)[np.searchsorted(done, np.arange(len(ids)))]
+        return Excerpt(
+            notes=np.array(rows, np.int64).reshape(-1, 4), note_beats=ends, token_beats=np.maximum.accumulate(beats)
+        )
 
     def decode(self, ids: Sequence[int], path: Path) -> dict[str, float]:
         """Write a MIDI file; the units also count "dropped", the ids left out because the grammar forbids them there.
