@@ -4,6 +4,7 @@ Skipped where one of them is missing; `.ci/run` installs both (the extra `browse
 """
 
 import json
+import re
 import shutil
 import tomllib
 from types import SimpleNamespace
@@ -36,6 +37,9 @@ def pages(text_run, tmp_path_factory):
     for model in ("gpt", "shortcut"):
         shutil.copytree(text_run / model, root / model)
         pipeline.score(root / model / "run.pt", text_run / "shards", "test", device="cpu", report=quiet)
+    ckpt = root / "shortcut" / "run.pt"
+    pipeline.draw(ckpt, None, None, ["sample.n=1", "sample.tokens=40"], None, device="cpu", report=quiet)
+    pipeline.look(ckpt, None, text_run / "shards", "val", 2, ckpt.parent / "attention", device="cpu", report=quiet)
     shutil.copytree(text_run / "shards", root / "shards")
     codec_folder(root / "codec")
     given = {
@@ -156,11 +160,9 @@ def test_axe_finds_nothing_serious(pages, opened, kind, scheme):
 # Each text on the page with its colour and what is behind it.
 COLOURS = """() => {
   const behind = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = getComputedStyle(at).backgroundColor;
-      if (!/, 0\\)$/.test(colour) && colour !== "transparent") return colour;
-    }
-    return "rgb(255, 255, 255)";
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) layers.push(getComputedStyle(at).backgroundColor);
+    return [...layers, "rgb(255, 255, 255)"];
   };
   const found = [];
   for (const element of document.querySelectorAll("body *")) {
@@ -175,15 +177,31 @@ COLOURS = """() => {
 }"""
 
 
+def parts(colour):
+    """Red, green, blue and opacity, 0 to 1, of "rgb(r, g, b)", "rgba(r, g, b, a)" or "color(srgb r g b / a)"."""
+    numbers = [float(number) for number in re.findall(r"[\d.]+(?:e-?\d+)?", colour.removeprefix("color(srgb"))]
+    scale = 1 if colour.startswith("color(") else 255
+    return [number / scale for number in numbers[:3]], (numbers[3] if len(numbers) > 3 else 1.0)
+
+
+def seen(layers):
+    """The colour that is seen of layers, the topmost first; the last one is opaque."""
+    colour, _ = parts(layers[-1])
+    for layer in reversed(layers[:-1]):
+        over, opacity = parts(layer)
+        colour = [opacity * a + (1 - opacity) * b for a, b in zip(over, colour, strict=True)]
+    return colour
+
+
 def luminance(colour):
-    """Relative luminance of "rgb(r, g, b)", WCAG 2.2."""
-    parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    """Relative luminance of a colour, WCAG 2.2."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
+def contrast(ink, ground):
+    """Of a colour on layers of others."""
+    low, high = sorted((luminance(seen([ink, *ground])), luminance(seen(ground))))
     return (high + 0.05) / (low + 0.05)
 
 
@@ -274,3 +292,58 @@ def test_the_marks_of_a_comparison_show_their_values_and_its_columns_are_one_key
     page.locator("summary", has_text="What each column means").first.focus()
     page.keyboard.press("Enter")
     assert words.is_visible()
+
+
+@pytest.fixture(scope="module")
+def sounding(tmp_path_factory):
+    """A page of shards of sound, and one of MIDI: for each, the seconds of its documents as they were decoded."""
+    import soundfile
+
+    from shortcut_cli.demo import material
+    from shortcut_cli.report import documents, music
+    from shortcut_cli.stages.preparation import prepare
+
+    root, found = tmp_path_factory.mktemp("sounding"), {}
+    make = {"audio": material.write_audio, "midi": material.write_midi}
+    for domain, recipe in (("audio", "audio-tiny"), ("midi", "music-tiny")):
+        (root / domain).mkdir()
+        make[domain](root / domain, pieces=3, seed=1)
+        shards = root / f"{domain}-shards"
+        resolved = reading.read(recipe, [f"data.shards={shards}"])
+        prepare(resolved, [str(root / domain)], shards, n_workers=1, max_bad="0", report=quiet)
+        place = reporting.write([shards], root / f"{domain}.html")["report"]
+        held = documents.Documents(shards, "train")
+        files = [held.file(index, length - 1) for index, length in enumerate(held.lengths)]
+        if domain == "audio":
+            found[domain] = place, [soundfile.info(file).duration for file in files]
+        else:
+            found[domain] = place, [music.read(file).seconds for file in files]
+    return found
+
+
+@pytest.mark.parametrize("domain", ["audio", "midi"])
+def test_players_play_all_of_what_they_show(sounding, opened, domain):
+    path, seconds = sounding[domain]
+    page, found = opened(path)
+    players = page.locator("audio")
+    assert players.count() == len(seconds)
+    lengths = page.evaluate(
+        """() => Promise.all([...document.querySelectorAll("audio")].map((player) => new Promise((done, failed) => {
+          player.onerror = failed;
+          player.onloadedmetadata = () => done(player.duration);
+          player.load();
+        })))"""
+    )
+    assert lengths == pytest.approx(
+        seconds, abs={"audio": 0.1, "midi": 1.1}[domain]
+    )  # an MP3 is padded, a chord sounds on
+    players.first.scroll_into_view_if_needed()
+    players.first.focus()
+    page.keyboard.press("Space")
+    for _ in range(300):  # a function to wait for would need to be evaluated, which the page forbids
+        if (now := page.evaluate("document.querySelector('audio').currentTime")) > 0.2:
+            break
+        page.wait_for_timeout(100)
+    assert now > 0.2
+    assert found.errors == []
+    assert all(url.startswith(("data:", "blob:", "file:")) for url in found.requests)

@@ -137,6 +137,7 @@ class Compared:
             raise CheckFailed(f"{path} is not the result of a comparison: it lists no arms")
         self.content = content
         self.recipe = _table(content.get("recipe"))
+        self.domain = text(_table(self.recipe.get("tokenizer")).get("name"))
         self.arms = [_arm(number, row) for number, row in enumerate(_tables(rows))]
         self.unit = next((text(row["unit"]) for row in _tables(rows) if isinstance(row.get("unit"), str)), "unit")
         self.factor = _factor(self.arms)

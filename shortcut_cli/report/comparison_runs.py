@@ -1,0 +1,186 @@
+"""The sections of a comparison's page on how it was found: the ladder, curves of training, learning rates of pilots."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from shortcut_cli.report import page
+from shortcut_cli.report.chart import Line, Mark, Rule, Style, chart, legend, style
+from shortcut_cli.report.compared import FLOPS, Arm, Compared, Pilots, mean
+from shortcut_cli.report.comparison_words import count, decimals, figures, signed, style_of
+from shortcut_cli.report.page import template
+from shortcut_cli.report.svg import Axis, around
+
+
+def ladder(found: Compared) -> Markup | None:
+    """The line through the baselines with its band, and the arms at their cost; None if there is no ladder."""
+    ladder = found.ladder
+    if not ladder or not ladder.rungs:
+        return None
+    names = {rung.label for rung in ladder.rungs}
+    points = [(arm, found.cost(arm), arm.mean) for arm in found.arms]
+    points = [point for point in points if all(map(math.isfinite, point[1:])) and point[1] > 0]
+    x = around(f"{ladder.what} (log scale)", [cost for _, cost, _ in points], log=True)
+    costs = [cost for cost, _, _ in ladder.band] or sorted(rung.cost for rung in ladder.rungs if rung.cost > 0)
+    line = [ladder.intercept + ladder.slope * math.log(cost) for cost in costs]
+    band = [(low, high) for _, low, high in ladder.band]
+    y = around("nats per token, mean over seeds", [*(loss for *_, loss in points), *line, *itertools.chain(*band)])
+    plain = Style(7, "", "circle")
+    drawn = Line(plain, costs, line, [low for low, _ in band], [high for _, high in band], marked=False)
+    marks = [
+        Mark(
+            style(arm.number),
+            cost,
+            loss,
+            f"{arm.label}: {decimals(loss)} at {count(cost)}",
+            "hollow" if arm.label in names else "",
+        )
+        for arm, cost, loss in points
+    ]
+    return template(
+        "comparison_ladder.html",
+        plot=chart([drawn], x, y, "Loss of each arm by its cost, and the line through the baselines", marks=marks),
+        legend=legend((style(arm.number), arm.label) for arm, *_ in points),
+        band=bool(band),
+        slope=signed(ladder.slope * math.log(2)),
+        scattered=ladder.scattered,
+        table=page.table(
+            ["arm", ladder.what, "nats per token", "line there", "on the ladder"],
+            [
+                [
+                    arm.label,
+                    count(cost),
+                    decimals(loss),
+                    decimals(ladder.intercept + ladder.slope * math.log(cost)),
+                    "rung" if arm.label in names else "arm",
+                ]
+                for arm, cost, loss in sorted(points, key=lambda point: point[1])
+            ],
+            "Costs and losses",
+        ),
+    )
+
+
+def curves(found: Compared) -> Markup | None:
+    """Validation losses over steps, FLOPs and seconds; None if no arm has any."""
+    arms = [arm for arm in found.arms if arm.curve]
+    if not arms:
+        return None
+    batch = found.fact("tokens_per_step")
+    y = _later(arms)
+    plots = []
+    for name in ("steps", "training FLOPs", "seconds of training"):
+        lines = [_curve(arm, _places(arm, name, batch), name) for arm in arms]
+        ends = [end for line in lines for end in line.x if math.isfinite(end)]
+        x = Axis(name, 0.0, max(ends, default=0.0) or 1.0)
+        plots.append((name, chart(lines, x, y, f"Validation loss by {name}")))
+    return template(
+        "comparison_curves.html",
+        plots=plots,
+        legend=legend((style(arm.number), arm.label) for arm in arms),
+        spread=any(math.isfinite(point.lowest) for arm in arms for point in arm.curve),
+        table=page.table(*_last(arms)),
+    )
+
+
+def _places(arm: Arm, name: str, batch: float) -> list[float]:
+    """Where the points of an arm's curve are: in steps, FLOPs or seconds. batch: tokens per step."""
+    if name == "seconds of training":
+        return [point.seconds for point in arm.curve]
+    each = 1.0 if name == "steps" else batch * arm.facts.get(FLOPS, math.nan)
+    return [each * point.step for point in arm.curve]
+
+
+def _later(arms: Sequence[Arm]) -> Axis:
+    """An axis for the losses of the second half of training: with those of the first, differences are not seen."""
+    values = []
+    for arm in arms:
+        half = max(point.step for point in arm.curve) / 2
+        for point in arm.curve:
+            if point.step >= half:
+                values += [point.loss, point.lowest, point.highest]
+    return around("validation loss, nats per token", values)
+
+
+def _curve(arm: Arm, places: Sequence[float], name: str) -> Line:
+    curve = arm.curve
+    words = [
+        f"{arm.label}: {decimals(point.loss)} at {count(place)} {name}"
+        for point, place in zip(curve, places, strict=True)
+    ]
+    losses, low, high = ([getattr(point, key) for point in curve] for key in ("loss", "lowest", "highest"))
+    return Line(style(arm.number), places, losses, low, high, words)
+
+
+def _last(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]], str]:
+    rows = []
+    for arm in arms:
+        lowest, last = min(arm.curve, key=lambda point: (math.isnan(point.loss), point.loss)), arm.curve[-1]
+        cells = [
+            count(last.step),
+            decimals(last.loss),
+            decimals(lowest.loss),
+            count(lowest.step),
+            figures(last.seconds),
+        ]
+        rows.append([arm.label, *cells])
+    heads = ["arm", "last step", "loss there", "lowest loss", "at step", "seconds of training"]
+    return heads, rows, "Ends of the curves, nats per token"
+
+
+def rates(found: Compared) -> Markup | None:
+    """How the pilots' losses depend on the learning rate; None if there were no pilots."""
+    if not found.pilots:
+        return None
+    rates = sorted({rate for one in found.pilots for rate in one.losses})
+    means = {one.label: {rate: mean(losses) for rate, losses in one.losses.items()} for one in found.pilots}
+    finite = [loss for by_rate in means.values() for loss in by_rate.values()]
+    searched = len(rates) > 1 and any(map(math.isfinite, finite))
+    return template(
+        "comparison_rates.html",
+        searched=searched,
+        plot=_sensitivity(found, rates, means) if searched else None,
+        legend=legend(
+            (style_of(found, one.label), f"{one.label}{' (at the edge)' if one.at_edge else ''}")
+            for one in found.pilots
+        ),
+        edge=[one.label for one in found.pilots if one.at_edge],
+        steps=count(found.pilots[0].steps),
+        seeds=", ".join(found.pilots[0].seeds),
+        table=page.table(
+            ["arm", *(f"{rate:g}" for rate in rates), "chosen", "edge"],
+            [_rate_row(one, rates, means[one.label]) for one in found.pilots],
+            "Lowest validation loss, nats per token, by learning rate: means over the pilot seeds",
+        ),
+    )
+
+
+def _rate_row(one: Pilots, rates: Sequence[float], means: dict[float, float]) -> list[str]:
+    cells = [
+        ("diverged" if math.isnan(means[rate]) else decimals(means[rate])) if rate in means else "" for rate in rates
+    ]
+    return [one.label, *cells, f"{one.chosen:g}", "at the edge" if one.at_edge else "inside"]
+
+
+def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[float, float]]) -> Markup:
+    x = around("learning rate (log scale)", [*rates, *(one.chosen for one in found.pilots)], log=True)
+    each = [
+        loss for one in found.pilots for losses in one.losses.values() for loss in losses if math.isfinite(mean(losses))
+    ]
+    y = around("validation loss, nats per token", each)
+    lines, marks = [], []
+    for one in found.pilots:
+        own, by_rate = style_of(found, one.label), means[one.label]
+        words = [f"{one.label}: {decimals(loss)} at {rate:g}" for rate, loss in by_rate.items()]
+        lines.append(Line(own, [*by_rate], [*by_rate.values()], words=words))
+        seeds = ((rate, loss) for rate, losses in one.losses.items() for loss in losses)
+        marks += [
+            Mark(Style(own.colour, "", "circle"), *pair, f"{one.label}: one seed", "faint small") for pair in seeds
+        ]
+        marks.append(
+            Mark(Style(own.colour, "", "up"), one.chosen, y.low, f"{one.label}: chosen {one.chosen:g}", "chosen")
+        )
+    edges = [Rule(rates[0], f"lowest rate of the grid, {rates[0]:g}"), Rule(rates[-1], f"highest rate, {rates[-1]:g}")]
+    return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges, values=rates)

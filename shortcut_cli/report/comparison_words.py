@@ -1,0 +1,77 @@
+"""Numbers, names and colours as the page of a comparison has them everywhere."""
+
+import math
+from collections.abc import Sequence
+
+from shortcut_cli.report.chart import Style, style
+from shortcut_cli.report.compared import Arm, Compared, text
+from shortcut_cli.report.svg import Axis
+
+ROLES = {
+    "plain": "the plain baseline",
+    "asked": "",
+    "matched": "matched baseline",
+    "rung": "rung of the ladder",
+    "twin": "A/A twin of gpt",
+}
+UNKNOWN = "\u2013"
+MINUS = "\u2212"
+
+
+def decimals(value: float) -> str:
+    """A loss: four decimals."""
+    return f"{value:,.4f}" if math.isfinite(value) else UNKNOWN
+
+
+def signed(value: float) -> str:
+    """A difference: the same with its sign."""
+    return f"{value:+,.4f}".replace("-", MINUS) if math.isfinite(value) else UNKNOWN
+
+
+def ends(interval: tuple[float, float] | None) -> str:
+    """An interval of a loss."""
+    return f"[{decimals(interval[0])}, {decimals(interval[1])}]" if interval else UNKNOWN
+
+
+def signed_ends(interval: tuple[float, float] | None) -> str:
+    """An interval of a difference."""
+    return f"[{signed(interval[0])}, {signed(interval[1])}]" if interval else UNKNOWN
+
+
+def count(value: float) -> str:
+    """A size, with thousands in groups; a small one that is no whole number with three digits."""
+    if not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def figures(value: float) -> str:
+    """Three digits, or a size."""
+    if abs(value) >= 1000:
+        return count(value)
+    return f"{value:.3g}".replace("-", MINUS) if math.isfinite(value) else UNKNOWN
+
+
+def described(found: Compared, columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What columns mean, with the unit of this comparison."""
+    return [(name.replace("UNIT", found.unit), words.replace("UNIT", found.unit)) for name, words in columns]
+
+
+def role(found: Compared, arm: Arm) -> str:
+    """What an arm is in the comparison; nothing of one that was asked for, unless it is the positive control."""
+    if found.control and text(found.control.get("arm")) == arm.label:
+        return "positive control"
+    return ROLES.get(arm.role, arm.role)
+
+
+def style_of(found: Compared, label: str) -> Style:
+    """How an arm looks in every picture of the page."""
+    arm = found.arm(label)
+    return style(arm.number if arm else len(found.arms))
+
+
+def axes(found: Compared, axis: Axis) -> list[Axis]:
+    """An axis in nats, and the same in bits per unit."""
+    if not math.isfinite(found.factor):
+        return [axis]
+    return [axis, Axis(f"bits per {found.unit}", axis.low * found.factor, axis.high * found.factor)]
