@@ -147,7 +147,7 @@ def found(given: Given, kind: type[Tokenizer]) -> Prompt | None:
     name = said if len(said) <= MOST_SHOWN else f"{said[:MOST_SHOWN]} ..."
     wrong = f"prompt {name} {'is not a file' if there else 'does not exist'}"
     if not kind.is_text:
-        raise UsageError(wrong)
+        raise UsageError(wrong, f"the path of a {kind.extension} file; only a text can be given itself")
     if there or "/" in said or said.lower().endswith(kind.suffixes):
         raise UsageError(f"{wrong}, and looks too much like a path to be a text", f"check the path; {THROUGH_A_PIPE}")
     return Prompt(None, _text(os.fsencode(said), "--prompt"), given.limit, given.only_new)
