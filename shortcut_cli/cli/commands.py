@@ -93,7 +93,7 @@ Resume = Annotated[
     Literal["auto", "never"], typer.Option("--resume", help="auto: resume an unfinished run; never: start over.")
 ]
 RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSEED.")]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page, report.html, in the folder.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page in the folder.")]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
 
 
@@ -493,6 +493,7 @@ def compare(
     out: Annotated[Path | None, _out("Folder of the comparison; default: comparisons/RECIPE.")] = None,
     device: Annotated[str, typer.Option("--device", help="One device, or several, e.g. cuda:0,cuda:1.")] = "auto",
     settings: Settings = None,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare architectures with baselines of their cost over seeds. Writes a page with differences and intervals."""
@@ -522,11 +523,14 @@ def compare(
             devices=[devices.choose(name) for name in _names("--device", device)],
             report=report,
             stop=signals,
+            page=not no_report,
         )
     verdicts = "\n".join(
         [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
     )
-    console.result(result, tables.comparison(result), verdicts, result["report"], as_json=as_json)
+    console.result(
+        result, tables.comparison(result), verdicts, *([] if no_report else [result["report"]]), as_json=as_json
+    )
 
 
 @app.command()
