@@ -701,7 +701,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     ]
     first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["cpu:0", "cpu"]}
     usual = {"seeds": 3, "match": "params", "lrs": [], "margin": 0.005, "devices": ["cpu"]}
-    plain = {"rungs": [], "pairs": [], "most_seeds": 0}
+    plain = {"rungs": [], "pairs": [], "most_seeds": 0, "page": True}
     third = (
         usual
         | plain
@@ -709,6 +709,9 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     )
     wanted = (first | plain, usual | plain, third)
     assert [options for _, options in calls] == [given | {"stop": commands.signals} for given in wanted]
+    monkeypatch.setattr(comparison, "compare", lambda *_, page, **__: result | shut | ({"report": 1} if page else {}))
+    call(*base, "--no-report")
+    assert "second" in capsys.readouterr().out.splitlines()[-1]
     for wrong in ("a", "a:b:c", ":b", "a:"):
         with pytest.raises(UsageError, match="does not name two models"):
             call(*base, "--contrast", wrong)

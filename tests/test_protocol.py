@@ -222,6 +222,9 @@ def test_there_is_no_verdict_unless_the_baseline_is_clearly_below_the_floors(scr
     html = Path(result["report"]).read_text()
     assert re.search(r"<main>.*?<p[^>]*>(.*?)</p>", html, re.S)[1] == f"<strong>{first}</strong>"
     assert tables.comparison(result).title.plain.startswith("No verdict: gpt")
+    Path(result["report"]).unlink()
+    assert scripted("shortcut", "late_kv", seeds=3, page=False) == {k: v for k, v in result.items() if k != "report"}
+    assert not Path(result["report"]).exists()
     # It was no look at a verdict, so that more seeds may join.
     assert "looks" not in json.loads((scripted.out / comparison.COMPARISON).read_text())
 

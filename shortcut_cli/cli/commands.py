@@ -146,7 +146,7 @@ Resume = Annotated[
     Literal["auto", "never"], typer.Option("--resume", help="auto: resume an unfinished run; never: start over.")
 ]
 RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSEED.")]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page, report.html, in the folder.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page in the folder.")]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
 
 
@@ -230,7 +230,7 @@ def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "R
         known = made if isinstance(made, dict) else {}
         resolved, taken = reading.with_shards(recipe, resolved, given or (), known, str(folder), command)
         if taken:
-            said = ", ".join(f"{key} = {writing.toml_value(value)}" for key, value in taken.items())
+            said = ", ".join(f"{key} = {writing.toml(value)}" for key, value in taken.items())
             console.note(f"the tokenizer's keys are those of {folder}: {said}")
         return resolved
     parts = ["prepare", resolved.tokenizer.name, "PATH...", "--recipe", recipe]
@@ -719,6 +719,7 @@ def compare(
     out: Annotated[Path | None, _out("Folder of the comparison; default: comparisons/RECIPE.")] = None,
     device: Annotated[str, typer.Option("--device", help="One device, or several, e.g. cuda:0,cuda:1.")] = "auto",
     settings: Settings = None,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare architectures with baselines of their cost over seeds. Writes a page with differences and intervals."""
@@ -749,14 +750,16 @@ def compare(
             devices=[devices.choose(name) for name in _names("--device", device)],
             report=report,
             stop=signals,
+            page=not no_report,
         )
     verdicts = console.Prose(
         "\n".join(
             [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
         )
     )
-    page, written = {"report": result["report"]}, endings.within(folder)
-    console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=written)
+    page = {} if no_report else {"report": result["report"]}
+    written = endings.within(folder)
+    console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=_all(written, page))
     _end(folder, written, ["runs", str(folder / "runs")], page=page, as_json=as_json)
 
 

@@ -163,7 +163,7 @@ def with_shards(
 
 def _plain(value: Any) -> str:
     """A value as --set takes it."""
-    return value if isinstance(value, str) else writing.toml_value(value)
+    return value if isinstance(value, str) else writing.toml(value)
 
 
 def run_folder(name: str, recipe: Recipe) -> Path:

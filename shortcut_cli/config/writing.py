@@ -11,10 +11,10 @@ BARE = re.compile("[A-Za-z0-9_-]+")
 
 def dump(recipe: Recipe | CodecRecipe) -> str:
     """The recipe as TOML text that `reading.read` reads back equal."""
-    return toml(recipe.model_dump())
+    return document(recipe.model_dump())
 
 
-def toml(tree: Mapping[str, Any]) -> str:
+def document(tree: Mapping[str, Any]) -> str:
     """A table of tables as TOML text that tomllib reads back equal; None, which TOML has not, is left out."""
     lines: list[str] = []
 
@@ -22,7 +22,7 @@ def toml(tree: Mapping[str, Any]) -> str:
         if prefix:
             lines.append(f"[{prefix}]")
         known = {key: value for key, value in inner.items() if value is not None}
-        values = [f"{_key(key)} = {toml_value(value)}" for key, value in known.items() if not isinstance(value, dict)]
+        values = [f"{_key(key)} = {toml(value)}" for key, value in known.items() if not isinstance(value, dict)]
         lines.extend([*values, ""] if prefix or values else [])
         for key, value in known.items():
             if isinstance(value, dict):
@@ -33,10 +33,10 @@ def toml(tree: Mapping[str, Any]) -> str:
 
 
 def _key(name: str) -> str:
-    return name if BARE.fullmatch(name) else toml_value(name)
+    return name if BARE.fullmatch(name) else toml(name)
 
 
-def toml_value(value: Any) -> str:
+def toml(value: Any) -> str:
     """A value of a recipe as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -46,13 +46,9 @@ def toml_value(value: Any) -> str:
         )
         return f'"{escaped}"'
     if isinstance(value, list):
-        return "[" + ", ".join(toml_value(item) for item in value if item is not None) + "]"
+        return "[" + ", ".join(toml(item) for item in value if item is not None) + "]"
     if isinstance(value, dict):  # in a list
-        return (
-            "{"
-            + ", ".join(f"{_key(key)} = {toml_value(item)}" for key, item in value.items() if item is not None)
-            + "}"
-        )
+        return "{" + ", ".join(f"{_key(key)} = {toml(item)}" for key, item in value.items() if item is not None) + "}"
     assert isinstance(value, int | float), f"no TOML form for {value!r}"
     return repr(value)
 

@@ -183,5 +183,5 @@ def _looked(found: Compared) -> str:
 
 def _recipe(found: Compared, place: str) -> Markup:
     """The recipe as a file that can be used again: what a terminal would obey is escaped as TOML does it."""
-    toml = writing.toml(found.recipe).translate(COPIED).encode("utf-8", "replace").decode()
+    toml = writing.document(found.recipe).translate(COPIED).encode("utf-8", "replace").decode()
     return template("comparison_recipe.html", recipe=page.copied(place, toml, "the recipe"))

@@ -47,14 +47,15 @@ def compare(
     rungs: Sequence[str] = (),
     pairs: Sequence[tuple[str, str]] = (),
     most_seeds: int = 0,
+    page: bool = True,
 ) -> dict[str, Any]:
-    """Train and score every arm and its baselines, and write compare.json and compare.html into `out`.
+    """Train and score every arm and its baselines, and write compare.json and, if `page`, compare.html into `out`.
 
     match: what a baseline shares with its arm; with a ladder, the cost that it is laid over. lrs: learning rates that
     the search on pilots begins with; of fewer than two, that one, or the recipe's, serves all arms. margin: of
     equivalence, in nats per token. rungs: see `arms.ladder`. pairs: of arms that are compared with each other too.
     most_seeds: how many there may be in the end; 0: as many as now, or as were planned. Returns the content of
-    compare.json, and the path of the page as "report". docs/protocol.md says what is tested, and how.
+    compare.json, and the path of the page, if there is one, as "report". docs/protocol.md says what is tested, and how.
 
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
@@ -113,8 +114,9 @@ def compare(
                 out / COMPARISON, to_json((read(out / COMPARISON) or kept) | {"looks": looked}, indent=1) + "\n"
             )
         files.write(out / "compare.json", to_json(result, indent=1) + "\n")
-        files.write(out / PAGE, page_of(out))
-    return result | {"report": str(out / PAGE)}
+        if page:
+            files.write(out / PAGE, page_of(out))
+    return result | ({"report": str(out / PAGE)} if page else {})
 
 
 def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:
