@@ -202,7 +202,14 @@ def test_wrong_flags_are_one_panel(text_run, tmp_path, flags, words):
 
 
 SHAPE = ("model.layers=4", "model.width=32", "model.heads=4", "model.ffn=64", "model.context=16", "eval.stride=8")
-SCRIPTED = (*SHAPE, "model.shortcut.map_width=112", "train.batch_size=8", "train.steps=12", "train.seed=7")
+SCRIPTED = (
+    *SHAPE,
+    "model.shortcut.taps=paper",
+    "model.shortcut.map_width=112",
+    "train.batch_size=8",
+    "train.steps=12",
+    "train.seed=7",
+)
 VOCABULARY = 27
 SHARDS = "c0ffee" * 10 + "beef"  # their checksum
 DEEPER, WIDER = "gpt-5x32x61", "gpt-4x40x45"
