@@ -667,7 +667,7 @@ def compare(
             [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
         )
     )
-    written = endings.within(folder)
+    written = endings.of_comparison(folder, resolved.eval.split)
     console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=written)
     _end(folder, written, ["runs", str(folder / "runs")], as_json=as_json)
 
