@@ -62,6 +62,8 @@ def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     folder, _, printed = compared
     result = json.loads(printed)
     assert result.pop("report") == str(folder / "c" / "compare.html")
+    written = {str(folder / path) for path in result.pop("written")}
+    assert written == {str(path) for path in (folder / "c").rglob("*") if path.is_file() and path.name[0] != "."}
     assert result == json.loads((folder / "c" / "compare.json").read_text())
     arms = {row["label"]: row for row in result["arms"]}
     assert list(arms)[:2] == ["gpt", "shortcut"]
@@ -202,7 +204,14 @@ def test_wrong_flags_are_one_panel(text_run, tmp_path, flags, words):
 
 
 SHAPE = ("model.layers=4", "model.width=32", "model.heads=4", "model.ffn=64", "model.context=16", "eval.stride=8")
-SCRIPTED = (*SHAPE, "model.shortcut.map_width=112", "train.batch_size=8", "train.steps=12", "train.seed=7")
+SCRIPTED = (
+    *SHAPE,
+    "model.shortcut.taps=paper",
+    "model.shortcut.map_width=112",
+    "train.batch_size=8",
+    "train.steps=12",
+    "train.seed=7",
+)
 VOCABULARY = 27
 SHARDS = "c0ffee" * 10 + "beef"  # their checksum
 DEEPER, WIDER = "gpt-5x32x61", "gpt-4x40x45"

@@ -94,7 +94,7 @@ def completed(tmp_path, shell, line):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_names_of_recipes_architectures_and_commands_are_completed(tmp_path, shell):
     assert completed(tmp_path, shell, "shortcut train --recipe music") == ["music", "music-tiny"]
-    assert completed(tmp_path, shell, "shortcut compare --models gpt,mud") == ["gpt,mudd", "gpt,mudd_last"]
+    assert completed(tmp_path, shell, "shortcut compare --models x0,gpt,mud") == ["x0,gpt,mudd", "x0,gpt,mudd_last"]
     assert completed(tmp_path, shell, "shortcut doc") == ["doctor"]
 
 

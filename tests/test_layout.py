@@ -173,6 +173,8 @@ def test_a_column_of_rank_0_never_leaves():
     text = " ".join(drawn(console.table("t", columns, [(1, 2, 3, 4)]), 60))
     assert "b" * 20 in text.partition("more columns")[0]
     assert text.split("wider terminal: ")[1].split() == ["c" * 20]
+    kept = ("a", Column("b" * 20, 0), Column("c" * 20, 0))
+    assert drawn(console.table("t", kept, [(1, 2, 3)]), 40)[1:4] == ["1", f"  {'b' * 20}", f"{' ' * 20}2"]
 
 
 @given(st.integers(-(10**18), 10**18))

@@ -122,7 +122,9 @@ def test_stages_run_in_order_with_what_the_recipe_and_the_caller_say(stages, tmp
     train = ("train", "r", "d", "auto", NEVER)
     score = ("evaluate", "run.pt", "the/shards", "test", "d")
     assert stages.ran == [prepare, train, score, ("sample", "run.pt", "samples", 2, None, "d"), prepare, train]
-    assert notes == ["the/shards: prepared", "the/shards: already prepared"]
+    parts = ["prepare", "train, evaluate, sample"]
+    prepared = ["the/shards: prepared", "the/shards: already prepared"]
+    assert notes == [parts[0], prepared[0], parts[1], parts[0], prepared[1], parts[1]]
     assert result["prepare"] == {"worked": False}
     assert result["train"] == {"step": 4}
     assert (result["eval"]["split"], result["eval"]["of"]) == ("test", "first")

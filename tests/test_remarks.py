@@ -67,6 +67,7 @@ def test_a_sample_that_ended_early_is_said_with_its_length():
     assert remarks.of_sample(sample | {"ended": False}) == []
     assert remarks.of_sample(sample | {"tokens": 188}) == []
     assert len(remarks.of_sample(sample | {"tokens": 187})) == 1
+    assert len(remarks.of_sample(sample | {"tokens": 188, "sampler": {"tokens": 376}})) == 1
 
 
 ODD = (None, True, -1, 0, 3, 10**30, 0.5, math.nan, math.inf, "x", "paper", [], [1], {}, {"a": 1}, {"tokens": "x"})

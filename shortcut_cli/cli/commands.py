@@ -758,7 +758,7 @@ def compare(
         )
     )
     page = {} if no_report else {"report": result["report"]}
-    written = endings.within(folder)
+    written = endings.of_comparison(folder, resolved.eval.split)
     console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=_all(written, page))
     _end(folder, written, ["runs", str(folder / "runs")], page=page, as_json=as_json)
 

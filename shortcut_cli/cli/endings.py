@@ -34,6 +34,16 @@ def of_training(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*") if path.is_file() and OF_TRAINING.fullmatch(path.name))
 
 
+def of_comparison(folder: Path, split: str) -> list[str]:
+    """The files of a comparison, and what it wrote into the folders of its runs: others may have written there too."""
+    found = named(folder, ["compare.html", "compare.json", "comparison.json", "output.txt"])
+    for run in sorted((folder / "runs").glob("*/")):
+        found += of_training(run) + named(
+            run, ["run.toml", "cost.json", "eval.json", f"eval-{split}.npz", "diverged.json"]
+        )
+    return found
+
+
 def of_score(ckpt: Path, result: dict[str, Any]) -> list[str]:
     """The files in which a score was kept, if it could be."""
     kept = result.get("groups")
