@@ -144,6 +144,7 @@ def test_text_from_files_to_samples(tmp_path):
 
     scores = json.loads(shortcut("eval", "--ckpt", run / "run.pt", "--json", cwd=tmp_path).stdout)
     assert scores["unit"] == "byte"
+    assert [Path(path).name for path in scores.pop("written")] == ["eval.json", "eval-test.npz"]
     assert json.loads((run / "eval.json").read_text())["splits"]["test"] == scores
     done = shortcut("sample", "--ckpt", run / "run.pt", "-n", 2, "--tokens", 50, "--out", "samples", cwd=tmp_path)
     paths = [tmp_path / line for line in done.stdout.split()]
@@ -191,6 +192,7 @@ def test_a_run_pt_is_enough_anywhere(text_run, tmp_path):
     scores, manifest = json.loads(done.stdout), json.loads((text_run / "shards" / "manifest.json").read_text())
     test = manifest["splits"]["test"]
     assert (scores["split"], scores["tokens"], scores["documents"]) == ("test", test["tokens"], test["documents"])
+    assert scores.pop("written")[0] == "eval.json"
     assert json.loads((tmp_path / "eval.json").read_text())["splits"] == {"test": scores}
 
 
