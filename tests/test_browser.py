@@ -292,3 +292,58 @@ def test_the_marks_of_a_comparison_show_their_values_and_its_columns_are_one_key
     page.locator("summary", has_text="What each column means").first.focus()
     page.keyboard.press("Enter")
     assert words.is_visible()
+
+
+@pytest.fixture(scope="module")
+def sounding(tmp_path_factory):
+    """A page of shards of sound, and one of MIDI: for each, the seconds of its documents as they were decoded."""
+    import soundfile
+
+    from shortcut_cli.demo import material
+    from shortcut_cli.report import documents, music
+    from shortcut_cli.stages.preparation import prepare
+
+    root, found = tmp_path_factory.mktemp("sounding"), {}
+    make = {"audio": material.write_audio, "midi": material.write_midi}
+    for domain, recipe in (("audio", "audio-tiny"), ("midi", "music-tiny")):
+        (root / domain).mkdir()
+        make[domain](root / domain, pieces=3, seed=1)
+        shards = root / f"{domain}-shards"
+        resolved = reading.read(recipe, [f"data.shards={shards}"])
+        prepare(resolved, [str(root / domain)], shards, n_workers=1, max_bad="0", report=quiet)
+        place = reporting.write([shards], root / f"{domain}.html")["report"]
+        held = documents.Documents(shards, "train")
+        files = [held.file(index, length - 1) for index, length in enumerate(held.lengths)]
+        if domain == "audio":
+            found[domain] = place, [soundfile.info(file).duration for file in files]
+        else:
+            found[domain] = place, [music.read(file).seconds for file in files]
+    return found
+
+
+@pytest.mark.parametrize("domain", ["audio", "midi"])
+def test_players_play_all_of_what_they_show(sounding, opened, domain):
+    path, seconds = sounding[domain]
+    page, found = opened(path)
+    players = page.locator("audio")
+    assert players.count() == len(seconds)
+    lengths = page.evaluate(
+        """() => Promise.all([...document.querySelectorAll("audio")].map((player) => new Promise((done, failed) => {
+          player.onerror = failed;
+          player.onloadedmetadata = () => done(player.duration);
+          player.load();
+        })))"""
+    )
+    assert lengths == pytest.approx(
+        seconds, abs={"audio": 0.1, "midi": 1.1}[domain]
+    )  # an MP3 is padded, a chord sounds on
+    players.first.scroll_into_view_if_needed()
+    players.first.focus()
+    page.keyboard.press("Space")
+    for _ in range(300):  # a function to wait for would need to be evaluated, which the page forbids
+        if (now := page.evaluate("document.querySelector('audio').currentTime")) > 0.2:
+            break
+        page.wait_for_timeout(100)
+    assert now > 0.2
+    assert found.errors == []
+    assert all(url.startswith(("data:", "blob:", "file:")) for url in found.requests)

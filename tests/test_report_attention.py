@@ -99,6 +99,10 @@ class TestShares:
         assert labels == [(name, f"{mean:+.2f}") for name, mean in list(zip(NAMES, means, strict=True))[::-1]]
         assert re.search('data-low="(.*?)" data-high="(.*?)"', text).groups() == ("0.0", "8.0")
         assert 'class="label-x">characters<' in text
+        told = json.loads(html.unescape(re.search('data-rows="(.*?)"', text)[1]))
+        assert told["edges"] == [1000 * edge / 8 for edge in edges]
+        assert told["names"] == NAMES[::-1]
+        assert told["values"] == [[f"{value:+.3f}" for value in row] for row in deviations[::-1]]
 
     def test_weights_of_a_sum_are_shown_as_they_are(self, tmp_path):
         weights = np.array([[0.5, -1.0], [0.25, 0.25], [0.0, 0.0]])
@@ -121,13 +125,16 @@ class TestShares:
         parts = {
             "notes": [[0, 3, 60, 90], [3, 4, 64, 20]],
             "note_beats": [[0.0, 1.5], [1.5, 4.0]],
-            "token_beats": [0.0, 0.0, 1.5, 1.5],
+            "token_beats": [0.0, 0.0, 0.0, 1.5],
         }
         text = shown(written(tmp_path, SHARES, parts))
-        together = np.stack([SHARES[:, :2].mean(1), SHARES[:, 2:].mean(1)], 1) - 1 / 3
-        corners = paths(text, "up")[0][1:-1]
-        assert [x for x, _ in corners] == [0, 375, 375, 1000]
-        assert corners[2][1] == pytest.approx(500 - 480 * together[2, 1] / np.abs(together).max(), abs=0.51)
+        together = np.stack([SHARES[:, :3].mean(1), SHARES[:, 3]], 1) - 1 / 3
+        for row, corners in zip(together[::-1], paths(text, "up"), strict=True):
+            assert [x for x, _ in corners[1:-1]] == [0, 375, 375, 1000]
+            heights = np.repeat(np.maximum(0, row), 2)
+            assert [y for _, y in corners[1:-1]] == pytest.approx(
+                500 - 480 * heights / np.abs(together).max(), abs=0.51
+            )
         rects = [dict(re.findall(r'([a-z-]+)="([^"]*)"', rect)) for rect in re.findall("<rect [^>]*>", text)]
         assert [(float(rect["x"]), float(rect["width"])) for rect in rects] == [(0, 375), (375, 625)]
         assert "beats<" in text
@@ -181,7 +188,7 @@ class TestCosts:
             low, high = (0, 0) if value == 9.0 else (-0.1, 0.3)
             assert left - zero == pytest.approx((value + low) * scale, abs=0.02)
             assert width == pytest.approx((high - low) * scale, abs=0.02)
-        assert "<td>+2.5000 [+2.4000, +2.8000]</td>" in text
+        assert "<td>+2.5000 <span>[+2.4000, +2.8000]</span></td>" in text
         assert "<td>+9.0000</td>" in text
 
     def test_every_table_goes_down_the_model_and_names_heads(self, tmp_path):

@@ -312,7 +312,7 @@ class TestSamples:
         assert found.count("<strong>") == 8
         assert "3 more are in the folder" in found
 
-    @pytest.mark.parametrize("how", ["begins", "file", "altered"])
+    @pytest.mark.parametrize("how", ["begins", "file", "altered", "different"])
     def test_the_prompt_is_set_apart_from_what_was_sampled(self, tmp_path, how):
         (tmp_path / "given.txt").write_text("Once upon")
         changes = {"prompt": "../given.txt", "prompt_sha256": files.sha256(tmp_path / "given.txt"), "prompt_tokens": 4}
@@ -320,10 +320,11 @@ class TestSamples:
             changes |= {"new_begins": {"character": 9}, "prompt_sha256": "0"}
         if how == "altered":
             changes["prompt_sha256"] = "0"
-        made(tmp_path / "samples", "a.txt", b"Once upon a time", **changes)
+        content = b"once, upon a time" if how == "different" else b"Once upon a time"
+        made(tmp_path / "samples", "a.txt", content, **changes)
         words = re.search('<div class="words"[^>]*>(.*?)</div>', shown(tmp_path), re.S)[1]
         prompt = re.search("prompt: </span>(.*?)<span", words)
-        if how == "altered":
+        if how in ("altered", "different"):
             assert not prompt
             assert "where that ends is not known" in shown(tmp_path)
         else:

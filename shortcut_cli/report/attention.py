@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.formatting import cell
+from shortcut_cli.formatting import cell, shown, to_json
 from shortcut_cli.kept.inputs import is_finite, read
 from shortcut_cli.report import tracks
 from shortcut_cli.report.page import Section, table, template
@@ -99,10 +99,10 @@ def _excerpt(path: Path) -> Excerpt:
         with np.load(stream, allow_pickle=False) as stored:
             parts = {name.removeprefix("excerpt_"): stored[name] for name in stored if name.startswith("excerpt_")}
             weights, sources = stored["depth_weights"].astype(np.float64).mean(0), list(map(str, stored["sources"]))
-    shown = len(parts["texts"]) if "texts" in parts else len(parts.get("token_beats", ())) or weights.shape[1]
+    count = len(parts["texts"]) if "texts" in parts else len(parts.get("token_beats", ())) or weights.shape[1]
     if weights.ndim != 2 or len(weights) != len(sources) or not np.isfinite(weights).all():
         raise ValueError("its weights do not fit its sources")
-    return Excerpt(weights[:, :shown] if "samples" not in parts else weights[:, :1024], sources, parts)
+    return Excerpt(weights[:, :count] if "samples" not in parts else weights[:, :1024], sources, parts)
 
 
 def even(result: Mapping[str, Any], sources: Sequence[str]) -> Floats:
@@ -120,8 +120,12 @@ def _drawn(excerpt: Excerpt, result: Mapping[str, Any]) -> Markup:
     """The excerpt below the shares of its sources, over one axis; a text as running words too."""
     edges, axis, weights = _places(excerpt)
     deviations = weights - even(result, excerpt.sources)[:, None]
-    rows = _share_rows(deviations, edges, axis, excerpt.sources, softmax=bool(result["softmax"]))
-    stacked = tracks.stack([*rows, *_panels(excerpt, axis)], axis)
+    binned, places = _bins(deviations, edges, axis)
+    means = np.average(deviations, axis=1, weights=np.maximum(np.diff(edges), 1e-12))
+    rows = _share_rows(binned, places, means, excerpt.sources, softmax=bool(result["softmax"]))
+    names = [shown(name) for name in excerpt.sources[::-1]]
+    values = {"edges": places, "names": names, "values": [[f"{v:+.3f}" for v in row] for row in binned[::-1]]}
+    stacked = tracks.stack([*rows, *_panels(excerpt, axis)], axis, values=to_json(values))
     words = _words(excerpt, result) if "texts" in excerpt.parts else Markup()
     return template("drawn.html", stacked=stacked, words=words, softmax=result["softmax"])
 
@@ -166,23 +170,26 @@ def _panels(excerpt: Excerpt, axis: Axis) -> list[tracks.Panel]:
     return []
 
 
-def _share_rows(
-    deviations: Floats, edges: Floats, axis: Axis, sources: Sequence[str], *, softmax: bool
-) -> list[tracks.Panel]:
-    """A row for each source, the last on top: its area above or below a line, all on one scale."""
+def _bins(deviations: Floats, edges: Floats, axis: Axis) -> tuple[Floats, list[float]]:
+    """Means over at most BINS groups of tokens, (M, bins), and where these begin and the last ends, 0 to 1000."""
     every = max(1, math.ceil(deviations.shape[1] / BINS))
     starts = np.arange(0, deviations.shape[1], every)
     widths = np.maximum(np.diff(edges), 1e-12)
-    binned = np.add.reduceat(deviations * widths, starts, axis=1) / np.add.reduceat(widths, starts)  # (M, bins)
-    places = [1000 * axis.share(float(at)) for at in (*edges[starts], edges[-1])]
+    binned = np.add.reduceat(deviations * widths, starts, axis=1) / np.add.reduceat(widths, starts)
+    return binned, [round(1000 * axis.share(float(at)), 1) for at in (*edges[starts], edges[-1])]
+
+
+def _share_rows(
+    binned: Floats, places: Sequence[float], means: Floats, sources: Sequence[str], *, softmax: bool
+) -> list[tracks.Panel]:
+    """A row for each source, the last on top: its area above or below a line, all on one scale."""
     most = max(float(np.abs(binned).max(initial=0)), 1e-9)
+    what = "share less that of an even spread" if softmax else "weight in the sum"
     found = []
-    for name, row in reversed(list(zip(sources, binned, strict=True))):
-        mean = float(np.average(deviations[sources.index(name)], weights=widths))
+    for name, row, mean in reversed(list(zip(sources, binned, means, strict=True))):
         paths = {kind: _area(row * sign, places, most, sign) for kind, sign in (("up", 1), ("down", -1))}
-        picture = template("share_row.html", paths=paths)
-        what = "share less that of an even spread" if softmax else "weight in the sum"
         words = f"{name}: {what}, from {row.min():+.3f} to {row.max():+.3f}, on average {mean:+.3f}"
+        picture = template("share_row.html", paths=paths)
         found.append(tracks.Panel(f"{name} {mean:+.2f}", words, picture, ROW_PX, flat=True))
     return found
 
@@ -207,8 +214,8 @@ def _words(excerpt: Excerpt, result: Mapping[str, Any]) -> Markup:
     for number, text in enumerate(map(str, excerpt.parts["texts"])):
         column = excerpt.weights[:, number]
         lines = [f"{name}: {value:{signs}.3f}" for name, value in reversed(list(zip(names, column, strict=True)))]
-        shown = text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")
-        tokens.append({"text": shown, "of": int(most[number]), "tip": "\n".join([repr(text), *lines])})
+        words = text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")
+        tokens.append({"text": words, "of": int(most[number]), "tip": "\n".join([repr(text), *lines])})
     counts = np.bincount(most, minlength=len(names))
     legend = [
         {"of": m, "name": name, "share": f"{counts[m] / max(1, len(most)):.0%}"}
@@ -236,7 +243,8 @@ def _costs(result: Mapping[str, Any], sources: Sequence[str]) -> Markup:
     axis = Axis("nats per token", low - room, high + room)
     for row in rows:
         row["places"] = [100 * axis.share(row[key]) for key in ("low", "value", "high")]
-        row["words"] = f"{row['value']:+.4f}" + (f" [{row['low']:+.4f}, {row['high']:+.4f}]" if row["known"] else "")
+        row["words"] = f"{row['value']:+.4f}"
+        row["between"] = f"[{row['low']:+.4f}, {row['high']:+.4f}]" if row["known"] else ""
     for before, row in zip([None, *rows], rows, strict=False):
         row["first"] = before is None or before["source"] != row["source"]
     spans = {row["source"]: sum(other["source"] == row["source"] for other in rows) for row in rows}

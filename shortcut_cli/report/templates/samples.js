@@ -17,3 +17,19 @@ for (const tracks of document.querySelectorAll(".tracks")) {
     if (share >= 0 && share <= 1) audio.currentTime = low + share * (high - low);
   });
 }
+
+// Rows of shares: the values of all rows below the pointer.
+for (const tracks of document.querySelectorAll(".tracks[data-rows]")) {
+  const { edges, names, values } = JSON.parse(tracks.dataset.rows);
+  for (const row of tracks.querySelectorAll(".draw.flat")) {
+    row.addEventListener("pointermove", (event) => {
+      const box = row.getBoundingClientRect();
+      const at = 1000 * (event.clientX - box.left) / box.width;
+      const bin = Math.max(0, edges.findLastIndex((edge) => edge <= at));
+      const lines = names.map((name, i) => `${name}: ${values[i][Math.min(bin, values[i].length - 1)]}`);
+      showTip(event.pageX, event.pageY, lines.join("\n"));
+      event.stopPropagation();
+    });
+    row.addEventListener("pointerleave", () => { tip.hidden = true; });
+  }
+}
