@@ -34,7 +34,7 @@ from shortcut_cli.cli import commands, console, tables
 from shortcut_cli.cli import signals as ending
 from shortcut_cli.cli.signals import Signals
 from shortcut_cli.codec import weights
-from shortcut_cli.compare import page
+from shortcut_cli.compare import table as compared
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, Unavailable, UsageError
 from shortcut_cli.events import Note, Part, Progress, Validation
@@ -676,8 +676,8 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     result = {"schema_version": 2, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
     result |= {"gate": {"open": True}, "notices": ["A/A"], "report": "c/compare.html"}
     calls = replaced(monkeypatch, comparison, "compare", result)
-    monkeypatch.setattr(page, "headings", lambda _: ("arm", "nats"))
-    monkeypatch.setattr(page, "table", lambda _: [("gpt", 1.5)])
+    monkeypatch.setattr(compared, "headings", lambda _: ("arm", "nats"))
+    monkeypatch.setattr(compared, "rows", lambda _: [("gpt", 1.5)])
     base = ("compare", "--recipe", "text-tiny", "--models", "gpt,moda")
     flags = ("--seeds", 2, "--match", "time", "--lrs", "5e-4,1", "--margin", 0.25, "--out", "o", "--json")
     call(*base, *flags, "--device", "cpu:0,cpu", "--set", "train.steps=9")

@@ -26,7 +26,8 @@ from test_significance import power
 
 from shortcut_cli import files
 from shortcut_cli.cli import commands
-from shortcut_cli.compare import baselines, page, runner
+from shortcut_cli.compare import baselines, runner
+from shortcut_cli.compare import table as arms_table
 from shortcut_cli.compare.arms import Arm, plan
 from shortcut_cli.compare.runner import PlannedRun, Runner
 from shortcut_cli.config import reading, writing
@@ -123,8 +124,8 @@ def test_floors_are_in_every_table_and_computed_once(scripted):
     scripted("late_kv", seeds=2)
     assert scripted.measured == ["test"]
     assert result["floors"]["scores"] == {"5-gram": {"nats_per_token": 3.0, "bits_per_unit": 6.5}}
-    *_, last = page.table(result)
-    assert last == ("floor: 5-gram", *[None] * (len(page.COLUMNS) - 1), 3.0, 6.5)
+    *_, last = arms_table.rows(result)
+    assert last == ("floor: 5-gram", *[None] * (len(arms_table.COLUMNS) - 1), 3.0, 6.5)
     html = (scripted.out / "compare.html").read_text()
     assert "floor: 5-gram</th>" in html
     assert "that knows 5,000 tokens of the training split" in html
@@ -137,7 +138,7 @@ def test_floors_are_in_every_table_and_computed_once(scripted):
     assert scripted.measured == ["test", "test"]
     # Results from before there were floors are shown without.
     del result["floors"]
-    assert not [row for row in page.table(result) if row[0].startswith("floor")]
+    assert not [row for row in arms_table.rows(result) if row[0].startswith("floor")]
 
 
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
@@ -1232,7 +1233,7 @@ def page_result():
 
 def test_the_table_on_the_screen_has_the_means_over_seeds():
     result = page_result()
-    rows = [dict(zip(page.headings(result), row, strict=True)) for row in page.table(result)]
+    rows = [dict(zip(arms_table.headings(result), row, strict=True)) for row in arms_table.rows(result)]
     assert rows[0]["nats per token"] == pytest.approx(7.5005 / 3)
     assert rows[0]["bits per second"] == pytest.approx(3.6234 / 3)
     assert (rows[0]["arm"], rows[0]["peak MB"], rows[1]["nats per token"]) == ("a<b&c", 321.456, 13.0)

@@ -19,7 +19,8 @@ from test_reading_shards import rewrite
 from shortcut_cli import files
 from shortcut_cli.cli import tables
 from shortcut_cli.codec import dataset
-from shortcut_cli.compare import contrasts, page, runner
+from shortcut_cli.compare import contrasts, runner
+from shortcut_cli.compare import table as arms_table
 from shortcut_cli.config import reading
 from shortcut_cli.data.shards import FolderWriter, Shards, source_paths_file
 from shortcut_cli.errors import CheckFailed, ShortcutError, Unavailable
@@ -353,8 +354,8 @@ def test_a_comparison_on_a_split_without_units_has_no_bits(tmp_path):
     more = judge.content(named, *judge.test(named))
     assert more["mean"] == pytest.approx(-0.1)
     assert more["bits_per_unit"] is more["bits_per_unit_interval_95"] is None
-    cells = dict.fromkeys((key for _, key in page.COLUMNS), 1)
-    (shown,) = page.table({"arms": [row | cells]})
+    cells = dict.fromkeys((key for _, key in arms_table.COLUMNS), 1)
+    (shown,) = arms_table.rows({"arms": [row | cells]})
     assert shown[-1] is None
 
 

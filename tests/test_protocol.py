@@ -13,7 +13,8 @@ from test_compare import ASKED, PILOTS, SCRIPTED, SHARDS, TOKENS, Scripted, docu
 from test_significance import power
 
 from shortcut_cli.cli import tables, worker
-from shortcut_cli.compare import contrasts, looks, page, runner
+from shortcut_cli.compare import contrasts, looks, runner
+from shortcut_cli.compare import table as arms_table
 from shortcut_cli.compare.arms import ladder, plan
 from shortcut_cli.compare.runner import PlannedRun
 from shortcut_cli.config import reading, writing
@@ -341,7 +342,7 @@ def test_a_run_that_diverges_is_listed_and_stops_nothing(scripted):
     verdicts = {entry["arm"]: entry["verdict"] for entry in result["contrasts"]}
     assert verdicts["value_residual"] == "value_residual is not compared with gpt: value_residual diverged at seed 8."
     assert "beats" in verdicts["shortcut"]
-    shown = next(cells for cells in page.table(result) if cells[0] == "value_residual")
+    shown = next(cells for cells in arms_table.rows(result) if cells[0] == "value_residual")
     assert shown[-2:] == (None, None)
     html = Path(result["report"]).read_text()
     assert "diverged at seed 8</span>" in html

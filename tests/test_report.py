@@ -12,7 +12,7 @@ import pytest
 from conftest import quiet, shortcut
 
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.kept import codec_scores
+from shortcut_cli.kept import codec_scores, remarks
 from shortcut_cli.report import assemble, curves, page, run, run_data, several, shards, svg, warnings
 from shortcut_cli.stages import pipeline, reporting
 
@@ -287,34 +287,16 @@ def test_a_histogram_counts_every_value_once():
 # Sentences.
 
 
-def test_worse_than_counting_is_said():
-    score = {"split": "test", "nats_per_token": 3.0, "floors": {"scores": {"unigram": {"nats_per_token": 4.0}}}}
-    assert not [*warnings.counted(score)]
-    score["floors"]["scores"]["5-gram"] = {"nats_per_token": 2.5}
-    (said,) = warnings.counted(score)
-    assert "test" in said
-    assert "a 5-gram" in said
-    assert "2.5" in said
+def test_remarks_are_sentences(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    found = run_data.read(copied / "shortcut")
+    monkeypatch.setattr(remarks, "of_score", lambda score: [f"on the {score['split']} split"] if score else [])
+    monkeypatch.setattr(remarks, "of_plan", lambda recipe, tokens: [f"{recipe['model']['name']}, {tokens}"])
+    tokens = manifest_of(copied / "shards")["splits"]["train"]["tokens"]
+    assert [*run.warned(found)] == ["On the test split.", f"Shortcut, {tokens}."]
 
 
-@pytest.mark.parametrize(("documents", "warned"), [(1, True), (9, True), (10, False)])
-def test_few_documents_are_said(documents, warned):
-    assert len([*warnings.few("test", documents)]) == warned
-
-
-@pytest.mark.parametrize(("tokens", "warned"), [(400, False), (401, True), (None, False)])
-def test_more_than_four_epochs_are_said(tokens, warned):
-    assert len([*warnings.repeated(tokens, 100)]) == warned
-
-
-@pytest.mark.parametrize(("taps", "layers", "warned"), [("paper", 4, True), ("paper", 6, False), ("all", 4, False)])
-def test_a_single_tap_is_said(taps, layers, warned):
-    assert len([*warnings.one_tap("shortcut", run._tapped(taps, layers), layers, taps)]) == warned
-
-
-def test_a_rate_that_never_got_high_a_stop_and_a_rise_are_said():
-    assert [*warnings.warmed(10, 10)]
-    assert not [*warnings.warmed(9, 10)]
+def test_a_stop_and_a_rise_are_said():
     assert [*warnings.unfinished(5, 10)]
     assert not [*warnings.unfinished(10, 10)]
     assert [*warnings.risen([(1, 2.0), (2, 1.0), (3, 1.1)])]

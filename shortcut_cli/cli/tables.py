@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shortcut_cli import accounts
 from shortcut_cli.cli.console import Prose, pairs, table
 from shortcut_cli.cli.layout import Column
-from shortcut_cli.compare import page
+from shortcut_cli.compare import table as compared
 from shortcut_cli.formatting import cell
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ def comparison(result: Result) -> "Table":
     """The result of `compare`: one row for each arm."""
     shut = not result.get("gate", {"open": True})["open"]  # then the first notice says that there is no verdict
     title = f"{result['notices'][0]}\nmeans over seeds" if shut else "means over seeds"
-    headings = page.headings(result)
+    headings = compared.headings(result)
     columns = [Column(name, SECONDARY.get(name, min(1, number))) for number, name in enumerate(headings)]
-    return table(title, columns, page.table(result))
+    return table(title, columns, compared.rows(result))
 
 
 def description(title: str, result: Result) -> Iterator["Table"]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import UsageError
 from shortcut_cli.formatting import cell
-from shortcut_cli.models.shortcut import tapped_layers
+from shortcut_cli.kept import remarks
 from shortcut_cli.report import curves, page, svg, warnings
 from shortcut_cli.report.page import Section
 from shortcut_cli.report.run_data import RunData, read
@@ -40,24 +40,14 @@ def warned(run: RunData) -> Iterator[str]:
     """What a reader should not miss, a sentence each."""
     yield from run.problems
     for split in SPLITS:
-        if score := run.scores.get(split):
-            yield from warnings.counted(score)
-            yield from warnings.few(split, score["documents"], score["interval_over"])
-    yield from warnings.repeated(run.trained_tokens, run.training_tokens)
-    name, layers, taps = str(run.key("model.name")), run.count("model.layers"), run.key("model.shortcut.taps")
-    if name == "shortcut" and layers and isinstance(taps, str):
-        yield from warnings.one_tap(name, _tapped(taps, layers), layers, taps)
-    steps = run.count("train.steps")
-    yield from warnings.warmed(run.count("train.warmup") or 0, steps or 0)
-    yield from warnings.unfinished(run.step, steps)
+        yield from map(_sentence, remarks.of_score(run.scores.get(split) or {}))
+    yield from map(_sentence, remarks.of_plan(run.recipe, run.training_tokens or 0))
+    yield from warnings.unfinished(run.step, run.count("train.steps"))
     yield from warnings.risen([(int(line["step"]), line["validation"]) for line in run.validations])
 
 
-def _tapped(taps: str, layers: int) -> list[int]:
-    try:
-        return tapped_layers(taps, layers)
-    except (UsageError, ValueError):
-        return []
+def _sentence(remark: str) -> str:
+    return f"{remark[:1].upper()}{remark[1:]}."
 
 
 def _facts(run: RunData) -> dict[str, Any]:

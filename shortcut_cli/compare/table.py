@@ -18,7 +18,7 @@ COLUMNS = (
 )
 
 
-def table(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+def rows(result: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     """A row per arm: COLUMNS, then the means over seeds of nats per token and bits per unit. Below, a row per floor."""
     for row in result["arms"]:
         yield (*(row[key] for _, key in COLUMNS), _mean(row["nats_per_token"]), _mean(row["bits_per_unit"]))
@@ -35,7 +35,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def headings(result: dict[str, Any]) -> list[str]:
-    """The headings of `table`."""
+    """The headings of `rows`."""
     return [
         *(heading for heading, _ in COLUMNS),
         "nats per token",
