@@ -666,6 +666,7 @@ class TestRun:
             *("attention", "--ckpt", text_run / "shortcut" / "run.pt", "--prompt", text_run / "texts" / "000.txt"),
             *("--out", tmp_path / "a"),
             cwd=tmp_path,
+            COLUMNS="400",
         )
         assert "loss added if masked" in " ".join(done.stdout.split())
 
