@@ -62,7 +62,7 @@ def _compare(text_run, folder):
 def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     folder, _, printed = compared
     result = json.loads(printed)
-    assert result.pop("report") == str(folder / "c" / "compare.html")
+    assert folder / result.pop("report") == folder / "c" / "compare.html"
     written = {str(folder / path) for path in result.pop("written")}
     assert written == {str(path) for path in (folder / "c").rglob("*") if path.is_file() and path.name[0] != "."}
     assert result == json.loads((folder / "c" / "compare.json").read_text())
