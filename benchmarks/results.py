@@ -13,6 +13,11 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "results"
 
 
+def names():
+    """The comparisons, as paths below FOLDER."""
+    return sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("compare.json"))
+
+
 def tables(name):
     """Markdown of one comparison."""
     result = json.loads((FOLDER / name / "compare.json").read_text())
@@ -113,7 +118,7 @@ def line(cells):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=sorted(path.parent.name for path in FOLDER.glob("*/compare.json")))
+    parser.add_argument("names", nargs="*", default=names())
     for name in parser.parse_args().names:
         print(f"## {name}\n\n" + "\n".join(tables(name)) + "\n")
 

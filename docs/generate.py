@@ -27,12 +27,12 @@ from shortcut_cli.config import schema  # noqa: E402
 
 PART = re.compile(r"(<!-- generated: (.+?) -->\n\n).*?(?=<!-- end -->)", re.S)
 EVERYWHERE = {"--set", "--json"}  # options that the text explains once
-# For each comparison: its data, and the loss of a simple predictor on the same tokens.
+# For each comparison of the old protocol: its data, and the loss of a simple predictor on the same tokens.
 DATA = {
-    "music": ("piano", "not measured"),
-    "text8": ("Wikipedia, characters", "1.338 (5-gram)"),
-    "wikitext": ("WikiText, SentencePiece", "2.602 (5-gram)"),
-    "speech": ("speech, codec `mini`", "6.50 (codebook only)"),
+    "superseded/music": ("piano", "not measured"),
+    "superseded/text8": ("Wikipedia, characters", "1.338 (5-gram)"),
+    "superseded/wikitext": ("WikiText, SentencePiece", "2.602 (5-gram)"),
+    "superseded/speech": ("speech, codec `mini`", "6.50 (codebook only)"),
 }
 NEAR_EQUAL = ("gpt", "gpt-6x64x271")  # two baselines of each comparison, which differ by 4 % of their parameters
 
@@ -110,7 +110,7 @@ def parts():
         **{f"account/{domain}": account(entries) for domain, entries in accounts.DOMAINS.items()},
         "commands": commands(),
         "summary": summary(),
-        **{f"results/{name}": results.tables(name) for name in DATA},
+        **{f"results/{name}": results.tables(name) for name in results.names()},
     }
 
 
