@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from conftest import quiet
 from test_report_comparison import arm, made
 
 from shortcut_cli.config import reading
+from shortcut_cli.inference.prompts import Given
 from shortcut_cli.kept import codec_scores
 from shortcut_cli.stages import pipeline, reporting
 
@@ -38,8 +40,8 @@ def pages(text_run, tmp_path_factory):
         shutil.copytree(text_run / model, root / model)
         pipeline.score(root / model / "run.pt", text_run / "shards", "test", device="cpu", report=quiet)
     ckpt = root / "shortcut" / "run.pt"
-    pipeline.draw(ckpt, None, None, ["sample.n=1", "sample.tokens=40"], None, device="cpu", report=quiet)
-    pipeline.look(ckpt, None, text_run / "shards", "val", 2, ckpt.parent / "attention", device="cpu", report=quiet)
+    pipeline.draw(ckpt, None, Given(), ["sample.n=1", "sample.tokens=40"], None, device="cpu", report=quiet)
+    pipeline.look(ckpt, Given(), text_run / "shards", "val", 2, ckpt.parent / "attention", device="cpu", report=quiet)
     shutil.copytree(text_run / "shards", root / "shards")
     codec_folder(root / "codec")
     given = {
@@ -127,6 +129,17 @@ def test_names_with_markup_are_text(pages, opened, kind):
     assert page.evaluate("window.hit") is None
     assert HOSTILE in page.inner_text("body")
     assert page.locator("script").count() == 1
+
+
+def test_a_script_that_got_into_a_page_would_not_run(pages, opened, tmp_path):
+    changed = (
+        Path(pages["run"]).read_text().replace("</main>", "<img src=x onerror='hit=1'><script>hit=1</script></main>")
+    )
+    (tmp_path / "page.html").write_text(changed)
+    page, found = opened(tmp_path / "page.html")
+    assert page.evaluate("window.hit") is None
+    assert len([line for line in found.errors if "Content Security Policy" in line]) >= 2
+    assert page.locator(".tip").count() == 1  # ours does
 
 
 @pytest.mark.parametrize("width", [360, 1600])
