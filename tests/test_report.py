@@ -116,16 +116,21 @@ def test_commands_refresh_the_page_and_say_where_it_is_last(copied):
 def test_a_page_that_cannot_be_written_fails_no_command(copied):
     (copied / "gpt" / "report.html").write_text("mine")
     done = shortcut("eval", "--ckpt", copied / "gpt", "--shards", copied / "shards", "--json", cwd=copied)
-    assert "report" not in json.loads(done.stdout)
-    assert done.stderr.splitlines()[-1].startswith("no page was written: ")
+    said = json.loads(done.stdout)
+    assert "report" not in said
+    assert str(copied / "gpt" / "report.html") not in said["written"]
+    assert "exists, and is no page" in said["no_report"]
+    done = shortcut("eval", "--ckpt", copied / "gpt", "--shards", copied / "shards", cwd=copied)
+    assert done.stderr.splitlines()[-1].startswith("No page was written: ")
     assert (copied / "gpt" / "report.html").read_text() == "mine"
 
 
 def test_a_bug_in_a_page_fails_no_command(copied, monkeypatch):
-    notes = []
+    events = []
     monkeypatch.setitem(assemble.MAKERS, "run", [lambda _: 1 / 0])
-    assert reporting.refresh(copied / "gpt", notes.append) == {}
-    assert [note.text for note in notes] == ["no page was written: ZeroDivisionError: division by zero"]
+    found = reporting.refresh(copied / "gpt", events.append)
+    assert found == {"no_report": "ZeroDivisionError: division by zero"}
+    assert [(event.task, event.done) for event in events] == [("page", 0), ("page", 1)]
 
 
 # What a page says.

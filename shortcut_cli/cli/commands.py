@@ -186,7 +186,7 @@ def _checkpoint(ckpt: Path) -> Path:
 
 
 def _refreshed(folder: Path | None, left_out: bool, report: "Report") -> dict[str, str]:
-    """{"report": the page of the folder that a command worked in}; empty if there is none."""
+    """{"report": the page of the folder a command worked in}, or {"no_report": the reason}; empty if left out."""
     if folder is None or left_out:
         return {}
     from shortcut_cli.stages import reporting
@@ -263,13 +263,15 @@ def _end(
         console.note(endings.told(folder, written))
     if then:
         console.note(f"Next: {endings.pasted(then)}", "bold", whole=True)
-    if page:
+    if page and "report" in page:
         console.note(f"Page: {page['report']}", whole=True)
+    elif page:
+        console.note(f"No page was written: {page['no_report']}", "yellow")
 
 
 def _all(written: Sequence[str], page: Mapping[str, str]) -> list[str]:
     """Every file that a command wrote, its page too."""
-    return [*dict.fromkeys([*written, *page.values()])]
+    return [*dict.fromkeys([*written, *(path for key, path in page.items() if key == "report")])]
 
 
 def _finite(flag: str, given: float, least: float, greatest: float) -> float:
@@ -588,7 +590,10 @@ def attention(
     no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is read across layers and how that affects the loss, in a split or in a prompt."""
+    """Show what is read across layers, and its effect on the loss.
+
+    Of a split, or of a prompt.
+    """
     ckpt = _checkpoint(ckpt)
     given = _given(prompt, prompt_tokens, prompt_seconds)
     from shortcut_cli.stages import pipeline
@@ -813,7 +818,10 @@ def list_runs(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """List the runs in a folder with their scores, and those that are damaged with the reason."""
+    """List the runs in a folder with their scores.
+
+    Those that are damaged are listed with the reason.
+    """
     from shortcut_cli.stages import runs
 
     found = runs.listed(folder)
@@ -826,7 +834,10 @@ def diff(
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Another one.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show how two runs differ: recipe keys, shards, tokenizers, versions, first weights, scores."""
+    """Show how two runs differ.
+
+    In recipe keys, shards, tokenizers, versions, first weights, scores.
+    """
     from shortcut_cli.stages import runs
 
     found = runs.difference(first, second)

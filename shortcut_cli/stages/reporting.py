@@ -8,7 +8,7 @@ from typing import Any
 
 from shortcut_cli import files
 from shortcut_cli.errors import ShortcutError, UsageError
-from shortcut_cli.events import Note, Report
+from shortcut_cli.events import Progress, Report
 from shortcut_cli.report import assemble
 from shortcut_cli.report.page import MARKER
 
@@ -59,13 +59,15 @@ def _is_report(path: Path) -> bool:
 
 
 def refresh(folder: Path, report: Report) -> dict[str, str]:
-    """Write the page of a folder after a command has worked there: its path as "report", or nothing and a note.
+    """Write the page of a folder after a command has worked there: its path as "report", or "no_report", the reason.
 
     Whatever keeps the page from being written, what the command did is done.
     """
+    report(Progress(task="page", done=0, total=1, unit="pages"))
     try:
         return {"report": write([folder])["report"]}
     except Exception as error:
         words = error.message if isinstance(error, ShortcutError) else f"{type(error).__name__}: {error}"
-        report(Note(text=f"no page was written: {words.splitlines()[0] if words else words}"))
-        return {}
+        return {"no_report": words.splitlines()[0] if words else words}
+    finally:
+        report(Progress(task="page", done=1, total=1, unit="pages"))
