@@ -60,6 +60,7 @@ def test_players_play_for_as_long_as_is_drawn(pages, opened):  # noqa: F811
         assert duration == pytest.approx(float(tracks.get_attribute("data-high")), abs=0.05)
         assert 0.1 <= now < seconds
         assert line == pytest.approx(now / seconds, abs=0.02)
+        tracks.scroll_into_view_if_needed()
         box = tracks.locator(".over").bounding_box()
         shown.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
         assert tracks.locator("audio").evaluate("audio => audio.currentTime") == pytest.approx(seconds / 2, abs=0.05)

@@ -260,13 +260,16 @@ def test_scores_equal_a_plain_loop(text_run, model):
     assert result["unigram_entropy"] == pytest.approx(-(shares * np.log(shares)).sum())
 
 
-def test_the_interval_contains_the_score_and_a_single_tap_gets_all_attention(text_run):
+def test_the_interval_contains_the_score_and_depth_weights_add_up(text_run):
     run = runs.open_run(text_run / "shortcut" / "run.pt", "cpu")
     result = evaluation.evaluate(run, Shards(text_run / "shards"), "test", device="cpu", report=quiet)
     for score, interval in (("nats_per_token", "interval_95"), ("bits_per_unit", "bits_per_unit_interval_95")):
         low, high = result[interval]
         assert low < result[score] < high
-    assert result["depth_weights"] == {"sources": ["layer 2"], "by_head": [[1.0]] * run.recipe.model.heads}
+    found = result["depth_weights"]
+    assert found["sources"] == ["layer 1", "layer 2", "layer 3"]
+    assert np.array(found["by_head"]).shape == (run.recipe.model.heads, 3)
+    assert np.array(found["by_head"]).sum(1) == pytest.approx(1.0, abs=1e-4)  # in bf16
 
 
 def test_shards_of_another_tokenizer_name_both_fingerprints(text_run):

@@ -320,9 +320,11 @@ def test_a_signal_after_the_last_file_changes_nothing(tmp_path, arguments, stage
     from shortcut_cli.cli.commands import app
     console.result = lambda *_, **__: (print("made", flush=True), time.sleep(1))
     import shortcut_cli.cli.tables as tables
-    tables.attention = tables.codec_scores = lambda *_: ""
+    tables.attention = tables.codec_scores = tables.layers = lambda *_: ""
+    from shortcut_cli.stages import codec_evaluation
+    codec_evaluation.keep = lambda *_: None
     tables.account = lambda *_: []
-    with patch({stage!r}, lambda *_, **__: []):
+    with patch({stage!r}, lambda *_, **__: {[] if stage.endswith("draw") else {}}):
         app({list(arguments)!r}, standalone_mode=False)"""
     process = begun(tmp_path, body)
     assert process.stdout.readline() == "made\n"
