@@ -1237,3 +1237,11 @@ def test_the_table_on_the_screen_has_the_means_over_seeds():
     assert rows[0]["nats per token"] == pytest.approx(7.5005 / 3)
     assert rows[0]["bits per second"] == pytest.approx(3.6234 / 3)
     assert (rows[0]["arm"], rows[0]["peak MB"], rows[1]["nats per token"]) == ("a<b&c", 321.456, 13.0)
+
+
+def test_a_page_that_cannot_be_written_fails_no_comparison(monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "page_of", lambda _: 1 / 0)
+    assert comparison._page(tmp_path) == {"no_report": "ZeroDivisionError: division by zero"}
+    monkeypatch.setattr(comparison, "page_of", lambda _: "page")
+    assert comparison._page(tmp_path) == {"report": str(tmp_path / "compare.html")}
+    assert (tmp_path / "compare.html").read_text() == "page"

@@ -551,6 +551,15 @@ def test_whatever_is_in_compare_json_there_is_a_page_or_an_error(tmp_path, start
             assert way == ("arms",), way
 
 
+@pytest.mark.parametrize("key", ["cost", "low", "high"])
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_whatever_is_in_a_ladders_band_there_is_a_page(tmp_path, key, other):
+    broken = made()
+    broken["ladder"]["band"][1][key] = other
+    (tmp_path / "compare.json").write_text(json.dumps(broken))
+    assert comparison.sections(tmp_path)
+
+
 def test_a_folder_without_a_comparison_is_an_error(tmp_path):
     with pytest.raises(CheckFailed, match="holds no finished comparison"):
         comparison.sections(tmp_path)

@@ -762,7 +762,7 @@ def compare(
             [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]
         )
     )
-    page = {} if no_report else {"report": result["report"]}
+    page: dict[str, str] = {key: result[key] for key in ("report", "no_report") if key in result}
     written = endings.of_comparison(folder, resolved.eval.split)
     console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=_all(written, page))
     _end(folder, written, ["runs", str(folder / "runs")], page=page, as_json=as_json)
@@ -806,7 +806,7 @@ def write_report(
     from shortcut_cli.stages import reporting
 
     result = reporting.write(paths, out)
-    console.result(result, result["report"], as_json=as_json)
+    console.result(result, result["report"], as_json=as_json, written=[result["report"]])
     if show:
         console.browse(Path(result["report"]))
 
@@ -1030,8 +1030,9 @@ def codec_eval(
     with console.Reporter() as report:
         result = codec_evaluation.evaluate(weights, paths, out, report=report)
         signals.close()  # its files are complete, and would be in the way of the same command
-        page = _refreshed(codec_evaluation.keep(result, out, report), no_report, report)
-    written = endings.within(out) if out else []
+        kept = codec_evaluation.keep(result, out, report)
+        page = _refreshed(kept, no_report, report)
+    written = endings.within(out) if out else endings.named(kept, ["codec-eval.json"]) if kept else []
     console.result(
         result | page,
         tables.codec_scores(result),

@@ -298,7 +298,9 @@ def _ladder(value: Any) -> Ladder | None:
         ],
         intercept=number(value.get("intercept")),
         slope=number(value.get("slope")),
-        band=[(cost, low, high) for cost, low, high in points if all(map(math.isfinite, (cost, low, high)))],
+        band=[
+            (cost, low, high) for cost, low, high in points if cost > 0 and all(map(math.isfinite, (cost, low, high)))
+        ],
         scattered=value.get("scattered") is True,
     )
 

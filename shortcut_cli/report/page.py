@@ -6,7 +6,7 @@ All text goes through Jinja2 with autoescape on, so names and contents of files 
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from shortcut_cli import __version__
+from shortcut_cli.errors import ShortcutError
 from shortcut_cli.formatting import cell, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -93,6 +94,18 @@ def details(summary: str, body: Markup) -> Markup:
 def copied(name: str, words: str, label: str) -> Markup:
     """Text as it is, with a button that copies it. name: of its element, unique in the page; label: what it is."""
     return template("copied.html", name=name, words=words, label=label)
+
+
+def attempted(write: Callable[[], Path | str]) -> dict[str, str]:
+    """What `write` returned, the path of a page, as "report", or why there is none, as "no_report".
+
+    For commands that write a page at their end: whatever keeps it from being written, what they did is done.
+    """
+    try:
+        return {"report": str(write())}
+    except Exception as error:
+        words = error.message if isinstance(error, ShortcutError) else f"{type(error).__name__}: {error}"
+        return {"no_report": words.splitlines()[0] if words else words}
 
 
 def _joined(suffix: str, first: str) -> Markup:

@@ -26,6 +26,7 @@ from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.registry import Match, did_you_mean
 from shortcut_cli.report.comparison import page_of
+from shortcut_cli.report.page import attempted
 from shortcut_cli.training.loop import Stop
 
 COMPARISON = "comparison.json"
@@ -55,7 +56,8 @@ def compare(
     the search on pilots begins with; of fewer than two, that one, or the recipe's, serves all arms. margin: of
     equivalence, in nats per token. rungs: see `arms.ladder`. pairs: of arms that are compared with each other too.
     most_seeds: how many there may be in the end; 0: as many as now, or as were planned. Returns the content of
-    compare.json, and the path of the page, if there is one, as "report". docs/protocol.md says what is tested, and how.
+    compare.json, and the path of the page as "report", or as "no_report" why it could not be written.
+    docs/protocol.md says what is tested, and how.
 
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
@@ -114,9 +116,17 @@ def compare(
                 out / COMPARISON, to_json((read(out / COMPARISON) or kept) | {"looks": looked}, indent=1) + "\n"
             )
         files.write(out / "compare.json", to_json(result, indent=1) + "\n")
-        if page:
-            files.write(out / PAGE, page_of(out))
-    return result | ({"report": str(out / PAGE)} if page else {})
+        return result | (_page(out) if page else {})
+
+
+def _page(out: Path) -> dict[str, str]:
+    """Write the page, see `attempted`."""
+
+    def write() -> Path:
+        files.write(out / PAGE, page_of(out))
+        return out / PAGE
+
+    return attempted(write)
 
 
 def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:

@@ -11,7 +11,7 @@ from typing import Any
 
 PACKAGES = (
     *("torch", "numpy", "scipy", "encodec", "miditok", "symusic", "sentencepiece", "soundfile", "soxr"),
-    *("jinja2", "matplotlib", "pebble", "pydantic", "typer", "rich"),
+    *("jinja2", "markupsafe", "matplotlib", "pebble", "pydantic", "typer", "rich"),
 )
 GIB = 2**30
 LOW_DISK_GIB = 2

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from shortcut_cli import files
-from shortcut_cli.errors import ShortcutError, UsageError
+from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Progress, Report
 from shortcut_cli.report import assemble
-from shortcut_cli.report.page import MARKER
+from shortcut_cli.report.page import MARKER, attempted
 
 HEAD_BYTES = 4096  # of a page, in which its marker is
 
@@ -59,15 +59,8 @@ def _is_report(path: Path) -> bool:
 
 
 def refresh(folder: Path, report: Report) -> dict[str, str]:
-    """Write the page of a folder after a command has worked there: its path as "report", or "no_report", the reason.
-
-    Whatever keeps the page from being written, what the command did is done.
-    """
+    """Write the page of a folder after a command has worked there, see `attempted`."""
     report(Progress(task="page", done=0, total=1, unit="pages"))
-    try:
-        return {"report": write([folder])["report"]}
-    except Exception as error:
-        words = error.message if isinstance(error, ShortcutError) else f"{type(error).__name__}: {error}"
-        return {"no_report": words.splitlines()[0] if words else words}
-    finally:
-        report(Progress(task="page", done=1, total=1, unit="pages"))
+    found = attempted(lambda: write([folder])["report"])
+    report(Progress(task="page", done=1, total=1, unit="pages"))
+    return found
