@@ -761,6 +761,8 @@ class TestExcerpts:
         first, second = (3, 27, 60, pytest.approx(0.2)), (250, 40, 72, pytest.approx(0.7))
         assert bars == [[first, second], [second]]
         assert [(axes.get_ylim(), axes.get_ylabel()) for _, axes in strips] == [((58, 74), "pitch")] * 2
+        ticks = [[(at.get_position()[1], at.get_text()) for at in axes.get_yticklabels()] for _, axes in strips]
+        assert ticks == [[(60, "C4"), (72, "C5")]] * 2
 
     @pytest.mark.parametrize("rate_hz", [24_000, 48_000])
     def test_sound_is_drawn_from_the_first_token_to_the_last(self, figures, rate_hz):

@@ -275,6 +275,15 @@ def test_the_pointer_shows_the_values_of_a_plot(pages, opened):
     assert " at 12" in page.inner_text(".tip")
 
 
+def test_a_tap_shows_the_values_of_a_plot(pages, opened):
+    page, _ = opened(pages["run"], width=360, has_touch=True)
+    for number in (0, 1):
+        page.locator("svg[data-series]:visible").nth(number).tap()
+        assert page.locator(".tip").is_visible()
+    page.locator("h1").tap()
+    assert page.locator(".tip").is_hidden()
+
+
 def test_the_recipe_is_copied_whole(pages, opened):
     page, _ = opened(pages["run"], permissions=["clipboard-read", "clipboard-write"])
     page.get_by_text("Recipe as TOML").click()

@@ -192,5 +192,5 @@ def test_the_model_of_a_run_is_read_from_the_recipe_beside_it(tmp_path):
 def test_many_files_are_told_on_one_line():
     paths = [f"r/{number}.txt" for number in range(20)] + ["r/a/b"]
     assert endings.told(Path("r"), paths) == (
-        f"In r: {', '.join(f'{number}.txt' for number in range(8))}, 12 more files, 1 files in folders below"
+        f"In r: {', '.join(f'{number}.txt' for number in range(8))}, 12 more files, 1 file in folders below"
     )

@@ -305,3 +305,11 @@ def test_notes_and_tokens_of_an_excerpt_have_their_beats(tmp_path):
     assert (np.diff(found.token_beats) >= 0).all()
     assert found.token_beats[0] == 0
     assert tokenizer.excerpt(ids[:1]).note_beats.shape == (0, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x05\x06" + b"\0" * 18, b"\x93NUMPY"], ids=repr)
+def test_arrays_that_are_cut_off_are_a_sentence(tmp_path, content):
+    written(tmp_path, SHARES, {"texts": ["a ", "b", "\n", "<i>"]})
+    (tmp_path / "attention" / "attention.npz").write_bytes(content)
+    (section,) = attention.sections(tmp_path)
+    assert "The excerpt can&#39;t be shown: " in section.body

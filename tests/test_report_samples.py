@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from types import SimpleNamespace
 
 import mido
 import numpy as np
@@ -392,6 +393,22 @@ class TestHeldOut:
         assert "the shards of the run are not at" in shown(run)
         (run / "run.pt").write_bytes(b"PK")
         assert "No held-out documents are shown" in shown(run)
+
+    def test_excerpts_of_one_document_follow_each_other(self):
+        found = object.__new__(documents.Documents)
+        found.lengths, found.shards = [101], SimpleNamespace(tokenizer={"stride": 1})
+        assert [found.start(0, 30, turn) for turn in range(5)] == [0, 30, 60, 0, 30]
+        assert found.start(0, 100, 1) == found.start(0, 60, 1) == 0
+        found.shards.tokenizer["stride"] = 4
+        assert [found.start(0, 30, turn) for turn in range(3)] == [0, 28, 60]
+
+    def test_samples_beside_one_document_have_parts_of_it(self, text_run, run):
+        settings = ["sample.n=6", "sample.tokens=9", "sample.seed=5"]
+        pipeline.draw(run / "run.pt", None, Given(), settings, None, device="cpu", report=quiet)
+        captions = re.findall(r"of the test split, decoded from [^<]*", shown(run))
+        count = len(Shards(text_run / "shards").split("test").document_tokens())
+        assert count < 6
+        assert any(re.search(r"tokens \d+ to \d+ of its", caption) for caption in captions)
 
     def test_a_document_is_long_enough_if_there_is_one(self):
         found = object.__new__(documents.Documents)

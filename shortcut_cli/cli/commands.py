@@ -68,7 +68,7 @@ FIRST = """\b
 First:
   shortcut demo                   all three domains on generated data, offline
   shortcut prepare text FOLDER    then, with your own .txt, .mid or .wav files
-Every command ends with the next one.
+What makes something ends with the next command.
 """
 
 
@@ -805,7 +805,8 @@ def write_report(
     """
     from shortcut_cli.stages import reporting
 
-    result = reporting.write(paths, out)
+    with console.Reporter() as report:
+        result = reporting.told(paths, out, report)
     console.result(result, result["report"], as_json=as_json, written=[result["report"]])
     if show:
         console.browse(Path(result["report"]))

@@ -74,9 +74,13 @@ def told(folder: Path | str, paths: Sequence[str]) -> str:
     """One line about the files that are there now: those in the folder itself by name, others by their number."""
     inside = [Path(path).name for path in paths if Path(path).parent == Path(folder)]
     names, deeper = inside[:MOST_NAMED], len(paths) - len(inside)
-    more = [f"{len(inside) - len(names):,} more files"] if len(inside) > len(names) else []
-    below = [f"{deeper:,} files in folders below"] if deeper else []
+    more = [_files(len(inside) - len(names), "more ")] if len(inside) > len(names) else []
+    below = [f"{_files(deeper)} in folders below"] if deeper else []
     return f"In {folder}: {', '.join([*names, *more, *below])}"
+
+
+def _files(count: int, which: str = "") -> str:
+    return f"{count:,} {which}file{'' if count == 1 else 's'}"
 
 
 def pasted(command: Iterable[str]) -> str:

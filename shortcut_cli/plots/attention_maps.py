@@ -63,7 +63,7 @@ def draw_excerpt(
                 extent=edges,
             )
             axes.set_yticks(range(len(sources)), [_plain(name) for name in sources], fontsize="small")
-            figure.colorbar(image, ax=axes, pad=0.01)
+            figure.colorbar(image, ax=axes, pad=0.01, label="weight")
         _draw_content(excerpt, grid[number * len(heights) + 1 : (number + 1) * len(heights)], start, end, tokens)
         for each in grid[number * len(heights) : (number + 1) * len(heights)]:  # specgram sets its own limits
             each.set_xlim(start - 0.5, start + length - 0.5)
@@ -106,6 +106,8 @@ def _draw_content(excerpt: Excerpt, rows: Any, start: int, end: int, tokens: int
                 rows[0].barh(pitch, last - first, left=first, height=0.9, color=str(0.8 - velocity / 160))
         if len(pitches):
             rows[0].set_ylim(pitches.min() - 2, pitches.max() + 2)
+            octaves = [pitch for pitch in range(0, 128, 12) if pitches.min() - 2 <= pitch <= pitches.max() + 2]
+            rows[0].set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])  # 60 is C4
         rows[0].set_ylabel("pitch", fontsize="small")
     if excerpt.samples is not None:
         per_token = len(excerpt.samples) // tokens

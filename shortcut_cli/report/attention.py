@@ -6,6 +6,7 @@ left to right up.
 
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,10 @@ OWN = "own "  # models.trace.OWN, whose module imports torch
 COLOURS, LINES = 8, 5  # classes k0 .. k7 and u0 .. u4 of a source
 
 Floats = npt.NDArray[np.float64]
-WRONG = (KeyError, TypeError, ValueError, IndexError, OSError, AttributeError, MemoryError, zipfile.BadZipFile)
+WRONG = (
+    *(KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(MemoryError, ArithmeticError, RecursionError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)

@@ -37,21 +37,29 @@ class Documents:
         longest = max(range(len(self.lengths)), key=lambda index: self.lengths[index])
         return enough[number % len(enough)] if enough else longest
 
-    def file(self, index: int, tokens: int) -> Path:
-        """A file with the first `tokens` of a document, in the cache.
+    def start(self, index: int, tokens: int, turn: int) -> int:
+        """Where in a document the excerpt of so many tokens begins that is shown at its turn, one after another.
+
+        Of sound, with a whole frame.
+        """
+        length, frame = self.lengths[index] - 1, max(1, int(self.shards.tokenizer["stride"]))
+        return turn % max(1, length // max(1, tokens)) * tokens // frame * frame
+
+    def file(self, index: int, tokens: int, start: int = 0) -> Path:
+        """A file with `tokens` of a document, in the cache.
 
         Raises a ShortcutError if the tokenizer can't be loaded, OSError if the cache can't be written.
         """
         kind = registry.load(registry.TOKENIZERS, self.domain)
-        key = [self.shards.manifest["checksum"], self.name, index, tokens]
+        key = [self.shards.manifest["checksum"], self.name, index, tokens, *([start] if start else [])]
         name = hashlib.sha256(to_json(key).encode()).hexdigest()[:32]
         folder = files.cache_folder() / "documents"
         path: Path = folder / f"{name}{kind.extension}"
         if not path.is_file():
             files.make_folder(folder)
             _make_room(folder)
-            first = sum(self.lengths[:index])
-            ids = self.split.read(first, min(tokens, self.lengths[index]))
+            first = sum(self.lengths[:index]) + start
+            ids = self.split.read(first, min(tokens, self.lengths[index] - start))
             self.tokenizer.decode(ids.tolist(), path)
         os.utime(path)
         return path

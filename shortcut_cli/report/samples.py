@@ -187,13 +187,17 @@ def _other(beside: Documents | None, sidecar: dict[str, Any], number: int) -> Ma
     if index is None:
         return None
     tokens = min(tokens, max(1, beside.lengths[index] - 1))
-    words = f"held out: document {index + 1:,} of the test split, decoded from {_first(tokens, beside.lengths[index])}"
-    return _document(beside, index, tokens, f"held-out document {index + 1}", words)
+    start = beside.start(index, tokens, number // max(1, sum(length > tokens for length in beside.lengths)))
+    part = _first(tokens, beside.lengths[index])
+    if start:
+        part = f"tokens {start + 1:,} to {start + tokens:,} of its {beside.lengths[index] - 1:,}"
+    name = f"held-out document {index + 1}" + (f" from token {start + 1:,} on" if start else "")
+    return _document(beside, index, tokens, name, f"of the test split, decoded from {part}", start)
 
 
-def _document(documents: Documents, index: int, tokens: int, name: str, caption: str) -> Markup:
+def _document(documents: Documents, index: int, tokens: int, name: str, caption: str, start: int = 0) -> Markup:
     try:
-        return _figure(documents.file(index, tokens), name, caption, Given())
+        return _figure(documents.file(index, tokens, start), name, caption, Given())
     except (ShortcutError, OSError) as error:
         return template("sample.html", called=name, caption=caption, body="", warning=f"It can't be decoded: {error}")
 

@@ -1,6 +1,8 @@
 """Several runs at once: one table, and for those on the same data common curves and how they differ."""
 
 import math
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,7 +128,7 @@ def _interval(first: RunData, run: RunData) -> str | None:
         try:
             with np.load(path, allow_pickle=False) as sums:
                 found.append((sums["nats"], sums["tokens"]))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             return None
     (nats, tokens), (others, same) = found
     if nats.shape != others.shape or not np.array_equal(tokens, same) or not len(tokens):

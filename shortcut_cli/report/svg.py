@@ -1,15 +1,14 @@
-"""Plots as SVG: axes, lines with bands, points. Colours are classes of templates/style.css, for light and dark."""
+"""Plots as SVG: axes, lines, points. Colours are classes of templates/style.css, for light and dark."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from shortcut_cli.formatting import to_json
 from shortcut_cli.report.page import said, template
 
-WIDTH, HEIGHT = 720, 300  # of a plot, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 68, 18, 28, 46  # of its margins
 COLOURS = 8  # classes s0 .. s7
 MOST_POINTS = 400  # of a line; of more, the lowest and the highest of each stretch
@@ -76,13 +75,11 @@ def around(label: str, values: Sequence[float], *, log: bool = False) -> Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """A line. low, high: of a band around it. Points that are not finite leave a gap."""
+    """A line. Points that are not finite leave a gap."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] = field(default=())
-    high: Sequence[float] = field(default=())
     dashed: bool = False
     colour: int | None = None  # class; by default its place
 
@@ -93,7 +90,7 @@ def legend(labels: Sequence[str], colours: Sequence[int] = ()) -> Markup:
     return template("legend.html", labels=[(a, b % COLOURS) for a, b in zip(labels, classes, strict=True)])
 
 
-def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int = WIDTH, height: int = HEIGHT) -> Markup:
+def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int, height: int) -> Markup:
     """Lines over a grid, with values on hover. label: what a screen reader says instead."""
     paths, hovers = [], []
     for number, one in enumerate(series):
@@ -105,7 +102,6 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int =
             {
                 "colour": colour,
                 "line": _path(at),
-                "band": _band(one, x, y, width, height),
                 "dashed": one.dashed,
                 "dots": [place for place, _ in known] if len(known) <= MOST_DOTS else [],
             }
@@ -255,13 +251,3 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
         words.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
         pen = "L"
     return " ".join(words)
-
-
-def _band(one: Series, x: Axis, y: Axis, width: int, height: int) -> str:
-    if not one.low:
-        return ""
-    rows = list(zip(one.x, one.low, one.high, strict=True))
-    rows = [row for row in rows if _drawn(x, row[0]) and _drawn(y, row[1]) and _drawn(y, row[2])]
-    there = [(_x(x, a, width), _y(y, low, height)) for a, low, _ in rows]
-    back = [(_x(x, a, width), _y(y, high, height)) for a, _, high in reversed(rows)]
-    return f"{_path([*there, *back])} Z" if rows else ""

@@ -44,14 +44,13 @@ def stack(
     *,
     sound: str = "",
     name: str = "",
-    marks: Sequence[tuple[float, str]] = (),
     tops: Sequence[tuple[float, str]] = (),
     shaded: float | None = None,
     values: str = "",
 ) -> Markup:
     """Panels over an axis; with a player, a line moves over them. Places are values of the axis.
 
-    sound: a data: URI; name: of the player. marks: lines with words; tops: words of a second axis above, such as bars.
+    sound: a data: URI; name: of the player. tops: words of a second axis above, such as bars.
     shaded: what lies before it is a prompt. values: of flat rows, as JSON: "edges" (0 to 1000), "names", and "values".
     """
     return template(
@@ -62,7 +61,6 @@ def stack(
         sound=sound,
         called=name,
         values=values,
-        marks=[(axis.share(at), words) for at, words in marks],
         tops=[(axis.share(at), words) for at, words in tops],
         shaded=min(1.0, max(0.0, axis.share(shaded))) if shaded else 0.0,
     )

@@ -60,7 +60,13 @@ def _is_report(path: Path) -> bool:
 
 def refresh(folder: Path, report: Report) -> dict[str, str]:
     """Write the page of a folder after a command has worked there, see `attempted`."""
+    return attempted(lambda: told([folder], None, report)["report"])
+
+
+def told(paths: Sequence[Path], out: Path | None, report: Report) -> dict[str, Any]:
+    """As `write`, which takes a while if there is music to play: a screen says that it is at work."""
     report(Progress(task="page", done=0, total=1, unit="pages"))
-    found = attempted(lambda: write([folder])["report"])
-    report(Progress(task="page", done=1, total=1, unit="pages"))
-    return found
+    try:
+        return write(paths, out)
+    finally:
+        report(Progress(task="page", done=1, total=1, unit="pages"))

@@ -7,6 +7,7 @@ tip.setAttribute("role", "status");
 tip.hidden = true;
 document.body.append(tip);
 const HELD = "[data-tip], svg[data-series]";
+const NEARBY = 12; // of the width of a plot
 let held = null;
 
 function showTip(x, y, words) {
@@ -23,14 +24,17 @@ function hideTip() {
   held = null;
 }
 
-document.addEventListener("pointermove", (event) => {
+function point(event) {
   const over = event.target.closest?.(HELD);
   if (over !== held) hideTip();
   if (!over) return;
   held = over;
   const words = over.dataset.tip ?? nearest(over, viewX(over, event.clientX));
   if (words) showTip(event.pageX, event.pageY, words);
-});
+}
+
+// A tap on a touch screen moves no pointer; its click comes after the focus has gone to what was tapped.
+for (const name of ["pointermove", "click"]) document.addEventListener(name, point);
 
 function viewX(svg, clientX) {
   const box = svg.getBoundingClientRect();
@@ -44,12 +48,14 @@ function series(svg) {
 
 function nearest(svg, x) {
   let at = null;
-  const lines = series(svg).map(({ label, places, words }) => {
+  const found = series(svg).map(({ label, places, words }) => {
     let best = 0;
     places.forEach((place, i) => { if (Math.abs(place - x) < Math.abs(places[best] - x)) best = i; });
     if (at === null || Math.abs(places[best] - x) < Math.abs(at - x)) at = places[best];
-    return `${label}: ${words[best]}`;
+    return { place: places[best], line: `${label}: ${words[best]}` };
   });
+  // A series without a point nearby has no value here.
+  const lines = found.filter(({ place }) => Math.abs(place - at) <= NEARBY).map(({ line }) => line);
   if (at !== null) {
     const cursor = svg.querySelector(".cursor");
     cursor.setAttribute("x1", at);

@@ -22,14 +22,15 @@ for (const tracks of document.querySelectorAll(".tracks")) {
 for (const tracks of document.querySelectorAll(".tracks[data-rows]")) {
   const { edges, names, values } = JSON.parse(tracks.dataset.rows);
   for (const row of tracks.querySelectorAll(".draw.flat")) {
-    row.addEventListener("pointermove", (event) => {
+    const point = (event) => {
       const box = row.getBoundingClientRect();
       const at = 1000 * (event.clientX - box.left) / box.width;
       const bin = Math.max(0, edges.findLastIndex((edge) => edge <= at));
       const lines = names.map((name, i) => `${name}: ${values[i][Math.min(bin, values[i].length - 1)]}`);
       showTip(event.pageX, event.pageY, lines.join("\n"));
       event.stopPropagation();
-    });
-    row.addEventListener("pointerleave", () => { tip.hidden = true; });
+    };
+    for (const name of ["pointermove", "click"]) row.addEventListener(name, point);
+    row.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tip.hidden = true; });
   }
 }
