@@ -76,7 +76,7 @@ def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     lowest = {
         label: min(means.mean(x) for x in curve["validation"].values()) for label, curve in result["pilots"].items()
     }
-    assert list(lowest) == sorted(lowest) == sorted(entry["baselines"])
+    assert sorted(lowest) == sorted(entry["baselines"])
     assert lowest[entry["baseline"]] == min(lowest.values())
     assert baseline["model"] == "gpt"
     assert baseline["parameters"] == pytest.approx(arm["parameters"], rel=0.005)
@@ -971,7 +971,7 @@ def test_the_curve_is_the_mean_over_seeds_at_each_step_with_its_range(tmp_path):
                 "validation": 2.6,
                 "validation_lowest": 2.5,
                 "validation_highest": 2.7,
-                "seconds": 0.5,
+                "seconds": 2.15,  # 1.5 on the line from (2, 1) to (10, 3), 2.8 on that from (0, 0) to (10, 7)
             },
             {
                 "step": 12,

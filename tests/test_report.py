@@ -301,6 +301,10 @@ def test_remarks_are_sentences(copied, monkeypatch):
     assert [*run.warned(found)] == ["On the test split.", f"Shortcut, {tokens}."]
 
 
+def test_a_loss_that_is_not_finite_hides_no_rise():
+    assert len([*warnings.risen([(1, math.nan), (2, 3.0), (3, 4.0), (4, math.nan)])]) == 1
+
+
 def test_a_stop_and_a_rise_are_said():
     assert [*warnings.unfinished(5, 10)]
     assert not [*warnings.unfinished(10, 10)]

@@ -313,3 +313,28 @@ def test_arrays_that_are_cut_off_are_a_sentence(tmp_path, content):
     (tmp_path / "attention" / "attention.npz").write_bytes(content)
     (section,) = attention.sections(tmp_path)
     assert "The excerpt can&#39;t be shown: " in section.body
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rate_hz", np.array(0)),
+        ("rate_hz", np.array(2**31 - 1)),
+        ("samples", np.full(2400, np.nan, np.float32)),
+        ("notes", np.array([[0.0, 1.0, 5e7, 64.0]])),
+        ("notes", np.array([[0.0, 1.0, 60.0, np.inf]])),
+    ],
+    ids=str,
+)
+def test_an_excerpt_of_impossible_values_is_a_sentence(tmp_path, key, value):
+    parts = {"samples": np.zeros(2400, np.float32), "rate_hz": np.array(24_000)}
+    if key == "notes":
+        parts = {"notes": value, "note_beats": np.array([[0.0, 1.0]]), "token_beats": np.arange(4.0)}
+    written(tmp_path, SHARES, parts | {key: value})
+    (section,) = attention.sections(tmp_path)
+    assert "The excerpt can&#39;t be shown: " in section.body
+
+
+def test_what_is_no_character_is_replaced(tmp_path):
+    written(tmp_path, SHARES, {"texts": ["a ", "\ud800", "\n", "<i>"]})
+    assert ">?</span>" in page.render("\udcff", attention.sections(tmp_path)).encode().decode()

@@ -1213,3 +1213,22 @@ def test_a_divergence_says_whether_a_state_was_saved(tmp_path, saved, said):
         (tmp_path / "resume.pt").touch()
     with pytest.raises(Diverged, match=f"at step 3 .loss nan.; .*{said} {tmp_path}"):
         loop.check_finite(2, {"loss": math.nan}, tmp_path)
+
+
+def test_validations_have_the_seconds_of_their_step():
+    """On straight lines through (0, 0 s), (10, 1 s), (20, 3 s) and (24, 4 s)."""
+    lines = [
+        {"step": 4, "validation": 5.0},
+        {"step": 10, "loss": 4.0, "seconds": 1.0},
+        {"step": 12, "validation": 4.0},
+        {"step": 20, "loss": 3.0, "seconds": 3.0},
+        {"step": 20, "validation": 3.0},
+        {"step": 24, "validation": 2.0},
+        {"step": 24, "loss": 2.0, "seconds": 4.0},
+        {"step": 30, "validation": 1.0},
+    ]
+    found = [(one["step"], one["validation"], one["seconds"]) for one in run_log.timed(lines)]
+    expected = [(4, 5.0, 0.4), (12, 4.0, 1.4), (20, 3.0, 3.0), (24, 2.0, 4.0), (30, 1.0, 4.0)]
+    assert found == [pytest.approx(one) for one in expected]
+    many = [{"step": n, "validation": 1.0} for n in range(run_log.MOST_WAITING + 5)]
+    assert [one["step"] for one in run_log.timed(many)] == [*range(run_log.MOST_WAITING + 5)]

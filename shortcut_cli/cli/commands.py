@@ -94,6 +94,7 @@ OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type:
 
 MODEL_LIST = ", ".join(registry.MODELS)
 MOST_WORKERS = 1024
+MOST_REPEATED = 4  # paths of a command in the next one
 MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
 MOST_STEPS = 10**9
@@ -267,6 +268,11 @@ def _end(
         console.note(f"Page: {page['report']}", whole=True)
     elif page:
         console.note(f"No page was written: {page['no_report']}", "yellow")
+
+
+def _few(paths: Sequence[str]) -> list[str]:
+    """Paths for a next command: as they were given or, of many, the folder that holds them all."""
+    return [*paths] if len(paths) <= MOST_REPEATED else [os.path.commonpath(map(os.path.abspath, paths))]
 
 
 def _all(written: Sequence[str], page: Mapping[str, str]) -> list[str]:
@@ -994,7 +1000,7 @@ def codec_train(
         )
     written = endings.of_training(folder)
     console.result(summary, summary["codec"], as_json=as_json, written=written)
-    _end(folder, written, ["codec", "eval", str(summary["codec"]), *paths], as_json=as_json)
+    _end(folder, written, ["codec", "eval", str(summary["codec"]), *_few(paths)], as_json=as_json)
 
 
 @codec_app.command("get", epilog=_examples("codec get encodec_24khz"))

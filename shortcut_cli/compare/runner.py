@@ -28,7 +28,7 @@ from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, is_number, read
 from shortcut_cli.training import checkpoint, conditions, loop
 from shortcut_cli.training.device import check_room
-from shortcut_cli.training.run_log import REMEDY, newest, read_log
+from shortcut_cli.training.run_log import REMEDY, newest, read_log, timed
 
 POLL_S = 0.2
 MOST_PAIRS = 100_000  # of lines of a log that its speed is the median of
@@ -144,7 +144,8 @@ class Runner:
             for done, _ in enumerate(pool.map(self._train, left.values()), 1):
                 each = statistics.mean(self.spent) / 60
                 minutes = each * (len(left) - done) / self.width
-                self.report(Note(text=f"{done} of {len(left)} runs done, about {minutes:,.0f} min left"))
+                what = "pilots" if all(planned.pilot for planned in left.values()) else "runs"
+                self.report(Note(text=f"{done} of {len(left)} {what} done, about {minutes:,.0f} min left"))
 
     def check_shards(self) -> None:
         """Raise UsageError if a run in the folder was trained on other shards."""
@@ -365,12 +366,8 @@ def _curve(folders: Sequence[Path]) -> list[dict[str, float]]:
     """
     by_step: dict[int, list[tuple[float, float]]] = {}
     for folder in folders:
-        seconds, count = 0.0, 0
-        for line in read_log(folder):
-            seconds = seconds if line.get("seconds") is None else line["seconds"]
-            if line.get("validation") is not None:
-                by_step.setdefault(line["step"], []).append((line["validation"], seconds))
-                count += 1
+        for count, line in enumerate(timed(read_log(folder)), 1):
+            by_step.setdefault(line["step"], []).append((line["validation"], line["seconds"]))
             if count > MOST_VALIDATIONS:
                 raise CheckFailed(f"{folder / 'log.jsonl'} has more than {MOST_VALIDATIONS:,} validations", REMEDY)
     return [

@@ -126,7 +126,7 @@ def found(given: Given, kind: type[Tokenizer]) -> Prompt | None:
     """The prompt that a command means, for a domain; None if it names none.
 
     If there is a file of that name, it is that file. Otherwise it is a text, if the domain is text, unless it looks
-    like a path: something else has that name, it has a "/", or it ends like a file of the domain.
+    like a path: something else has that name, or it is a word that has a "/", or ends like a file of the domain.
 
     Raises UsageError if it is neither, or could be meant as both.
     """
@@ -148,7 +148,8 @@ def found(given: Given, kind: type[Tokenizer]) -> Prompt | None:
     wrong = f"prompt {name} {'is not a file' if there else 'does not exist'}"
     if not kind.is_text:
         raise UsageError(wrong, f"the path of a {kind.extension} file; only a text can be given itself")
-    if there or "/" in said or said.lower().endswith(kind.suffixes):
+    word = not any(map(str.isspace, said))
+    if there or (word and "/" in said) or said.lower().endswith(kind.suffixes):
         raise UsageError(f"{wrong}, and looks too much like a path to be a text", f"check the path; {THROUGH_A_PIPE}")
     return Prompt(None, _text(os.fsencode(said), "--prompt"), given.limit, given.only_new)
 

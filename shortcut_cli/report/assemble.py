@@ -57,7 +57,8 @@ def _sections(kind: str, path: Path, *, several: bool) -> list[Section]:
             made += maker(path)
         except (ShortcutError, OSError) as error:
             words = error.message if isinstance(error, ShortcutError) else f"{path}: {error.strerror}"
-            title = maker.__module__.rpartition(".")[2].capitalize()
+            name = maker.__module__.rpartition(".")[2] if maker.__name__ == "sections" else maker.__name__
+            title = name.capitalize()
             made.append(Section(title.lower(), title, page.notices([words])))
     if not several:
         return made

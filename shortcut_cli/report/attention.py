@@ -106,6 +106,11 @@ def _excerpt(path: Path) -> Excerpt:
     count = len(parts["texts"]) if "texts" in parts else len(parts.get("token_beats", ())) or weights.shape[1]
     if weights.ndim != 2 or len(weights) != len(sources) or not np.isfinite(weights).all():
         raise ValueError("its weights do not fit its sources")
+    for name, part in parts.items():
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            raise ValueError(f"its {name} are not finite")
+    if "notes" in parts and not ((parts["notes"][:, 2:] >= 0) & (parts["notes"][:, 2:] <= 127)).all():
+        raise ValueError("its notes are none of MIDI")
     return Excerpt(weights[:, :count] if "samples" not in parts else weights[:, :1024], sources, parts)
 
 

@@ -174,7 +174,13 @@ def _paths(line: Line, x: Axis, y: Axis) -> dict[str, str]:
     def point(place: float, value: float) -> str:
         return f"{at(x, place):.3f} {100 - at(y, value):.3f}"
 
-    known = [pair for pair in zip(line.x, line.y, strict=True) if _drawable(x, pair[0]) and _drawable(y, pair[1])]
+    words, pen = [], "M"
+    for pair in zip(line.x, line.y, strict=True):
+        if _drawable(x, pair[0]) and _drawable(y, pair[1]):
+            words.append(f"{pen}{point(*pair)}")
+            pen = "L"
+        else:
+            pen = "M"  # a gap
     band = [
         row
         for row in zip(line.x, line.low, line.high, strict=True)
@@ -182,7 +188,7 @@ def _paths(line: Line, x: Axis, y: Axis) -> dict[str, str]:
     ] if line.low else []  # fmt: skip
     around = [point(a, low) for a, low, _ in band] + [point(a, high) for a, _, high in reversed(band)]
     return {
-        "path": f"M{' L'.join(point(*pair) for pair in known)}" if len(known) > 1 else "",
+        "path": " ".join(words) if len(words) > 1 else "",
         "band": f"M{' L'.join(around)} Z" if len(band) > 1 else "",
     }
 

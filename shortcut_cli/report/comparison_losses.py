@@ -206,7 +206,8 @@ def _tests(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[li
         keys = ("p", "p_holm", "level", "detectable", "p_equal")
         cells = [_against(one), *(figures(one.facts.get(key, math.nan)) for key in keys)]
         rows.append([*cells, *((figures(one.gain), _gain_ends(one)) if found.ladder else ())])
-    return heads, rows, f"Tests; equivalence within {found.fact('margin_nats'):g} nats per token"
+    margin = found.fact("margin_nats")
+    return heads, rows, f"Tests; equivalence within {margin:g} nats per token" if math.isfinite(margin) else "Tests"
 
 
 def _gain_ends(one: Contrast) -> str:

@@ -41,7 +41,7 @@ def _placed(run: RunData, lines: Sequence[Line]) -> list[Line]:
 
 
 def speeds(run: RunData) -> list[float]:
-    """Tokens per second between each line of the log and the one before; NaN at the first, if it is not the start."""
+    """Tokens per second between each line of the log and the one before, or the start; NaN if no time passed."""
     found, before = [], {"tokens": 0.0, "seconds": 0.0}
     for line in run.log:
         spent = line["seconds"] - before["seconds"]

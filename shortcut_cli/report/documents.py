@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import files, registry
+from shortcut_cli import __version__, files, registry
 from shortcut_cli.config import reading
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.formatting import to_json
@@ -51,16 +51,18 @@ class Documents:
         Raises a ShortcutError if the tokenizer can't be loaded, OSError if the cache can't be written.
         """
         kind = registry.load(registry.TOKENIZERS, self.domain)
-        key = [self.shards.manifest["checksum"], self.name, index, tokens, *([start] if start else [])]
+        key = [__version__, self.shards.manifest["checksum"], self.name, index, tokens, *([start] if start else [])]
         name = hashlib.sha256(to_json(key).encode()).hexdigest()[:32]
         folder = files.cache_folder() / "documents"
         path: Path = folder / f"{name}{kind.extension}"
         if not path.is_file():
             files.make_folder(folder)
             _make_room(folder)
-            first = sum(self.lengths[:index]) + start
-            ids = self.split.read(first, min(tokens, self.lengths[index] - start))
-            self.tokenizer.decode(ids.tolist(), path)
+            ids = self.split.read(sum(self.lengths[:index]), min(start + tokens, self.lengths[index])).tolist()
+            if start:  # with what holds there: tempo and meter of music, a codec's past
+                self.tokenizer.decode_after(ids, path, start, only_new=True)
+            else:
+                self.tokenizer.decode(ids, path)
         os.utime(path)
         return path
 

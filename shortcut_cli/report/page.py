@@ -48,7 +48,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"cell": cell, "shown": said}
+    made.filters |= {"cell": cell, "shown": said, "prose": lambda words: said(words.replace("\r\n", "\n"))}
     return made
 
 
@@ -115,12 +115,12 @@ def _joined(suffix: str, first: str) -> Markup:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """A whole page: equal bytes for equal sections."""
+    """A whole page: equal bytes for equal sections. What is no character, as in the name of a file, becomes "?"."""
     groups: dict[str, list[Section]] = {}
     for section in sections:
         groups.setdefault(section.group, []).append(section)
     script = _joined("js", "page")
-    return str(
+    page = str(
         template(
             "page.html",
             title=title,
@@ -133,3 +133,4 @@ def render(title: str, sections: Sequence[Section]) -> str:
             script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
+    return page.encode("utf-8", "replace").decode()

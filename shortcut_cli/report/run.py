@@ -40,13 +40,14 @@ def warned(run: RunData) -> Iterator[str]:
     """What a reader should not miss, a sentence each."""
     yield from run.problems
     for split in SPLITS:
-        yield from map(_sentence, remarks.of_score(run.scores.get(split) or {}))
-    yield from map(_sentence, remarks.of_plan(run.recipe, run.training_tokens or 0))
+        yield from map(sentence, remarks.of_score(run.scores.get(split) or {}))
+    yield from map(sentence, remarks.of_plan(run.recipe, run.training_tokens or 0))
     yield from warnings.unfinished(run.step, run.count("train.steps"))
     yield from warnings.risen([(int(line["step"]), line["validation"]) for line in run.validations])
 
 
-def _sentence(remark: str) -> str:
+def sentence(remark: str) -> str:
+    """A remark as a paragraph has it."""
     return f"{remark[:1].upper()}{remark[1:]}."
 
 
@@ -71,7 +72,7 @@ def _facts(run: RunData) -> dict[str, Any]:
         "precision": run.content.get("precision"),
         "versions": versions,
         "seed": run.count("train.seed"),
-        "run.pt written": run.written,
+        "run.pt last changed": run.written,
         "run.pt, SHA-256": run.sha256[:16],
         "folder": str(run.folder),
     }

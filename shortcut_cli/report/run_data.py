@@ -147,11 +147,11 @@ def _read(_: Path, folder: Path, __: tuple[tuple[int, int], ...]) -> RunData:
 def _log(folder: Path, _: Mapping[str, Any], __: str) -> dict[str, Any]:
     lines: list[dict[str, float]] = []
     validations: list[dict[str, float]] = []
-    for line in run_log.read_log(folder):
+    every = [*run_log.read_log(folder)]
+    for line in (*every, *run_log.timed(every)):
         values = {name: math.nan if value is None else float(value) for name, value in line.items()}
-        if "validation" in values:
-            last = lines[-1] if lines else {}
-            validations.append({key: last[key] for key in ("seconds",) if key in last} | values)
+        if "validation" in values and "seconds" in values:
+            validations.append(values)
         elif values.keys() >= set(STEPS):
             lines.append(values)
     return {"log": lines, "validations": validations}

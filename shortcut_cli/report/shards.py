@@ -12,8 +12,10 @@ from markupsafe import Markup
 
 from shortcut_cli import accounts
 from shortcut_cli.data import shards
+from shortcut_cli.kept import remarks
 from shortcut_cli.report import page, samples, svg
 from shortcut_cli.report.page import Section
+from shortcut_cli.report.run import sentence
 
 DOCUMENTS = 3  # that are decoded
 BINS = 40  # of a histogram, at most
@@ -47,10 +49,10 @@ def documents(folder: Path) -> list[Section]:
 def _warnings(folder: Path, opened: shards.Shards) -> Markup:
     unfinished = shards.warning(folder, opened.manifest)
     few = [
-        f"The {name} split has only {split['documents']} document{'s' * (split['documents'] != 1)}: a score on it says "
-        "little about others."
+        sentence(remark)
         for name, split in opened.manifest["splits"].items()
-        if name != "train" and split["documents"] < 10
+        if name != "train"
+        for remark in remarks.of_score({"split": name, "documents": split["documents"]})
     ]
     return page.notices([*([unfinished] if unfinished else []), *few])
 
@@ -111,7 +113,7 @@ def _lengths(opened: shards.Shards) -> Markup:
 
 
 def _spread(lengths: shards.Ids) -> list[int]:
-    return [int(value) for value in np.percentile(lengths, [0, 25, 50, 75, 100])]
+    return [round(float(value)) for value in np.percentile(lengths, [0, 25, 50, 75, 100])]
 
 
 def _edges(lengths: shards.Ids) -> npt.NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 WINDOW_S = 0.043  # of the transform; 1,024 samples at 24 kHz
 BANDS = 80
 COLUMNS = 800  # at most
+FASTEST_HZ = 1_000_000  # more is a damaged header, whose transform would take all memory
 LOWEST_DB = -90.0  # of what is shown; full scale is 0
 TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -36,7 +37,11 @@ def mel_db(samples: npt.NDArray[np.floating], rate_hz: int) -> Floats:
     The power of Hann windows around evenly spaced times, summed in triangles of the mel scale. 0 dB is about a sine
     of full scale: measured, from -2.4 to +1.7 dB, as the three bins that a window spreads it over meet a triangle or
     two. Column c is at (c + 1/2) / columns of the whole.
+
+    Raises ValueError if the rate is none of sound.
     """
+    if not 0 < rate_hz <= FASTEST_HZ:
+        raise ValueError(f"a rate of {rate_hz:,} Hz")
     size = 1 << round(math.log2(WINDOW_S * rate_hz))
     columns = max(1, min(COLUMNS, 4 * len(samples) // size))
     middles = ((np.arange(columns) + 0.5) * len(samples) / columns).astype(int)

@@ -1,5 +1,6 @@
 """What a reader of a run's curves should not miss; `kept.remarks` has what is said of plans, scores and samples."""
 
+import math
 from collections.abc import Iterator
 
 RISE = 0.02  # of the validation loss over its lowest, as a share, that is named
@@ -13,6 +14,7 @@ def unfinished(step: int | None, steps: int | None) -> Iterator[str]:
 
 def risen(validations: list[tuple[int, float]]) -> Iterator[str]:
     """That the validation loss rose again. validations: step and loss of each, in order."""
+    validations = [one for one in validations if math.isfinite(one[1])]
     if validations:
         best_step, best = min(validations, key=lambda each: each[1])
         last = validations[-1][1]

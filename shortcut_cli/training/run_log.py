@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from shortcut_cli.formatting import to_json
 from shortcut_cli.kept.inputs import is_number, move_away
 
 TAIL_BYTES = 8192  # of a log, in which its newest lines are looked for
+MOST_WAITING = 10_000  # validations between two other lines
 MOST_CHARACTERS = 1_000_000  # of a line: far more than any has
 REMEDY = "move its run folder away, then train it again"
 
@@ -62,6 +63,34 @@ class Log:
                 if values is not None and values["step"] <= step:
                     stream.write(text.strip(b"\0\n") + b"\n")
         return kept
+
+
+def timed(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The validations in the lines of a log, each with the seconds of training at its step.
+
+    A validation is logged without its time, and the last one before the line of its step. So the time is on the
+    straight line between those of the lines before and after, from 0 at step 0.
+    """
+    waiting: list[Mapping[str, Any]] = []
+    before = (0, 0.0)
+    for line in lines:
+        if line.get("validation") is not None:
+            waiting.append(line)
+            if len(waiting) > MOST_WAITING:  # no log of ours
+                yield dict(waiting.pop(0)) | {"seconds": before[1]}
+        elif is_number(line.get("seconds")):
+            after = (line["step"], float(line["seconds"]))
+            yield from (dict(one) | {"seconds": _between(before, after, one["step"])} for one in waiting)
+            waiting, before = [], after
+    yield from (dict(one) | {"seconds": before[1]} for one in waiting)
+
+
+def _between(before: tuple[float, float], after: tuple[float, float], step: float) -> float:
+    """Seconds at a step on the line through two (step, seconds)."""
+    if after[0] <= before[0]:
+        return before[1]
+    share = min(1.0, max(0.0, (step - before[0]) / (after[0] - before[0])))
+    return before[1] + (after[1] - before[1]) * share
 
 
 def _lines(path: Path) -> Iterator[bytes]:
