@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 from types import SimpleNamespace
 
 import mido
@@ -17,10 +18,11 @@ from conftest import quiet
 from PIL import Image
 
 from shortcut_cli import files
+from shortcut_cli.data import shards
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.inference import runs
 from shortcut_cli.inference.prompts import Given
-from shortcut_cli.report import documents, media, music, page, samples, spectrum, synth, tracks
+from shortcut_cli.report import documents, media, music, page, run_data, samples, spectrum, synth, tracks
 from shortcut_cli.report.svg import Axis
 from shortcut_cli.stages import pipeline
 
@@ -384,15 +386,26 @@ class TestHeldOut:
         monkeypatch.setattr(documents.Documents, "tokenizer", None)
         assert shown(run) == first
 
-    def test_other_shards_or_none_are_said(self, text_run, run, monkeypatch):
-        other = Shards(text_run / "shards")
-        other.manifest["checksum"] = "0" * 64
-        monkeypatch.setattr(documents, "Shards", lambda _: other)
-        assert "has other shards than those of the run" in shown(run)
-        monkeypatch.setattr(samples, "MANIFEST", "nowhere.json")
+    def test_other_shards_or_none_are_said(self, run, monkeypatch):
+        read = shards.read_manifest
+        monkeypatch.setattr(shards, "read_manifest", lambda place: read(place) | {"checksum": "0" * 64})
         assert "the shards of the run are not at" in shown(run)
+        monkeypatch.setattr(shards, "read_manifest", read)
+        assert "the shards of the run are not at" not in shown(run)
         (run / "run.pt").write_bytes(b"PK")
         assert "No held-out documents are shown" in shown(run)
+
+    @pytest.mark.parametrize("named", ["shards/text", "old/shards/text", "/gone/shards/text", "../shards/text"])
+    def test_shards_are_found_beside_a_run_that_was_moved(self, text_run, tmp_path, named):
+        shutil.copytree(text_run / "shards", tmp_path / "new" / "shards" / "text")
+        folder = tmp_path / "new" / "runs" / "text" / "shortcut-s1"
+        folder.mkdir(parents=True)
+        checksum = json.loads((text_run / "shards" / "manifest.json").read_text())["checksum"]
+        content = {"recipe": {"data": {"shards": named}}, "shards": checksum}
+        assert run_data.shards_of(folder, content).resolve() == (tmp_path / "new" / "shards" / "text").resolve()
+        assert run_data.shards_of(folder, content | {"shards": "0" * 64}) is None
+        for strange in (None, 3, "a\0b", ""):
+            assert run_data.shards_of(folder, content | {"recipe": {"data": {"shards": strange}}}) is None
 
     def test_excerpts_of_one_document_follow_each_other(self):
         found = object.__new__(documents.Documents)

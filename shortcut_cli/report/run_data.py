@@ -18,6 +18,7 @@ from shortcut_cli.training import checkpoint, conditions, run_log, tensor_file
 
 RESULT = "run.pt"
 STEPS = ("loss", "lr", "gradient_norm", "tokens", "seconds")  # of a line of the log of a model's training
+MOST_ABOVE = 5  # folders that a run lies in, in which its shards are looked for
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,31 @@ def _scores(folder: Path, _: Mapping[str, Any], sha256: str) -> dict[str, Any]:
     return {"scores": scores.of_checkpoint(folder, sha256), "others": scores.others(folder, sha256)}
 
 
-def _manifest(_: Path, content: Mapping[str, Any], __: str) -> dict[str, Any]:
+def _manifest(folder: Path, content: Mapping[str, Any], _: str) -> dict[str, Any]:
     """The manifest of the shards that the recipe names, if they are still those of the run."""
+    place = shards_of(folder, content)
+    return {} if place is None else {"manifest": shards.read_manifest(place)}
+
+
+def shards_of(folder: Path, content: Mapping[str, Any]) -> Path | None:
+    """The shards that a run was trained on; None if they are not found.
+
+    Its recipe names them as seen from where the training was started. If they are not there, they are looked for
+    beside the folders that the run is in: so a project can be moved, or looked at from elsewhere. Their hash says that
+    they are the same.
+
+    Raises what reading a manifest raises.
+    """
     named = content["recipe"].get("data", {}).get("shards")
-    place = Path(named) if isinstance(named, str) and "\0" not in named else None
-    if place is None or not (place / shards.MANIFEST).is_file():
-        return {}
-    manifest = shards.read_manifest(place)
-    return {"manifest": manifest} if manifest["checksum"] == content["shards"] else {}
+    if not isinstance(named, str) or "\0" in named:
+        return None
+    parts = [part for part in Path(named).parts if part not in ("/", "..")]
+    above = [*folder.resolve().parents][:MOST_ABOVE]
+    beside = (each.joinpath(*parts[first:]) for each in above for first in range(len(parts)))
+    for place in (Path(named), *beside):
+        if (place / shards.MANIFEST).is_file() and shards.read_manifest(place)["checksum"] == content["shards"]:
+            return place
+    return None
 
 
 def _costs(folder: Path, content: Mapping[str, Any], _: str) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from shortcut_cli import files
 from shortcut_cli.config import reading
-from shortcut_cli.data.shards import MANIFEST
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError
 from shortcut_cli.formatting import cell
 from shortcut_cli.kept.inputs import is_finite, read
 from shortcut_cli.report import media, music, synth, tracks
 from shortcut_cli.report.documents import Documents
 from shortcut_cli.report.page import Section, template
+from shortcut_cli.report.run_data import shards_of
 from shortcut_cli.report.svg import Axis
 from shortcut_cli.training import tensor_file
 
@@ -167,12 +167,11 @@ def _held_out(run_folder: Path) -> tuple[Documents | None, str]:
     """The documents of the test split that a run was trained beside, or why they are not shown."""
     try:
         content = tensor_file.describe(run_folder / "run.pt", "run.pt")
-        folder = Path(reading.validate(content["recipe"], str(run_folder)).data.shards)
-        if not (folder / MANIFEST).is_file():
-            return None, f"No held-out documents are shown: the shards of the run are not at {folder}."
+        named = reading.validate(content["recipe"], str(run_folder)).data.shards
+        folder = shards_of(run_folder, content)
+        if folder is None:
+            return None, f"No held-out documents are shown: the shards of the run are not at {named}, or have changed."
         found = Documents(folder, "test")
-        if found.shards.manifest["checksum"] != content["shards"]:
-            return None, f"No held-out documents are shown: {folder} has other shards than those of the run."
     except (ShortcutError, OSError, KeyError, TypeError) as error:
         return None, f"No held-out documents are shown: {getattr(error, 'message', error)}."
     return (found, "") if found.lengths else (None, "No held-out documents are shown: the test split is empty.")
