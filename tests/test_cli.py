@@ -333,8 +333,12 @@ def call(*arguments):
 
 
 def replaced(monkeypatch, module, name, result):
-    """Replace a stage by one that returns `result`; returns the list of its calls, as (arguments, options)."""
+    """Replace a stage by one that returns `result`; returns the list of its calls, as (arguments, options).
+
+    There is no page then, since nothing was made that it could show.
+    """
     calls = []
+    monkeypatch.setattr(commands, "_refreshed", lambda *_: {})
 
     def stage(*arguments, report=None, **options):
         calls.append((arguments, options))
