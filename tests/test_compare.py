@@ -1240,8 +1240,14 @@ def test_the_table_on_the_screen_has_the_means_over_seeds():
 
 
 def test_a_page_that_cannot_be_written_fails_no_comparison(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda *bug: told.append(bug[0]))
     monkeypatch.setattr(comparison, "page_of", lambda _: 1 / 0)
     assert comparison._page(tmp_path) == {"no_report": "ZeroDivisionError: division by zero"}
     monkeypatch.setattr(comparison, "page_of", lambda _: "page")
     assert comparison._page(tmp_path) == {"report": str(tmp_path / "compare.html")}
     assert (tmp_path / "compare.html").read_text() == "page"
+    (tmp_path / "compare.html").unlink()
+    (tmp_path / "compare.html").mkdir()
+    assert "compare.html" in comparison._page(tmp_path)["no_report"]
+    assert told == [ZeroDivisionError]  # a bug keeps its traceback, an error of the system needs none

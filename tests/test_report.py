@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,10 +127,12 @@ def test_a_page_that_cannot_be_written_fails_no_command(copied):
 
 
 def test_a_bug_in_a_page_fails_no_command(copied, monkeypatch):
-    events = []
+    events, bugs = [], []
+    monkeypatch.setattr(sys, "excepthook", lambda *bug: bugs.append(bug[0]))
     monkeypatch.setitem(assemble.MAKERS, "run", [lambda _: 1 / 0])
     found = reporting.refresh(copied / "gpt", events.append)
     assert found == {"no_report": "ZeroDivisionError: division by zero"}
+    assert bugs == [ZeroDivisionError]
     assert [(event.task, event.done) for event in events] == [("page", 0), ("page", 1)]
 
 

@@ -6,6 +6,7 @@ All text goes through Jinja2 with autoescape on, so names and contents of files 
 import base64
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -99,13 +100,17 @@ def copied(name: str, words: str, label: str) -> Markup:
 def attempted(write: Callable[[], Path | str]) -> dict[str, str]:
     """What `write` returned, the path of a page, as "report", or why there is none, as "no_report".
 
-    For commands that write a page at their end: whatever keeps it from being written, what they did is done.
+    For commands that write a page at their end: whatever keeps it from being written, what they did is done. A bug
+    keeps its traceback all the same.
     """
     try:
         return {"report": str(write())}
+    except (ShortcutError, OSError) as error:
+        words = error.message if isinstance(error, ShortcutError) else str(error)
     except Exception as error:
-        words = error.message if isinstance(error, ShortcutError) else f"{type(error).__name__}: {error}"
-        return {"no_report": words.splitlines()[0] if words else words}
+        sys.excepthook(type(error), error, error.__traceback__)
+        words = f"{type(error).__name__}: {error}"
+    return {"no_report": words.splitlines()[0] if words else words}
 
 
 def _joined(suffix: str, first: str) -> Markup:

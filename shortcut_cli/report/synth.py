@@ -1,6 +1,6 @@
 """A small synthesiser: notes as sound, so that a page plays MIDI without a network or sound fonts.
 
-A note of pitch p and velocity v, struck at 0 and released at d seconds, is
+A note of pitch p and velocity v, struck at 0 and released at d seconds, or at LONGEST_S if it is held longer, is
 
     x(t) = GAIN (v / 127)^1.5 a(t) r(t) sum of k^-s sin(2 pi k f t) exp(-t (1 + BEND (k - 1)) / T), k = 1 .. PARTIALS,
 
@@ -25,7 +25,7 @@ BEND = 0.3
 VELOCITIES = 8
 ATTACK_S, RELEASE_S = 0.004, 0.07
 TAIL_S = 0.5  # after the last note; each is faded out over it
-LONGEST_S = 12.0  # of a note: by then it has decayed
+LONGEST_S = 12.0  # of a note; only low ones are still heard then
 PEAK = 0.9  # louder music is turned down to it as a whole
 LOW_DRUMS = {35: 55, 36: 60, 41: 80, 43: 95, 45: 110, 47: 130, 48: 150, 50: 170}  # General MIDI's, in Hz
 LONG_DRUMS = {46, 49, 51, 52, 55, 57, 59}  # open hi-hat and cymbals
