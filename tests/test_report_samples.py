@@ -449,3 +449,12 @@ class TestHeldOut:
         assert len(re.findall("<strong>", str(samples.excerpts(text_run / "shards", 10_000, "val")))) == len(
             Shards(text_run / "shards").split("val").document_tokens()
         )
+
+
+def test_a_sidecar_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "<b>.txt.json").write_text("{")
+    (tmp_path / "samples" / "other.json").write_text("{}")  # nobody's sample
+    (section,) = samples.sections(tmp_path)
+    assert "can't be read: &lt;b&gt;.txt.json</p>" in section.body
+    assert "other" not in section.body

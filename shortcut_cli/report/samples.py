@@ -43,8 +43,8 @@ class Given:
 
 def sections(run_folder: Path) -> list[Section]:
     """A section of the samples in RUN/samples; none if there are none."""
-    found = _samples(run_folder / "samples")
-    if not found:
+    found, damaged = _samples(run_folder / "samples")
+    if not found and not damaged:
         return []
     beside, missing = _held_out(run_folder)
     pairs = []
@@ -55,7 +55,8 @@ def sections(run_folder: Path) -> list[Section]:
     body = template(
         "samples.html",
         pairs=pairs,
-        missing=missing,
+        missing=missing if found else "",
+        damaged=damaged,
         left_out=len(found) - len(pairs),
         scale=tracks.scale() if ".wav" in kinds else "",
         midi=".mid" in kinds,
@@ -65,7 +66,7 @@ def sections(run_folder: Path) -> list[Section]:
 
 def figures(run_folder: Path, most: int) -> list[Markup]:
     """The first samples in RUN/samples, without documents beside them: a comparison sets them beside other runs'."""
-    found = _samples(run_folder / "samples")[:most]
+    found = _samples(run_folder / "samples")[0][:most]
     return [_figure(path, path.name, _caption(path, sidecar), _given(path, sidecar)) for path, sidecar in found]
 
 
@@ -85,6 +86,7 @@ def excerpts(shards_folder: Path, how_many: int, split: str = "train") -> Markup
         "samples.html",
         pairs=[(figure, None) for figure in figures],
         missing="",
+        damaged=[],
         left_out=0,
         scale=tracks.scale() if documents.domain == "audio" else "",
         midi=kinds.get(documents.domain) == ".mid",
@@ -95,18 +97,22 @@ def _first(tokens: int, length: int) -> str:
     return f"its {tokens:,} tokens" if tokens >= length - 1 else f"the first {tokens:,} of its {length - 1:,} tokens"
 
 
-def _samples(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The samples in a folder with their .json, by name; those that are damaged or gone are left out."""
-    found = []
+def _samples(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """The samples in a folder with their .json, by name; and the names of .json that can't be read.
+
+    Other files, and a .json whose sample is gone, are nobody's sample.
+    """
+    found, damaged = [], []
     for place in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
             content = read(place) or {}
         except CheckFailed:
+            damaged.append(place.name)
             continue
         path = place.with_suffix("")
         if content.keys() >= {"checkpoint_sha256", "sampler", "number"} and path.is_file():
             found.append((path, content))
-    return found
+    return found, damaged
 
 
 def _whole(value: Any) -> int:
