@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py [ARM ...] [--compile no yes] [--optimizer adamw muon] [--layers 12] [--width 768]
                              [--context 1024] [--batch 16] [--vocabulary 32000] [--nanogpt FOLDER] [--peak 989]
+                            [--profile]
 
 A step is Trainer's own, from reading windows of random ids to the update, in bf16 (train.precision). The default shape
 is GPT-2's of 124M parameters, but for the vocabulary. MFU: the FLOPs of training on a token (three times the forward
 pass, attention only over the pairs that it sees) times tokens/s, divided by --peak, the device's TFLOP/s in bf16 (989:
 H100 and H200, dense). nanoGPT's model.py is imported from a checkout of github.com/karpathy/nanoGPT, runs under
-autocast with fused AdamW, and is charged with the FLOPs of our `gpt`.
+autocast with fused AdamW, and is charged with the FLOPs of our `gpt`. --profile: the kernels that take most of a step.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.training.trainer import Trainer
 
 WARM_UP, TIMED = 5, 20
+PROFILED = 0  # how many kernels to show: see --profile
 
 
 def recipe(folder, name, options, compiled, optimizer):
@@ -65,7 +67,15 @@ def timed(step):
         step(number)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[WARM_UP:]), times[0], torch.cuda.max_memory_allocated()
+    found = statistics.median(times[WARM_UP:]), times[0], torch.cuda.max_memory_allocated()
+    if PROFILED:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            step(WARM_UP + TIMED)
+            torch.cuda.synchronize()
+        kernels = sorted(profile.key_averages(), key=lambda one: -one.self_device_time_total)[:PROFILED]
+        for one in kernels:
+            print(f"  {one.self_device_time_total / 1e3:9.3f} ms {one.count:6} x {one.key[:100]}")
+    return found
 
 
 def ours(folder, name, options, compiled, optimizer):
@@ -108,7 +118,10 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--nanogpt", metavar="FOLDER")
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s")
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
+    global PROFILED
+    PROFILED = 16 if options.profile else 0
     keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, {options.layers} x {options.width}, ", end="")
     print(f"context {options.context}, batch {options.batch}, vocabulary {options.vocabulary}, bf16")

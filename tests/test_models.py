@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import zlib
+from collections import Counter
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from shortcut_cli.models.loss import loss
 from shortcut_cli.models.options import ShortcutOptions
 from shortcut_cli.models.shortcut import tapped_layers
 from shortcut_cli.models.trace import Trace
-from shortcut_cli.training import optim
+from shortcut_cli.training import optim, precision
 
 VOCABULARY, CONTEXT = 37, 24
 SECTIONS = {name: registry.load(registry.MODEL_OPTIONS, name) for name in registry.MODEL_OPTIONS}
@@ -878,15 +879,11 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
     """Sublayers compute in bf16, but sums over depth are never rounded to it."""
     model = make(name, options, open_gates=True)
     kept = []
-    if name == "hyper":  # its sublayers read sums computed in bf16, of streams that are fp32
-        for connection in model.connections:
-            connection.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].clone()))
-    else:
-        norm = transformer.RMSNorm.fork
-        # Two kinds of norms read products, not states.
-        inner = {part for n, part in model.named_modules() if "map_norms." in n or n.endswith("convolution.norm")}
-        note = lambda self, x: norm(self, x if self in inner else kept.append(x) or x)  # noqa: E731
-        monkeypatch.setattr(transformer.RMSNorm, "fork", note)
+    norm = transformer.RMSNorm.fork
+    # Two kinds of norms read products, not states.
+    inner = {part for n, part in model.named_modules() if "map_norms." in n or n.endswith("convolution.norm")}
+    note = lambda self, x: norm(self, x if self in inner else kept.append(x) or x)  # noqa: E731
+    monkeypatch.setattr(transformer.RMSNorm, "fork", note)
     x = ids(1, 8)
     with torch.autocast("cpu", torch.bfloat16):
         nats = loss(model(x), x)
@@ -897,6 +894,29 @@ def test_states_keep_full_precision_under_autocast(name, options, monkeypatch):
         # One fp32 number in 2^16 is a bf16 number too.
         assert (state == state.bfloat16()).float().mean() < 0.1
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "options"), ARMS)
+def test_autocast_is_about_as_far_from_fp32_as_the_products_of_a_cpu(name, options):
+    """What a GPU computes in bf16, on a CPU: the gradients are off by rounding, and no more than ours in bf16."""
+    model = make(name, options, open_gates=True)
+    places = {
+        "fp32": lambda: precision.products("fp32", "cpu"),
+        "bf16": lambda: precision.products("bf16", "cpu"),
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    }
+    off = Counter()
+    for seed in range(4):
+        x, found = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(seed)), {}
+        for place, context in places.items():
+            model.zero_grad()
+            with context():
+                logits = model(x)
+            loss(logits, x).backward()
+            found[place] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        exact = found.pop("fp32")
+        off.update({place: ((grad - exact).norm() / exact.norm()).item() for place, grad in found.items()})
+    assert 0 < off["autocast"] < 2 * off["bf16"]
 
 
 @pytest.mark.parametrize(("groups", "key", "size"), [(3, "width", 32), (64, "width", 32), (16, "ffn", 72)])

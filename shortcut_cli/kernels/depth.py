@@ -6,6 +6,7 @@ all reads; autograd would add to it after each.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +195,12 @@ class _Mix(torch.autograd.Function):
         return by_weight.view(*grad.shape[:2], streams, count), None, *(None,) * count
 
 
+def unrounded(x: Tensor) -> AbstractContextManager[None] | torch.autocast:
+    """A context in which products on the device of x are not in bf16 by autocast: what weighs states is in fp32."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
 def _product(weights: Tensor, rows: Tensor) -> Tensor:
     """(N, C, n) by (N, n, D); of one row by one, torch's batched product is far slower than a multiplication."""
     return weights.transpose(1, 2) * rows if weights.shape[1:] == (1, 1) else torch.bmm(weights, rows)
@@ -213,7 +220,8 @@ def fork_scores(x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 def plain_fork_scores(x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     """The same by its formula, in fp32."""
     wide = x.float()
-    return x, (wide @ queries.t()) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
+    with unrounded(x):
+        return x, (wide @ queries.t()) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
 
 
 class _ForkScores(torch.autograd.Function):
@@ -252,8 +260,9 @@ def fork_read(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain_fork_read(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by torch's own product."""
-    return x, (weights.unsqueeze(-2) @ x).squeeze(-2).type_as(x)
+    """The same by torch's own product, in fp32."""
+    with unrounded(x):
+        return x, (weights.unsqueeze(-2).float() @ x.float()).squeeze(-2).type_as(x)
 
 
 class _ForkRead(torch.autograd.Function):

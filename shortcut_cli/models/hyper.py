@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shortcut_cli.config.schema import ModelConfig
-from shortcut_cli.kernels.depth import fork_read, fork_scores
+from shortcut_cli.kernels.depth import fork_read, fork_scores, unrounded
 from shortcut_cli.models.options import HyperOptions
 from shortcut_cli.models.trace import HEAD, Reads, Trace, sublayer_name
 from shortcut_cli.models.transformer import Block, Cache, Decoder, Linear
@@ -126,11 +126,12 @@ class Hyper(Decoder):
                 if number % 2 == 0:
                     unrolled.trace.stream(x)
             y = block.delta(x, number % 2, freqs, cache)
-            written = write.unsqueeze(-1).flatten(0, 1) @ y.unsqueeze(-2).flatten(0, 1)  # (B T, n, D)
-            if unrolled is not None:
-                unrolled.write(carry, write, y)
-            # Under autocast what is written has a narrower dtype than the streams, which keep theirs.
-            h = written.type_as(h).baddbmm_(carry.mT.flatten(0, 1), h.flatten(0, 1)).view_as(h)
+            y = y.type_as(h)  # under autocast it is narrower than the streams
+            with unrounded(h):
+                written = write.unsqueeze(-1).flatten(0, 1) @ y.unsqueeze(-2).flatten(0, 1)  # (B T, n, D)
+                if unrolled is not None:
+                    unrolled.write(carry, write, y)
+                h = written.baddbmm_(carry.mT.flatten(0, 1), h.flatten(0, 1)).view_as(h)
         # Not h.mean(2): the layout of its gradient slows down all products behind it.
         mean = h.new_full(h.shape[:3], 1 / self.options.streams)
         x = fork_read(h, mean)[1]
