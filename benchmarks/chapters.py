@@ -2,9 +2,9 @@
 
     python benchmarks/chapters.py OUT FILE...
 
-A book begins after "*** START OF" and ends before "*** END OF", and is cut at its headings; WikiText at the titles of its
-articles. (A copy of WikiText-103 that went through a CSV writer, with doubled quotes, is restored.) A part of fewer than
-2,000 characters, as of a table of contents, is joined to the next one. So the split of `shortcut prepare text OUT` is by
+A book begins after "*** START OF", ends before "*** END OF" and is cut at its headings, WikiText at the titles of its
+articles. (A copy of WikiText-103 that went through a CSV writer, with doubled quotes, is restored.) A part of fewer
+than 2,000 characters, as of a table of contents, is joined to the next one. So `shortcut prepare text OUT` splits by
 chapter.
 """
 

@@ -29,7 +29,7 @@ from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.training.trainer import Trainer
 
 WARM_UP, TIMED = 5, 20
-PROFILED = 0  # how many kernels to show: see --profile
+KERNELS = 16  # that --profile shows
 
 
 def recipe(folder, name, options, compiled, optimizer):
@@ -55,7 +55,7 @@ def recipe(folder, name, options, compiled, optimizer):
     )
 
 
-def timed(step):
+def timed(step, profiled):
     """Median seconds of a step, seconds of the first one, and the most bytes in use."""
     gc.collect()  # of the model before
     torch.cuda.empty_cache()
@@ -68,11 +68,11 @@ def timed(step):
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     found = statistics.median(times[WARM_UP:]), times[0], torch.cuda.max_memory_allocated()
-    if PROFILED:
+    if profiled:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             step(WARM_UP + TIMED)
             torch.cuda.synchronize()
-        kernels = sorted(profile.key_averages(), key=lambda one: -one.self_device_time_total)[:PROFILED]
+        kernels = sorted(profile.key_averages(), key=lambda one: -one.self_device_time_total)[:KERNELS]
         for one in kernels:
             print(f"  {one.self_device_time_total / 1e3:9.3f} ms {one.count:6} x {one.key[:100]}")
     return found
@@ -81,7 +81,7 @@ def timed(step):
 def ours(folder, name, options, compiled, optimizer):
     trainer = Trainer(recipe(folder, name, options, compiled, optimizer), folder, "cuda", lambda _: None)
     flops = trainer.model.training_flops_per_token(options.context)
-    return flops, trainer.model.count()["total"], timed(trainer.step)
+    return flops, trainer.model.count()["total"], timed(trainer.step, options.profile)
 
 
 def nanogpt(folder, options, compiled):
@@ -106,7 +106,7 @@ def nanogpt(folder, options, compiled):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return sum(p.numel() for p in model.parameters()), timed(step)
+    return sum(p.numel() for p in model.parameters()), timed(step, options.profile)
 
 
 def main():
@@ -120,8 +120,6 @@ def main():
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    global PROFILED
-    PROFILED = 16 if options.profile else 0
     keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, {options.layers} x {options.width}, ", end="")
     print(f"context {options.context}, batch {options.batch}, vocabulary {options.vocabulary}, bf16")
