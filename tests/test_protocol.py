@@ -250,17 +250,27 @@ def test_a_positive_control_that_is_not_found_is_said(scripted, monkeypatch):
     assert scripted("shortcut", "late_kv", seeds=3)["control"] is None
     monkeypatch.setattr(contrasts, "CONTROL", "late_kv")
     result = scripted("shortcut", "late_kv", seeds=3, pairs=[("late_kv", "shortcut")])
-    assert result["control"] == {"arm": "late_kv", "found": False}
+    tested = result["contrasts"][1]
+    assert tested["arm"] == "late_kv"
+    assert result["control"] == {
+        "arm": "late_kv",
+        "found": False,
+        "mean": tested["mean"],
+        "detectable": tested["detectable"],
+    }
     assert result["notices"][0] == (
-        "The positive control late_kv, which is known to help, was not found: this comparison could not have seen "
-        "anything."
+        f"The positive control late_kv, which is known to help, was not found: it differs by {tested['mean']:+.4f} "
+        f"nats per token, and this comparison finds a difference of {tested['detectable']:.4f} with 80 % power. "
+        "Smaller ones it could not have seen."
     )
+    result = scripted("shortcut", "late_kv", seeds=1)  # nothing can be tested
+    assert result["notices"][0].endswith("was not found: this comparison could not have seen anything.")
     monkeypatch.setattr(contrasts, "CONTROL", "shortcut")
     result = scripted("shortcut", "late_kv", seeds=3)
-    assert result["control"] == {"arm": "shortcut", "found": True}
+    assert (result["control"]["arm"], result["control"]["found"]) == ("shortcut", True)
     assert result["notices"][0].startswith("A/A")
     monkeypatch.setattr(contrasts, "CONTROL", "shortcut_local")  # it loses, which is not what is known of it
-    assert scripted("shortcut_local", seeds=3)["control"] == {"arm": "shortcut_local", "found": False}
+    assert not scripted("shortcut_local", seeds=3)["control"]["found"]
 
 
 def test_added_seeds_are_tested_at_the_levels_of_the_plan(scripted):

@@ -233,11 +233,31 @@ def _verdict(one: Named, found: Contrast | None, reason: str, margin: float, shu
 
 
 def _control(named: Sequence[Named], contrasts: Sequence[Contrast | None], shut: bool) -> dict[str, Any] | None:
-    """Whether the positive control was found to help; None if it is not among the arms."""
+    """Whether the positive control was found to help, and how large its effect had to be for that (mean, detectable).
+
+    None if it is not among the arms.
+    """
     own = [found for one, found in zip(named, contrasts, strict=True) if one.arm == CONTROL and one.basic]
     if not own:
         return None
-    return {"arm": CONTROL, "found": not shut and any(one is not None and one.differs and one.mean < 0 for one in own)}
+    found = not shut and any(one is not None and one.differs and one.mean < 0 for one in own)
+    first = own[0]
+    return {
+        "arm": CONTROL,
+        "found": found,
+        "mean": first and first.mean,
+        "detectable": first and first.detectable,
+    }
+
+
+def unseen(mean: float | None, detectable: float | None) -> str:
+    """What it means that the positive control was not found: how large an effect has to be for this comparison."""
+    if mean is None or detectable is None:
+        return "this comparison could not have seen anything"
+    return (
+        f"it differs by {mean:+.4f} nats per token, and this comparison finds a difference of {detectable:.4f} with "
+        "80 % power. Smaller ones it could not have seen"
+    )
 
 
 def gate(rows: Mapping[str, Row], floors: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,8 +288,8 @@ def notices(result: Mapping[str, Any]) -> list[str]:
         )
     if control and not control["found"] and entrance["open"]:
         found.append(
-            f"The positive control {control['arm']}, which is known to help, was not found: this comparison could not "
-            "have seen anything."
+            f"The positive control {control['arm']}, which is known to help, was not found: "
+            f"{unseen(control['mean'], control['detectable'])}."
         )
     if "unavailable" in aa:
         found.append(f"A/A: not available, {aa['unavailable']}.")

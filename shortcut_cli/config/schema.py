@@ -188,7 +188,9 @@ class ScheduleConfig(Config):
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="after warm-up: cosine; wsd (stable, then linear decay); or constant"
     )
-    decay: float = Field(0.2, description="wsd: share of the steps spent in the decay", gt=0, le=1)
+    decay: float = Field(
+        0.2, description="wsd: share of the steps spent in the decay, after the warm-up at most", gt=0, le=1
+    )
     schedule_steps: int = Field(
         0,
         description="steps that the schedule takes; its last learning rate holds from there on, as after `--extend` "

@@ -170,7 +170,13 @@ def _control(found: Compared) -> str:
         return f"{name}, which is known to help, was found to help: this comparison can see an effect of that size."
     if found.gate and found.gate.get("open") is not True:
         return f"{name} is among the arms; there is no verdict on it, as on no other."
-    return f"{name}, which is known to help, was not found to: this comparison could not have seen anything."
+    mean, detectable = number(found.control.get("mean")), number(found.control.get("detectable"))
+    if math.isnan(mean) or math.isnan(detectable):
+        return f"{name}, which is known to help, was not found to: this comparison could not have seen anything."
+    return (
+        f"{name}, which is known to help, was not found to: it differs by {signed(mean)} nats per token. This "
+        f"comparison finds a difference of {decimals(detectable)} with 80 % power; smaller ones it could not have seen."
+    )
 
 
 def _looked(found: Compared) -> str:
