@@ -657,6 +657,7 @@ def run_pipeline(
             device=devices.choose(device),
             report=report,
             stop=signals,
+            page=not no_report,
         )
         page = _refreshed(folder, no_report, report)
     shown = [*tables.account(result["prepare"]), tables.scores(result["train"]["run"], result["eval"])]
@@ -1079,6 +1080,7 @@ def demo(
             device=devices.choose(device),
             report=report,
             stop=signals,
+            page=not no_report,
         )
         page = _refreshed(folder, no_report, report)
     written = endings.within(folder)

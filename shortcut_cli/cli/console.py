@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 10.0
 ROOMY = 110  # columns of the screen from which a bar has everything beside it
 PARTS = "parts"
+WORK = ("steps", "tokens", "windows")  # units of the work of a model, which is nearly all of a part that has it
 PLAIN_WIDTH = 76  # and from which it has more than the loss and the time left
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
 STDERR = 2  # its number, the last of the standard streams'
@@ -376,7 +377,7 @@ def _bars(width: int) -> "rich.progress.Progress":
 
     class Left(ProgressColumn):
         def render(self, task: Any) -> Text:
-            left = task.time_remaining
+            left = task.fields["left"](task) if task.fields["unit"] == PARTS else task.time_remaining
             return Text("" if left is None else f"{_clock(left)} left", no_wrap=True)
 
     class Bars(Progress):
@@ -393,7 +394,7 @@ def _bars(width: int) -> "rich.progress.Progress":
     columns: list[ProgressColumn | str] = [
         TextColumn("{task.fields[name]}", markup=False, table_column=name),
         BarColumn(bar_width=max(7, min(40, width // 10))),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.fields[amount]}"),
         TextColumn("{task.fields[loss]}", markup=False),
     ]
     columns += [TextColumn("{task.fields[epoch]}")] if width >= ROOMY else []
@@ -419,6 +420,8 @@ class Reporter:
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.whole: rich.progress.TaskID | None = None  # the bar of the parts
+        self.part: Part | None = None  # the present one
+        self.began = time.monotonic()  # when the first began
         self.known: dict[str, Progress] = {}  # the last event of a task that had a loss
         self.printed = time.monotonic()
         self.shown = ExitStack()
@@ -452,11 +455,11 @@ class Reporter:
         elif isinstance(event, Part):
             self._part(event)
         elif _err().is_terminal:
-            self._bar(self._with_loss(event))
+            self._bar(self.with_loss(event))
         else:
-            self._plain(self._with_loss(event))
+            self._plain(self.with_loss(event))
 
-    def _with_loss(self, event: Progress) -> Progress:
+    def with_loss(self, event: Progress) -> Progress:
         """An event with the loss that its task had last, and the epochs and seconds in proportion, if it has none."""
         if event.loss is not None:
             self.known[event.task] = event
@@ -482,32 +485,63 @@ class Reporter:
         return self.live
 
     def _part(self, event: Part) -> None:
-        """Show that a part begins: nothing of those before it is left."""
+        """Show that a part begins: nothing of those before it is left, unless they are weighed."""
+        self.began = self.began if self.part else time.monotonic()
+        self.part = event
         said = f"{event.task} {event.number:,} of {event.total:,}: {event.text}"
         if not _err().is_terminal:
-            _say(said)
+            left = self._left(event.whole)
+            _say(said if left is None else f"{said}, about {left / 60:,.0f} min left")
             return
         live = self._started()
-        for task in self.tasks.values():
-            live.remove_task(task)
-        self.tasks.clear()
-        self.known.clear()
+        if event.whole is None:
+            for task in self.tasks.values():
+                live.remove_task(task)
+            self.tasks.clear()
+            self.known.clear()
         if self.whole is None:
-            self.whole = live.add_task("", total=event.total, name="in all", unit=PARTS, loss="", epoch="")
-        live.update(self.whole, description=shown(said), completed=event.number - 1, total=event.total)
+            fields = {"name": "in all", "unit": PARTS, "loss": "", "epoch": "", "amount": "", "left": self._left_of}
+            self.whole = live.add_task("", total=1.0, **fields)
+        done = (event.number - 1) / event.total if event.whole is None else event.whole
+        amount = f"{event.number:,}/{event.total:,}"
+        live.update(self.whole, description=shown(said), completed=done, amount=amount)
+
+    def _left(self, whole: float | None) -> float | None:
+        """The seconds that a command of weighed parts goes on, if it goes on as it has done; None: not known."""
+        return (time.monotonic() - self.began) * (1 - whole) / whole if whole else None
+
+    def _left_of(self, task: Any) -> float | None:
+        return self._left(task.completed) if self.part and self.part.whole is not None else None
+
+    def _inside(self, live: "rich.progress.Progress", event: Progress) -> None:
+        """Move the bar over all parts by what is done of the present one: by the units of work of a model."""
+        if self.whole is None or self.part is None:
+            return
+        done = event.whole
+        if self.part.whole is None and event.unit in WORK:
+            done = (self.part.number - 1 + event.done / event.total) / self.part.total
+            done = max(done, live.tasks[live.task_ids.index(self.whole)].completed)
+        if done is not None:
+            live.update(self.whole, completed=done)
 
     def _bar(self, event: Progress) -> None:
         live = self._started()
+        self._inside(live, event)
         if event.task not in self.tasks:
+            if event.done >= event.total:
+                return
             self.tasks[event.task] = live.add_task(
                 shown(event.task),
                 name=shown(event.task),
                 total=event.total,
+                completed=event.done,
                 unit=shown(event.unit),
                 loss="",
                 epoch="",
+                amount="",
             )
-        fields: dict[str, Any] = {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
+        fields: dict[str, Any] = {"amount": f"{event.done:,}/{event.total:,}"}
+        fields |= {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
         if event.loss is not None:
             short = live.console.width < PLAIN_WIDTH  # then the unit is that of every training
             fields["loss"] = f"loss {event.loss:.4f}" if short else _loss(event).replace(" per ", "/")
