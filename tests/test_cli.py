@@ -1688,6 +1688,10 @@ def test_a_large_import_is_announced_on_a_terminal_and_the_line_goes_away(monkey
     console._Loading().find_spec("torch")
     assert stream.getvalue() == ""  # in a pipe
     stream.isatty = lambda: True
+    monkeypatch.setenv(console.COMPLETION, "complete_bash")
+    console._Loading().find_spec("torch")
+    assert stream.getvalue() == ""  # a shell asks, in the middle of the user's line
+    monkeypatch.delenv(console.COMPLETION)
     for name in ("json", "torch"):
         console._Loading().find_spec(name)
     assert stream.getvalue() == "\r\x1b[Kloading torch ...\r"

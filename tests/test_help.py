@@ -96,6 +96,8 @@ def test_names_of_recipes_architectures_and_commands_are_completed(tmp_path, she
     assert completed(tmp_path, shell, "shortcut train --recipe music") == ["music", "music-tiny"]
     assert completed(tmp_path, shell, "shortcut compare --models x0,gpt,mud") == ["x0,gpt,mudd", "x0,gpt,mudd_last"]
     assert completed(tmp_path, shell, "shortcut doc") == ["doctor"]
+    for command in ("show", "copy", "check"):
+        assert completed(tmp_path, shell, f"shortcut recipes {command} te") == ["text", "text-tiny"]
 
 
 def test_the_script_of_each_shell_asks_in_the_same_way(tmp_path):

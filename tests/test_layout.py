@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
 
 from shortcut_cli.cli import console, tables
-from shortcut_cli.cli.layout import Column
+from shortcut_cli.cli.layout import Column, shortened
+from shortcut_cli.events import Part, Progress
 from shortcut_cli.formatting import cell, rounded
 
 LONG = "runs/a-folder-with-a-long-name/shortcut_gated-lr0.0040000000000000001-s1234567890"  # more than 80 characters
@@ -197,3 +200,34 @@ def test_a_rounded_number_is_near(value):
 )
 def test_a_rounded_number_has_three_digits_and_a_unit(value, text):
     assert rounded(value) == text
+
+
+@given(st.text("abc/\u97f3\u697d", max_size=60), st.integers(4, 40))
+def test_a_name_that_is_too_long_loses_its_middle_and_keeps_most_of_its_end(name, width):
+    found = shortened(name, width, cell_len)
+    if cell_len(name) <= width:
+        assert found == name
+        return
+    head, tail = found.split("\u2026")
+    assert cell_len(found) <= width
+    assert name.startswith(head)
+    assert name.endswith(tail)
+    assert cell_len(head) <= cell_len(tail)
+    assert cell_len(found) >= width - 2  # a character can take two columns
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_end_of_a_long_name_is_in_its_bar(monkeypatch, width):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    with console.Reporter() as report:
+        report(Part("compare", 2, 9, f"{LONG * 2}-end", whole=0.5))
+        report(Progress(LONG, 1, 9, "steps"))
+        report.live.stop()
+        with screen.capture() as drawn:
+            screen.print(report.live.get_renderable())
+    lines = drawn.get().splitlines()
+    assert lines[0].startswith("compare 2 of 9: runs")
+    assert lines[0].rstrip().endswith("-end")
+    assert lines[1].split(" ")[0].endswith("567890")
+    assert max(map(len, lines)) <= width

@@ -126,6 +126,9 @@ RecipeOption = Annotated[
     str,
     typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=_recipe_names),
 ]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.", autocompletion=_recipe_names)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.steps=200. Repeatable."),
@@ -862,7 +865,7 @@ def recipes_list(as_json: AsJson = False) -> None:
 
 
 @recipes_app.command("show", epilog=_examples("recipes show text"))
-def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")]) -> None:
+def recipes_show(name: RecipeName) -> None:
     """Print a recipe."""
     from shortcut_cli.config import reading
 
@@ -871,7 +874,7 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recip
 
 @recipes_app.command("copy", epilog=_examples("recipes copy text mine.toml"))
 def recipes_copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")],
+    name: RecipeName,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="New .toml file.")],
 ) -> None:
     """Copy a recipe to a file of your own."""
@@ -889,7 +892,9 @@ def recipes_copy(
 
 @recipes_app.command("check", epilog=_examples("recipes check mine.toml"))
 def recipes_check(
-    paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.", autocompletion=_recipe_names)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Validate recipes. Exit 4 if one is not valid."""
@@ -1114,15 +1119,12 @@ def _complete(install: str | None, show: str | None) -> None:
     from typer.completion import install as install_script  # type: ignore[attr-defined]
 
     if install:
-        _, path = install_script(shell=install, prog_name="shortcut", complete_var=COMPLETION)
+        _, path = install_script(shell=install, prog_name="shortcut", complete_var=console.COMPLETION)
         console.text(f"{path}\n")
         console.note("completion begins in a new shell")
     if show:
-        script = get_completion_script(prog_name="shortcut", complete_var=COMPLETION, shell=show)
+        script = get_completion_script(prog_name="shortcut", complete_var=console.COMPLETION, shell=show)
         console.text(f"{script}\n")
-
-
-COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions
 
 
 def main() -> None:
@@ -1135,7 +1137,7 @@ def dispatch(arguments: list[str] | None) -> Any:
 
     Raises UsageError, which points to the help of the command, if the arguments are wrong.
     """
-    if COMPLETION in os.environ:
+    if console.COMPLETION in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
-from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, wrapped, written
+from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, shortened, wrapped, written
 from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
 from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation
 from shortcut_cli.formatting import cell, shown, to_json
@@ -43,6 +43,7 @@ WORK = ("steps", "tokens", "windows")  # units of the work of a model, which is 
 PLAIN_WIDTH = 76  # and from which it has more than the loss and the time left
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
 STDERR = 2  # its number, the last of the standard streams'
+COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions, beside the user's own line
 CLEAR_LINE = "\r\x1b[K"
 SHOW_CURSOR = b"\x1b[?25h\n"  # which Rich hides below its bars
 
@@ -84,13 +85,13 @@ class _Loading:
     The line goes away before anything else is printed.
     """
 
-    names = ("numpy", "scipy", "torch", "matplotlib", "miditok", "encodec")
+    names = ("pydantic", "numpy", "scipy", "torch", "matplotlib", "miditok", "encodec")
     said = False
     bars = False  # whether there are bars, which say enough
 
     def find_spec(self, name: str, *_: Any) -> None:
         """Called by Python for each module that is about to be imported; finds none itself."""
-        if name in self.names and not self.bars and sys.stderr.isatty():
+        if name in self.names and not self.bars and COMPLETION not in os.environ and sys.stderr.isatty():
             # The cursor goes back to the beginning, so that whatever comes next, even of a signal, takes its place.
             with suppress(OSError):
                 sys.stderr.write(f"{CLEAR_LINE}loading {name} ...\r")
@@ -366,9 +367,13 @@ def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
 
 def _bars(width: int) -> "rich.progress.Progress":
     """Progress bars on stderr: task, done, loss with its unit, epoch, time spent and left, as far as `width` goes."""
+    from rich.cells import cell_len
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.table import Column as TableColumn
     from rich.text import Text
+
+    class Name(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(shortened(task.fields["name"], width // 5, cell_len), no_wrap=True)
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
@@ -386,13 +391,12 @@ def _bars(width: int) -> "rich.progress.Progress":
             tasks = self.tasks
             whole = [task for task in tasks if task.fields["unit"] == PARTS]
             if whole:
-                yield Text(whole[0].description, no_wrap=True, overflow="ellipsis")
+                yield Text(shortened(whole[0].description, _err().width, cell_len), no_wrap=True)
             yield self.make_tasks_table([task for task in tasks if task not in whole])
             yield self.make_tasks_table(whole)
 
-    name = TableColumn(no_wrap=True, overflow="ellipsis", max_width=width // 5)
     columns: list[ProgressColumn | str] = [
-        TextColumn("{task.fields[name]}", markup=False, table_column=name),
+        Name(),
         BarColumn(bar_width=max(7, min(40, width // 10))),
         TextColumn("{task.fields[amount]}"),
         TextColumn("{task.fields[loss]}", markup=False),
@@ -500,7 +504,14 @@ class Reporter:
             self.tasks.clear()
             self.known.clear()
         if self.whole is None:
-            fields = {"name": "in all", "unit": PARTS, "loss": "", "epoch": "", "amount": "", "left": self._left_of}
+            fields: dict[str, Any] = {
+                "name": "in all",
+                "unit": PARTS,
+                "loss": "",
+                "epoch": "",
+                "amount": "",
+                "left": self._left_of,
+            }
             self.whole = live.add_task("", total=1.0, **fields)
         done = (event.number - 1) / event.total if event.whole is None else event.whole
         amount = f"{event.number:,}/{event.total:,}"

@@ -92,6 +92,25 @@ def wrapped(text: str, width: int, measure: Measure) -> str:
     return "\n".join(line for whole in text.split("\n") for line in _lines(whole, width, measure))
 
 
+def shortened(text: str, width: int, measure: Measure) -> str:
+    """A text in at most `width` columns: what is too much goes from its middle, and of the rest most is its end.
+
+    So the names of a file and of its folder stay in a path, and the seed in the name of a run.
+    """
+    if measure(text) <= width:
+        return text
+    head, tail = "", ""
+    for letter in text:
+        if measure(head + letter) > (width - 1) // 3:
+            break
+        head += letter
+    for letter in reversed(text):
+        if measure(letter + tail) > width - 1 - measure(head):
+            break
+        tail = letter + tail
+    return f"{head}\N{HORIZONTAL ELLIPSIS}{tail}"
+
+
 def _lines(text: str, width: int, measure: Measure) -> Iterator[str]:
     line = ""
     for word in WORD.findall(text):
