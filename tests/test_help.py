@@ -75,6 +75,28 @@ def test_every_default_is_shown(name):
             assert f"default: {parameter.default}" in text, parameter.name
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_every_value_has_a_plain_name_and_its_limits_are_said(name):
+    """Typer's own help has Python's types, and limits as [0<=x<=9223372036854775807]."""
+    text, limited = help_of(name), []
+    assert not re.search(r"[<>]|list\[|int range", text)
+    for parameter in EVERY[name].params:
+        if parameter.param_type_name == "option" and not parameter.is_flag:
+            assert re.search(rf"^  (-h, )?{parameter.opts[0]} {re.escape(parameter.metavar)}", text, re.M), parameter
+        least, most = (getattr(parameter, one, None) for one in ("min", "max"))
+        if least is not None:
+            limited.append(parameter.name)
+            known = f"{least:,} to {most:,}" if (most or 10**9) <= commands.MOST_SAID else f"at least {least:,}"
+            assert f"; {known}." in parameter.help
+    assert bool(limited) == (name in LIMITED)
+
+
+LIMITED = {
+    f"shortcut {name}"
+    for name in ("prepare", "train", "eval", "sample", "run", "attention", "compare", "prove resume", "prove tokens")
+} | {"shortcut codec train", "shortcut demo"}
+
+
 def test_the_architectures_are_listed():
     for name in ("shortcut train", "shortcut compare"):
         words = re.findall(r"\w+", help_of(name))

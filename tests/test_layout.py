@@ -227,7 +227,7 @@ def test_the_end_of_a_long_name_is_in_its_bar(monkeypatch, width):
         with screen.capture() as drawn:
             screen.print(report.live.get_renderable())
     lines = drawn.get().splitlines()
-    assert lines[0].startswith("compare 2 of 9: runs")
+    assert lines[0].startswith("compare 2 of 9: r")
     assert lines[0].rstrip().endswith("-end")
     assert lines[1].split(" ")[0].endswith("567890")
     assert max(map(len, lines)) <= width
