@@ -1137,7 +1137,7 @@ def test_the_panel_of_a_failed_run_is_shown_without_its_frame(monkeypatch, tmp_p
     with pytest.raises(ShortcutError) as failed:
         make_runner(tmp_path)._process(tmp_path / "run.toml", tmp_path / "run", "cpu")
     assert failed.value.message.splitlines() == [
-        f"{tmp_path / 'run'} on cpu exited with 2", "step 1", "no room", "Next: a smaller model"
+        f"{tmp_path / 'run'} on cpu exited with 2", "step 1", "no room", "Hint: a smaller model"
     ]  # fmt: skip
 
 

@@ -294,7 +294,7 @@ def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "R
             parts += ["--set", setting]
     begun = files.owner(folder) == "shortcut prepare"
     state = "is incomplete (it has no manifest.json)" if begun else "is not a shards folder (it has no manifest.json)"
-    raise UsageError(f"{folder} {state}", endings.pasted(parts))
+    raise UsageError(f"{folder} {state}", then=endings.pasted(parts))
 
 
 def _end(
@@ -943,7 +943,9 @@ def recipes_copy(
     from shortcut_cli.config import reading
 
     if file.is_dir():
-        raise UsageError(f"{file} is a folder", f"shortcut recipes copy {name} {file / Path(name).stem}.toml")
+        raise UsageError(
+            f"{file} is a folder", then=endings.pasted(["recipes", "copy", name, str(file / f"{Path(name).stem}.toml")])
+        )
     if file.exists():
         raise UsageError(f"{file} exists already", "choose another file name")
     files.write(file, reading.text(name))
@@ -1209,4 +1211,4 @@ def dispatch(arguments: list[str] | None) -> Any:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "shortcut"
         message = error.format_message().replace("Value error, ", "")  # pydantic's words, in newer versions of Typer
-        raise UsageError(message, f"{path} --help") from error
+        raise UsageError(message, then=f"{path} --help") from error

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 10.0
 ROOMY = 110  # columns of the screen from which a bar has everything beside it
 PARTS = "parts"
+OPEN = "PATH..."  # in a command, what its user has to fill in
 WORK = ("steps", "tokens", "windows")  # units of the work of a model, which is nearly all of a part that has it
 PLAIN_WIDTH = 76  # and from which it has more than the loss and the time left
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
@@ -183,15 +184,17 @@ def _trying() -> Iterator[None]:
 
 
 def panel(error: ShortcutError) -> None:
-    """Print one panel on stderr: what went wrong, and what to do next."""
+    """Print one panel on stderr: what went wrong, and what helps. A command stands below, whole, to be copied."""
     from rich.panel import Panel
     from rich.text import Text
 
     said = Text(shown(error.message))
     if error.hint:
-        said.append("\n\n").append("Next:", "bold").append(f" {shown(error.hint)}")
+        said.append("\n\n").append("Hint:", "bold").append(f" {shown(error.hint)}")
     with _trying():
         _err().print(Panel(said, title=error.title, title_align="left", border_style="red"))
+        if error.then:
+            _say(f"{'Fill in PATH' if OPEN in error.then else 'Next'}: {error.then}", "bold", whole=True)
 
 
 def text(words: str, *, error: bool = False) -> None:

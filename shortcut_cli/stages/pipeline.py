@@ -217,7 +217,7 @@ def draw(
         ckpt, settings = again.checkpoint, again.settings
         device, out = (again.device if device == "auto" else device), out or like.parent / "again"
     if ckpt is None:
-        raise UsageError("neither --ckpt nor --like is given", "shortcut sample --ckpt runs/RECIPE/MODEL-s1/run.pt")
+        raise UsageError("neither --ckpt nor --like is given", "for example --ckpt runs/text/shortcut-s1")
     where = devices.choose(device)
     run = runs.open_run(ckpt, where)
     config, kind = reading.with_settings(run.recipe, settings).sample, _domain(run)
