@@ -636,9 +636,8 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     call("attention", "--ckpt", ckpt, "--device", "cpu")
     assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
     assert [str(column.header) for column in tables.attention(Path("o"), result).columns] == [
-        *("source", "attention weight", "tokens back"),
-        *("loss added if masked", "95 % if masked", "loss added if shuffled", "95 % if shuffled"),
-        *("loss added if mean-ablated", "95 % if mean-ablated"),
+        *("source", "weight", "back"),
+        *("masked", "masked 95 %", "shuffled", "shuffled 95 %", "mean-ablated", "mean-ablated 95 %"),
     ]
     assert str(tables.attention(Path("o"), result | {"softmax": False}).columns[1].header) == "weight in the sum"
     assert calls == [
