@@ -18,18 +18,20 @@ from collections.abc import Iterable
 
 
 class ShortcutError(Exception):
-    """An error that the user can act on: `message` says what went wrong and where, `hint` what to do next.
+    """An error that the user can act on: `message` says what went wrong and where, `hint` in words what helps.
 
-    `title` is that of the panel that shows it.
+    then: a whole command that helps, to be pasted; its "PATH..." stands for what only the user knows. `title` is that
+    of the panel that shows it.
     """
 
     exit_code = 1
     title = "Error"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, then: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.then = then
 
 
 class UsageError(ShortcutError):

@@ -17,6 +17,7 @@ class Progress:
     epochs: float = 0.0  # in training: how often the data were seen so far
     tokens: int = 0  # in training: tokens seen so far
     seconds: float = 0.0  # in training: time spent so far
+    whole: float | None = None  # of a command whose parts are weighed: the share of all its work that is done
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,28 @@ class Note:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a command that has several begins; those before it are done."""
+    """A part of a command that has several begins; those before it are done, unless the parts are weighed."""
 
     task: str  # what the parts are of
     number: int  # from 1
     total: int
     text: str
+    whole: float | None = None  # the share of all work that is done; None: the parts are not weighed
+
+
+@dataclass
+class Parts:
+    """Reports the parts of a command, one after the other."""
+
+    task: str
+    total: int
+    report: "Report"
+    begun: int = 0
+
+    def begin(self, text: str) -> None:
+        """The next part begins."""
+        self.begun += 1
+        self.report(Part(self.task, self.begun, self.total, text))
 
 
 @dataclass(frozen=True)

@@ -668,7 +668,7 @@ class TestRun:
             cwd=tmp_path,
             COLUMNS="400",
         )
-        assert "loss added if masked" in " ".join(done.stdout.split())
+        assert "masked 95 %" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(

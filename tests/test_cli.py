@@ -636,9 +636,8 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     call("attention", "--ckpt", ckpt, "--device", "cpu")
     assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
     assert [str(column.header) for column in tables.attention(Path("o"), result).columns] == [
-        *("source", "attention weight", "tokens back"),
-        *("loss added if masked", "95 % if masked", "loss added if shuffled", "95 % if shuffled"),
-        *("loss added if mean-ablated", "95 % if mean-ablated"),
+        *("source", "weight", "back"),
+        *("masked", "masked 95 %", "shuffled", "shuffled 95 %", "mean-ablated", "mean-ablated 95 %"),
     ]
     assert str(tables.attention(Path("o"), result | {"softmax": False}).columns[1].header) == "weight in the sum"
     assert calls == [
@@ -671,8 +670,8 @@ def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
         (1, ["a", "b"], "runs/text-tiny/shortcut-s1"),
     ]
     assert [options for _, options in calls] == [
-        {"n_workers": 3, "max_bad": "5", "device": "cpu:0", "stop": commands.signals},
-        {"n_workers": 61, "max_bad": "1%", "device": "cpu", "stop": commands.signals},
+        {"n_workers": 3, "max_bad": "5", "device": "cpu:0", "stop": commands.signals, "page": True},
+        {"n_workers": 61, "max_bad": "1%", "device": "cpu", "stop": commands.signals, "page": True},
     ]
 
 
@@ -870,8 +869,8 @@ def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     cells = [cell.strip() for cell in row.strip("\u2502").split("\u2502")]
     assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 bits per byte"]
     assert calls == [
-        ((Path("o"),), {"n_workers": 3, "device": "cpu:0", "stop": commands.signals}),
-        ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": commands.signals}),
+        ((Path("o"),), {"n_workers": 3, "device": "cpu:0", "stop": commands.signals, "page": True}),
+        ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": commands.signals, "page": True}),
     ]
 
 
@@ -927,7 +926,7 @@ def test_every_error_is_one_panel_with_its_hint_and_its_code(monkeypatch, capsys
     found, shown = ended(monkeypatch, capsys, raises(error))
     assert found == code
     lines = [line.strip("\u2502 ") for line in shown.splitlines()]
-    assert [line for line in lines[1:-1] if line] == [error.message, *([f"Next: {error.hint}"] if error.hint else [])]
+    assert [line for line in lines[1:-1] if line] == [error.message, *([f"Hint: {error.hint}"] if error.hint else [])]
     assert [line[0] for line in (lines[0], lines[-1])] == ["\u256d", "\u2570"]
     assert f" {'Interrupted' if isinstance(error, errors.Interrupted) else 'Error'} " in lines[0]
 
@@ -997,7 +996,7 @@ def test_an_error_of_a_path_of_the_user_is_one_panel_with_a_hint(monkeypatch, ca
         code, shown = ended(monkeypatch, capsys, raises(error))
         assert code == 1
         assert f"{os.strerror(number)}: a/[/v2]" in shown
-        assert "Next: " in shown
+        assert "Hint: " in shown
 
 
 @pytest.mark.parametrize(
@@ -1340,8 +1339,7 @@ def test_shards_that_are_missing_are_proposed_to_be_prepared_with_the_same_setti
     write_texts(tmp_path / "texts")
     sets = set_flags("tokenizer.vocabulary=300", "train.steps=2", "data.shards=my shards")
     done = shortcut(*command, "--recipe", "text-tiny", *sets, cwd=tmp_path, check=2)
-    panel = " ".join(one_panel(done).replace("\u2502", " ").split())
-    line = panel.partition("Next: ")[2].partition(" \u2570")[0]
+    line = one_panel(done).splitlines()[-1].removeprefix("Fill in PATH: ")  # not in the panel, which would break it
     sets = "--set tokenizer.vocabulary=300 --set 'data.shards=my shards'"
     assert line == f"shortcut prepare text PATH... --recipe text-tiny {sets}"
     assert not (tmp_path / "runs").exists()
@@ -1580,10 +1578,11 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
         report(Progress(task="read", done=2, total=4, unit="files"))
         shown = [(task.description, task.completed, task.total, task.fields) for task in report.live.tasks]
         assert shown == [
-            ("read", 2, 4, {"name": "read", "unit": "files", "loss": "", "epoch": ""}),
-            ("train", 5, 9, {"name": "train", "unit": "steps", "loss": "loss 1.2346", "epoch": ""}),
+            ("read", 2, 4, {"name": "read", "unit": "files", "loss": "", "epoch": "", "amount": "2/4"}),
+            ("train", 5, 9, {"name": "train", "unit": "steps", "loss": "loss 1.2346", "epoch": "", "amount": "5/9"}),
         ]
         report(Progress(task="read", done=4, total=4, unit="files"))
+        report(Progress(task="read", done=4, total=4, unit="files"))  # no bar that is there for a moment
         assert [task.description for task in report.live.tasks] == ["train"]
         report(Progress(task="read", done=1, total=2, unit="files"))  # a second stage of that name
         assert [(task.description, task.completed) for task in report.live.tasks] == [("train", 5), ("read", 1)]
@@ -1608,10 +1607,45 @@ def test_a_command_with_parts_has_one_bar_over_all_and_none_of_a_part_that_is_ov
         report(Part(task="demo", number=2, total=3, text="second"))
         report(Progress(task="train", done=1, total=9, unit="steps", loss=1.5, loss_unit="nats per token", epochs=0.5))
         report(Progress(task="train", done=2, total=9, unit="steps"))
-        shown = [(task.description, task.completed, task.total, task.fields) for task in report.live.tasks]
-    assert shown == [
-        ("demo 2 of 3: second", 1, 3, {"name": "in all", "unit": "parts", "loss": "", "epoch": ""}),
-        ("train", 2, 9, {"name": "train", "unit": "steps", "loss": "loss 1.5000 nats/token", "epoch": "epoch 1.00"}),
+        whole, train = report.live.tasks
+        assert (whole.description, whole.fields["amount"], whole.total) == ("demo 2 of 3: second", "2/3", 1)
+        assert whole.completed == pytest.approx((1 + 2 / 9) / 3)  # the training is inside its part
+        assert (train.description, train.completed, train.total) == ("train", 2, 9)
+        assert (train.fields["loss"], train.fields["epoch"]) == ("loss 1.5000 nats/token", "epoch 1.00")
+        assert report._left_of(whole) is None  # parts that are not weighed say nothing of the time
+        report(Progress(task="eval", done=1, total=9, unit="tokens"))
+        report(Progress(task="read", done=4, total=5, unit="files"))
+        assert whole.completed == pytest.approx((1 + 2 / 9) / 3)  # it never goes back
+
+
+def test_the_bar_over_parts_that_are_weighed_moves_with_them_and_tells_the_time_left(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    now = 100.0
+    with console.Reporter() as report:
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        report(Part(task="compare", number=1, total=4, text="a on cuda:0", whole=0.0))
+        assert report._left_of(report.live.tasks[0]) is None
+        report(Progress(task="a", done=2, total=10, unit="steps", whole=0.05))
+        report(Part(task="compare", number=2, total=4, text="b on cuda:1", whole=0.05))
+        report(Progress(task="b", done=5, total=10, unit="steps", whole=0.2))
+        now = 160.0
+        whole, *runs = report.live.tasks
+        assert (whole.completed, whole.fields["amount"]) == (0.2, "2/4")
+        assert [task.description for task in runs] == ["a", "b"]  # side by side
+        assert report._left_of(whole) == pytest.approx(240)
+
+
+def test_in_a_pipe_parts_that_are_weighed_tell_the_time_left(monkeypatch, capsys):
+    now = 100.0
+    with console.Reporter() as report:
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        report(Part(task="compare", number=1, total=4, text="a on cpu", whole=0.0))
+        now = 160.0
+        report(Part(task="compare", number=2, total=4, text="b on cpu", whole=0.2))
+    assert capsys.readouterr().err.splitlines() == [
+        "compare 1 of 4: a on cpu",
+        "compare 2 of 4: b on cpu, about 4 min left",
     ]
 
 
@@ -1652,6 +1686,10 @@ def test_a_large_import_is_announced_on_a_terminal_and_the_line_goes_away(monkey
     console._Loading().find_spec("torch")
     assert stream.getvalue() == ""  # in a pipe
     stream.isatty = lambda: True
+    monkeypatch.setenv(console.COMPLETION, "complete_bash")
+    console._Loading().find_spec("torch")
+    assert stream.getvalue() == ""  # a shell asks, in the middle of the user's line
+    monkeypatch.delenv(console.COMPLETION)
     for name in ("json", "torch"):
         console._Loading().find_spec(name)
     assert stream.getvalue() == "\r\x1b[Kloading torch ...\r"

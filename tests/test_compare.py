@@ -26,12 +26,13 @@ from test_significance import power
 
 from shortcut_cli import files
 from shortcut_cli.cli import commands
-from shortcut_cli.compare import baselines, runner
+from shortcut_cli.compare import baselines, runner, watching
 from shortcut_cli.compare import table as arms_table
 from shortcut_cli.compare.arms import Arm, plan
-from shortcut_cli.compare.runner import PlannedRun, Runner
+from shortcut_cli.compare.runner import PlannedRun, Runner, pilots
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
+from shortcut_cli.events import Part, Progress
 from shortcut_cli.kept import scores
 from shortcut_cli.stages import comparison, runs
 
@@ -989,22 +990,68 @@ def runs_of(count):
     return [PlannedRun(arm, 0.002, seed) for seed in range(1, count + 1)]
 
 
-@pytest.mark.parametrize(("devices", "minutes"), [(["cpu"], (2, 3, 0)), (["cpu", "cuda:0"], (1, 2, 0))])
-def test_equal_runs_are_made_once_and_the_time_left_is_estimated(monkeypatch, tmp_path, devices, minutes):
-    clock = iter([0, 60, 100, 400, 1000, 1240])  # 60, 300 and 240 seconds
-    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
-    ran, notes = [], []
+def test_equal_runs_are_made_once_and_all_that_are_known_are_counted(monkeypatch, tmp_path):
+    ran, parts = [], []
     monkeypatch.setattr(Runner, "_process", lambda _, *arguments: ran.append(arguments[1].name))
-    planned = runs_of(3)
-    # One run at a time, so that the time left is estimated before the next one begins.
-    one = make_runner(tmp_path, devices, notes)
-    monkeypatch.setattr(runner, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
-    one.run([*planned, planned[0], PlannedRun(planned[1].arm, 0.002, 2)])
-    assert ran == ["gpt-lr0.002-s1", "gpt-lr0.002-s2", "gpt-lr0.002-s3"]
-    assert [note for note in notes if "done" in note] == [
-        f"{done} of 3 runs done, about {left} min left" for done, left in enumerate(minutes, 1)
+    pilot, planned = pilots(plain_arm("gpt"), 0.002), runs_of(3)
+    one = Runner(tmp_path, ["cpu"], parts.append, SHARDS, VOCABULARY)
+    one.expect([*planned, planned[0]])
+    one.run(pilot)
+    one.run([*planned, planned[0], PlannedRun(planned[1].arm, 0.002, 2)], last=True)
+    one.run(planned)  # the same command, in another process, would find them done
+    names = ["gpt-lr0.002-s1", "gpt-lr0.002-s2", "gpt-lr0.002-s3"]
+    assert ran[2:5] == names
+    assert [(part.number, part.total) for part in parts[:5]] == [(number, 5) for number in range(1, 6)]
+    assert parts[2].text == "gpt-lr0.002-s1 on cpu"
+    # A pilot has 10 of 40 steps; the work of a run is its steps, since all have equal costs per step.
+    steps = planned[0].recipe().train.steps
+    few = pilot[0].recipe().train.steps
+    done = [0, few, 2 * few, 2 * few + steps, 2 * few + 2 * steps]
+    assert [part.whole for part in parts[:5]] == pytest.approx([one / (2 * few + 3 * steps) for one in done])
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_run_tells_each_step_and_moves_the_bar_over_all(monkeypatch, tmp_path, torn):
+    """The stand-in of the worker tells as the worker does; between two looks it can go on to something else."""
+    told = """import os, sys, time
+from shortcut_cli.compare.watching import Teller
+from shortcut_cli.events import Progress
+teller = Teller(int(sys.argv[-1]))
+for event in (Progress("train", 3, 12, "steps", loss=1.5), Progress("eval", 10, 40, "tokens")):
+    teller.told = 0.0
+    teller.tell(event)
+    TORN
+    time.sleep(0.5)
+""".replace("TORN", "os.pwrite(teller.number, b'torn', 0)" if torn else "")
+    stand_in(monkeypatch, tmp_path, told)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(runner, "POLL_S", 0.05)
+    events = []
+    one = Runner(tmp_path, ["cpu"], events.append, SHARDS, VOCABULARY)
+    one.run(runs_of(1))
+    if torn:
+        assert [type(event) for event in events] == [Part]
+        return
+    name = "gpt-lr0.002-s1"
+    found = list(dict.fromkeys((e.task, e.done, e.total, e.unit, e.loss, e.whole) for e in events[1:]))
+    assert found == [
+        (name, 3, 12, "steps", 1.5, 0.25),
+        (name, 12, 12, "steps", 1.5, None),
+        (f"eval {name}", 10, 40, "tokens", None, 1.0),
+        (f"eval {name}", 40, 40, "tokens", None, None),
     ]
-    assert notes[0] == "gpt-lr0.002-s1 on cpu"
+
+
+def test_what_a_run_tells_is_written_now_and_then_and_at_its_end(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now)
+    with open(tmp_path / "told", "w+b") as stream:
+        assert watching.newest(stream.fileno()) is None
+        teller = watching.Teller(stream.fileno())
+        for done, at, seen in ((1, 100.0, 1), (2, 100.05, 1), (3, 100.11, 3), (4, 100.12, 3), (9, 100.13, 9)):
+            now = at
+            teller.tell(Progress("train", done, 9, "steps", loss=float("nan")))
+            assert watching.newest(stream.fileno()) == Progress("train", seen, 9, "steps", loss=None)
 
 
 def test_devices_work_in_parallel_and_none_is_used_twice_at_a_time(monkeypatch, tmp_path):
@@ -1067,6 +1114,7 @@ def test_a_run_has_its_own_process(monkeypatch, tmp_path, devices, cores, thread
     make_runner(tmp_path, ["cpu"] * devices)._process(tmp_path / "run.toml", tmp_path / "run", "cuda:1")
     earlier, found = map(json.loads, (tmp_path / "output.txt").read_text().splitlines())
     command = ["-m", "shortcut_cli.cli.worker", str(tmp_path / "run.toml"), str(tmp_path / "run"), "cuda:1"]
+    assert found.pop(len(command)).isdigit()  # of the file in which it tells how far it is
     assert (earlier, found) == (["an earlier run"], [*command, threads, "76", True])
 
 
@@ -1089,7 +1137,7 @@ def test_the_panel_of_a_failed_run_is_shown_without_its_frame(monkeypatch, tmp_p
     with pytest.raises(ShortcutError) as failed:
         make_runner(tmp_path)._process(tmp_path / "run.toml", tmp_path / "run", "cpu")
     assert failed.value.message.splitlines() == [
-        f"{tmp_path / 'run'} on cpu exited with 2", "step 1", "no room", "Next: a smaller model"
+        f"{tmp_path / 'run'} on cpu exited with 2", "step 1", "no room", "Hint: a smaller model"
     ]  # fmt: skip
 
 
@@ -1161,7 +1209,7 @@ def test_a_run_whose_recipe_can_not_be_read_exits_with_the_code_of_its_error(mon
     monkeypatch.setattr(commands.console, "panel", panels.append)
     monkeypatch.setattr(commands.signals, "install", lambda: None)
     monkeypatch.setattr(gc, "freeze", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "run.toml"), str(tmp_path / "run"), "cpu"])
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "run.toml"), str(tmp_path / "run"), "cpu", "0"])
     monkeypatch.delitem(sys.modules, "shortcut_cli.cli.worker", raising=False)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("shortcut_cli.cli.worker", run_name="__main__")

@@ -1,16 +1,18 @@
 """Help and completion: commands in panels, examples that are right, and what a shell is told."""
 
+import ast
 import os
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 import typer.main
 from conftest import shortcut
 
-from shortcut_cli import registry
-from shortcut_cli.cli import commands
+from shortcut_cli import errors, registry
+from shortcut_cli.cli import commands, console
 from shortcut_cli.config import reading
 
 ROOT = typer.main.get_command(commands.app)
@@ -75,6 +77,28 @@ def test_every_default_is_shown(name):
             assert f"default: {parameter.default}" in text, parameter.name
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_every_value_has_a_plain_name_and_its_limits_are_said(name):
+    """Typer's own help has Python's types, and limits as [0<=x<=9223372036854775807]."""
+    text, limited = help_of(name), []
+    assert not re.search(r"[<>]|list\[|int range", text)
+    for parameter in EVERY[name].params:
+        if parameter.param_type_name == "option" and not parameter.is_flag:
+            assert re.search(rf"^  (-h, )?{parameter.opts[0]} {re.escape(parameter.metavar)}", text, re.M), parameter
+        least, most = (getattr(parameter, one, None) for one in ("min", "max"))
+        if least is not None:
+            limited.append(parameter.name)
+            known = f"{least:,} to {most:,}" if (most or 10**9) <= commands.MOST_SAID else f"at least {least:,}"
+            assert f"; {known}." in parameter.help
+    assert bool(limited) == (name in LIMITED)
+
+
+LIMITED = {
+    f"shortcut {name}"
+    for name in ("prepare", "train", "eval", "sample", "run", "attention", "compare", "prove resume", "prove tokens")
+} | {"shortcut codec train", "shortcut demo"}
+
+
 def test_the_architectures_are_listed():
     for name in ("shortcut train", "shortcut compare"):
         words = re.findall(r"\w+", help_of(name))
@@ -96,6 +120,8 @@ def test_names_of_recipes_architectures_and_commands_are_completed(tmp_path, she
     assert completed(tmp_path, shell, "shortcut train --recipe music") == ["music", "music-tiny"]
     assert completed(tmp_path, shell, "shortcut compare --models x0,gpt,mud") == ["x0,gpt,mudd", "x0,gpt,mudd_last"]
     assert completed(tmp_path, shell, "shortcut doc") == ["doctor"]
+    for command in ("show", "copy", "check"):
+        assert completed(tmp_path, shell, f"shortcut recipes {command} te") == ["text", "text-tiny"]
 
 
 def test_the_script_of_each_shell_asks_in_the_same_way(tmp_path):
@@ -119,3 +145,61 @@ def test_bash_completes_after_the_script_was_installed(tmp_path):
         env=os.environ,
     )
     assert found.stdout.startswith("complete -o default -F _shortcut_completion")
+
+
+KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+
+
+def raised():
+    """(place, text of the hint, `then` as it would be with names for what is in it) of every error in the package.
+
+    What is in a text, as {name}, becomes x; an expression that is not a text, as a call that joins one, is left out.
+    """
+    for path in sorted(Path(commands.__file__).parents[1].rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            if name in KINDS and name != "Rejected":
+                hints = [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "hint")]
+                thens = [word.value for word in node.keywords if word.arg == "then"]
+                yield f"{path.name}:{node.lineno}", *(list(map(said, each)) for each in (hints, thens))
+
+
+def said(node):
+    if isinstance(node, ast.JoinedStr):
+        return "".join("x" if isinstance(part, ast.FormattedValue) else part.value for part in node.values)
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+def test_only_what_can_be_pasted_is_the_next_command_of_an_error():
+    every = list(raised())
+    assert sum(bool(hints) for _, hints, _ in every) > 100
+    for place, hints, _ in every:
+        for hint in hints:
+            assert not (hint or "").startswith(("shortcut ", "Next")), f"{place}: {hint}: then="
+    commands_of = {place: then for place, _, thens in every for then in thens if then}
+    assert len(commands_of) >= 4
+    for place, then in commands_of.items():
+        words = shlex.split(then)
+        if words[-1] == "--help":
+            continue
+        name = max((name for name in EVERY if then.startswith(f"{name} ")), key=len)
+        EVERY[name].make_context(name, words[len(name.split()) :])
+        assert not re.search(r"[A-Z]{2}|\.\.\.", then.replace(console.OPEN, "")), place
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_the_next_command_of_an_error_is_one_line_whatever_the_width(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    console._err.cache_clear()
+    then = "shortcut train --recipe a-recipe --set 'tokenizer.weights=a name' --set tokenizer.codebooks=4 --seed 3"
+    try:
+        console.panel(errors.UsageError("what", "in words", then=then))
+        console.panel(errors.UsageError("what", then="shortcut prepare text PATH... --recipe x"))
+    finally:
+        console._err.cache_clear()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if not line.startswith(("\u256d", "\u2502", "\u2570"))] == [
+        f"Next: {then}",
+        "Fill in PATH: shortcut prepare text PATH... --recipe x",
+    ]
+    assert any("Hint: in words" in line for line in lines)

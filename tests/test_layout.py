@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
 
 from shortcut_cli.cli import console, tables
-from shortcut_cli.cli.layout import Column
+from shortcut_cli.cli.layout import Column, fit, shortened
+from shortcut_cli.events import Part, Progress
 from shortcut_cli.formatting import cell, rounded
 
 LONG = "runs/a-folder-with-a-long-name/shortcut_gated-lr0.0040000000000000001-s1234567890"  # more than 80 characters
@@ -162,10 +165,25 @@ def test_counts_are_rounded_only_if_there_is_no_room():
 def test_a_table_without_room_becomes_records():
     made = console.table("t", ("run", "loss", "95 %"), [(LONG, 1.5, [1.25, 1.75])])
     assert drawn(made, 60) == ["t", LONG, "  loss  1.5", "  95 %  [1.25, 1.75]", ""]
-    assert drawn(console.pairs("t", {"a": LONG, "a longer name": 2}), 60)[1:3] == [
-        f"a              {LONG}",
-        "a longer name  2",
-    ]
+    assert drawn(console.pairs("t", {"a": LONG, "a longer name": 2}), 60)[1:4] == ["a", LONG, "a longer name  2"]
+    assert drawn(console.pairs("t", {"a": "b" * 30, "name": 2}), 34)[1:4] == ["a", f"    {'b' * 30}", "name  2"]
+
+
+@pytest.mark.parametrize("name", ["gpt", "shortcut_gated", LONG, WIDE, "two words"], ids=ascii)
+@pytest.mark.parametrize("width", [30, 40, 50, 60, 80])
+def test_no_table_is_wider_than_the_screen_but_for_a_word_that_is(name, width):
+    for part in every(name):
+        for line in drawn(part, width) if not isinstance(part, str) else ():
+            longest = max(map(cell_len, atoms(line)), default=0)
+            assert cell_len(line) <= width or longest > width - 4, line
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_headings_of_attention_stay_on_a_line(width):
+    for part in every("layer 2"):
+        if not isinstance(part, str) and part.named[0].heading in ("source", "state"):
+            found = fit(part.named, [[*row] for row in part.values], width, cell_len)
+            assert not any("\n" in heading for heading in found.headings), found.headings
 
 
 def test_a_column_of_rank_0_never_leaves():
@@ -174,7 +192,7 @@ def test_a_column_of_rank_0_never_leaves():
     assert "b" * 20 in text.partition("more columns")[0]
     assert text.split("wider terminal: ")[1].split() == ["c" * 20]
     kept = ("a", Column("b" * 20, 0), Column("c" * 20, 0))
-    assert drawn(console.table("t", kept, [(1, 2, 3)]), 40)[1:4] == ["1", f"  {'b' * 20}", f"{' ' * 20}2"]
+    assert drawn(console.table("t", kept, [(1, 2, 3)]), 40)[1:4] == ["1", f"  {'b' * 20}", "    2"]
 
 
 @given(st.integers(-(10**18), 10**18))
@@ -197,3 +215,34 @@ def test_a_rounded_number_is_near(value):
 )
 def test_a_rounded_number_has_three_digits_and_a_unit(value, text):
     assert rounded(value) == text
+
+
+@given(st.text("abc/\u97f3\u697d", max_size=60), st.integers(4, 40))
+def test_a_name_that_is_too_long_loses_its_middle_and_keeps_most_of_its_end(name, width):
+    found = shortened(name, width, cell_len)
+    if cell_len(name) <= width:
+        assert found == name
+        return
+    head, tail = found.split("\u2026")
+    assert cell_len(found) <= width
+    assert name.startswith(head)
+    assert name.endswith(tail)
+    assert cell_len(head) <= cell_len(tail)
+    assert cell_len(found) >= width - 2  # a character can take two columns
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_end_of_a_long_name_is_in_its_bar(monkeypatch, width):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    with console.Reporter() as report:
+        report(Part("compare", 2, 9, f"{LONG * 2}-end", whole=0.5))
+        report(Progress(LONG, 1, 9, "steps"))
+        report.live.stop()
+        with screen.capture() as drawn:
+            screen.print(report.live.get_renderable())
+    lines = drawn.get().splitlines()
+    assert lines[0].startswith("compare 2 of 9: r")
+    assert lines[0].rstrip().endswith("-end")
+    assert lines[1].split(" ")[0].endswith("567890")
+    assert max(map(len, lines)) <= width

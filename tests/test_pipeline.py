@@ -14,6 +14,7 @@ from conftest import TEXT_SETTINGS, quiet
 from shortcut_cli.codec import checkpoint as codec_checkpoint
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.events import Part
 from shortcut_cli.inference import runs
 from shortcut_cli.inference.prompts import Given
 from shortcut_cli.stages import demo, inspection, pipeline
@@ -106,7 +107,7 @@ def stages(monkeypatch, the_shards):
 
 
 def go(folder, resolved=RESOLVED, report=quiet):
-    return pipeline.train_score_sample(resolved, folder, device="d", report=report, stop=NEVER)
+    return pipeline.train_score_sample(resolved, folder, device="d", report=report, stop=NEVER, begin=quiet)
 
 
 def test_stages_run_in_order_with_what_the_recipe_and_the_caller_say(stages, tmp_path):
@@ -122,9 +123,9 @@ def test_stages_run_in_order_with_what_the_recipe_and_the_caller_say(stages, tmp
     train = ("train", "r", "d", "auto", NEVER)
     score = ("evaluate", "run.pt", "the/shards", "test", "d")
     assert stages.ran == [prepare, train, score, ("sample", "run.pt", "samples", 2, None, "d"), prepare, train]
-    parts = ["prepare", "train, evaluate, sample"]
+    rest = ["train", "evaluate", "sample"]
     prepared = ["the/shards: prepared", "the/shards: already prepared"]
-    assert notes == [parts[0], prepared[0], parts[1], parts[0], prepared[1], parts[1]]
+    assert notes == ["prepare", prepared[0], *rest, "prepare", prepared[1], *rest]
     assert result["prepare"] == {"worked": False}
     assert result["train"] == {"step": 4}
     assert (result["eval"]["split"], result["eval"]["of"]) == ("test", "first")
@@ -294,7 +295,9 @@ def test_a_real_run_is_scored_and_sampled_again_only_if_its_checkpoint_changes(t
     monkeypatch.setattr(pipeline, "train", lambda *_, **__: {})
 
     def made():
-        result = pipeline.train_score_sample(config, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER)
+        result = pipeline.train_score_sample(
+            config, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER, begin=quiet
+        )
         (sample,) = result["samples"]
         hashes = {
             result["eval"]["checkpoint_sha256"],
@@ -332,7 +335,9 @@ def test_samples_that_were_drawn_before_neither_stop_a_run_nor_are_lost(text_run
         return pipeline.draw(None if like else path, like, given, [*settings], None, device="cpu", report=quiet)
 
     def whole():
-        return pipeline.train_score_sample(config, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER)["samples"]
+        return pipeline.train_score_sample(
+            config, tmp_path / "gpt", device="cpu", report=quiet, stop=NEVER, begin=quiet
+        )["samples"]
 
     (first,) = draw("sample.n=1", "sample.tokens=7")
     text, stamp = first.read_text(), first.stat().st_mtime_ns
@@ -593,7 +598,8 @@ def test_the_demo_goes_through_every_domain_with_both_models(monkeypatch, tmp_pa
         demo, "prepare", lambda config, paths, shards, **options: prepared.append((config, paths, shards, options))
     )
 
-    def train_score_sample(config, folder, *, device, report, stop):
+    def train_score_sample(config, folder, *, device, report, stop, begin):
+        begin("sample")
         trained.append((config, folder, device, stop))
         return {
             "train": {"parameters": {"total": len(trained)}},
@@ -602,7 +608,19 @@ def test_the_demo_goes_through_every_domain_with_both_models(monkeypatch, tmp_pa
         }
 
     monkeypatch.setattr(demo, "train_score_sample", train_score_sample)
-    result = demo.demo(tmp_path, n_workers=3, device="d", report=quiet, stop=NEVER)
+    parts = []
+
+    def report(event):
+        if isinstance(event, Part):
+            parts.append((event.number, event.total, event.text))
+
+    result = demo.demo(tmp_path, n_workers=3, device="d", report=report, stop=NEVER, page=True)
+    assert parts[:3] == [
+        (1, 22, "text-tiny: files and shards"),
+        (2, 22, "text-tiny: gpt, sample"),
+        (3, 22, "text-tiny: shortcut, sample"),
+    ]
+    assert parts[-1] == (10, 22, "page")
     names = ["text-tiny", "music-tiny", "audio-tiny"]
     pairs = [(name, model) for name in names for model in ("gpt", "shortcut")]
     assert result == {

@@ -88,7 +88,7 @@ def test_what_is_no_report_stays(copied, kind):
 def test_a_path_that_is_none_of_the_kinds_is_an_error_of_use(copied, given):
     done = shortcut("report", copied / given, cwd=copied, check=2)
     assert given in done.stderr.replace("\n", "")
-    assert "Next:" in done.stderr
+    assert "Hint:" in done.stderr
 
 
 def test_a_damaged_run_is_an_error_and_leaves_no_page(copied):

@@ -14,7 +14,7 @@ import pytest
 from shortcut_cli import cleanup, files
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
-PANEL = ["interrupted", "", "Next: run the same command again to resume"]
+PANEL = ["interrupted", "", "Hint: run the same command again to resume"]
 # A command that says when it has begun; `body` is what it does, in a process with signals installed.
 COMMAND = """import sys, time, os, signal, threading, subprocess
 from shortcut_cli.cli.signals import guarded, signals

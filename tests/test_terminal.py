@@ -209,3 +209,22 @@ def test_a_real_terminal_gets_no_sequence_of_a_name(tmp_path):
     assert b"\x1b]" not in received
     assert b"\x07" not in received
     assert b"\xc2\x9b" not in received
+
+
+@pytest.mark.parametrize(
+    "arguments", [["recipes", "list"], ["prepare", "text", "nowhere"], ["sample", "--like", "nowhere"], ["run", "-h"]]
+)
+def test_a_command_says_on_a_terminal_that_it_loads_before_its_first_large_library(tmp_path, arguments):
+    """pydantic is the first: Typer needs it to read the options."""
+    first, last = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "shortcut_cli", *arguments], stdout=last, stderr=last, stdin=last, cwd=tmp_path
+    )
+    os.close(last)
+    said = os.read(first, 100)
+    assert said.startswith(b"\r\x1b[Kloading pydantic ...")
+    with suppress(OSError):
+        while os.read(first, 4096):
+            pass
+    os.close(first)
+    done.wait()

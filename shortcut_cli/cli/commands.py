@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 import typer.core
@@ -30,8 +30,41 @@ PANELS = ("Data", "Models", "Look", "Codec", "Check")  # in which the commands a
 SHELLS = Literal["bash", "zsh", "fish"]
 
 
+def _rows(command: Any, context: Any, formatter: Any) -> None:
+    """Write the arguments and options of a command: names and plain words instead of Python's types."""
+    for title, kind in (("Arguments", "argument"), ("Options", "option")):
+        rows = [_row(one) for one in command.get_params(context) if one.param_type_name == kind]
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _row(parameter: Any) -> tuple[str, str]:
+    """A line of a help: what to write, and what it means."""
+    written, value = ", ".join(sorted(parameter.opts, key=len)), parameter.metavar or ""
+    if parameter.param_type_name == "argument":
+        written, value = value, ""
+    default = parameter.default
+    shown = "" if default is None or default is False or callable(default) else f"default: {default}"
+    extra = "required" if parameter.required else shown
+    return f"{written} {value}".rstrip(), (parameter.help or "") + (f"  [{extra}]" if extra else "")
+
+
+class _Command(typer.core.TyperCommand):
+    """A command whose help is in plain words."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and options."""
+        _rows(self, ctx, formatter)
+
+
 class _Panels(typer.core.TyperGroup):
     """A group whose help lists the commands in panels, without Rich."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, then the commands."""
+        _rows(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel; a group that has none gets a single one."""
@@ -44,9 +77,17 @@ class _Panels(typer.core.TyperGroup):
                     formatter.write_dl([(name, one.get_short_help_str(room)) for name, one in mine])
 
 
+class _App(typer.Typer):
+    """A group whose commands are of the class above."""
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        """Add a command."""
+        return super().command(name, cls=_Command, **options)
+
+
 def _group(text: str, epilog: str | None = None) -> typer.Typer:
     """A group of commands with plain help: importing Typer's Rich help would take longer than the rest of `--help`."""
-    return typer.Typer(
+    return _App(
         cls=_Panels,
         help=text,
         epilog=epilog,
@@ -99,14 +140,26 @@ MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
 MOST_STEPS = 10**9
 LARGEST_SEED = 2**63 - 1
+MOST_SAID = 10_000  # a limit of a number that its help names
 
 
 def _out(text: str) -> Any:
     return typer.Option("--out", metavar="DIR", help=text)
 
 
+def _number(flag: str, text: str, least: int, most: int | None = None, metavar: str = "N") -> Any:
+    """An option with a whole number in a range, which its help names, unless the limit is only against nonsense."""
+    known = f"{least:,} to {most:,}" if most is not None and most <= MOST_SAID else f"at least {least:,}"
+    return typer.Option(flag, metavar=metavar, min=least, max=most, help=f"{text.removesuffix('.')}; {known}.")
+
+
 def _seed(text: str) -> Any:
-    return typer.Option("--seed", min=0, max=LARGEST_SEED, help=text)
+    return _number("--seed", text, 0, LARGEST_SEED)
+
+
+def _among(flag: str, choices: Any, text: str) -> Any:
+    """An option with a few possible values."""
+    return typer.Option(flag, metavar="|".join(get_args(choices)), help=text)
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -126,26 +179,26 @@ RecipeOption = Annotated[
     str,
     typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=_recipe_names),
 ]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.", autocompletion=_recipe_names)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.steps=200. Repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 CheckpointOption = typer.Option("--ckpt", metavar="run.pt", help="Checkpoint written by `train`, or its run folder.")
 Checkpoint = Annotated[Path, CheckpointOption]
 ShardsOption = Annotated[
     Path | None, typer.Option("--shards", metavar="DIR", help="Shards folder; default: the recipe's.")
 ]
-Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, max=MOST_WORKERS, help="Worker processes; default: one per core.")
-]
+Workers = Annotated[int | None, _number("--workers", "Worker processes; default: one per core.", 1, MOST_WORKERS)]
 MaxBad = Annotated[
     str, typer.Option("--max-bad", metavar="N|P%", help="Most rejected files to tolerate before exit 3.")
 ]
-Resume = Annotated[
-    Literal["auto", "never"], typer.Option("--resume", help="auto: resume an unfinished run; never: start over.")
-]
+Resuming = Literal["auto", "never"]
+Resume = Annotated[Resuming, _among("--resume", Resuming, "auto: resume an unfinished run; never: start over.")]
 RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSEED.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page in the folder.")]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
@@ -157,10 +210,11 @@ PromptOption = Annotated[
 ]
 PromptTokens = Annotated[
     int | None,
-    typer.Option("--prompt-tokens", min=1, max=MOST_STEPS, help="Give only this many tokens, from its beginning."),
+    _number("--prompt-tokens", "Give only this many tokens, from its beginning.", 1, MOST_STEPS),
 ]
 PromptSeconds = Annotated[
-    float | None, typer.Option("--prompt-seconds", help="Give only its first seconds; sound and MIDI.")
+    float | None,
+    typer.Option("--prompt-seconds", metavar="S", help="Give only its first seconds, above 0; sound and MIDI."),
 ]
 
 
@@ -240,7 +294,7 @@ def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "R
             parts += ["--set", setting]
     begun = files.owner(folder) == "shortcut prepare"
     state = "is incomplete (it has no manifest.json)" if begun else "is not a shards folder (it has no manifest.json)"
-    raise UsageError(f"{folder} {state}", endings.pasted(parts))
+    raise UsageError(f"{folder} {state}", then=endings.pasted(parts))
 
 
 def _end(
@@ -331,7 +385,7 @@ def _count(workers: int | None) -> int:
     ),
 )
 def prepare(
-    domain: Annotated[Domain, typer.Argument(metavar="DOMAIN", help="Kind of files.")],
+    domain: Annotated[Domain, typer.Argument(metavar="DOMAIN", help=f"Kind of files: {', '.join(Domain)}.")],
     paths: Paths,
     recipe: Annotated[
         str | None,
@@ -380,7 +434,10 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help=f"Architecture, of {MODEL_LIST}; default: the recipe's.", autocompletion=_model_names
+            "--model",
+            metavar="NAME",
+            help=f"Architecture, of {MODEL_LIST}; default: the recipe's.",
+            autocompletion=_model_names,
         ),
     ] = None,
     seed: Annotated[int | None, _seed("Seed; default: the recipe's.")] = None,
@@ -392,9 +449,7 @@ def train(
     ] = None,
     extend: Annotated[
         int | None,
-        typer.Option(
-            "--extend", metavar="STEPS", min=1, max=MOST_STEPS, help="Train the run to this many steps in all."
-        ),
+        _number("--extend", "Train the run to this many steps in all.", 1, MOST_STEPS, "STEPS"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, by a few steps. Nothing is written.")
@@ -451,13 +506,14 @@ def evaluate(
     ckpt: Checkpoint,
     shards: ShardsOption = None,
     split: Annotated[
-        registry.AnySplit | None, typer.Option("--split", help="Split to score; default: the recipe's eval.split.")
+        registry.AnySplit | None,
+        _among("--split", registry.AnySplit, "Split to score; default: the recipe's eval.split."),
     ] = None,
     files: Annotated[
         list[str] | None,
         typer.Option("--files", metavar="PATH", help="Score these files, folders or globs instead of shards."),
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[PATH]", help="More paths after --files.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="More paths after --files.")] = None,
     workers: Workers = None,
     max_bad: MaxBad = "1%",
     device: Device = "auto",
@@ -512,22 +568,31 @@ def sample(
     prompt_tokens: PromptTokens = None,
     prompt_seconds: PromptSeconds = None,
     only_new: Annotated[bool, typer.Option("--only-new", help="Write what follows the prompt, without it.")] = False,
-    n: Annotated[int | None, typer.Option("-n", min=1, help="Number of samples.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Most new tokens per sample.")] = None,
+    n: Annotated[int | None, _number("-n", "Number of samples.", 1)] = None,
+    tokens: Annotated[int | None, _number("--tokens", "Most new tokens per sample.", 1)] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Softmax temperature; 0 is greedy.")
+        float | None,
+        typer.Option("--temperature", metavar="X", help="Softmax temperature, 1e-6 to 1e6; 0 is greedy."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Sample from this many most probable tokens; 0: all.")
+        int | None,
+        typer.Option("--top-k", metavar="N", help="Sample from this many most probable tokens; 0: all."),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Sample from the fewest tokens with this probability; 1: all.")
+        float | None,
+        typer.Option("--top-p", metavar="P", help="Sample from the fewest tokens with this probability; 1: all."),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option("--min-p", help="Drop tokens below this share of the largest probability; 0: none.")
+        float | None,
+        typer.Option(
+            "--min-p", metavar="P", help="Drop tokens below this share, 0 to 1, of the largest probability; 0: none."
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, or bf16: products in bf16, faster where the CPU has them.")
+        str | None,
+        typer.Option(
+            "--precision", metavar="fp32|bf16", help="bf16: products in bf16, which is faster where the CPU has them."
+        ),
     ] = None,
     seed: Annotated[int | None, _seed("Seed of the sampler.")] = None,
     out: Annotated[Path | None, _out("Folder of the samples; default: samples/ beside the checkpoint.")] = None,
@@ -587,10 +652,8 @@ def attention(
     prompt_tokens: PromptTokens = None,
     prompt_seconds: PromptSeconds = None,
     shards: ShardsOption = None,
-    split: Annotated[registry.ScoredSplit, typer.Option("--split", help="Split to analyse.")] = "val",
-    windows: Annotated[
-        int, typer.Option("--windows", min=1, max=MOST_WINDOWS, help="Most context windows to analyse.")
-    ] = 64,
+    split: Annotated[registry.ScoredSplit, _among("--split", registry.ScoredSplit, "Split to analyse.")] = "val",
+    windows: Annotated[int, _number("--windows", "Most context windows to analyse.", 1, MOST_WINDOWS)] = 64,
     out: Annotated[Path | None, _out("Folder of the results; default: attention/ beside the checkpoint.")] = None,
     device: Device = "auto",
     no_report: NoReport = False,
@@ -657,6 +720,7 @@ def run_pipeline(
             device=devices.choose(device),
             report=report,
             stop=signals,
+            page=not no_report,
         )
         page = _refreshed(folder, no_report, report)
     shown = [*tables.account(result["prepare"]), tables.scores(result["train"]["run"], result["eval"])]
@@ -691,14 +755,13 @@ def compare(
             autocompletion=_model_names,
         ),
     ],
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=1, max=MOST_RUNS, help="Runs per architecture, one per seed.")
-    ] = 3,
+    seeds: Annotated[int, _number("--seeds", "Runs per architecture, one per seed.", 1, MOST_RUNS)] = 3,
     match: Annotated[
         registry.Match | None,
-        typer.Option(
+        _among(
             "--match",
-            help="Match baselines by parameters, FLOPs or training time, or not at all; default: params, and flops "
+            registry.Match,
+            "Match baselines by parameters, FLOPs or training time, or not at all; default: params, and flops "
             "with --ladder.",
         ),
     ] = None,
@@ -716,9 +779,7 @@ def compare(
     ] = None,
     most_seeds: Annotated[
         int,
-        typer.Option(
-            "--most-seeds", min=0, max=MOST_RUNS, help="Seeds there may be in the end, if more are added; 0: no more."
-        ),
+        _number("--most-seeds", "Seeds there may be in the end, if more are added, or 0: no more.", 0, MOST_RUNS),
     ] = 0,
     lrs: Annotated[
         str | None,
@@ -726,9 +787,13 @@ def compare(
             "--lrs", metavar="X,Y,...", help="Learning rates to begin a search on pilots with, for all models."
         ),
     ] = None,
-    margin: Annotated[float, typer.Option("--margin", help="Equivalence margin, nats per token.")] = 0.005,
+    margin: Annotated[
+        float, typer.Option("--margin", metavar="X", help="Equivalence margin, 0 to 100 nats per token.")
+    ] = 0.005,
     out: Annotated[Path | None, _out("Folder of the comparison; default: comparisons/RECIPE.")] = None,
-    device: Annotated[str, typer.Option("--device", help="One device, or several, e.g. cuda:0,cuda:1.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME,...", help="One device, or several, e.g. cuda:0,cuda:1.")
+    ] = "auto",
     settings: Settings = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -820,7 +885,7 @@ def write_report(
 
 @app.command("runs", rich_help_panel="Look", epilog=_examples("runs", "runs comparisons/text --json"))
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder with runs in it, at any depth.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with runs in it, at any depth.")] = Path(
         "runs"
     ),
     as_json: AsJson = False,
@@ -861,7 +926,7 @@ def recipes_list(as_json: AsJson = False) -> None:
 
 
 @recipes_app.command("show", epilog=_examples("recipes show text"))
-def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")]) -> None:
+def recipes_show(name: RecipeName) -> None:
     """Print a recipe."""
     from shortcut_cli.config import reading
 
@@ -870,7 +935,7 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Recip
 
 @recipes_app.command("copy", epilog=_examples("recipes copy text mine.toml"))
 def recipes_copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.")],
+    name: RecipeName,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="New .toml file.")],
 ) -> None:
     """Copy a recipe to a file of your own."""
@@ -878,7 +943,9 @@ def recipes_copy(
     from shortcut_cli.config import reading
 
     if file.is_dir():
-        raise UsageError(f"{file} is a folder", f"shortcut recipes copy {name} {file / Path(name).stem}.toml")
+        raise UsageError(
+            f"{file} is a folder", then=endings.pasted(["recipes", "copy", name, str(file / f"{Path(name).stem}.toml")])
+        )
     if file.exists():
         raise UsageError(f"{file} exists already", "choose another file name")
     files.write(file, reading.text(name))
@@ -888,7 +955,9 @@ def recipes_copy(
 
 @recipes_app.command("check", epilog=_examples("recipes check mine.toml"))
 def recipes_check(
-    paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.", autocompletion=_recipe_names)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Validate recipes. Exit 4 if one is not valid."""
@@ -907,9 +976,7 @@ def recipes_check(
 )
 def prove_resume(
     recipe: RecipeOption,
-    kills: Annotated[
-        int, typer.Option("--kills", min=1, max=MOST_RUNS, help="How often to kill the second training.")
-    ] = 5,
+    kills: Annotated[int, _number("--kills", "How often to kill the second training.", 1, MOST_RUNS)] = 5,
     seed: Annotated[int, _seed("Seed of the kill times.")] = 1,
     out: Annotated[Path | None, _out("Keep both runs in this folder.")] = None,
     device: Device = "auto",
@@ -948,7 +1015,7 @@ def prove_tokens(
         list[str] | None,
         typer.Argument(metavar="PATH", help="Files it was prepared from; default: those that `prepare` noted."),
     ] = None,
-    sources: Annotated[int, typer.Option("--sources", min=1, max=MOST_WINDOWS, help="How many files to check.")] = 20,
+    sources: Annotated[int, _number("--sources", "How many files to check.", 1, MOST_WINDOWS)] = 20,
     seed: Annotated[int, _seed("Seed of the choice of files.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -1005,7 +1072,10 @@ def codec_train(
 
 @codec_app.command("get", epilog=_examples("codec get encodec_24khz"))
 def codec_get(
-    name: Annotated[OfficialWeights, typer.Argument(metavar="NAME", help="Published weights.")], as_json: AsJson = False
+    name: Annotated[
+        OfficialWeights, typer.Argument(metavar="NAME", help=f"Published weights: {', '.join(OfficialWeights)}.")
+    ],
+    as_json: AsJson = False,
 ) -> None:
     """Fetch EnCodec's weights into the cache. An interrupted download is resumed."""
     from shortcut_cli.codec import weights
@@ -1079,6 +1149,7 @@ def demo(
             device=devices.choose(device),
             report=report,
             stop=signals,
+            page=not no_report,
         )
         page = _refreshed(folder, no_report, report)
     written = endings.within(folder)
@@ -1093,9 +1164,9 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     install: Annotated[
-        SHELLS | None, typer.Option("--install-completion", help="Set up completion with Tab in this shell.")
+        SHELLS | None, _among("--install-completion", SHELLS, "Set up completion with Tab in this shell.")
     ] = None,
-    show: Annotated[SHELLS | None, typer.Option("--show-completion", help="Print the script that sets it up.")] = None,
+    show: Annotated[SHELLS | None, _among("--show-completion", SHELLS, "Print the script that sets it up.")] = None,
 ) -> None:
     if version:
         console.text(f"{__version__}\n")
@@ -1112,15 +1183,12 @@ def _complete(install: str | None, show: str | None) -> None:
     from typer.completion import install as install_script  # type: ignore[attr-defined]
 
     if install:
-        _, path = install_script(shell=install, prog_name="shortcut", complete_var=COMPLETION)
+        _, path = install_script(shell=install, prog_name="shortcut", complete_var=console.COMPLETION)
         console.text(f"{path}\n")
         console.note("completion begins in a new shell")
     if show:
-        script = get_completion_script(prog_name="shortcut", complete_var=COMPLETION, shell=show)
+        script = get_completion_script(prog_name="shortcut", complete_var=console.COMPLETION, shell=show)
         console.text(f"{script}\n")
-
-
-COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions
 
 
 def main() -> None:
@@ -1133,7 +1201,7 @@ def dispatch(arguments: list[str] | None) -> Any:
 
     Raises UsageError, which points to the help of the command, if the arguments are wrong.
     """
-    if COMPLETION in os.environ:
+    if console.COMPLETION in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
@@ -1143,4 +1211,4 @@ def dispatch(arguments: list[str] | None) -> Any:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "shortcut"
         message = error.format_message().replace("Value error, ", "")  # pydantic's words, in newer versions of Typer
-        raise UsageError(message, f"{path} --help") from error
+        raise UsageError(message, then=f"{path} --help") from error

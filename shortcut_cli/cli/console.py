@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
-from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, wrapped, written
+from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, shortened, wrapped, written
 from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
 from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation
 from shortcut_cli.formatting import cell, shown, to_json
@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 10.0
 ROOMY = 110  # columns of the screen from which a bar has everything beside it
 PARTS = "parts"
+OPEN = "PATH..."  # in a command, what its user has to fill in
+WORK = ("steps", "tokens", "windows")  # units of the work of a model, which is nearly all of a part that has it
 PLAIN_WIDTH = 76  # and from which it has more than the loss and the time left
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
 STDERR = 2  # its number, the last of the standard streams'
+COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions, beside the user's own line
 CLEAR_LINE = "\r\x1b[K"
 SHOW_CURSOR = b"\x1b[?25h\n"  # which Rich hides below its bars
 
@@ -83,13 +86,13 @@ class _Loading:
     The line goes away before anything else is printed.
     """
 
-    names = ("numpy", "scipy", "torch", "matplotlib", "miditok", "encodec")
+    names = ("pydantic", "numpy", "scipy", "torch", "matplotlib", "miditok", "encodec")
     said = False
     bars = False  # whether there are bars, which say enough
 
     def find_spec(self, name: str, *_: Any) -> None:
         """Called by Python for each module that is about to be imported; finds none itself."""
-        if name in self.names and not self.bars and sys.stderr.isatty():
+        if name in self.names and not self.bars and COMPLETION not in os.environ and sys.stderr.isatty():
             # The cursor goes back to the beginning, so that whatever comes next, even of a signal, takes its place.
             with suppress(OSError):
                 sys.stderr.write(f"{CLEAR_LINE}loading {name} ...\r")
@@ -181,15 +184,17 @@ def _trying() -> Iterator[None]:
 
 
 def panel(error: ShortcutError) -> None:
-    """Print one panel on stderr: what went wrong, and what to do next."""
+    """Print one panel on stderr: what went wrong, and what helps. A command stands below, whole, to be copied."""
     from rich.panel import Panel
     from rich.text import Text
 
     said = Text(shown(error.message))
     if error.hint:
-        said.append("\n\n").append("Next:", "bold").append(f" {shown(error.hint)}")
+        said.append("\n\n").append("Hint:", "bold").append(f" {shown(error.hint)}")
     with _trying():
         _err().print(Panel(said, title=error.title, title_align="left", border_style="red"))
+        if error.then:
+            _say(f"{'Fill in PATH' if OPEN in error.then else 'Next'}: {error.then}", "bold", whole=True)
 
 
 def text(words: str, *, error: bool = False) -> None:
@@ -365,9 +370,13 @@ def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
 
 def _bars(width: int) -> "rich.progress.Progress":
     """Progress bars on stderr: task, done, loss with its unit, epoch, time spent and left, as far as `width` goes."""
+    from rich.cells import cell_len
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.table import Column as TableColumn
     from rich.text import Text
+
+    class Name(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(shortened(task.fields["name"], width // 5, cell_len), no_wrap=True)
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
@@ -376,7 +385,7 @@ def _bars(width: int) -> "rich.progress.Progress":
 
     class Left(ProgressColumn):
         def render(self, task: Any) -> Text:
-            left = task.time_remaining
+            left = task.fields["left"](task) if task.fields["unit"] == PARTS else task.time_remaining
             return Text("" if left is None else f"{_clock(left)} left", no_wrap=True)
 
     class Bars(Progress):
@@ -385,15 +394,14 @@ def _bars(width: int) -> "rich.progress.Progress":
             tasks = self.tasks
             whole = [task for task in tasks if task.fields["unit"] == PARTS]
             if whole:
-                yield Text(whole[0].description, no_wrap=True, overflow="ellipsis")
+                yield Text(shortened(whole[0].description, _err().width, cell_len), no_wrap=True)
             yield self.make_tasks_table([task for task in tasks if task not in whole])
             yield self.make_tasks_table(whole)
 
-    name = TableColumn(no_wrap=True, overflow="ellipsis", max_width=width // 5)
     columns: list[ProgressColumn | str] = [
-        TextColumn("{task.fields[name]}", markup=False, table_column=name),
+        Name(),
         BarColumn(bar_width=max(7, min(40, width // 10))),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.fields[amount]}"),
         TextColumn("{task.fields[loss]}", markup=False),
     ]
     columns += [TextColumn("{task.fields[epoch]}")] if width >= ROOMY else []
@@ -419,6 +427,8 @@ class Reporter:
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.whole: rich.progress.TaskID | None = None  # the bar of the parts
+        self.part: Part | None = None  # the present one
+        self.began = time.monotonic()  # when the first began
         self.known: dict[str, Progress] = {}  # the last event of a task that had a loss
         self.printed = time.monotonic()
         self.shown = ExitStack()
@@ -452,11 +462,11 @@ class Reporter:
         elif isinstance(event, Part):
             self._part(event)
         elif _err().is_terminal:
-            self._bar(self._with_loss(event))
+            self._bar(self.with_loss(event))
         else:
-            self._plain(self._with_loss(event))
+            self._plain(self.with_loss(event))
 
-    def _with_loss(self, event: Progress) -> Progress:
+    def with_loss(self, event: Progress) -> Progress:
         """An event with the loss that its task had last, and the epochs and seconds in proportion, if it has none."""
         if event.loss is not None:
             self.known[event.task] = event
@@ -482,32 +492,70 @@ class Reporter:
         return self.live
 
     def _part(self, event: Part) -> None:
-        """Show that a part begins: nothing of those before it is left."""
+        """Show that a part begins: nothing of those before it is left, unless they are weighed."""
+        self.began = self.began if self.part else time.monotonic()
+        self.part = event
         said = f"{event.task} {event.number:,} of {event.total:,}: {event.text}"
         if not _err().is_terminal:
-            _say(said)
+            left = self._left(event.whole)
+            _say(said if left is None else f"{said}, about {left / 60:,.0f} min left")
             return
         live = self._started()
-        for task in self.tasks.values():
-            live.remove_task(task)
-        self.tasks.clear()
-        self.known.clear()
+        if event.whole is None:
+            for task in self.tasks.values():
+                live.remove_task(task)
+            self.tasks.clear()
+            self.known.clear()
         if self.whole is None:
-            self.whole = live.add_task("", total=event.total, name="in all", unit=PARTS, loss="", epoch="")
-        live.update(self.whole, description=shown(said), completed=event.number - 1, total=event.total)
+            fields: dict[str, Any] = {
+                "name": "in all",
+                "unit": PARTS,
+                "loss": "",
+                "epoch": "",
+                "amount": "",
+                "left": self._left_of,
+            }
+            self.whole = live.add_task("", total=1.0, **fields)
+        done = (event.number - 1) / event.total if event.whole is None else event.whole
+        amount = f"{event.number:,}/{event.total:,}"
+        live.update(self.whole, description=shown(said), completed=done, amount=amount)
+
+    def _left(self, whole: float | None) -> float | None:
+        """The seconds that a command of weighed parts goes on, if it goes on as it has done; None: not known."""
+        return (time.monotonic() - self.began) * (1 - whole) / whole if whole else None
+
+    def _left_of(self, task: Any) -> float | None:
+        return self._left(task.completed) if self.part and self.part.whole is not None else None
+
+    def _inside(self, live: "rich.progress.Progress", event: Progress) -> None:
+        """Move the bar over all parts by what is done of the present one: by the units of work of a model."""
+        if self.whole is None or self.part is None:
+            return
+        done = event.whole
+        if self.part.whole is None and event.unit in WORK:
+            done = (self.part.number - 1 + event.done / event.total) / self.part.total
+            done = max(done, live.tasks[live.task_ids.index(self.whole)].completed)
+        if done is not None:
+            live.update(self.whole, completed=done)
 
     def _bar(self, event: Progress) -> None:
         live = self._started()
+        self._inside(live, event)
         if event.task not in self.tasks:
+            if event.done >= event.total:
+                return
             self.tasks[event.task] = live.add_task(
                 shown(event.task),
                 name=shown(event.task),
                 total=event.total,
+                completed=event.done,
                 unit=shown(event.unit),
                 loss="",
                 epoch="",
+                amount="",
             )
-        fields: dict[str, Any] = {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
+        fields: dict[str, Any] = {"amount": f"{event.done:,}/{event.total:,}"}
+        fields |= {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
         if event.loss is not None:
             short = live.console.width < PLAIN_WIDTH  # then the unit is that of every training
             fields["loss"] = f"loss {event.loss:.4f}" if short else _loss(event).replace(" per ", "/")

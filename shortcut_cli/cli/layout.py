@@ -15,6 +15,7 @@ MOST_ROWS = 2000  # of a table that are shown; --json has all
 MOST_CHARACTERS = 1000  # of a value in a table that are shown
 MOST_LINES = 20  # of a value in a table that are shown
 NARROWEST = 16  # columns of the screen for a text of several words, if it has as many
+BELOW = 4  # columns by which a value is indented below its heading
 FRAME = 3  # columns of the screen between two columns: a line and the spaces beside it
 # Words, each with the spaces before it; what is in brackets, an interval say, is one word.
 # So is the sign that a value was cut, with what it stands behind.
@@ -65,18 +66,24 @@ def fit(columns: Sequence[Column], rows: Sequence[Sequence[Any]], room: int, mea
 def records(columns: Sequence[Column], rows: Sequence[Sequence[Any]], room: int, measure: Measure) -> Iterator[str]:
     """The lines, if there is no room for a table: the first value of each row, then the others with their headings.
 
-    Of a table of two columns the first value is the heading.
+    Of a table of two columns the first value is the heading. A value stands beside its heading if it fits there, else
+    below it. Only a word that is longer than the screen is wide goes beyond it.
     """
     two = len(columns) == 2
     heads = [written(row[0]) for row in rows] if two else [f"  {column.heading}" for column in columns[1:]]
     side = min(max(map(measure, heads), default=0) + 2, max(room // 2, 4))
     for row in rows:
         if not two:
-            yield written(row[0])
+            yield wrapped(written(row[0]), room, measure)
         for head, value in zip([written(row[0])] if two else heads, row[1:], strict=True):
-            text = wrapped(written(value), max(NARROWEST, room - side), measure).replace("\n", "\n" + " " * side)
-            beside = measure(head) <= side - 2 and "\n" not in head
-            yield f"{head}{' ' * (side - measure(head)) if beside else chr(10) + ' ' * side}{text}".rstrip(" ")
+            text = written(value)
+            if measure(head) <= side - 2 and "\n" not in head and _least(text, NARROWEST, measure) <= room - side:
+                lines = wrapped(text, room - side, measure).replace("\n", "\n" + " " * side)
+                yield f"{head}{' ' * (side - measure(head))}{lines}".rstrip(" ")
+            else:
+                indent = 0 if _least(text, 0, measure) > room - BELOW else BELOW
+                yield wrapped(head, room, measure).rstrip(" ")
+                yield " " * indent + wrapped(text, room - indent, measure).replace("\n", "\n" + " " * indent)
 
 
 def written(value: Any, *, short: bool = False) -> str:
@@ -90,6 +97,25 @@ def written(value: Any, *, short: bool = False) -> str:
 def wrapped(text: str, width: int, measure: Measure) -> str:
     """A text in lines of at most `width`, broken at spaces only: a word that is longer stays whole."""
     return "\n".join(line for whole in text.split("\n") for line in _lines(whole, width, measure))
+
+
+def shortened(text: str, width: int, measure: Measure) -> str:
+    """A text in at most `width` columns: what is too much goes from its middle, and of the rest most is its end.
+
+    So the names of a file and of its folder stay in a path, and the seed in the name of a run.
+    """
+    if measure(text) <= width:
+        return text
+    head, tail = "", ""
+    for letter in text:
+        if measure(head + letter) > (width - 1) // 3:
+            break
+        head += letter
+    for letter in reversed(text):
+        if measure(letter + tail) > width - 1 - measure(head):
+            break
+        tail = letter + tail
+    return f"{head}\N{HORIZONTAL ELLIPSIS}{tail}"
 
 
 def _lines(text: str, width: int, measure: Measure) -> Iterator[str]:

@@ -138,7 +138,7 @@ def _panel(stderr: int) -> bytes:
         columns = 80
     said, hint = INTERRUPTED
     width = max(len(hint) + 10, columns) - 4
-    rows = (said, "", f"Next: {hint}")
+    rows = (said, "", f"Hint: {hint}")
     top = f"\u256d\u2500 {Interrupted.title} ".ljust(width + 3, "\u2500") + "\u256e"
     lines = [top, *(f"\u2502 {row:{width}} \u2502" for row in rows), f"\u2570{chr(0x2500) * (width + 2)}\u256f"]
     text = "\n".join(lines) + "\n"

@@ -97,24 +97,24 @@ def floors(result: Result) -> Iterator[tuple[str, Result]]:
 
 def attention(folder: Path, result: Result) -> "Table":
     """The result of `attention`: one row for each source that is read across layers, and one for all at once."""
-    columns: list[str | Column] = [
-        "source",
-        Column("attention weight" if result["softmax"] else "weight in the sum", 1),
-    ]
-    columns += [Column("tokens back", 4), Column("loss added if masked", 2), Column("95 % if masked", 3)]
-    columns += [Column("loss added if shuffled", 5), Column("95 % if shuffled", 6)]
-    columns += [Column("loss added if mean-ablated", 7), Column("95 % if mean-ablated", 8)]
+    columns: list[str | Column] = ["source", Column("weight", 1), Column("back", 4)]
+    columns += [Column("masked", 2), Column("masked 95 %", 3), Column("shuffled", 5), Column("shuffled 95 %", 6)]
+    columns += [Column("mean-ablated", 7), Column("mean-ablated 95 %", 8)]
+    weight = "attention weight" if result["softmax"] else "weight in the sum"
     title = f"{folder}: {result['tokens']:,} tokens, {result['nats_per_token']:.4f} nats per token"
+    title += (
+        f"\nweight: mean {weight}; back: tokens; masked ...: loss that it adds, nats per token, with 95 % intervals"
+    )
     return table(title, columns, attention_rows(result))
 
 
 def layers(result: Result) -> "Table":
     """One row for each state that `attention` found, and its CKA with the one below."""
-    columns: list[str | Column] = ["state behind"]
-    columns += [Column("loss if the head read it", 1), Column("RMS", 3)]
-    columns += [Column("RMS of its gradient", 4), Column("attention adds", 5), Column("feed-forward adds", 6)]
-    columns += [Column("CKA with the state below", 2)]
-    return table("layers", columns, layer_rows(result))
+    columns: list[str | Column] = ["state", Column("loss", 1), Column("RMS", 3), Column("gradient", 4)]
+    columns += [Column("attention", 5), Column("feed-forward", 6), Column("CKA", 2)]
+    title = "states behind the layers\nloss: nats per token if the head read it; RMS of it, of its gradient, of what "
+    title += "attention and feed-forward add to it; CKA: with the state below"
+    return table(title, columns, layer_rows(result))
 
 
 def layer_rows(result: Result) -> Iterator[tuple[Any, ...]]:

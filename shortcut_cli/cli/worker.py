@@ -1,6 +1,7 @@
 """One run of a comparison, in a process of its own: train, score, and write down what it cost.
 
-`shortcut compare` starts it as `python -m shortcut_cli.cli.worker RECIPE FOLDER DEVICE`.
+`shortcut compare` starts it as `python -m shortcut_cli.cli.worker RECIPE FOLDER DEVICE NUMBER`, with the number of an
+open file in which it is told how far the run is, see `compare.watching`.
 """
 
 import resource
@@ -10,12 +11,27 @@ from pathlib import Path
 from shortcut_cli import files
 from shortcut_cli.cli import console
 from shortcut_cli.cli.signals import guarded, signals
+from shortcut_cli.compare.watching import Teller
 from shortcut_cli.errors import Diverged
-from shortcut_cli.events import Note
+from shortcut_cli.events import Event, Note, Progress
 from shortcut_cli.formatting import to_json
 
 
-def run(planned: str, folder: Path, device: str) -> None:
+class Telling(console.Reporter):
+    """A Reporter that also tells the process of the comparison how far the run is."""
+
+    def __init__(self, teller: Teller | None) -> None:
+        super().__init__()
+        self.teller = teller
+
+    def __call__(self, event: Event) -> None:
+        """Show one event of a stage, and pass it on."""
+        super().__call__(event)
+        if self.teller and isinstance(event, Progress):
+            self.teller.tell(self.with_loss(event))
+
+
+def run(planned: str, folder: Path, device: str, teller: Teller | None = None) -> None:
     """Do what `shortcut train` does and write cost.json; then do what `shortcut eval` does, without floors.
 
     cost.json has the peak memory of training, in MB, or None if another process did the training. Of a run that
@@ -27,7 +43,7 @@ def run(planned: str, folder: Path, device: str) -> None:
     from shortcut_cli.stages import training
     from shortcut_cli.stages.pipeline import score
 
-    with console.Reporter() as report:
+    with Telling(teller) as report:
         resolved = reading.read(planned)
         shards = Path(resolved.data.shards)
         try:
@@ -46,4 +62,4 @@ def run(planned: str, folder: Path, device: str) -> None:
 
 
 if __name__ == "__main__":
-    guarded(lambda: run(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
+    guarded(lambda: run(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Teller(int(sys.argv[4]))))

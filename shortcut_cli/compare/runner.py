@@ -7,28 +7,29 @@ import queue
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shortcut_cli import cleanup, files
+from shortcut_cli.compare import watching
 from shortcut_cli.compare.arms import Arm
 from shortcut_cli.compare.significance import of_mean
 from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import SEED, Recipe
 from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, ShortcutError, UsageError
-from shortcut_cli.events import Note, Part, Progress, Report
+from shortcut_cli.events import Part, Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, is_number, read
 from shortcut_cli.training import checkpoint, conditions, loop
 from shortcut_cli.training.device import check_room
-from shortcut_cli.training.run_log import REMEDY, newest, read_log, timed
+from shortcut_cli.training.run_log import REMEDY, read_log, timed
 
 POLL_S = 0.2
 MOST_PAIRS = 100_000  # of lines of a log that its speed is the median of
@@ -60,6 +61,12 @@ class PlannedRun:
             settings += [f"train.steps={-(-train.steps // PILOT_SHARE)}", f"train.warmup={train.warmup // PILOT_SHARE}"]
             settings.append(f"train.schedule_steps={-(-train.schedule_steps // PILOT_SHARE)}")
         return reading.with_settings(self.arm.recipe, settings)
+
+    @property
+    def work(self) -> float:
+        """Its training FLOPs, in those of a token: all runs have equal batches."""
+        steps = self.arm.recipe.train.steps
+        return self.arm.size.flops * (-(-steps // PILOT_SHARE) if self.pilot else steps)
 
 
 def pilots(arm: Arm, lr: float) -> list[PlannedRun]:
@@ -125,13 +132,20 @@ class Runner:
         self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if self.width > 1 else {})
         self.environment["COLUMNS"] = "76"  # so that the error panel of a failed run fits into ours
         self.asked: Callable[[], int | None] = lambda: None
-        self.spent: list[float] = []  # seconds of each run done
-        self.begun = self.planned = 0  # runs of the present call
-        self.steps: dict[Path, int] = {}  # of each run
+        self.begun = 0  # runs
+        self.known: dict[Path, PlannedRun] = {}  # all runs of this command that were not done before it
+        self.later: dict[Path, PlannedRun] = {}  # and those that will follow, as far as it is known
+        self.shares: dict[Path, float] = {}  # how much of each is done
+        self.told: dict[Path, Progress] = {}  # what each run that goes on told last
         self.lock = threading.Lock()
 
-    def run(self, runs: Sequence[PlannedRun]) -> None:
-        """Train and score the runs that are not done yet; equal runs only once.
+    def expect(self, runs: Sequence[PlannedRun]) -> None:
+        """Count these runs in what is left to do, until `run` is called with `last`."""
+        folders = {planned.folder(self.out): planned for planned in runs}
+        self.later = {folder: one for folder, one in folders.items() if not (folder / scores.NAME).is_file()}
+
+    def run(self, runs: Sequence[PlannedRun], *, last: bool = False) -> None:
+        """Train and score the runs that are not done yet; equal runs only once. last: no others will follow.
 
         Raises Interrupted after a signal, UsageError, before any training, if a folder holds a different run or a
         device has no room for a model, ShortcutError if a run fails.
@@ -139,13 +153,15 @@ class Runner:
         left = {planned.folder(self.out): planned for planned in runs if self._finished(planned) is None}
         for planned, device in itertools.product(left.values(), self.names):
             check_room(planned.arm.size.total, self.vocabulary, device)
-        self.begun, self.planned = 0, len(left)
+        self.known |= left
+        self.later = {} if last else self.later
         with ThreadPoolExecutor(self.width) as pool:
-            for done, _ in enumerate(pool.map(self._train, left.values()), 1):
-                each = statistics.mean(self.spent) / 60
-                minutes = each * (len(left) - done) / self.width
-                what = "pilots" if all(planned.pilot for planned in left.values()) else "runs"
-                self.report(Note(text=f"{done} of {len(left)} {what} done, about {minutes:,.0f} min left"))
+            deque(pool.map(self._train, left.values()), maxlen=0)
+
+    def _whole(self) -> float:
+        """The share of all work that is done."""
+        done = sum(share * self.known[folder].work for folder, share in self.shares.items())
+        return done / sum(planned.work for planned in (self.known | self.later).values())
 
     def check_shards(self) -> None:
         """Raise UsageError if a run in the folder was trained on other shards."""
@@ -193,17 +209,17 @@ class Runner:
         self._check_stop()
         folder, device = planned.folder(self.out), self.devices.get()
         try:
-            began = time.monotonic()
             recipe = folder / "run.toml"
             with files.held(folder, "shortcut train", known=loop.is_run_folder):
                 files.write(recipe, writing.dump(planned.recipe()))
             with self.lock:
-                self.begun, self.steps[folder] = self.begun + 1, planned.recipe().train.steps
-                text = f"{folder.name} on {device}"
-                self.report(Part(task="compare", number=self.begun, total=self.planned, text=text))
+                self.begun += 1
+                total = len(self.known | self.later)
+                self.report(Part("compare", self.begun, total, f"{folder.name} on {device}", self._whole()))
             self._process(recipe, folder, device)
             with self.lock:
-                self.spent.append(time.monotonic() - began)
+                self.shares[folder] = 1.0
+                self._over(folder)
         finally:
             self.devices.put(device)
 
@@ -219,10 +235,15 @@ class Runner:
         Raises Interrupted after a signal, ShortcutError if the process fails.
         """
         command = [sys.executable, "-m", "shortcut_cli.cli.worker", str(recipe), str(folder), device]
-        with open(self.out / "output.txt", "ab") as output:
+        with open(self.out / "output.txt", "ab") as output, tempfile.TemporaryFile() as told:
             # A new session, so that Ctrl-C reaches the process only through us, once.
             process = cleanup.start(
-                command, stdout=output, stderr=subprocess.PIPE, start_new_session=True, env=self.environment
+                [*command, str(told.fileno())],
+                stdout=output,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=self.environment,
+                pass_fds=[told.fileno()],
             )
             terminated = False
             while True:
@@ -230,7 +251,7 @@ class Runner:
                     _, errors = process.communicate(timeout=POLL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    self._watch(folder)
+                    self._watch(folder, told.fileno())
                     if self.asked() is not None and not terminated:
                         process.terminate()
                         terminated = True
@@ -240,23 +261,24 @@ class Runner:
             tail = "\n".join(_plain(errors.decode(errors="replace"))[-12:])
             raise ShortcutError(f"{folder} on {device} exited with {process.returncode}\n{tail}")
 
-    def _watch(self, folder: Path) -> None:
-        """Report how far a run is."""
-        line, steps = newest(folder), self.steps.get(folder, 0)
-        if line and 0 < line["step"] <= steps:
-            loss, seconds, tokens = (line.get(key) for key in ("loss", "seconds", "tokens"))
-            self.report(
-                Progress(
-                    task=folder.name,
-                    done=line["step"],
-                    total=steps,
-                    unit="steps",
-                    loss=loss,
-                    loss_unit="nats per token",
-                    tokens=tokens or 0,
-                    seconds=seconds or 0.0,
-                )
-            )
+    def _watch(self, folder: Path, told: int) -> None:
+        """Report how far a run is, by what its process has told in a file."""
+        event = watching.newest(told)
+        if event is None:
+            return
+        trains = event.unit == "steps"
+        event = replace(event, task=folder.name if trains else f"{event.task} {folder.name}")
+        with self.lock:
+            self.shares[folder] = event.done / event.total if trains else 1.0
+            if (last := self.told.get(folder)) and last.task != event.task:
+                self._over(folder)
+            self.told[folder] = event
+            self.report(replace(event, whole=self._whole()))
+
+    def _over(self, folder: Path) -> None:
+        """Report that what a run told last is over, which it may have said between two looks."""
+        if last := self.told.pop(folder, None):
+            self.report(replace(last, done=last.total))
 
     def result(self, planned: PlannedRun) -> Finished:
         """What a run left. Raises ShortcutError if that could not be written."""

@@ -88,7 +88,9 @@ def read(name: str, settings: Iterable[str | Setting] = ()) -> Recipe:
     """
     found = read_any(name, settings)
     if isinstance(found, CodecRecipe):
-        raise UsageError(f"recipe {name} is for a codec", f"shortcut codec train PATH... --recipe {name}")
+        raise UsageError(
+            f"recipe {name} is for a codec", then=f"shortcut codec train PATH... --recipe {shlex.quote(name)}"
+        )
     return found
 
 
@@ -97,7 +99,8 @@ def read_codec(name: str, settings: Iterable[str | Setting] = ()) -> CodecRecipe
     found = read_any(name, settings)
     if not isinstance(found, CodecRecipe):
         raise UsageError(
-            f"recipe {name} is not for a codec: it has no [codec] section", f"shortcut train --recipe {name}"
+            f"recipe {name} is not for a codec: it has no [codec] section",
+            then=f"shortcut train --recipe {shlex.quote(name)}",
         )
     return found
 
@@ -156,7 +159,7 @@ def with_shards(
         flags = [part for key, value in contradicted.items() for part in ("--set", f"tokenizer.{key}={_plain(value)}")]
         raise UsageError(
             f"{where} was tokenized with a different [tokenizer] than the recipe's\n" + "\n".join(lines),
-            shlex.join([*command, *flags]),
+            then=shlex.join([*command, *flags]),
         )
     return changed, different
 

@@ -79,9 +79,11 @@ def compare(
             named = _named(arms, pairs, rungs)
             _warn(arms, match, bool(rungs), report)
             files.write(out / COMPARISON, to_json(kept, indent=1) + "\n")  # a command that is wrong leaves nothing
-            tried = choose(arms, list(lrs) or [resolved.train.lr], runner)
+            rates = list(lrs) or [resolved.train.lr]
+            runner.expect([PlannedRun(arm, rates[0], seed) for seed in numbers for arm in _left(arms)])
+            tried = choose(arms, rates, runner)
             named = [Named(one.arm, arms[one.arm].baselines[0], True) if one.matched else one for one in named]
-            runner.run([PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()])
+            runner.run([PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()], last=True)
         rows = {label: runner.row(arm, numbers) for label, arm in arms.items()}
         if changed := differing(rows.values()):
             report(Note(text=f"the runs were not all trained under the same conditions: {changed}"))
@@ -241,6 +243,12 @@ def _check_same(out: Path, resolved: Recipe, match: Match, shards: str, rungs: S
     return kept or {"schema_version": SCHEMA_VERSION, "inputs": inputs}
 
 
+def _left(arms: Mapping[str, Arm]) -> list[Arm]:
+    """The arms that are left after the pilots, as far as it is known: of several baselines of an arm the first."""
+    used = {arm.baselines[0] for arm in arms.values() if arm.baselines}
+    return [arm for label, arm in arms.items() if arm.role != "matched" or label in used]
+
+
 def choose(arms: dict[str, Arm], rates: list[float], runner: Runner) -> dict[str, Any]:
     """Give each arm its learning rate, and of several baselines that match it one, by pilots; the others are dropped.
 
@@ -269,8 +277,8 @@ def choose(arms: dict[str, Arm], rates: list[float], runner: Runner) -> dict[str
     for arm in arms.values():
         if len(arm.baselines) > 1:
             arm.baselines.sort(key=lambda label: curves[label].lowest())
-    used = {arm.baselines[0] for arm in arms.values() if arm.baselines}
-    for label in [label for label, arm in arms.items() if arm.role == "matched" and label not in used]:
+    left = {arm.label for arm in _left(arms)}
+    for label in [label for label in arms if label not in left]:
         del arms[label]
     return found
 

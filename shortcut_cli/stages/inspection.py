@@ -3,6 +3,7 @@
 PyTorch is imported only for checkpoints and codecs.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
         return _weights(results[0]) if results else _shards(path, verify)
     if path.suffix == ".toml":
         if verify:
-            raise UsageError(f"{path} is a recipe, which has no checksum", f"shortcut recipes check {path}")
+            raise UsageError(
+                f"{path} is a recipe, which has no checksum", then=f"shortcut recipes check {shlex.quote(str(path))}"
+            )
         return {"kind": "recipe", "path": str(path)} | reading.read_any(str(path)).model_dump()
     if path.suffix == ".pt":
         return _weights(path)

@@ -4,7 +4,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.config.schema import EvalConfig, Recipe, SampleConfig
 from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.events import Note, Part, Report, Sampled
+from shortcut_cli.events import Note, Parts, Report, Sampled
 from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import floors, prompts, runs
 from shortcut_cli.inference.runs import Run
@@ -217,7 +217,7 @@ def draw(
         ckpt, settings = again.checkpoint, again.settings
         device, out = (again.device if device == "auto" else device), out or like.parent / "again"
     if ckpt is None:
-        raise UsageError("neither --ckpt nor --like is given", "shortcut sample --ckpt runs/RECIPE/MODEL-s1/run.pt")
+        raise UsageError("neither --ckpt nor --like is given", "for example --ckpt runs/text/shortcut-s1")
     where = devices.choose(device)
     run = runs.open_run(ckpt, where)
     config, kind = reading.with_settings(run.recipe, settings).sample, _domain(run)
@@ -337,16 +337,24 @@ def _is_paired(path: Path) -> bool:
     return sampling.is_sidecar(path) if path.suffix == ".json" else sampling.sidecar_path(path).exists()
 
 
-def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop) -> dict[str, Any]:
-    """Train, evaluate and sample one model, skipping finished stages; returns the result of each stage."""
+def train_score_sample(
+    recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop, begin: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train, evaluate and sample one model, skipping finished stages; returns the result of each stage.
+
+    begin: called with the name of each stage as it begins.
+    """
+    begin("train")
     trained = train(recipe, folder, device=device, resume="auto", report=report, stop=stop)
     path, shards, split = folder / RUN, Path(recipe.data.shards), recipe.eval.split
     checksum = Shards(shards).manifest["checksum"]
     inputs = scores.made_from(files.sha256(path), checksum, split, recipe.eval, device)
+    begin("evaluate")
     scored = scores.find(folder, inputs)
     if scored is None or "floors" not in scored:  # the runs of a comparison are scored without
         scored = score(path, shards, split, recipe.eval, device=device, report=report)
     wanted = _sampler_inputs(path, recipe.sample, None, device)
+    begin("sample")
     samples = _sampled(folder / "samples", wanted)
     if len(samples) < recipe.sample.n:
         _make_room(folder / "samples", recipe.sample, report, samples)
@@ -367,11 +375,17 @@ def run_all(
     device: str,
     report: Report,
     stop: Stop,
+    page: bool = False,
 ) -> dict[str, Any]:
-    """Prepare, train, evaluate and sample, skipping finished stages; returns the result of each stage."""
-    shards = Path(recipe.data.shards)
-    report(Part(task="run", number=1, total=2, text="prepare"))
+    """Prepare, train, evaluate and sample, skipping finished stages; returns the result of each stage.
+
+    page: the caller writes the page next, as a last part.
+    """
+    shards, parts = Path(recipe.data.shards), Parts("run", 4 + page, report)
+    parts.begin("prepare")
     prepared = prepare(recipe, paths, shards, n_workers=n_workers, max_bad=max_bad, report=report)
     report(Note(text=f"{shards}: {'prepared' if prepared['worked'] else 'already prepared'}"))
-    report(Part(task="run", number=2, total=2, text="train, evaluate, sample"))
-    return {"prepare": prepared, **train_score_sample(recipe, folder, device=device, report=report, stop=stop)}
+    done = train_score_sample(recipe, folder, device=device, report=report, stop=stop, begin=parts.begin)
+    if page:
+        parts.begin("page")
+    return {"prepare": prepared, **done}
