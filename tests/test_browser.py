@@ -258,10 +258,10 @@ def test_arrow_keys_show_the_values_of_a_plot(pages, opened):
     page, _ = opened(pages["run"])
     page.locator("svg[data-series]").first.focus()
     page.keyboard.press("ArrowRight")
+    assert page.inner_text(".tip").splitlines()[0] == "at 2 steps"
     assert "training: " in page.inner_text(".tip")
-    assert " at 2" in page.inner_text(".tip")
     page.keyboard.press("ArrowRight")
-    assert " at 4" in page.inner_text(".tip")
+    assert page.inner_text(".tip").splitlines()[0] == "at 4 steps"
     page.keyboard.press("Escape")
     assert not page.locator(".tip").is_visible()
 
@@ -272,7 +272,36 @@ def test_the_pointer_shows_the_values_of_a_plot(pages, opened):
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 25, box["y"] + box["height"] / 2)
-    assert " at 12" in page.inner_text(".tip")
+    assert page.inner_text(".tip").splitlines()[0] == "at 12 steps"
+
+
+def test_the_values_of_a_plot_are_those_near_the_pointer(pages, opened):
+    page, _ = opened(pages["run"])
+    svg = page.locator("svg[data-series]").first
+    svg.evaluate("""(svg) => { svg.dataset.series = JSON.stringify([
+      { label: "a", places: [10, 50, 90], at: "1\\n5\\n9", words: "11\\n15\\n19" },
+      { label: "b", places: [51, 99], at: "5.1\\n9.9", words: "25\\n29" }]); svg.dataset.x = "s"; }""")
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box()
+
+    def told(place):
+        page.mouse.move(box["x"] + place * box["width"], box["y"] + box["height"] / 2)
+        return page.inner_text(".tip")
+
+    assert told(0.12) == "at 1 s\na: 11"
+    assert told(0.49) == "at 5 s\na: 15\nb: 25 (at 5.1)"
+    assert told(0.91) == "at 9 s\na: 19"
+
+
+def test_arrow_keys_show_the_values_of_a_comparison(pages, opened):
+    page, _ = opened(pages["comparison"])
+    for plot in page.locator("svg[data-series]").all():
+        plot.focus()
+        page.keyboard.press("ArrowLeft")
+        lines = page.inner_text(".tip").splitlines()
+        assert lines[0].startswith("at ")
+        assert ": " in lines[1]
+        assert plot.locator(".cursor").get_attribute("visibility") == "visible"
 
 
 def test_a_tap_shows_the_values_of_a_plot(pages, opened):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from shortcut_cli.report import page
+from shortcut_cli.report.axis import Axis, around
 from shortcut_cli.report.chart import Rule, style
 from shortcut_cli.report.compared import FLOPS, LADDER, Arm, Compared, Contrast, Floor, text
 from shortcut_cli.report.comparison_words import (
@@ -24,7 +25,6 @@ from shortcut_cli.report.comparison_words import (
 )
 from shortcut_cli.report.forest import Row, forest
 from shortcut_cli.report.page import template
-from shortcut_cli.report.svg import Axis, around
 
 NEAR = 1.0  # how many times the width of the losses a floor may be away to be drawn
 ARMS = (

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.chart import Style, style
 from shortcut_cli.report.compared import Arm, Compared, text
-from shortcut_cli.report.svg import Axis
 
 ROLES = {
     "plain": "the plain baseline",
