@@ -152,6 +152,39 @@ def test_nothing_is_wider_than_the_window(pages, opened, kind, width):
     assert cut == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_on_a_narrow_screen_reflow_or_say_that_they_scroll(pages, opened, kind):
+    page, _ = opened(pages[kind], width=360)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert page.evaluate(HIDDEN) == []
+    assert page.evaluate(BROKEN) == []
+
+
+# Tables that are wider than what is seen of them, if the box around can't be scrolled by keyboard or has no shadow at
+# its edge; and those whose rows should be blocks. Only tables of numbers by two names are left to scroll.
+HIDDEN = """() => [...document.querySelectorAll("table")].filter((table) => {
+  const box = table.closest(".wide");
+  if (table.scrollWidth <= box.clientWidth + 1) return false;
+  const shadow = getComputedStyle(box).backgroundAttachment.split(", ");
+  return !table.matches(".heat") || box.tabIndex !== 0 || !box.getAttribute("aria-label")
+    || !shadow.includes("local") || !shadow.includes("scroll");
+}).map((table) => table.textContent.slice(0, 80))"""
+# Intervals, with a number before them, that stand on more than one line.
+BROKEN = """() => {
+  const found = [], walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    if (walk.currentNode.parentElement.closest("pre, p")) continue;
+    for (const match of walk.currentNode.data.matchAll(/\\[[^\\],]+,[^\\],]+\\]/g)) {
+      const range = document.createRange();
+      range.setStart(walk.currentNode, match.index);
+      range.setEnd(walk.currentNode, match.index + match[0].length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) found.push(match[0]);
+    }
+  }
+  return found;
+}"""
+
+
 # Words of plots that lie outside of their plot.
 CUT_SVG = """() => [...document.querySelectorAll("svg text")].filter((text) => {
   const svg = text.closest("svg"), outer = svg.getBoundingClientRect(), inner = text.getBoundingClientRect();

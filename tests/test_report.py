@@ -211,7 +211,7 @@ def test_the_interval_of_a_difference_is_that_of_documents_drawn_in_pairs(copied
         drawn = generator.integers(0, len(tokens), len(tokens))
         means.append(sum(nats[1][i] - nats[0][i] for i in drawn) / sum(tokens[i] for i in drawn))
     low, high = np.percentile(means, [2.5, 97.5])
-    assert found == f"[{low:+.4g}, {high:+.4g}]"
+    assert found == f"[{low:+.4g},\u00a0{high:+.4g}]"
 
 
 def test_the_runs_of_a_demo_are_found_in_it(copied):
@@ -302,6 +302,8 @@ def test_a_histogram_counts_every_value_once():
     assert widths.tolist() == [20, 20, 20]
     assert np.allclose(tops + heights, 100, atol=1e-3)
     assert np.allclose(heights / heights[0], [1, 4, 2], rtol=1e-3)
+    ticks = dict(re.findall(r'y-tick" x="0" y="([\d.]+)%"[^>]*>(\d+)<', made))
+    assert float(next(at for at, words in ticks.items() if words == "4")) == pytest.approx(tops[1], abs=1e-3)
     (series,) = re.findall(r"data-series='([^']*)'", made)
     assert json.loads(series)[0]["words"].split("\n") == ["1", "4", "2"]
 

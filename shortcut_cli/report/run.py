@@ -213,11 +213,11 @@ def _numbers(score: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ranged(value: float | None, interval: Any) -> str | None:
-    """A value with its interval behind it."""
+    """A value with its interval behind it, which no line breaks."""
     if value is None:
         return None
     low, high = interval or (None, None)
-    return cell(value) + (f" [{cell(low)}, {cell(high)}]" if None not in (low, high) else "")
+    return cell(value) + (f"\u00a0[{cell(low)},\u00a0{cell(high)}]" if None not in (low, high) else "")
 
 
 def _recipe(run: RunData, name: str) -> Markup:

@@ -135,7 +135,7 @@ def _interval(first: RunData, run: RunData) -> str | None:
     if nats.shape != others.shape or not np.array_equal(tokens, same) or not len(tokens):
         return None
     low, high = metrics.bootstrap(others - nats, tokens, RESAMPLES)
-    return f"[{low:+.4g}, {high:+.4g}]"
+    return f"[{low:+.4g},\u00a0{high:+.4g}]"
 
 
 def _recipes(first: RunData, run: RunData, label: str) -> Markup:
