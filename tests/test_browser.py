@@ -263,6 +263,37 @@ def test_every_text_has_the_contrast_of_wcag_aa(pages, opened, kind, look):
     assert [(words, ink, ground) for words, ink, ground in found if contrast(ink, ground) < 4.5] == []
 
 
+@pytest.mark.parametrize("script", [True, False])
+def test_what_is_closed_is_printed_open(pages, opened, script):
+    page, _ = opened(pages["run"], java_script_enabled=script)
+    table, recipe = page.get_by_text("validation loss, nats per token").first, page.get_by_text("[model]")
+    assert not table.is_visible()
+    if script:
+        page.evaluate("addEventListener('beforeprint', () => { shown = document.querySelector('pre').offsetHeight; })")
+        page.pdf()
+        assert page.evaluate("shown") > 100
+    else:
+        page.emulate_media(media="print")
+        assert recipe.is_visible()
+        page.emulate_media(media="screen")
+    assert not table.is_visible()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_legend_needs_backgrounds_which_a_printer_leaves_out(pages, opened, kind):
+    page, _ = opened(pages[kind])
+    page.emulate_media(media="print")
+    legends = page.locator(".legend li, .velocities")
+    for one in legends.all():
+        assert one.locator("svg").count() > 0
+        assert one.evaluate(PAINTED) == []
+
+
+# The elements in one that have a background.
+PAINTED = """(one) => [one, ...one.querySelectorAll("*")].map((each) => getComputedStyle(each).backgroundColor)
+  .filter((colour) => colour !== "rgba(0, 0, 0, 0)")"""
+
+
 @pytest.mark.parametrize("kind", ["run", "runs"])
 def test_the_keyboard_reaches_and_moves_the_choice_of_axes(pages, opened, kind):
     page, _ = opened(pages[kind])

@@ -189,7 +189,7 @@ class TestCosts:
             assert left - zero == pytest.approx((value + low) * scale, abs=0.02)
             assert width == pytest.approx((high - low) * scale, abs=0.02)
         assert '<td role="cell"><span>+2.5000 [+2.4000, +2.8000]</span></td>' in text
-        assert "<td>+9.0000</td>" in text
+        assert '<td role="cell"><span>+9.0000</span></td>' in text
 
     def test_every_table_goes_down_the_model_and_names_heads(self, tmp_path):
         text = shown(written(tmp_path, SHARES, {"texts": ["a", "b", "c", "d"]}))

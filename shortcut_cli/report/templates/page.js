@@ -86,6 +86,14 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("focusout", hideTip);
 
+// Paper can't be opened: what is closed is printed open, and closed again.
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  for (const one of closed) one.open = true;
+});
+addEventListener("afterprint", () => { for (const one of closed) one.open = false; });
+
 document.addEventListener("click", async (event) => {
   const button = event.target.closest?.("button[data-copy]");
   if (!button) return;
