@@ -152,6 +152,39 @@ def test_nothing_is_wider_than_the_window(pages, opened, kind, width):
     assert cut == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_on_a_narrow_screen_reflow_or_say_that_they_scroll(pages, opened, kind):
+    page, _ = opened(pages[kind], width=360)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert page.evaluate(HIDDEN) == []
+    assert page.evaluate(BROKEN) == []
+
+
+# Tables that are wider than what is seen of them, if the box around can't be scrolled by keyboard or has no shadow at
+# its edge; and those whose rows should be blocks. Only tables of numbers by two names are left to scroll.
+HIDDEN = """() => [...document.querySelectorAll("table")].filter((table) => {
+  const box = table.closest(".wide");
+  if (table.scrollWidth <= box.clientWidth + 1) return false;
+  const shadow = getComputedStyle(box).backgroundAttachment.split(", ");
+  return !table.matches(".heat") || box.tabIndex !== 0 || !box.getAttribute("aria-label")
+    || !shadow.includes("local") || !shadow.includes("scroll");
+}).map((table) => table.textContent.slice(0, 80))"""
+# Intervals, with a number before them, that stand on more than one line.
+BROKEN = """() => {
+  const found = [], walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    if (walk.currentNode.parentElement.closest("pre, p")) continue;
+    for (const match of walk.currentNode.data.matchAll(/\\[[^\\],]+,[^\\],]+\\]/g)) {
+      const range = document.createRange();
+      range.setStart(walk.currentNode, match.index);
+      range.setEnd(walk.currentNode, match.index + match[0].length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) found.push(match[0]);
+    }
+  }
+  return found;
+}"""
+
+
 # Words of plots that lie outside of their plot.
 CUT_SVG = """() => [...document.querySelectorAll("svg text")].filter((text) => {
   const svg = text.closest("svg"), outer = svg.getBoundingClientRect(), inner = text.getBoundingClientRect();
@@ -230,6 +263,37 @@ def test_every_text_has_the_contrast_of_wcag_aa(pages, opened, kind, look):
     assert [(words, ink, ground) for words, ink, ground in found if contrast(ink, ground) < 4.5] == []
 
 
+@pytest.mark.parametrize("script", [True, False])
+def test_what_is_closed_is_printed_open(pages, opened, script):
+    page, _ = opened(pages["run"], java_script_enabled=script)
+    table, recipe = page.get_by_text("validation loss, nats per token").first, page.get_by_text("[model]")
+    assert not table.is_visible()
+    if script:
+        page.evaluate("addEventListener('beforeprint', () => { shown = document.querySelector('pre').offsetHeight; })")
+        page.pdf()
+        assert page.evaluate("shown") > 100
+    else:
+        page.emulate_media(media="print")
+        assert recipe.is_visible()
+        page.emulate_media(media="screen")
+    assert not table.is_visible()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_legend_needs_backgrounds_which_a_printer_leaves_out(pages, opened, kind):
+    page, _ = opened(pages[kind])
+    page.emulate_media(media="print")
+    legends = page.locator(".legend li, .velocities")
+    for one in legends.all():
+        assert one.locator("svg").count() > 0
+        assert one.evaluate(PAINTED) == []
+
+
+# The elements in one that have a background.
+PAINTED = """(one) => [one, ...one.querySelectorAll("*")].map((each) => getComputedStyle(each).backgroundColor)
+  .filter((colour) => colour !== "rgba(0, 0, 0, 0)")"""
+
+
 @pytest.mark.parametrize("kind", ["run", "runs"])
 def test_the_keyboard_reaches_and_moves_the_choice_of_axes(pages, opened, kind):
     page, _ = opened(pages[kind])
@@ -258,10 +322,10 @@ def test_arrow_keys_show_the_values_of_a_plot(pages, opened):
     page, _ = opened(pages["run"])
     page.locator("svg[data-series]").first.focus()
     page.keyboard.press("ArrowRight")
+    assert page.inner_text(".tip").splitlines()[0] == "at 2 steps"
     assert "training: " in page.inner_text(".tip")
-    assert " at 2" in page.inner_text(".tip")
     page.keyboard.press("ArrowRight")
-    assert " at 4" in page.inner_text(".tip")
+    assert page.inner_text(".tip").splitlines()[0] == "at 4 steps"
     page.keyboard.press("Escape")
     assert not page.locator(".tip").is_visible()
 
@@ -272,7 +336,36 @@ def test_the_pointer_shows_the_values_of_a_plot(pages, opened):
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 25, box["y"] + box["height"] / 2)
-    assert " at 12" in page.inner_text(".tip")
+    assert page.inner_text(".tip").splitlines()[0] == "at 12 steps"
+
+
+def test_the_values_of_a_plot_are_those_near_the_pointer(pages, opened):
+    page, _ = opened(pages["run"])
+    svg = page.locator("svg[data-series]").first
+    svg.evaluate("""(svg) => { svg.dataset.series = JSON.stringify([
+      { label: "a", places: [10, 50, 90], at: "1\\n5\\n9", words: "11\\n15\\n19" },
+      { label: "b", places: [51, 99], at: "5.1\\n9.9", words: "25\\n29" }]); svg.dataset.x = "s"; }""")
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box()
+
+    def told(place):
+        page.mouse.move(box["x"] + place * box["width"], box["y"] + box["height"] / 2)
+        return page.inner_text(".tip")
+
+    assert told(0.12) == "at 1 s\na: 11"
+    assert told(0.49) == "at 5 s\na: 15\nb: 25 (at 5.1)"
+    assert told(0.91) == "at 9 s\na: 19"
+
+
+def test_arrow_keys_show_the_values_of_a_comparison(pages, opened):
+    page, _ = opened(pages["comparison"])
+    for plot in page.locator("svg[data-series]").all():
+        plot.focus()
+        page.keyboard.press("ArrowLeft")
+        lines = page.inner_text(".tip").splitlines()
+        assert lines[0].startswith("at ")
+        assert ": " in lines[1]
+        assert plot.locator(".cursor").get_attribute("visibility") == "visible"
 
 
 def test_a_tap_shows_the_values_of_a_plot(pages, opened):

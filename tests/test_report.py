@@ -14,7 +14,8 @@ from conftest import quiet, shortcut
 
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.kept import codec_scores, remarks
-from shortcut_cli.report import assemble, curves, page, run, run_data, several, shards, svg, warnings
+from shortcut_cli.report import assemble, chart, curves, page, run, run_data, several, shards, warnings
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.stages import pipeline, reporting
 
 
@@ -210,7 +211,7 @@ def test_the_interval_of_a_difference_is_that_of_documents_drawn_in_pairs(copied
         drawn = generator.integers(0, len(tokens), len(tokens))
         means.append(sum(nats[1][i] - nats[0][i] for i in drawn) / sum(tokens[i] for i in drawn))
     low, high = np.percentile(means, [2.5, 97.5])
-    assert found == f"[{low:+.4g}, {high:+.4g}]"
+    assert found == f"[{low:+.4g},\u00a0{high:+.4g}]"
 
 
 def test_the_runs_of_a_demo_are_found_in_it(copied):
@@ -260,36 +261,51 @@ def test_speed_is_tokens_over_seconds_between_lines():
     assert found[3] == 100.0
 
 
-def test_a_line_is_drawn_where_its_values_are():
-    axis, up = svg.Axis("steps", 0, 10), svg.Axis("loss", 1, 3)
-    made = str(svg.plot([svg.Series("a", [0, 5, 10], [1, 3, math.nan])], axis, up, "told", width=500, height=300))
-    right, bottom = 500 - svg.RIGHT, 300 - svg.BOTTOM
-    middle = (svg.LEFT + right) / 2
-    assert f'd="M{svg.LEFT:.1f} {bottom:.1f} L{middle:.1f} {svg.TOP:.1f}"' in made
+def drawn(*values, **looks):
+    """A chart of one line at 0, 1, 2, ... on an axis from 1 to 3."""
+    line = chart.Line(chart.Style(0, **looks), range(len(values)), values, label="a <b>")
+    return str(chart.chart([line], Axis("steps", 0, len(values) - 1), Axis("loss", 1, 3), "told"))
+
+
+def test_a_line_is_drawn_where_its_values_are_and_has_gaps():
+    assert ' d="M0.000 100.000 L25.000 0.000 M75.000 50.000 L100.000 100.000"' in drawn(1, 3, math.nan, 2, 1)
+
+
+def test_a_point_between_gaps_is_a_dot():
+    assert ' d="M50.000 50.000 L50.000 50.000"' in drawn(math.nan, 2, math.nan)
+    marked = drawn(math.nan, 2, math.nan, shape="circle")
+    assert 'class="line"' not in marked
+    assert marked.count('class="mark') == 1
+
+
+def test_the_values_of_a_line_can_be_read():
+    (series,) = re.findall(r"data-series='([^']*)'", drawn(1, 1.23456, math.nan, 20_000, 2))
+    (found,) = json.loads(html.unescape(series))
+    assert found == {"label": "a <b>", "places": [0, 25, 75, 100], "at": "0\n1\n3\n4", "words": "1\n1.235\n20K\n2"}
 
 
 def test_a_peak_survives_in_a_long_line():
     y = [1.0] * 10_000
     y[4321], y[7777] = 9.0, math.nan
-    found = svg._thinned(svg.Series("a", range(10_000), y))
-    assert len(found) <= svg.MOST_POINTS + 2
-    assert (4321, 9.0) in found
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0"), (0.00012345, "0.0001234"), (9999, "9999"), (12_345, "12.35K"), (2.5e12, "2.5T"), (-3e6, "-3M")],
-)
-def test_numbers_are_short(value, shown):
-    assert svg.short(value) == shown
+    found = chart.thinned(y)
+    assert len(found) <= chart.MOST_POINTS + 2
+    assert 4321 in found
+    assert found == sorted(found)
 
 
 def test_a_histogram_counts_every_value_once():
     edges, counts = np.linspace(0, 10, 6), [1, 0, 4, 2, 0]
-    made = str(svg.bars(edges.tolist(), counts, svg.Axis("x", 0, 10), "documents", "told"))
-    heights = [float(each) for each in re.findall(r'<rect[^>]* height="([\d.]+)"', made)]
-    assert len(heights) == 3
-    assert np.allclose(np.array(heights) / heights[0], [1, 4, 2], rtol=0.01)
+    made = str(chart.bars(edges.tolist(), counts, Axis("x", 0, 10), "documents", "told"))
+    bars = re.findall(r'<rect[^>]* x="([\d.]+)%" y="([\d.]+)%" width="([\d.]+)%" height="([\d.]+)%"', made)
+    places, tops, widths, heights = np.array(bars, float).T
+    assert places.tolist() == [0, 40, 60]
+    assert widths.tolist() == [20, 20, 20]
+    assert np.allclose(tops + heights, 100, atol=1e-3)
+    assert np.allclose(heights / heights[0], [1, 4, 2], rtol=1e-3)
+    ticks = dict(re.findall(r'y-tick" x="0" y="([\d.]+)%"[^>]*>(\d+)<', made))
+    assert float(next(at for at, words in ticks.items() if words == "4")) == pytest.approx(tops[1], abs=1e-3)
+    (series,) = re.findall(r"data-series='([^']*)'", made)
+    assert json.loads(series)[0]["words"].split("\n") == ["1", "4", "2"]
 
 
 # Sentences.

@@ -11,12 +11,13 @@ import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 import results
 
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.report import chart, comparison, page
-from shortcut_cli.report.svg import Axis
+from shortcut_cli.report.axis import Axis
 
 HOSTILE = "a<script>alert(1)</script>&\"'\u202e\x1b[2J\x9b\U0001f3b5"
 FLOPS = {"gpt": 2_000_000, "conv": 2_600_000, "gpt-4x48": 3_100_000, "gpt-4x64": 4_400_000, "twin": 2_050_000}
@@ -375,12 +376,29 @@ def test_the_axis_of_the_curves_is_that_of_the_second_half(show):
         if point["step"] >= 50
         for key in ("validation", "validation_lowest", "validation_highest")
     ]
-    _, y = scales(classed(section, "chart-plot")[0])
+    x, y = scales(classed(section, "chart-plot")[0])
     room = 0.05 * (max(later) - min(later))
     near([y(100), y(0)], [min(later) - room, max(later) + room])
-    assert "the second half of training" in text(section)
-    marks = [mark.get("data-tip") for mark in classed(classed(section, "chart-plot")[0], "mark")]
-    assert not [words for words in marks if words.endswith(" at 10 steps")]  # 3.6, above the axis
+    assert "those of the second half of training" in text(section)
+    crossings = []  # where losses, which fall, come below the upper end of the axis
+    for row in result["arms"]:
+        fall = sorted((point["validation"], point["step"]) for point in row["curve"])
+        crossings.append(np.interp(max(later) + room, *zip(*fall, strict=True)))
+    assert min(crossings) > 10
+    near([x(0), x(100)], [min(crossings), 100], 0.02)
+
+
+def test_the_values_of_the_curves_can_be_read(show):
+    result = made()
+    plots = classed(show(result)["curves"], "chart-plot")
+    units = [plot.find("svg").get("data-x") for plot in plots]
+    assert units == ["steps", "training FLOPs", "seconds of training"]
+    found = json.loads(plots[0].find("svg").get("data-series"))
+    assert [one["label"] for one in found] == [row["label"] for row in result["arms"]]
+    for one, row in zip(found, result["arms"], strict=True):
+        known = dict(zip(one["at"].split("\n"), one["words"].split("\n"), strict=True))
+        assert known == {str(p["step"]): f"{p['validation']:.4f}" for p in row["curve"] if str(p["step"]) in known}
+        assert {"50", "100"} <= known.keys()
 
 
 def test_the_sensitivity_curve_has_the_chosen_rate_and_the_edges_of_the_grid(show):

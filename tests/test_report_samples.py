@@ -23,7 +23,7 @@ from shortcut_cli.data.shards import Shards
 from shortcut_cli.inference import runs
 from shortcut_cli.inference.prompts import Given
 from shortcut_cli.report import documents, media, music, page, run_data, samples, spectrum, synth, tracks
-from shortcut_cli.report.svg import Axis
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.stages import pipeline
 
 RATE = synth.RATE_HZ

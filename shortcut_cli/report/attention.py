@@ -21,8 +21,8 @@ from shortcut_cli.errors import CheckFailed
 from shortcut_cli.formatting import cell, shown, to_json
 from shortcut_cli.kept.inputs import is_finite, read
 from shortcut_cli.report import tracks
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.page import Section, table, template
-from shortcut_cli.report.svg import Axis
 from shortcut_cli.report.synth import Note
 
 FOLDER, NUMBERS, ARRAYS = "attention", "attention.json", "attention.npz"

@@ -1,7 +1,7 @@
 """Charts whose words and marks keep their size on any screen: all places are percentages of the plot.
 
 Series differ by colour, dashes and the shape of their marks, so that more than eight can be told apart, and on paper
-without colours.
+without colours. What is drawn can be read too: by pointer, by touch, and by the arrow keys (templates/page.js).
 """
 
 import itertools
@@ -12,9 +12,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shortcut_cli.report.page import template
-from shortcut_cli.report.svg import COLOURS, Axis
+from shortcut_cli.formatting import rounded, to_json
+from shortcut_cli.report.axis import Axis
+from shortcut_cli.report.page import said, template
 
+COLOURS = 8  # classes s0 .. s7 of templates/style.css, for light and dark
 # Around (0, 0), in pixels.
 SHAPES = {
     "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
@@ -27,6 +29,7 @@ SHAPES = {
 }
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MOST_MARKS = 24  # of a line
+MOST_POINTS = 400  # of a line; of more, the lowest and the highest of each stretch
 TICKS = 5
 APART = 16.0  # percent of the axis between two ticks
 PREFIXES = " KMGTPE"
@@ -34,11 +37,11 @@ PREFIXES = " KMGTPE"
 
 @dataclass(frozen=True)
 class Style:
-    """How a series looks: the class of its colour, its dashes, the shape of its marks."""
+    """How a series looks: the class of its colour, its dashes, the shape of its marks; no shape: it has none."""
 
     colour: int
-    dashes: str
-    shape: str
+    dashes: str = ""
+    shape: str = ""
 
 
 def style(place: int) -> Style:
@@ -48,9 +51,10 @@ def style(place: int) -> Style:
 
 @dataclass(frozen=True)
 class Line:
-    """A line, with a band if `low` and `high` are given, and marks at its points if it is `marked`.
+    """A line through points, with a gap where one is not finite; with a band if `low` and `high` are given.
 
-    What is not finite is left out. words: what a mark says when it is pointed at, one for each point.
+    label: its name where its values are read; a line without one can't be read. words: the value of each point, if
+    `rounded` does not fit.
     """
 
     style: Style
@@ -58,18 +62,19 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    label: str = ""
     words: Sequence[str] = ()
-    marked: bool = True
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A single mark. kind: a class of the style sheet."""
+    """A single mark. label: its name, words: its value, where it is read; kind: a class of the style sheet."""
 
     style: Style
     x: float
     y: float
-    words: str
+    label: str = ""
+    words: str = ""
     kind: str = ""
 
 
@@ -95,17 +100,84 @@ def chart(
     """Lines and marks over a grid. label: what a screen reader says instead; values: ticks that `x` should have."""
     placed = [_placed(mark, x, y) for line in lines for mark in _marks(line)]
     placed += [_placed(mark, x, y) for mark in marks]
-    return template(
-        "chart.html",
-        label=label,
-        x_label=x.label,
-        y_label=y.label,
+    read = [_read(line, x, y) for line in lines if line.label]
+    read += [_hover(mark.label, [(at(x, mark.x), rounded(mark.x), mark.words)]) for mark in marks if mark.label]
+    return _drawn(
+        x,
+        y,
+        label,
+        read,
         x_ticks=[(at(x, value), f"{value:g}") for value in _apart(x, values)] or ticks(x),
-        y_ticks=[(100 - at, words) for at, words in ticks(y)],
         lines=[{"style": line.style, **_paths(line, x, y)} for line in lines],
         marks=[mark for mark in placed if mark],
         rules=[(at(x, rule.x), rule) for rule in rules if _inside(x, rule.x)],
     )
+
+
+def bars(edges: Sequence[float], counts: Sequence[int], x: Axis, y_label: str, label: str) -> Markup:
+    """A histogram: how many values lie between each edge and the next. label: what a screen reader says instead."""
+    y = Axis(y_label, 0.0, max(counts, default=1) * 1.05 or 1.0)
+    ends = [(at(x, low), at(x, high)) for low, high in itertools.pairwise(edges)]
+    words = [f"{rounded(low)} to {rounded(high)}" for low, high in itertools.pairwise(edges)]
+    known = [entry for entry in zip(ends, words, counts, strict=True) if entry[2]]
+    read = _hover(y_label, [((low + high) / 2, between, f"{count:,}") for (low, high), between, count in known])
+    return _drawn(
+        x,
+        y,
+        label,
+        [read],
+        y_ticks=[(100 - place, words) for place, words in ticks(y) if "." not in words],
+        bars=[(low, high - low, at(y, count)) for (low, high), _, count in known],
+    )
+
+
+def _drawn(x: Axis, y: Axis, label: str, read: Sequence[dict[str, Any]], **parts: Any) -> Markup:
+    """What all charts share. read: what can be read, as `_hover` makes it."""
+    series = to_json([one for one in read if one["places"]]) if read else ""
+    ready = {"x_ticks": ticks(x), "y_ticks": [(100 - place, words) for place, words in ticks(y)]}
+    ready |= {"lines": [], "bars": [], "marks": [], "rules": []}
+    return template(
+        "chart.html",
+        label=label,
+        x_label=x.label,
+        x_unit=x.label.removesuffix(" (log scale)"),
+        y_label=y.label,
+        series=_attribute(series),
+        **ready | parts,
+    )
+
+
+def _attribute(text: str) -> Markup:
+    """Text between single quotes in a tag: JSON has many double ones, which need not be escaped there."""
+    return Markup(text.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;"))  # noqa: S704 - escaped here
+
+
+def _hover(label: str, points: Sequence[tuple[float, str, str]]) -> dict[str, Any]:
+    """What page.js reads of a series: of each point its place across in percent, that in words, and its value."""
+    return {
+        "label": said(label),
+        "places": [round(place, 2) for place, _, _ in points],
+        "at": "\n".join(words for _, words, _ in points),
+        "words": "\n".join(words for _, _, words in points),
+    }
+
+
+def _read(line: Line, x: Axis, y: Axis) -> dict[str, Any]:
+    words = line.words or [*map(rounded, line.y)]
+    known = [n for n in thinned(line.y) if _inside(x, line.x[n]) and _drawable(y, line.y[n])]
+    return _hover(line.label, [(at(x, line.x[n]), rounded(line.x[n]), words[n]) for n in known])
+
+
+def thinned(values: Sequence[float]) -> list[int]:
+    """The numbers of all values, or if there are too many, of each stretch's lowest and highest: no peak is lost."""
+    if len(values) <= MOST_POINTS:
+        return [*range(len(values))]
+    every = math.ceil(len(values) / (MOST_POINTS // 2))
+    kept: list[int] = []
+    for first in range(0, len(values), every):
+        known = [n for n in range(first, min(first + every, len(values))) if math.isfinite(values[n])]
+        kept += sorted({min(known, key=values.__getitem__), max(known, key=values.__getitem__)} if known else {first})
+    return kept
 
 
 def legend(entries: Iterable[tuple[Style, str]]) -> Markup:
@@ -156,8 +228,7 @@ def _inside(axis: Axis, value: float) -> bool:
 def _marks(line: Line) -> Iterable[Mark]:
     """The marks of a line, of a long one some."""
     every = max(1, math.ceil(len(line.x) / MOST_MARKS))
-    words = line.words or [""] * len(line.x)
-    points = [*zip(line.x, line.y, words, strict=True)] if line.marked else []
+    points = [*zip(line.x, line.y, strict=True)] if line.style.shape else []
     return [Mark(line.style, *point) for point in points[::-1][::every]]
 
 
@@ -165,7 +236,8 @@ def _placed(mark: Mark, x: Axis, y: Axis) -> dict[str, Any] | None:
     """A mark where it is, in percent; None if it is outside."""
     if not (_inside(x, mark.x) and _inside(y, mark.y)):
         return None
-    return {"mark": mark, "x": at(x, mark.x), "y": 100 - at(y, mark.y), "path": SHAPES[mark.style.shape]}
+    tip = f"{mark.label}: {mark.words}" if mark.label else ""
+    return {"mark": mark, "x": at(x, mark.x), "y": 100 - at(y, mark.y), "path": SHAPES[mark.style.shape], "tip": tip}
 
 
 def _paths(line: Line, x: Axis, y: Axis) -> dict[str, str]:
@@ -174,13 +246,14 @@ def _paths(line: Line, x: Axis, y: Axis) -> dict[str, str]:
     def point(place: float, value: float) -> str:
         return f"{at(x, place):.3f} {100 - at(y, value):.3f}"
 
-    words, pen = [], "M"
-    for pair in zip(line.x, line.y, strict=True):
-        if _drawable(x, pair[0]) and _drawable(y, pair[1]):
-            words.append(f"{pen}{point(*pair)}")
-            pen = "L"
+    parts: list[list[str]] = [[]]  # between the gaps
+    for number in thinned(line.y):
+        if _drawable(x, line.x[number]) and _drawable(y, line.y[number]):
+            parts[-1].append(point(line.x[number], line.y[number]))
         else:
-            pen = "M"  # a gap
+            parts.append([])
+    # A point between gaps has no line, so it becomes one that has no length, which is drawn as a dot.
+    drawn = [part * 2 if len(part) == 1 and not line.style.shape else part for part in parts]
     band = [
         row
         for row in zip(line.x, line.low, line.high, strict=True)
@@ -188,7 +261,7 @@ def _paths(line: Line, x: Axis, y: Axis) -> dict[str, str]:
     ] if line.low else []  # fmt: skip
     around = [point(a, low) for a, low, _ in band] + [point(a, high) for a, _, high in reversed(band)]
     return {
-        "path": " ".join(words) if len(words) > 1 else "",
+        "path": " ".join(f"M{' L'.join(part)}" for part in drawn if len(part) > 1),
         "band": f"M{' L'.join(around)} Z" if len(band) > 1 else "",
     }
 

@@ -8,8 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from shortcut_cli import files
+from shortcut_cli.formatting import rounded
 from shortcut_cli.kept import codec_scores
-from shortcut_cli.report import curves, page, svg
+from shortcut_cli.report import curves, page
+from shortcut_cli.report.axis import around
+from shortcut_cli.report.chart import Line, chart, legend, style
 from shortcut_cli.report.page import Section
 from shortcut_cli.report.run import duration
 from shortcut_cli.training import conditions, run_log
@@ -74,7 +77,10 @@ def _curves(folder: Path) -> Markup:
     seconds = math.nan
     for line in lines:  # validations have none
         seconds = line.setdefault("seconds", seconds)
-    made = {_title(key): [curves.logged(lines, key, key, number)] for number, key in enumerate(keys[:MOST_PANELS])}
+    made = {
+        _title(key): [curves.logged(lines, key, _title(key), style(number))]
+        for number, key in enumerate(keys[:MOST_PANELS])
+    }
     return curves.panels(f"{page.key(folder)}-axis", made)
 
 
@@ -113,12 +119,13 @@ def _plot(found: Mapping[str, Any], key: str, label: str) -> Markup:
     if not rows:
         return Markup("")
     opus = [found["opus"]] if found["opus"].get(key) is not None else []
-    series = [
-        svg.Series("this codec", [row["kbps"] for row in rows], [row[key] for row in rows]),
-        *(svg.Series("Opus", [row["kbps"]], [row[key]]) for row in opus),
+    named = [("this codec", rows), *(("Opus", [row]) for row in opus)]
+    lines = [
+        Line(style(number), [row["kbps"] for row in part], [row[key] for row in part], label=name)
+        for number, (name, part) in enumerate(named)
     ]
-    x = svg.around("kbit/s", [row["kbps"] for row in (*rows, *opus)])
-    y = svg.around(label, [row[key] for row in (*rows, *opus)])
-    told = "; ".join(f"{svg.short(row[key])} at {svg.short(row['kbps'])} kbit/s" for row in rows)
-    drawn = svg.plot(series, x, y, f"{label}: {told}", width=curves.WIDTH, height=curves.HEIGHT)
-    return page.template("figure.html", drawn=drawn, legend=svg.legend([one.label for one in series]), caption="")
+    x = around("kbit/s", [row["kbps"] for row in (*rows, *opus)])
+    y = around(label, [row[key] for row in (*rows, *opus)])
+    told = "; ".join(f"{rounded(row[key])} at {rounded(row['kbps'])} kbit/s" for row in rows)
+    names = legend((line.style, line.label) for line in lines)
+    return page.template("figure.html", drawn=chart(lines, x, y, f"{label}: {told}"), legend=names, caption="")

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from shortcut_cli.report import page
+from shortcut_cli.report.axis import Axis, around
 from shortcut_cli.report.chart import Rule, style
 from shortcut_cli.report.compared import FLOPS, LADDER, Arm, Compared, Contrast, Floor, text
 from shortcut_cli.report.comparison_words import (
+    FIXED,
     MINUS,
     UNKNOWN,
     axes,
@@ -24,7 +26,6 @@ from shortcut_cli.report.comparison_words import (
 )
 from shortcut_cli.report.forest import Row, forest
 from shortcut_cli.report.page import template
-from shortcut_cli.report.svg import Axis, around
 
 NEAR = 1.0  # how many times the width of the losses a floor may be away to be drawn
 ARMS = (
@@ -104,7 +105,7 @@ def _with_floors(found: Compared, axis: Axis) -> tuple[Axis, list[Floor]]:
 def _arm_row(found: Compared, arm: Arm) -> Row:
     words = [f"diverged at seed {', '.join(arm.diverged) or '?'}"] if math.isnan(arm.mean) else [decimals(arm.mean)]
     if arm.interval:
-        words.append(f"[{decimals(arm.interval[0])}, {decimals(arm.interval[1])}]")
+        words.append(ends(arm.interval))
     return Row(arm.label, role(found, arm), style(arm.number), arm.nats, arm.mean, arm.interval, words)
 
 
@@ -214,7 +215,7 @@ def _gain_ends(one: Contrast) -> str:
     if one.gain_interval is None:
         return one.no_gain or UNKNOWN
     both = ("beyond" if math.isnan(end) else figures(end) for end in one.gain_interval)
-    return f"[{', '.join(both)}]"
+    return f"[{f',{FIXED}'.join(both)}]"
 
 
 def _times(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:

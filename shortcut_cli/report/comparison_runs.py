@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from shortcut_cli.report import page
+from shortcut_cli.report.axis import Axis, around
 from shortcut_cli.report.chart import Line, Mark, Rule, Style, chart, legend, style
 from shortcut_cli.report.compared import FLOPS, Arm, Compared, Pilots, mean
 from shortcut_cli.report.comparison_words import count, decimals, figures, signed, style_of
 from shortcut_cli.report.page import template
-from shortcut_cli.report.svg import Axis, around
 
 
 def ladder(found: Compared) -> Markup | None:
@@ -27,14 +27,14 @@ def ladder(found: Compared) -> Markup | None:
     line = [ladder.intercept + ladder.slope * math.log(cost) for cost in costs]
     band = [(low, high) for _, low, high in ladder.band]
     y = around("nats per token, mean over seeds", [*(loss for *_, loss in points), *line, *itertools.chain(*band)])
-    plain = Style(7, "", "circle")
-    drawn = Line(plain, costs, line, [low for low, _ in band], [high for _, high in band], marked=False)
+    drawn = Line(Style(7), costs, line, [low for low, _ in band], [high for _, high in band])
     marks = [
         Mark(
             style(arm.number),
             cost,
             loss,
-            f"{arm.label}: {decimals(loss)} at {count(cost)}",
+            arm.label,
+            decimals(loss),
             "hollow" if arm.label in names else "",
         )
         for arm, cost, loss in points
@@ -72,14 +72,13 @@ def curves(found: Compared) -> Markup | None:
     y = _later(arms)
     plots = []
     for name in ("steps", "training FLOPs", "seconds of training"):
-        lines = [_curve(arm, _places(arm, name, batch), name) for arm in arms]
-        ends = [end for line in lines for end in line.x if math.isfinite(end)]
-        x = Axis(name, 0.0, max(ends, default=0.0) or 1.0)
-        plots.append((name, chart(lines, x, y, f"Validation loss by {name}")))
+        lines = [_curve(arm, _places(arm, name, batch)) for arm in arms]
+        plots.append((name, chart(lines, _since(lines, y, name), y, f"Validation loss by {name}")))
     return template(
         "comparison_curves.html",
         plots=plots,
         legend=legend((style(arm.number), arm.label) for arm in arms),
+        cut=any(point.loss > y.high for arm in arms for point in arm.curve),
         spread=any(math.isfinite(point.lowest) for arm in arms for point in arm.curve),
         table=page.table(*_last(arms)),
     )
@@ -104,14 +103,30 @@ def _later(arms: Sequence[Arm]) -> Axis:
     return around("validation loss, nats per token", values)
 
 
-def _curve(arm: Arm, places: Sequence[float], name: str) -> Line:
+def _since(lines: Sequence[Line], y: Axis, name: str) -> Axis:
+    """An axis from where the first of the lines comes below the upper end of `y`, or from 0 if one is there at once."""
+    ends = [end for line in lines for end in line.x if math.isfinite(end)]
+    high = max(ends, default=0.0) or 1.0
+    low = min((_enters(line, y) for line in lines), default=0.0)
+    return Axis(name, low if low < high else 0.0, high)
+
+
+def _enters(line: Line, y: Axis) -> float:
+    """Where a line is below the upper end of `y` for the first time, or crosses it; infinite if it never is."""
+    before = None
+    for place, loss in zip(line.x, line.y, strict=True):
+        if not math.isfinite(place + loss):
+            continue
+        if loss <= y.high:
+            return before[0] + (place - before[0]) * (before[1] - y.high) / (before[1] - loss) if before else 0.0
+        before = (place, loss)
+    return math.inf
+
+
+def _curve(arm: Arm, places: Sequence[float]) -> Line:
     curve = arm.curve
-    words = [
-        f"{arm.label}: {decimals(point.loss)} at {count(place)} {name}"
-        for point, place in zip(curve, places, strict=True)
-    ]
     losses, low, high = ([getattr(point, key) for point in curve] for key in ("loss", "lowest", "highest"))
-    return Line(style(arm.number), places, losses, low, high, words)
+    return Line(style(arm.number), places, losses, low, high, arm.label, [*map(decimals, losses)])
 
 
 def _last(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]], str]:
@@ -173,14 +188,16 @@ def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[
     lines, marks = [], []
     for one in found.pilots:
         own, by_rate = style_of(found, one.label), means[one.label]
-        words = [f"{one.label}: {decimals(loss)} at {rate:g}" for rate, loss in by_rate.items()]
-        lines.append(Line(own, [*by_rate], [*by_rate.values()], words=words))
+        words = [_of_seeds(loss, one.losses[rate]) for rate, loss in by_rate.items()]
+        lines.append(Line(own, [*by_rate], [*by_rate.values()], label=one.label, words=words))
         seeds = ((rate, loss) for rate, losses in one.losses.items() for loss in losses)
-        marks += [
-            Mark(Style(own.colour, "", "circle"), *pair, f"{one.label}: one seed", "faint small") for pair in seeds
-        ]
-        marks.append(
-            Mark(Style(own.colour, "", "up"), one.chosen, y.low, f"{one.label}: chosen {one.chosen:g}", "chosen")
-        )
+        marks += [Mark(Style(own.colour, shape="circle"), *pair, kind="faint small") for pair in seeds]
+        chosen = Style(own.colour, shape="up")
+        marks.append(Mark(chosen, one.chosen, y.low, one.label, f"chosen {one.chosen:g}", "chosen"))
     edges = [Rule(rates[0], f"lowest rate of the grid, {rates[0]:g}"), Rule(rates[-1], f"highest rate, {rates[-1]:g}")]
     return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges, values=rates)
+
+
+def _of_seeds(loss: float, losses: Sequence[float]) -> str:
+    """A mean, and what it is the mean of."""
+    return decimals(loss) + (f" (seeds {', '.join(map(decimals, losses))})" if len(losses) > 1 else "")

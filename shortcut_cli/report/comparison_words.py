@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.chart import Style, style
 from shortcut_cli.report.compared import Arm, Compared, text
-from shortcut_cli.report.svg import Axis
 
 ROLES = {
     "plain": "the plain baseline",
@@ -16,6 +16,7 @@ ROLES = {
 }
 UNKNOWN = "\u2013"
 MINUS = "\u2212"
+FIXED = "\u00a0"  # a space at which no line breaks: an interval is one word
 
 
 def decimals(value: float) -> str:
@@ -30,12 +31,12 @@ def signed(value: float) -> str:
 
 def ends(interval: tuple[float, float] | None) -> str:
     """An interval of a loss."""
-    return f"[{decimals(interval[0])}, {decimals(interval[1])}]" if interval else UNKNOWN
+    return f"[{decimals(interval[0])},{FIXED}{decimals(interval[1])}]" if interval else UNKNOWN
 
 
 def signed_ends(interval: tuple[float, float] | None) -> str:
     """An interval of a difference."""
-    return f"[{signed(interval[0])}, {signed(interval[1])}]" if interval else UNKNOWN
+    return f"[{signed(interval[0])},{FIXED}{signed(interval[1])}]" if interval else UNKNOWN
 
 
 def count(value: float) -> str:

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from shortcut_cli.report import page, svg
+from shortcut_cli.formatting import rounded
+from shortcut_cli.report import page
+from shortcut_cli.report.axis import Axis, around
+from shortcut_cli.report.chart import MOST_MARKS, Line, Style, chart, legend, style
 from shortcut_cli.report.run_data import RunData
 
-WIDTH, HEIGHT = 480, 280  # of a plot, in pixels
 MOST_ROWS = 200  # of a table of validations
-Line = dict[str, float]
+Logged = dict[str, float]  # a line of a log
 
 
 # Words beside the button, label of the axis, and key of the places on it in a line of the log.
@@ -28,13 +30,12 @@ class Curve:
     """Values with the lines of the log that they are at, which have the keys of AXES as far as these are known."""
 
     label: str
-    lines: Sequence[Line]
+    lines: Sequence[Logged]
     values: Sequence[float]
-    colour: int
-    dashed: bool = False
+    style: Style
 
 
-def _placed(run: RunData, lines: Sequence[Line]) -> list[Line]:
+def _placed(run: RunData, lines: Sequence[Logged]) -> list[Logged]:
     """Lines of a log with the tokens and FLOPs up to their step, as far as these are known."""
     tokens, flops = run.tokens_per_step or math.nan, run.costs.flops if run.costs else math.nan
     return [line | {"tokens": line["step"] * tokens, "flops": line["step"] * tokens * flops} for line in lines]
@@ -50,10 +51,14 @@ def speeds(run: RunData) -> list[float]:
     return found
 
 
-def logged(lines: Sequence[Line], key: str, label: str, colour: int, *, dashed: bool = False) -> Curve:
-    """The values of one key of the lines that have it."""
+def logged(lines: Sequence[Logged], key: str, label: str, looks: Style) -> Curve:
+    """The values of one key of the lines that have it; with marks, if `looks` has them and there is room."""
     found = [line for line in lines if key in line]
-    return Curve(label, found, [line[key] for line in found], colour, dashed)
+    return Curve(label, found, [line[key] for line in found], _roomy(looks, found))
+
+
+def _roomy(looks: Style, lines: Sequence[Logged]) -> Style:
+    return looks if len(lines) <= MOST_MARKS else replace(looks, shape="")
 
 
 def of_run(run: RunData, name: str) -> Markup:
@@ -61,12 +66,12 @@ def of_run(run: RunData, name: str) -> Markup:
     lines, validations = _placed(run, run.log), _placed(run, run.validations)
     made = {
         "loss, nats per token": [
-            logged(lines, "loss", "training", 0, dashed=True),
-            logged(validations, "validation", "validation", 1),
+            logged(lines, "loss", "training", Style(0, "5 3")),
+            logged(validations, "validation", "validation", style(1)),
         ],
-        "learning rate": [logged(lines, "lr", "learning rate", 2)],
-        "gradient norm, before clipping": [logged(lines, "gradient_norm", "gradient norm", 3)],
-        "tokens/s": [Curve("tokens/s", lines, speeds(run), 4)],
+        "learning rate": [logged(lines, "lr", "learning rate", Style(2))],
+        "gradient norm, before clipping": [logged(lines, "gradient_norm", "gradient norm", Style(3))],
+        "tokens/s": [Curve("tokens/s", lines, speeds(run), Style(4))],
     }
     return panels(name, made) + _table(validations)
 
@@ -75,12 +80,12 @@ def of_runs(runs: Sequence[RunData], names: Sequence[str], name: str) -> Markup:
     """The same curves of several runs on common axes. names: of the runs."""
     made: dict[str, list[Curve]] = {}
     for number, (run, label) in enumerate(zip(runs, names, strict=True)):
-        lines, validations = _placed(run, run.log), _placed(run, run.validations)
+        lines, validations, looks = _placed(run, run.log), _placed(run, run.validations), style(number)
         for title, curve in (
-            ("validation loss, nats per token", logged(validations, "validation", label, number)),
-            ("training loss, nats per token", logged(lines, "loss", label, number)),
-            ("gradient norm, before clipping", logged(lines, "gradient_norm", label, number)),
-            ("tokens/s", Curve(label, lines, speeds(run), number)),
+            ("validation loss, nats per token", logged(validations, "validation", label, looks)),
+            ("training loss, nats per token", logged(lines, "loss", label, looks)),
+            ("gradient norm, before clipping", logged(lines, "gradient_norm", label, looks)),
+            ("tokens/s", Curve(label, lines, speeds(run), _roomy(looks, lines))),
         ):
             made.setdefault(title, []).append(curve)
     return panels(name, made)
@@ -98,42 +103,36 @@ def panels(name: str, made: Mapping[str, Sequence[Curve]]) -> Markup:
 
 def _panel(label: str, curves: Sequence[Curve], axis: str, key: str) -> Markup:
     """One plot with its legend; empty if it has no points."""
-    series = [
-        svg.Series(
-            curve.label,
-            [line.get(key, math.nan) for line in curve.lines],
-            curve.values,
-            dashed=curve.dashed,
-            colour=curve.colour,
-        )
+    lines = [
+        Line(curve.style, [line.get(key, math.nan) for line in curve.lines], curve.values, label=curve.label)
         for curve in curves
     ]
-    points = [(x, y) for one in series for x, y in zip(one.x, one.y, strict=True) if math.isfinite(x + y)]
+    points = [(x, y) for one in lines for x, y in zip(one.x, one.y, strict=True) if math.isfinite(x + y)]
     if not points:
         return Markup("")
-    across = svg.Axis(axis, 0.0, max(x for x, _ in points) or 1.0)
+    across = Axis(axis, 0.0, max(x for x, _ in points) or 1.0)
     values = [y for _, y in points]
     from_zero = "loss" not in label and min(values) >= 0
-    up = svg.Axis(label, 0.0, max(values) * 1.05 or 1.0) if from_zero else svg.around(label, values)
-    drawn = svg.plot(series, across, up, _told(label, series, axis), width=WIDTH, height=HEIGHT)
-    names = svg.legend([one.label for one in series], [one.colour or 0 for one in series]) if len(series) > 1 else ""
+    up = Axis(label, 0.0, max(values) * 1.05 or 1.0) if from_zero else around(label, values)
+    drawn = chart(lines, across, up, _told(label, lines, axis))
+    names = legend((one.style, one.label) for one in lines) if len(lines) > 1 else ""
     return page.template("figure.html", drawn=drawn, legend=names, caption="")
 
 
-def _told(label: str, series: Sequence[svg.Series], axis: str) -> str:
+def _told(label: str, lines: Sequence[Line], axis: str) -> str:
     """The plot in words: where each line begins, is lowest, and ends."""
-    lines = [f"{label} against {axis}."]
-    for one in series:
+    told = [f"{label} against {axis}."]
+    for one in lines:
         known = [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(x + y)]
         if known:
             (_, first), (end, last) = known[0], known[-1]
             low = min(y for _, y in known)
-            ends = f"begins at {svg.short(first)}, ends at {svg.short(last)} at {svg.short(end)}"
-            lines.append(f"{one.label} {ends}, lowest {svg.short(low)}.")
-    return " ".join(lines)
+            ends = f"begins at {rounded(first)}, ends at {rounded(last)} at {rounded(end)}"
+            told.append(f"{one.label} {ends}, lowest {rounded(low)}.")
+    return " ".join(told)
 
 
-def _table(validations: Sequence[Line]) -> Markup:
+def _table(validations: Sequence[Logged]) -> Markup:
     """The validations as a table, closed at first."""
     rows = [(line["step"], line["tokens"], line.get("seconds"), line["validation"]) for line in validations]
     if not rows:

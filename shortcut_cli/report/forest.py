@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.chart import SHAPES, Rule, Style, at, ticks
 from shortcut_cli.report.page import template
-from shortcut_cli.report.svg import Axis
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,13 @@ from markupsafe import Markup
 
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import UsageError
-from shortcut_cli.formatting import cell
+from shortcut_cli.formatting import cell, rounded
 from shortcut_cli.kept import remarks
-from shortcut_cli.report import curves, page, svg, warnings
+from shortcut_cli.report import curves, page, warnings
+from shortcut_cli.report.axis import around
+from shortcut_cli.report.chart import Style
+from shortcut_cli.report.comparison_words import decimals, ends
+from shortcut_cli.report.forest import Row, forest
 from shortcut_cli.report.page import Section
 from shortcut_cli.report.run_data import RunData, read
 
@@ -65,7 +69,7 @@ def _facts(run: RunData) -> dict[str, Any]:
         "tokens seen": _seen(run),
         "training FLOPs": _flops(run),
         "time": duration(run.seconds),
-        "tokens/s, mean": svg.short(run.trained_tokens / run.seconds) if run.trained_tokens and run.seconds else None,
+        "tokens/s, mean": rounded(run.trained_tokens / run.seconds) if run.trained_tokens and run.seconds else None,
         "lowest validation loss": f"{validation:.4g} nats per token at step {run.content['step']:,}",
         "device": device if here else None,
         "processor": here.get("cpu"),
@@ -98,7 +102,7 @@ def _data(run: RunData) -> str:
     if not run.manifest:
         return f"{named}, which are not at {run.key('data.shards')} now"
     split, unit = run.manifest["splits"]["train"], run.manifest["tokenizer"]["unit"]
-    amount = svg.short(split["units"].get(unit, 0))
+    amount = rounded(split["units"].get(unit, 0))
     return f"{split['documents']:,} documents, {amount} {unit}s, {split['tokens']:,} tokens; {named}"
 
 
@@ -149,15 +153,18 @@ def _scores(run: RunData) -> Markup:
 
 def score_of(score: Mapping[str, Any], *, elsewhere: bool = False) -> Markup:
     """One score: the model and the floors on one axis, then every number."""
-    low, high = score["interval_95"] or (None, None)
-    rows = []
+    rows, interval = [], known(score["interval_95"])
     if score["nats_per_token"] is not None:
-        rows.append(svg.Dot("this model", score["nats_per_token"], low, high))
-    rows += [svg.Dot(f"{name}, counted", one["nats_per_token"], colour=7) for name, one in floors(score)]
+        rows.append(_row("this model", score["nats_per_token"], Style(0, shape="circle"), interval))
+    rows += [
+        _row(name, one["nats_per_token"], Style(7, shape="diamond"), role="counted") for name, one in floors(score)
+    ]
     shards = f" of shards {score['inputs']['shards'][:16]}" if elsewhere and "inputs" in score else ""
     heading = f"{score['split'].capitalize()} split{shards}"
-    axis = "nats per token (lower is better)"
-    drawn = svg.dots(rows, axis, _spoken(heading, rows)) if rows else ""
+    axis = around(
+        "nats per token, lower is better", [value for row in rows for value in (row.mean, *(row.interval or ()))]
+    )
+    drawn = forest(rows, [axis], heading) if rows else ""
     caption = f"95 % interval over {score['interval_over']}. Counted: predictors that count the training split."
     return page.template(
         "score.html",
@@ -174,8 +181,14 @@ def floors(score: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return sorted(found.items(), key=lambda each: -each[1]["nats_per_token"])
 
 
-def _spoken(heading: str, rows: list[svg.Dot]) -> str:
-    return f"{heading}: " + "; ".join(f"{row.label} {svg.short(row.value)} nats per token" for row in rows)
+def known(interval: Any) -> tuple[float, float] | None:
+    """An interval both of whose ends are known; None of any other."""
+    return tuple(interval) if interval and None not in interval else None
+
+
+def _row(name: str, value: float, looks: Style, interval: tuple[float, float] | None = None, role: str = "") -> Row:
+    words = [decimals(value), *([ends(interval)] if interval else [])]
+    return Row(name, role, looks, (), value, interval, words)
 
 
 def _numbers(score: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,11 +213,11 @@ def _numbers(score: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ranged(value: float | None, interval: Any) -> str | None:
-    """A value with its interval behind it."""
+    """A value with its interval behind it, which no line breaks."""
     if value is None:
         return None
     low, high = interval or (None, None)
-    return cell(value) + (f" [{cell(low)}, {cell(high)}]" if None not in (low, high) else "")
+    return cell(value) + (f"\u00a0[{cell(low)},\u00a0{cell(high)}]" if None not in (low, high) else "")
 
 
 def _recipe(run: RunData, name: str) -> Markup:

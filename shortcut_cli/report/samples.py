@@ -15,10 +15,10 @@ from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError
 from shortcut_cli.formatting import cell
 from shortcut_cli.kept.inputs import is_finite, read
 from shortcut_cli.report import media, music, synth, tracks
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.documents import Documents
 from shortcut_cli.report.page import Section, template
 from shortcut_cli.report.run_data import shards_of
-from shortcut_cli.report.svg import Axis
 from shortcut_cli.training import tensor_file
 
 MOST_SAMPLES = 8  # of a page

@@ -12,9 +12,10 @@ import numpy as np
 from markupsafe import Markup
 
 from shortcut_cli.config import writing
+from shortcut_cli.formatting import rounded
 from shortcut_cli.inference import metrics
 from shortcut_cli.kept import scores
-from shortcut_cli.report import curves, page, svg
+from shortcut_cli.report import curves, page
 from shortcut_cli.report.page import Section
 from shortcut_cli.report.run import duration, ranged
 from shortcut_cli.report.run_data import RunData, read
@@ -73,7 +74,7 @@ def _row(run: RunData, label: str) -> Iterator[Any]:
     yield _data(run)
     yield str(run.key("model.name"))
     yield run.costs.parameters["total"] if run.costs else None
-    yield None if run.trained_tokens is None else svg.short(run.trained_tokens)
+    yield None if run.trained_tokens is None else rounded(run.trained_tokens)
     yield duration(run.seconds)
     validation = run.content["scores"]["validation"]
     yield validation if math.isfinite(validation) else None
@@ -134,7 +135,7 @@ def _interval(first: RunData, run: RunData) -> str | None:
     if nats.shape != others.shape or not np.array_equal(tokens, same) or not len(tokens):
         return None
     low, high = metrics.bootstrap(others - nats, tokens, RESAMPLES)
-    return f"[{low:+.4g}, {high:+.4g}]"
+    return f"[{low:+.4g},\u00a0{high:+.4g}]"
 
 
 def _recipes(first: RunData, run: RunData, label: str) -> Markup:

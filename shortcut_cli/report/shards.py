@@ -13,7 +13,8 @@ from markupsafe import Markup
 from shortcut_cli import accounts
 from shortcut_cli.data import shards
 from shortcut_cli.kept import remarks
-from shortcut_cli.report import page, samples, svg
+from shortcut_cli.report import chart, page, samples
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.page import Section
 from shortcut_cli.report.run import sentence
 
@@ -128,10 +129,10 @@ def _edges(lengths: shards.Ids) -> npt.NDArray[np.float64]:
 def _histogram(name: str, lengths: shards.Ids, edges: npt.NDArray[np.float64]) -> Markup:
     counts, _ = np.histogram(lengths, edges)
     log = bool(edges[-1] >= 30 * edges[0])
-    x = svg.Axis("tokens of a document", float(edges[0]), float(edges[-1]), log=log)
+    x = Axis("tokens of a document", float(edges[0]), float(edges[-1]), log=log)
     _, low, middle, high, _ = _spread(lengths)
     told = f"{name}: {len(lengths):,} documents; half of them have {low:,} to {high:,} tokens, the median {middle:,}"
-    drawn = svg.bars(edges.tolist(), counts.tolist(), x, f"documents of {name}", told)
+    drawn = chart.bars(edges.tolist(), counts.tolist(), x, f"documents of {name}", told)
     return page.template("figure.html", drawn=drawn, legend="", caption="")
 
 

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from shortcut_cli.formatting import cell
 from shortcut_cli.report import media, spectrum
+from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.page import template
-from shortcut_cli.report.svg import Axis
 from shortcut_cli.report.synth import Note
 
 WAVE_PX, MEL_PX, ROW_PX = 56, 150, 7  # heights: of a waveform, of a spectrogram, of a semitone

@@ -7,7 +7,7 @@ tip.setAttribute("role", "status");
 tip.hidden = true;
 document.body.append(tip);
 const HELD = "[data-tip], svg[data-series]";
-const NEARBY = 12; // of the width of a plot
+const NEARBY_PX = 12; // what a series has further away is no value of the place that is pointed at
 let held = null;
 
 function showTip(x, y, words) {
@@ -38,32 +38,33 @@ for (const name of ["pointermove", "click"]) document.addEventListener(name, poi
 
 function viewX(svg, clientX) {
   const box = svg.getBoundingClientRect();
-  return (clientX - box.left) * svg.viewBox.baseVal.width / box.width;
+  return 100 * (clientX - box.left) / box.width;
 }
 
 function series(svg) {
-  svg.read ??= JSON.parse(svg.dataset.series).map((one) => ({ ...one, words: one.words.split("\n") }));
+  svg.read ??= JSON.parse(svg.dataset.series).map((one) => ({ ...one, at: one.at.split("\n"), words: one.words.split("\n") }));
   return svg.read;
 }
 
+// The values at the place that is nearest to x (percent): of each series the nearest point, unless that is far away.
 function nearest(svg, x) {
-  let at = null;
-  const found = series(svg).map(({ label, places, words }) => {
+  let first = null;
+  const found = series(svg).map(({ label, places, at, words }) => {
     let best = 0;
     places.forEach((place, i) => { if (Math.abs(place - x) < Math.abs(places[best] - x)) best = i; });
-    if (at === null || Math.abs(places[best] - x) < Math.abs(at - x)) at = places[best];
-    return { place: places[best], line: `${label}: ${words[best]}` };
+    const one = { label, place: places[best], at: at[best], words: words[best] };
+    if (first === null || Math.abs(one.place - x) < Math.abs(first.place - x)) first = one;
+    return one;
   });
-  // A series without a point nearby has no value here.
-  const lines = found.filter(({ place }) => Math.abs(place - at) <= NEARBY).map(({ line }) => line);
-  if (at !== null) {
-    const cursor = svg.querySelector(".cursor");
-    cursor.setAttribute("x1", at);
-    cursor.setAttribute("x2", at);
-    cursor.setAttribute("visibility", "visible");
-  }
-  svg.at = at;
-  return lines.join("\n");
+  if (first === null) return "";
+  const nearby = 100 * NEARBY_PX / svg.getBoundingClientRect().width;
+  const lines = found.filter(({ place }) => Math.abs(place - first.place) <= nearby)
+    .map(({ label, at, words }) => `${label}: ${words}${at === first.at ? "" : ` (at ${at})`}`);
+  const cursor = svg.querySelector(".cursor");
+  for (const end of ["x1", "x2"]) cursor.setAttribute(end, `${first.place}%`);
+  cursor.setAttribute("visibility", "visible");
+  svg.at = first.place;
+  return [`at ${first.at} ${svg.dataset.x}`, ...lines].join("\n");
 }
 
 document.addEventListener("keydown", (event) => {
@@ -80,11 +81,18 @@ document.addEventListener("keydown", (event) => {
   held = svg;
   const words = nearest(svg, places[to]);
   const box = svg.getBoundingClientRect();
-  const x = box.left + places[to] * box.width / svg.viewBox.baseVal.width;
-  showTip(x + window.scrollX, box.top + box.height / 3 + window.scrollY, words);
+  showTip(box.left + places[to] * box.width / 100 + window.scrollX, box.top + box.height / 3 + window.scrollY, words);
 });
 
 document.addEventListener("focusout", hideTip);
+
+// Paper can't be opened: what is closed is printed open, and closed again.
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  for (const one of closed) one.open = true;
+});
+addEventListener("afterprint", () => { for (const one of closed) one.open = false; });
 
 document.addEventListener("click", async (event) => {
   const button = event.target.closest?.("button[data-copy]");
