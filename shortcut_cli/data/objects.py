@@ -29,6 +29,7 @@ PACKAGES = {"s3": "'shortcut-cli[s3]'", "s3a": "'shortcut-cli[s3]'", "gs": "gcsf
 PACKAGES |= {"hf": "huggingface_hub", "az": "adlfs", "abfs": "adlfs"}
 VERSION_KEYS = ("size", "ETag", "etag", "generation", "blob_id", "mtime", "created")  # that change with an object
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, ImportError)
+INVALID = "ParamValidationError"  # of botocore: no request was made
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|KEY|CREDENTIAL|SIGNATURE", re.I)
 AUTHORITY = re.compile(r"(://)[^/\s@]*@")
 QUERY = re.compile(r"([?&][^=\s&]*(?:signature|credential|token|secret|key|password)[^=\s&]*=)[^&\s\"']*", re.I)
@@ -84,6 +85,8 @@ def failed(url: str, what: str, error: Exception) -> ShortcutError:
             "set them in the environment, for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE; "
             "FSSPEC_S3_ANON=true reads public buckets without",
         )
+    if isinstance(error, ValueError) or type(error).__name__ == INVALID:
+        return UsageError(f"{url} can't be {what}: {reason(error)}", "check the names of bucket and folder")
     return ShortcutError(f"{url} can't be {what}: {reason(error)}", "run the same command again")
 
 
@@ -92,7 +95,7 @@ def _lacks_credentials(error: Exception) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    if isinstance(error, (*FINAL, _Changed, ShortcutError)) or type(error).__name__ == "ParamValidationError":
+    if isinstance(error, (*FINAL, _Changed, ShortcutError)) or type(error).__name__ == INVALID:
         return False
     return not _lacks_credentials(error)
 
