@@ -14,6 +14,7 @@ import tracemalloc
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
+from pathlib import Path
 from random import Random
 from typing import ClassVar
 
@@ -354,12 +355,27 @@ def test_shards_of_a_store_are_left_out_of_its_texts(texts, local, memory, tmp_p
     assert folder_sha256(tmp_path / "again") == folder_sha256(local)
 
 
+def test_an_object_is_named_once_by_the_outer_of_its_folders(texts, memory, tmp_path):
+    for key in ("a/b.txt", "a/c/d.txt", "a/c/e.png"):
+        memory.pipe_file(f"/n/{key}", key.encode())
+    urls = ["memory://n/a/c", "memory://n", "memory://n/a/c/d.txt", "memory://n/a"]
+    for given in (urls, urls[::-1]):
+        found = inputs.find(given, (".txt",), fetched=tmp_path)
+        assert [name for name, _ in found.files] == ["a/b.txt", "a/c/d.txt"]
+        assert found.ignored == ["a/c/e.png"]
+    (path,) = {path for name, path in found.files if name == "a/b.txt"}
+    assert found.sha256(path) == hashlib.sha256(b"a/b.txt").hexdigest()
+    assert path.read_bytes() == b"a/b.txt"
+
+
 @pytest.mark.parametrize(
     ("url", "kind", "text"),
     [
         ("musik://bucket/x", UsageError, "fsspec knows no scheme musik://"),
         ("memory://user:hunter2222@b/x", UsageError, "a memory:// URL has credentials"),
         ("https://host/x?X-Amz-Signature=hunter2222", UsageError, "a https:// URL has credentials or a query"),
+        ("s3://AKIA:hunter2222/with/slashes@b/x", UsageError, "a s3:// URL has credentials"),
+        ("https://hunter2222@host/x", UsageError, "a https:// URL has credentials"),
         ("memory://nothing/here", UsageError, "memory://nothing/here names no objects"),
         ("memory://only/below", UsageError, "no .txt"),
     ],
@@ -534,9 +550,20 @@ def test_damaged_shards_of_a_store_are_not_used(texts, local, memory, damage, in
     assert not (files.place(url) / "manifest.json").exists()
 
 
-def test_a_recipe_may_name_file_urls(local, tmp_path):
-    done = shortcut("inspect", f"file://{local}", "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["path"] == str(local)
+def test_file_urls_name_folders_of_this_machine(local):
+    assert stores.fetched(f"file://{local}", quiet) == local
+    with stores.kept(f"FILE://{local}", quiet) as folder:
+        assert folder == local
+    assert files.place("shards/text") == Path("shards/text")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://host:8080/x", "sftp://me@host:22/x", "http://[::1]:80/x", "s3://arn:aws:s3:eu-west-1:1:accesspoint/a/x",
+     "abfs://container@account.dfs.core.windows.net/x", "s3://bucket/a:b@c?d"],
+)  # fmt: skip
+def test_ports_users_and_odd_keys_are_no_credentials(url):
+    objects.check(url)
 
 
 # --- S3
@@ -684,6 +711,16 @@ def test_s3_with_music_and_sound(s3, tmp_path, in_this_process, recipe, write):
     prepare(["s3://bucket/in"], tmp_path / "objects", name=recipe, max_bad="1")
     assert folder_sha256(tmp_path / "local") == folder_sha256(tmp_path / "objects")
     assert "broken" in (tmp_path / "objects" / "rejects.jsonl").read_text()
+
+
+@NEEDS_S3
+def test_a_listing_that_does_not_end_is_an_error(s3, monkeypatch):
+    store = objects.Store("s3://bucket/x/")
+    page = {"Contents": [{"Key": "x/a", "Size": 1, "ETag": ""}], "IsTruncated": True, "NextContinuationToken": "next"}
+    monkeypatch.setattr(type(store.system), "call_s3", lambda *_, **__: page)
+    monkeypatch.setattr(objects, "WAITS_S", ())
+    with pytest.raises(ShortcutError, match="lists the same page again"):
+        list(store.listed())
 
 
 @NEEDS_S3

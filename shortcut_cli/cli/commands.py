@@ -135,7 +135,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 o
 CheckpointOption = typer.Option("--ckpt", metavar="run.pt", help="Checkpoint written by `train`, or its run folder.")
 Checkpoint = Annotated[Path, CheckpointOption]
 ShardsOption = Annotated[
-    Path | None, typer.Option("--shards", metavar="DIR", help="Shards folder; default: the recipe's.")
+    str | None, typer.Option("--shards", metavar="DIR", help="Shards folder, or its URL; default: the recipe's.")
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, max=MOST_WORKERS, help="Worker processes; default: one per core.")
@@ -495,13 +495,14 @@ def evaluate(
     from shortcut_cli.stages import pipeline
 
     where = devices.choose(device)
+    folder = None if shards is None else _fetched(shards)
     with console.Reporter() as report:
         if paths:
             result = pipeline.score_files(
                 ckpt, paths, n_workers=_count(workers), max_bad=max_bad, device=where, report=report
             )
         else:
-            result = pipeline.score(ckpt, shards, split, device=where, report=report)
+            result = pipeline.score(ckpt, folder, split, device=where, report=report)
         page = _refreshed(_run_folder(ckpt), no_report, report)
     written = endings.of_score(ckpt, result)
     console.result(
@@ -624,9 +625,10 @@ def attention(
     from shortcut_cli.stages import pipeline
 
     folder = out or ckpt.parent / "attention"
+    chosen = None if shards is None else _fetched(shards)
     with console.Reporter() as report:
         result = pipeline.look(
-            ckpt, given, shards, split, windows, folder, device=devices.choose(device), report=report
+            ckpt, given, chosen, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(None if out else _run_folder(ckpt), no_report, report)

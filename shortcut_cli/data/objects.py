@@ -31,6 +31,7 @@ VERSION_KEYS = ("size", "ETag", "etag", "generation", "blob_id", "mtime", "creat
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, ImportError)
 INVALID = "ParamValidationError"  # of botocore: no request was made
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|KEY|CREDENTIAL|SIGNATURE", re.I)
+HOST_PORT = re.compile(r"([^:@]*@)?([^:@]*|\[[0-9a-fA-F:.]*\]):\d+")
 AUTHORITY = re.compile(r"(://)[^/\s@]*@")
 QUERY = re.compile(r"([?&][^=\s&]*(?:signature|credential|token|secret|key|password)[^=\s&]*=)[^&\s\"']*", re.I)
 
@@ -42,8 +43,9 @@ class _Changed(Exception):
 def check(url: str) -> None:
     """Raise UsageError, without the URL, if it holds a password or a query: it would be shown, and kept in recipes."""
     scheme, _, rest = url.partition("://")
-    authority, query = rest.partition("/")[0], "?" in rest and scheme.lower() in ("http", "https")
-    if "@" in authority or query:
+    host = rest.partition("/")[0]  # or a bucket; a password in it may hold slashes
+    password = ":" in host and not HOST_PORT.fullmatch(host) and not host.startswith("arn:")
+    if password or (scheme.lower() in ("http", "https") and ("@" in host or "?" in rest)):
         raise UsageError(
             f"a {_plain(scheme)}:// URL has credentials or a query in it, which would be shown and kept in files",
             "give credentials in the environment or in the store's own configuration file",
@@ -247,6 +249,7 @@ class Store:
             raise failed(self.url, "opened", error) from error
         if self.scheme in ("s3", "s3a"):
             system.retries = 1  # botocore tries again by AWS_MAX_ATTEMPTS, and `again` does; once more would be long
+            system.max_concurrency = 2  # parts of a file, 50 MB each, that are held to be sent
         return system
 
     def listed(self) -> Iterator[tuple[str, Object]]:
@@ -264,7 +267,9 @@ class Store:
         except Exception as error:
             raise failed(self.url, "listed", error) from error
         if not count:
-            raise UsageError(f"{self.url} names no objects", "check the names of bucket and folder")
+            raise UsageError(
+                f"{self.url} names no objects", "name an object or a folder; globs are for files of this machine"
+            )
 
     def _infos(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, what is known of it) of every object."""
@@ -282,6 +287,8 @@ class Store:
                 yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
             if not page.get("IsTruncated"):
                 return
+            if asked.get("ContinuationToken") == page["NextContinuationToken"]:
+                raise OSError(errno.EIO, "the store lists the same page again and again")
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def _info(self, name: str) -> dict[str, Any] | None:
