@@ -45,7 +45,7 @@ def run(planned: str, folder: Path, device: str, teller: Teller | None = None) -
 
     with Telling(teller) as report:
         resolved = reading.read(planned)
-        shards = Path(resolved.data.shards)
+        shards = files.place(resolved.data.shards)
         try:
             trained = training.train(resolved, folder, device=device, resume="auto", report=report, stop=signals)
         except Diverged as error:

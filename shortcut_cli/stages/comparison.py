@@ -63,9 +63,9 @@ def compare(
     command then resumes.
     """
     with files.held(out, "shortcut compare", known=_is_comparison):
-        shards = Shards(Path(resolved.data.shards))
+        shards = Shards(files.place(resolved.data.shards))
         checksum = shards.manifest["checksum"]
-        if unfinished := warning(Path(resolved.data.shards), shards.manifest):
+        if unfinished := warning(files.place(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
         runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"])
         kept = _check_same(out, resolved, match, checksum, rungs)

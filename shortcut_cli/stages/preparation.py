@@ -14,16 +14,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import __version__, files, registry
+from shortcut_cli import __version__, cleanup, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
-from shortcut_cli.data import duplicates, inputs, splits, workers
+from shortcut_cli.data import duplicates, inputs, objects, splits, workers
 from shortcut_cli.data.documents import Assign, Document, RejectedRecord, Source, check_unchanged
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
 from shortcut_cli.data.shards import (
@@ -148,7 +148,8 @@ def _prepare(
     """What `prepare` and `tokenize` do. kind: data.split, or "test" for all documents in that split."""
     too_many([], max_bad)  # raises UsageError before any work if it is neither a number nor a percentage
     paths = list(paths)
-    found = inputs.find(paths, tokenizer.suffixes, out=folder)
+    fetched = folder / ".staging" / "fetched"
+    found = inputs.find(paths, tokenizer.suffixes, out=folder, fetched=fetched)
     if found.outputs:
         report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
     if not found.files and not found.rejects:
@@ -157,7 +158,9 @@ def _prepare(
         report(Note(text=_ignored(found.ignored)))
     assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
     began = time.monotonic()
-    with files.held(folder, PREPARE, known=is_shards):
+    with files.held(folder, PREPARE, known=is_shards), _removed(fetched):
+        if found.remote:
+            files.make_folder(fetched)
         hashed, rejects = _hash(found, n_workers, report, assigned)
         request = _request(recipe, tokenizer, hashed)
         if kind == "test":
@@ -179,6 +182,23 @@ def _prepare(
     return manifest | summary
 
 
+@contextmanager
+def _removed(folder: Path) -> Iterator[None]:
+    """A folder for what is fetched in this block, which is removed with all it holds, as is what a kill has left."""
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # there is none, or something else is in it
+            folder.parent.rmdir()
+
+    with cleanup.due(remove):
+        try:
+            remove()
+            yield
+        finally:
+            remove()
+
+
 def _ignored(names: list[str]) -> str:
     """Which files were ignored because of their suffix: how many of each suffix, and the first three."""
     counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)
@@ -193,7 +213,7 @@ def _assigned(recipe: Recipe, found: inputs.Found) -> tuple[dict[Path, str], lis
     """The split of each file that data.splits names, and the files that it does not, which are left out of `found`."""
     lists = recipe.data.splits
     given = Given({"train": lists.train, "val": lists.val, "test": lists.test}, lists.table)
-    assigned = {path: given.split_of(relative, path) for relative, path in found.files}
+    assigned = {path: given.split_of(relative, found.named(path)) for relative, path in found.files}
     check_filled(assigned.values(), "no file")
     outside = [
         Reject(relative, None, "is in none of data.splits", bad=False)
@@ -262,7 +282,9 @@ def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) 
     path = source_paths_file(manifest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps([os.path.abspath(each) for each in paths]))
+        files.write(
+            path, json.dumps([each if files.is_url(each) else os.path.abspath(files.place(each)) for each in paths])
+        )
     except OSError as error:
         report(Note(text=f"`shortcut prove tokens` will need the paths as arguments: {path}: {error.strerror}"))
 
@@ -288,18 +310,21 @@ def _hash(
     rejects = [Reject(relative, None, reason, passing=relative in found.passing) for relative, reason in found.rejects]
     by_hash: dict[str, list[tuple[str, Path]]] = {}
 
-    def digest(path: Path) -> str | OSError:
+    def digest(path: Path) -> str | Rejected:
         try:
-            return files.sha256(path)
+            return found.sha256(path)
+        except Rejected as reason:
+            return reason
         except OSError as error:
-            return error
+            if path in found.remote:
+                raise  # it is the disk that is full, not an input that can't be read
+            return unreadable(error)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(max(threads, objects.THREADS) if found.remote else threads) as pool:
         results = pool.map(digest, (path for _, path in found.files))
         for done, ((relative, path), result) in enumerate(zip(found.files, results, strict=True), 1):
-            if isinstance(result, OSError):
-                reason = unreadable(result)
-                rejects.append(Reject(relative, None, str(reason), passing=reason.passing))
+            if isinstance(result, Rejected):
+                rejects.append(Reject(relative, None, str(result), passing=result.passing))
             else:
                 by_hash.setdefault(result, []).append((relative, path))
             report(Progress(task="read", done=done, total=len(found.files), unit="files"))
