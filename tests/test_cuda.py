@@ -142,11 +142,13 @@ def test_a_run_of_a_gpu_is_scored_the_same_on_a_cpu(text_run, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-2)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", ["gpt", "shortcut"])
-def test_a_compiled_step_is_the_same_step(name, text_run, tmp_path):
+def test_a_compiled_step_is_the_same_step(name, accumulation, text_run, tmp_path):
     losses = []
     for compiled in ("false", "true"):
         settings = [f"model.name={name}", f"train.compile={compiled}", "train.precision=fp32", "train.batch_size=4"]
+        settings.append(f"train.accumulation={accumulation}")
         trainer = Trainer(config(text_run, *SMALL, *settings), tmp_path / compiled, CUDA, quiet)
         losses.append([trainer.step(number).item() for number in range(5)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

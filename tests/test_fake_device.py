@@ -294,3 +294,18 @@ def test_a_compiled_step_asks_the_driver_nothing(dtype, width, kernel, monkeypat
     with FakeTensorMode():
         q = torch.zeros(1, 2, 8, width, device=CUDA, dtype=dtype)
     assert attention.kernel_for(q, q, q) == kernel
+
+
+@pytest.mark.parametrize(
+    ("device", "accumulation", "mode"), [(CUDA, 1, "reduce-overhead"), (CUDA, 2, None), ("cpu", 1, None)]
+)
+def test_passes_are_cuda_graphs_unless_their_gradients_add_up(
+    device, accumulation, mode, text_run, tmp_path, monkeypatch
+):
+    """The second of two passes would overwrite the gradients of the first, which live in the memory of the graph."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, mode: asked.append(mode) or function)
+    trainer = made(text_run, tmp_path, f"train.accumulation={accumulation}")
+    trainer.device = device
+    trainer._compiled()
+    assert asked == [mode]

@@ -125,9 +125,11 @@ class Trainer:
         """`_nats` compiled: the loss with the model, since by itself it reads and writes all logits several times.
 
         On a GPU the kernels of a pass are replayed as one CUDA graph: those of a small model take less time than their
-        launches.
+        launches. But not with accumulation: the next pass would overwrite the gradients of the one before
+        (https://github.com/pytorch/pytorch/issues/169545).
         """
-        return torch.compile(self._nats, mode="reduce-overhead" if self.device.startswith("cuda") else None)
+        graphs = self.device.startswith("cuda") and self.config.accumulation == 1
+        return torch.compile(self._nats, mode="reduce-overhead" if graphs else None)
 
     def _moved(self, ids: Tensor) -> Tensor:
         """ids on the device; a GPU fetches them from pinned memory while the next operations are queued."""
