@@ -25,6 +25,12 @@ class Found:
     passing: set[str] = field(default_factory=set)  # paths of `rejects` whose reason may pass
 
 
+def check(arguments: Iterable[str]) -> None:
+    """Raise UsageError if an argument names nothing."""
+    for argument in arguments:
+        _expand(argument)
+
+
 def find(arguments: Iterable[str], suffixes: tuple[str, ...], *, out: Path | None = None) -> Found:
     """Find the input files behind command-line arguments: folders, files or globs.
 
