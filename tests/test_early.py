@@ -9,8 +9,8 @@ import sys
 import pytest
 from conftest import shortcut
 
-from shortcut_cli.inference import early
 from shortcut_cli.inference.prompts import Given
+from shortcut_cli.stages import early
 
 REFUSED = """
 import json, sys

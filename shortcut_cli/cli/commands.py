@@ -246,7 +246,7 @@ def _check_sample(
     """Raise UsageError for whatever is wrong with a `sample` that can be seen before torch is loaded."""
     import sys
 
-    from shortcut_cli.inference import early
+    from shortcut_cli.stages import early
 
     early.check_sample(ckpt, like, given, settings)
     if ckpt is None or like is not None:
@@ -258,21 +258,6 @@ def _check_sample(
         raise UsageError(
             f"{path} exists already, made from something else", "choose another --seed or --out", then=again
         )
-
-
-def _check_paths(paths: Sequence[str]) -> None:
-    """Raise UsageError if a path or glob names nothing, before anything heavy is imported."""
-    from shortcut_cli.data import inputs
-
-    inputs.check(paths)
-
-
-def _check_shards(folder: Path | None) -> None:
-    """Raise UsageError if --shards is no shards folder, before torch is loaded."""
-    if folder is not None:
-        from shortcut_cli.data import shards
-
-        shards.read_manifest(folder)
 
 
 def _refreshed(folder: Path | None, left_out: bool, report: "Report") -> dict[str, str]:
@@ -564,8 +549,10 @@ def evaluate(
         raise UsageError(f"unexpected argument {paths[0]}", f"--files {paths[0]} scores a file or folder")
     if paths and (shards or split):
         raise UsageError("--files takes no --shards and no --split: all of the files are scored")
-    _check_paths(paths)
-    _check_shards(shards)
+    from shortcut_cli.stages import early
+
+    early.check_paths(paths)
+    early.check_shards(shards)
     from shortcut_cli.stages import pipeline
 
     where = devices.choose(device)
@@ -703,9 +690,9 @@ def attention(
     """
     ckpt = _checkpoint(ckpt)
     given = _given(prompt, prompt_tokens, prompt_seconds)
-    _check_shards(shards)
-    from shortcut_cli.inference import early
+    from shortcut_cli.stages import early
 
+    early.check_shards(shards)
     early.check_prompt(ckpt, given)
     from shortcut_cli.stages import pipeline
 
@@ -745,9 +732,10 @@ def run_pipeline(
 ) -> None:
     """Prepare, train, evaluate and sample. Finished stages are skipped."""
     from shortcut_cli.config import reading
+    from shortcut_cli.stages import early
 
     resolved = reading.read(recipe, _settings(settings))
-    _check_paths(paths)
+    early.check_paths(paths)
     from shortcut_cli.stages import pipeline
 
     folder = out or reading.run_folder(recipe, resolved)
@@ -1094,9 +1082,10 @@ def codec_train(
 ) -> None:
     """Train a codec on sound files. If it is interrupted, run it again to resume."""
     from shortcut_cli.config import reading
+    from shortcut_cli.stages import early
 
     resolved = reading.read_codec(recipe, _settings(settings))
-    _check_paths(paths)
+    early.check_paths(paths)
     from shortcut_cli.stages import codec_training
 
     folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
@@ -1148,7 +1137,9 @@ def codec_eval(
     as_json: AsJson = False,
 ) -> None:
     """Compare sound with its reconstruction at every bandwidth, and with Opus."""
-    _check_paths(paths)
+    from shortcut_cli.stages import early
+
+    early.check_paths(paths)
     from shortcut_cli.stages import codec_evaluation
 
     with console.Reporter() as report:

@@ -17,12 +17,12 @@ from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Note, Parts, Report, Sampled
 from shortcut_cli.formatting import to_json
-from shortcut_cli.inference import early, floors, prompts, runs
+from shortcut_cli.inference import floors, prompts, runs
 from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, read
-from shortcut_cli.stages import attention, sampling
+from shortcut_cli.stages import attention, early, sampling
 from shortcut_cli.stages.evaluation import check_tokenizer, evaluate
 from shortcut_cli.stages.preparation import described, prepare, tokenize
 from shortcut_cli.stages.sampling import sample

@@ -9,11 +9,23 @@ from typing import Any
 
 from shortcut_cli import files, registry
 from shortcut_cli.config import reading
+from shortcut_cli.data import inputs, shards
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.inference import prompts
 from shortcut_cli.kept.inputs import read
 
 MOST_LOOKED_AT = 1000  # samples that may be in the way
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """Raise UsageError if a path or glob names nothing."""
+    inputs.check(paths)
+
+
+def check_shards(folder: Path | None) -> None:
+    """Raise UsageError if a folder that was named is no shards folder."""
+    if folder is not None:
+        shards.read_manifest(folder)
 
 
 def check_sample(
