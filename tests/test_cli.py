@@ -340,7 +340,7 @@ def replaced(monkeypatch, module, name, result):
     """
     calls = []
     monkeypatch.setattr(commands, "_refreshed", lambda *_: {})
-    for check in ("check_paths", "check_shards", "check_sample"):  # no file that they name is there
+    for check in ("check_paths", "check_shards"):  # no file that they name is there
         monkeypatch.setattr(early, check, lambda *_: None)
 
     def stage(*arguments, report=None, **options):
@@ -600,6 +600,8 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
     again = sampling.Like(Path("c/run.pt"), old, ["sample.n=5", "sample.seed=9"], 4, "cpu:0", {})
     monkeypatch.setattr(sampling, "like", lambda *arguments: asked.append(arguments) or again)
     sidecar = tmp_path / "x" / "s.json"
+    sidecar.parent.mkdir()
+    sidecar.write_text("{}")
     call("sample", "--like", sidecar)
     call("sample", "--like", sidecar, "--ckpt", ckpt, "--prompt", "p", "--out", "o", "--device", "cpu")
     assert asked == [(sidecar, None, None), (sidecar, ckpt, Path("p"))]
