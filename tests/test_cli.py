@@ -46,6 +46,7 @@ from shortcut_cli.stages import (
     comparison,
     demo,
     doctor,
+    early,
     inspection,
     pipeline,
     preparation,
@@ -339,6 +340,8 @@ def replaced(monkeypatch, module, name, result):
     """
     calls = []
     monkeypatch.setattr(commands, "_refreshed", lambda *_: {})
+    for check in ("check_paths", "check_shards"):  # no file that they name is there
+        monkeypatch.setattr(early, check, lambda *_: None)
 
     def stage(*arguments, report=None, **options):
         calls.append((arguments, options))
@@ -597,6 +600,8 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
     again = sampling.Like(Path("c/run.pt"), old, ["sample.n=5", "sample.seed=9"], 4, "cpu:0", {})
     monkeypatch.setattr(sampling, "like", lambda *arguments: asked.append(arguments) or again)
     sidecar = tmp_path / "x" / "s.json"
+    sidecar.parent.mkdir()
+    sidecar.write_text("{}")
     call("sample", "--like", sidecar)
     call("sample", "--like", sidecar, "--ckpt", ckpt, "--prompt", "p", "--out", "o", "--device", "cpu")
     assert asked == [(sidecar, None, None), (sidecar, ckpt, Path("p"))]
@@ -639,7 +644,7 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
         *("source", "weight", "back"),
         *("masked", "masked 95 %", "shuffled", "shuffled 95 %", "mean-ablated", "mean-ablated 95 %"),
     ]
-    assert str(tables.attention(Path("o"), result | {"softmax": False}).columns[1].header) == "weight in the sum"
+    assert "weight: mean weight in the sum;" in str(tables.attention(Path("o"), result | {"softmax": False}).title)
     assert calls == [
         ((ckpt, prompts.Given("p", tokens=7), Path("s"), "test", 3, Path("o")), {"device": "cpu:0"}),
         ((ckpt, prompts.Given(), None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),

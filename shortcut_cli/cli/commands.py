@@ -240,6 +240,26 @@ def _checkpoint(ckpt: Path) -> Path:
     return path
 
 
+def _check_sample(
+    ckpt: Path | None, like: Path | None, given: "prompts.Given", settings: Sequence[Any], out: Path | None
+) -> None:
+    """Raise UsageError for whatever is wrong with a `sample` that can be seen before torch is loaded."""
+    import sys
+
+    from shortcut_cli.stages import early
+
+    early.check_sample(ckpt, like, given, settings)
+    if ckpt is None or like is not None:
+        return
+    early.check_prompt(ckpt, given)
+    if found := early.in_the_way(ckpt, given, settings, out or ckpt.parent / "samples"):
+        path, seed = found
+        again = endings.pasted([*sys.argv[1:], "--seed", str(seed)])
+        raise UsageError(
+            f"{path} exists already, made from something else", "choose another --seed or --out", then=again
+        )
+
+
 def _refreshed(folder: Path | None, left_out: bool, report: "Report") -> dict[str, str]:
     """{"report": the page of the folder a command worked in}, or {"no_report": the reason}; empty if left out."""
     if folder is None or left_out:
@@ -548,6 +568,10 @@ def evaluate(
         raise UsageError(f"unexpected argument {paths[0]}", f"--files {paths[0]} scores a file or folder")
     if paths and (shards or split):
         raise UsageError("--files takes no --shards and no --split: all of the files are scored")
+    from shortcut_cli.stages import early
+
+    early.check_paths(paths)
+    early.check_shards(shards)
     from shortcut_cli.stages import pipeline
 
     where = devices.choose(device)
@@ -631,8 +655,6 @@ def sample(
         raise UsageError("--stream and --json both print on stdout", "leave out one of them")
     ckpt = None if ckpt is None else _checkpoint(ckpt)
     given = _given(prompt, prompt_tokens, prompt_seconds, only_new)
-    from shortcut_cli.stages import pipeline
-
     settings = _settings(
         None,
         sample__n=("-n", 1 if stream and n is None and like is None else n),
@@ -644,6 +666,9 @@ def sample(
         sample__precision=("--precision", precision),
         sample__seed=("--seed", seed),
     )
+    _check_sample(ckpt, like, given, settings, out)
+    from shortcut_cli.stages import pipeline
+
     with console.Reporter() as report:
         paths = pipeline.draw(ckpt, like, given, settings, out, device=device, report=report, stream=stream)
         signals.close()  # its files are complete, and would be in the way of the same command
@@ -685,6 +710,10 @@ def attention(
     """
     ckpt = _checkpoint(ckpt)
     given = _given(prompt, prompt_tokens, prompt_seconds)
+    from shortcut_cli.stages import early
+
+    early.check_shards(shards)
+    early.check_prompt(ckpt, given)
     from shortcut_cli.stages import pipeline
 
     folder = out or ckpt.parent / "attention"
@@ -724,9 +753,12 @@ def run_pipeline(
 ) -> None:
     """Prepare, train, evaluate and sample. Finished stages are skipped."""
     from shortcut_cli.config import reading
+    from shortcut_cli.stages import early
 
     resolved = reading.read(recipe, _settings(settings))
     from shortcut_cli import files
+
+    early.check_paths(paths)
     from shortcut_cli.stages import pipeline
 
     folder = out or reading.run_folder(recipe, resolved)
@@ -829,6 +861,8 @@ def compare(
     match = match or ("flops" if rungs else "params")
     if rungs and match == "none":
         raise UsageError("--ladder needs a cost to be laid over", "--match flops, params or time")
+    for name in names:
+        reading.with_settings(resolved, [f"model.name={name}"])  # raises UsageError if there is none of this name
     resolved = _with_shards(recipe, resolved, settings)
     from shortcut_cli.stages import comparison
 
@@ -1074,8 +1108,10 @@ def codec_train(
 ) -> None:
     """Train a codec on sound files. If it is interrupted, run it again to resume."""
     from shortcut_cli.config import reading
+    from shortcut_cli.stages import early
 
     resolved = reading.read_codec(recipe, _settings(settings))
+    early.check_paths(paths)
     from shortcut_cli.stages import codec_training
 
     folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
@@ -1127,6 +1163,9 @@ def codec_eval(
     as_json: AsJson = False,
 ) -> None:
     """Compare sound with its reconstruction at every bandwidth, and with Opus."""
+    from shortcut_cli.stages import early
+
+    early.check_paths(paths)
     from shortcut_cli.stages import codec_evaluation
 
     with console.Reporter() as report:

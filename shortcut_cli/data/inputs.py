@@ -38,6 +38,13 @@ class Found:
         return Path(self.remote[path].name) if path in self.remote else path
 
 
+def check(arguments: Iterable[str]) -> None:
+    """Raise UsageError if an argument names nothing, as far as the file system of this machine says it."""
+    for argument in arguments:
+        if not files.is_url(argument):
+            _expand(str(files.place(argument)))
+
+
 def find(
     arguments: Iterable[str], suffixes: tuple[str, ...], *, out: Path | None = None, fetched: Path | None = None
 ) -> Found:

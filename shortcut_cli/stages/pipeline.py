@@ -22,7 +22,7 @@ from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, read
-from shortcut_cli.stages import attention, sampling, stores
+from shortcut_cli.stages import attention, early, sampling, stores
 from shortcut_cli.stages.evaluation import check_tokenizer, evaluate
 from shortcut_cli.stages.preparation import described, prepare, tokenize
 from shortcut_cli.stages.sampling import sample
@@ -209,15 +209,13 @@ def draw(
     Raises UsageError if neither or both `like` and settings are given, or there is not one text to stream; CheckFailed
     if `like` names no such sample.
     """
+    early.check_sample(ckpt, like, given, settings)
     again = None
     if like is not None:
-        if settings or given.limit or given.only_new:
-            raise UsageError("--like takes the sampler's settings from the sample", "leave out the other flags")
         again = sampling.like(like, ckpt, None if given.prompt is None else Path(given.prompt))
         ckpt, settings = again.checkpoint, again.settings
         device, out = (again.device if device == "auto" else device), out or like.parent / "again"
-    if ckpt is None:
-        raise UsageError("neither --ckpt nor --like is given", "for example --ckpt runs/text/shortcut-s1")
+    assert ckpt is not None
     where = devices.choose(device)
     run = runs.open_run(ckpt, where)
     config, kind = reading.with_settings(run.recipe, settings).sample, _domain(run)

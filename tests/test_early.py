@@ -1,0 +1,98 @@
+"""What is wrong with a command is said before torch is loaded, if the arguments and the file system are enough."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import shortcut
+
+from shortcut_cli.inference.prompts import Given
+from shortcut_cli.stages import early
+
+REFUSED = """
+import json, sys
+from shortcut_cli.cli import commands
+from shortcut_cli.errors import ShortcutError
+for arguments in json.loads(sys.argv[1]):
+    try:
+        commands.dispatch(arguments)
+    except ShortcutError as error:
+        print(json.dumps([error.exit_code, error.message, "torch" in sys.modules]))
+"""
+CASES = {
+    "sample": "neither --ckpt nor --like",
+    "sample --like none.json": "no such file",
+    "sample --like none.json --seed 3": "takes the sampler's settings",
+    "sample --ckpt gpt --temperature -1": "--temperature -1.0 is not valid",
+    "sample --ckpt gpt --prompt none.txt": "none.txt does not exist",
+    "sample --ckpt none": "none",
+    "attention --ckpt gpt --prompt none.txt": "none.txt does not exist",
+    "attention --ckpt gpt --shards none": "none is not a shards folder",
+    "eval --ckpt gpt --shards none": "none is not a shards folder",
+    "eval --ckpt gpt --files none": "none does not exist",
+    "prepare text none --out s": "none does not exist",
+    "run --recipe text-tiny none": "none does not exist",
+    "compare --recipe text-tiny --models gtp": "unknown architecture 'gtp'",
+    "compare --recipe text-tiny --models gpt --lrs x": "is not a list of numbers",
+    "codec train none": "none does not exist",
+    "codec eval mini none": "none does not exist",
+    "train --recipe text-tiny --model gtp": "unknown architecture 'gtp'",
+    "train --recipe text-tiny --init-from none": "",
+}
+
+
+def test_what_the_arguments_alone_show_is_said_before_torch_is_loaded(text_run):
+    arguments = json.dumps([shlex.split(line) for line in CASES])
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, arguments], cwd=text_run, capture_output=True, text=True, check=True
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(CASES), done.stderr
+    for (line, words), (code, message, heavy) in zip(CASES.items(), found, strict=True):
+        assert code in (2, 4), line
+        assert words in message, line
+        assert not heavy, line
+
+
+@pytest.fixture
+def sampled(text_run, tmp_path):
+    """A run with two samples of seed 1, made by the real command."""
+    shutil.copytree(text_run / "gpt", tmp_path / "gpt", ignore=shutil.ignore_patterns("samples"))
+    shortcut("sample", "--ckpt", "gpt", "-n", 2, "--tokens", 5, "--seed", 1, "--no-report", cwd=tmp_path)
+    return tmp_path
+
+
+def test_samples_in_the_way_are_known_before_torch_is_loaded_and_the_next_command_takes_a_free_seed(sampled):
+    def way(*options, prompt=None, **given):
+        from shortcut_cli.cli.commands import _settings
+
+        names = {"-n": "n", "--tokens": "tokens", "--seed": "seed", "--temperature": "temperature"}
+        flags = {f"sample__{names[flag]}": (flag, value) for flag, value in options}
+        return early.in_the_way(
+            sampled / "gpt" / "run.pt", Given(prompt, **given), _settings(None, **flags), sampled / "gpt" / "samples"
+        )
+
+    same = (("-n", 2), ("--tokens", 5), ("--seed", 1))
+    assert way(*same) is None  # they are there already, which is no error
+    assert way(*same[:2], ("--seed", 2)) is None
+    first = sampled / "gpt" / "samples" / "sample-1-000.txt"
+    assert way(*same, ("--temperature", 0.5)) == (first, 2)
+    assert way(*same, prompt="Once") == (first, 2)
+    assert way(*same, prompt="Once", only_new=True) == (first, 2)
+    (sampled / "gpt" / "samples" / "sample-1-000.txt.json").write_text("{")
+    assert way(*same, prompt="Once")[0].name == "sample-1-001.txt"
+    for path in (sampled / "gpt" / "samples").glob("*.json"):
+        path.unlink()
+    assert way(*same, prompt="Once") is None
+    assert early.in_the_way(sampled / "gpt" / "run.pt", Given(), [], sampled / "none") is None
+
+
+def test_the_next_command_of_samples_in_the_way_works_as_pasted(sampled):
+    done = shortcut("sample", "--ckpt", "gpt", "-n", 1, "--tokens", 5, "--seed", 1, cwd=sampled, check=2)
+    last = done.stderr.splitlines()[-1]
+    assert last == "Next: shortcut sample --ckpt gpt -n 1 --tokens 5 --seed 1 --seed 2"
+    shortcut(*shlex.split(last.removeprefix("Next: "))[1:], "--no-report", cwd=sampled)
+    assert (sampled / "gpt" / "samples" / "sample-2-000.txt").is_file()
