@@ -912,8 +912,9 @@ def inspect(
     from shortcut_cli.stages import inspection
 
     folder = _fetched(path)
-    found = inspection.inspect(folder, verify=verify) | {"path": _shown(path, folder)}
-    console.result(found, *tables.description(found["path"], found), as_json=as_json)
+    found, shown = inspection.inspect(folder, verify=verify), _shown(path, folder)
+    found |= {"path": shown} if "path" in found else {}
+    console.result(found, *tables.description(shown, found), as_json=as_json)
 
 
 @app.command(

@@ -193,7 +193,6 @@ def _removed(folder: Path) -> Iterator[None]:
 
     with cleanup.due(remove):
         try:
-            remove()
             yield
         finally:
             remove()
