@@ -94,6 +94,7 @@ OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type:
 
 MODEL_LIST = ", ".join(registry.MODELS)
 MOST_WORKERS = 1024
+MOST_TASKS = 100_000
 MOST_REPEATED = 4  # paths of a command in the next one
 MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
@@ -318,6 +319,14 @@ def _pair(contrast: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
+def _task(given: str) -> tuple[int, int]:
+    """The numbers of --task. Raises UsageError if they are not I/N with 1 <= I <= N."""
+    number, slash, tasks = given.partition("/") if given.isascii() else ("", "", "")
+    if not (slash and number.isdecimal() and tasks.isdecimal() and 1 <= int(number) <= int(tasks) <= MOST_TASKS):
+        raise UsageError(f"--task {given!r} is not I/N with 1 <= I <= N <= {MOST_TASKS:,}", "for example --task 3/8")
+    return int(number), int(tasks)
+
+
 def _count(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
@@ -328,6 +337,7 @@ def _count(workers: int | None) -> int:
         "prepare text ./texts",
         "prepare midi ./midi --out shards/mine --workers 4",
         "prepare audio ./wavs --set tokenizer.weights=mini",
+        "prepare midi ./midi --task 3/8",
     ),
 )
 def prepare(
@@ -345,6 +355,12 @@ def prepare(
     out: Annotated[Path | None, _out("Shards folder; default: the recipe's.")] = None,
     workers: Workers = None,
     max_bad: MaxBad = "1%",
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="I/N", help="Scan one of N parts of the files, and write no shards.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Put together what all tasks have left; scan nothing.")
+    ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -357,9 +373,18 @@ def prepare(
     if resolved.tokenizer.name != domain:
         raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
     folder = Path(resolved.data.shards)
+    if task is not None:
+        if merge:
+            raise UsageError("--task and --merge exclude each other", "run --merge once all tasks are done")
+        with console.Reporter() as report:
+            part = preparation.prepare_part(
+                resolved, paths, folder, task=_task(task), n_workers=_count(workers), report=report
+            )
+        console.result(part | {"path": str(folder)}, tables.part(part), as_json=as_json)
+        return
     with console.Reporter() as report:
         manifest = preparation.prepare(
-            resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report
+            resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report, merge=merge
         )
     shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": str(folder)}
     written = endings.within(folder)
