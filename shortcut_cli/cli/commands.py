@@ -361,6 +361,13 @@ def prepare(
     merge: Annotated[
         bool, typer.Option("--merge", help="Put together what all tasks have left; scan nothing.")
     ] = False,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"], typer.Option("--executor", help="Where the files are scanned.")
+    ] = "local",
+    ray_address: Annotated[
+        str,
+        typer.Option("--ray-address", metavar="HOST:PORT", help="Ray cluster; default: $RAY_ADDRESS, else one here."),
+    ] = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -374,8 +381,9 @@ def prepare(
         raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
     folder = Path(resolved.data.shards)
     if task is not None:
-        if merge:
-            raise UsageError("--task and --merge exclude each other", "run --merge once all tasks are done")
+        if merge or executor != "local":
+            other = "--merge" if merge else "--executor"
+            raise UsageError(f"--task and {other} exclude each other", "run --merge once all tasks are done")
         with console.Reporter() as report:
             part = preparation.prepare_part(
                 resolved, paths, folder, task=_task(task), n_workers=_count(workers), report=report
@@ -384,7 +392,15 @@ def prepare(
         return
     with console.Reporter() as report:
         manifest = preparation.prepare(
-            resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report, merge=merge
+            resolved,
+            paths,
+            folder,
+            n_workers=_count(workers),
+            max_bad=max_bad,
+            report=report,
+            merge=merge,
+            executor=executor,
+            ray_address=ray_address,
         )
     shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": str(folder)}
     written = endings.within(folder)

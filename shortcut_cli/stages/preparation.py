@@ -26,7 +26,7 @@ from typing import Any
 from shortcut_cli import __version__, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
-from shortcut_cli.data import duplicates, inputs, splits, workers
+from shortcut_cli.data import duplicates, executors, inputs, splits, workers
 from shortcut_cli.data.documents import Assign, Document, Source, check_unchanged
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
 from shortcut_cli.data.hashes import Hashes
@@ -104,8 +104,12 @@ def prepare(
     max_bad: str,
     report: Report,
     merge: bool = False,
+    executor: str = "local",
+    ray_address: str = "",
 ) -> dict[str, Any]:
-    """Tokenize the files behind `paths` into a shards folder. merge: scan nothing that tasks were to scan.
+    """Tokenize the files behind `paths` into a shards folder.
+
+    merge: scan nothing that tasks were to scan. executor: where files are scanned, see `data/executors.py`.
 
     Returns the manifest, and with it "worked", whether there was anything to do, "ignored", the number of files ignored
     because of their suffix, and, if there was, "tokens_per_s".
@@ -115,18 +119,10 @@ def prepare(
     or all files; Unfinished if a file was rejected for a reason that may pass. The manifest counts those as
     "unfinished", and the next preparation tries them again. Missing if `merge` finds files that no task has scanned.
     """
-    tokenizer = _tokenizer(recipe)
-    manifest = _prepare(
-        recipe,
-        tokenizer,
-        _kind(recipe),
-        paths,
-        folder,
-        n_workers=n_workers,
-        max_bad=max_bad,
-        report=report,
-        merge=merge,
-    )
+    options: dict[str, Any] = {"n_workers": n_workers, "max_bad": max_bad, "report": report, "merge": merge}
+    if executor != "local":
+        options["execute"] = executors.named(executor, folder=folder / ".staging" / "jobs", ray_address=ray_address)
+    manifest = _prepare(recipe, _tokenizer(recipe), _kind(recipe), paths, folder, **options)
     if rejected := _rejected(folder, manifest):
         counts, *first = rejected
         report(Note(text="\n".join([f"{counts} were rejected; {folder / 'rejects.jsonl'} has all reasons", *first])))
@@ -223,6 +219,7 @@ def _prepare(
     max_bad: str,
     report: Report,
     merge: bool = False,
+    execute: executors.Executor | None = None,
 ) -> dict[str, Any]:
     """What `prepare` and `tokenize` do. kind: data.split, or "test" for all documents in that split."""
     too_many([], max_bad)  # raises UsageError before any work if it is neither a number nor a percentage
@@ -238,9 +235,8 @@ def _prepare(
         summary: dict[str, Any] = {"worked": False, "ignored": len(found.ignored)}
         if manifest is None or manifest.get("unfinished"):
             check_free(folder)
-            preparation = _Preparation(
-                recipe, tokenizer, kind, folder, rejects + outside, n_workers=n_workers, report=report, merge=merge
-            )
+            options: dict[str, Any] = {"n_workers": n_workers, "report": report, "merge": merge, "execute": execute}
+            preparation = _Preparation(recipe, tokenizer, kind, folder, rejects + outside, **options)
             if manifest is None or not preparation.fails_again(hashed):
                 summary["worked"], manifest = True, preparation.run(hashed, request)
         if summary["worked"]:
@@ -452,8 +448,10 @@ class _Preparation:
         n_workers: int,
         report: Report,
         merge: bool = False,
+        execute: executors.Executor | None = None,
     ) -> None:
         self.recipe = recipe
+        self.execute = execute
         self.merge = merge
         self.folder = folder
         self.n_workers = n_workers
@@ -464,7 +462,7 @@ class _Preparation:
         self.staging = folder / ".staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
         files.make_folder(self.staging)
         data = recipe.data
-        self.scanner = Scanner(tokenizer, data.val, data.test, data.duplicates == "drop")
+        self.scanner = Scanner(tokenizer, data.val, data.test, data.duplicates == "drop", keep=execute is not None)
 
     def _begin(self, changed: list[Reject]) -> None:
         """Forget what an earlier try found. changed: files that must not be used any more."""
@@ -677,7 +675,7 @@ class _Preparation:
         return kept
 
     def _in_workers(self, groups: list[list[Source]]) -> Iterator[tuple[list[Source], Any]]:
-        return workers.in_order(
+        return (self.execute or workers.in_order)(
             self.scanner,
             groups,
             (),

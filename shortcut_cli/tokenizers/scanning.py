@@ -41,6 +41,8 @@ class Scanner:
         return [self._scan(source) for source in group]
 
     def _scan(self, source: Source) -> Scanned | Rejected:
+        if self.keep and (before := self.kept(source)) is not None:  # this is a second try
+            return before
         try:
             result: Scanned | Rejected = self._found(source)
         except Rejected as reason:
