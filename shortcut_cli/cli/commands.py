@@ -770,6 +770,9 @@ def compare(
     margin: Annotated[float, typer.Option("--margin", help="Equivalence margin, nats per token.")] = 0.005,
     out: Annotated[Path | None, _out("Folder of the comparison; default: comparisons/RECIPE.")] = None,
     device: Annotated[str, typer.Option("--device", help="One device, or several, e.g. cuda:0,cuda:1.")] = "auto",
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="I/N", help="Train one of N parts of the runs, and judge nothing.")
+    ] = None,
     settings: Settings = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -803,7 +806,11 @@ def compare(
             report=report,
             stop=signals,
             page=not no_report,
+            task=None if task is None else _task(task),
         )
+    if task is not None:
+        console.result(result | {"path": str(folder)}, tables.share(result), as_json=as_json)
+        return
     verdicts = console.Prose(
         "\n".join(
             [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]

@@ -62,6 +62,11 @@ def part(result: Result) -> str:
     return f"task {result['task']}: {counts}; --merge writes the shards once all tasks are done"
 
 
+def share(result: Result) -> str:
+    """What one task of a comparison did."""
+    return f"task {result['task']}: {result['mine']} of {result['runs']} runs done; without --task all are judged"
+
+
 def account(result: Result) -> Iterator["Table"]:
     """What was changed on the way to ids, by the "account" of a result; nothing if that is nothing."""
     rows = [*accounts.rows(result.get("account", {}))]
