@@ -8,6 +8,7 @@ everywhere. Machines share the folders that jobs read and write, under the same 
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -85,9 +86,12 @@ def _imported(module: str) -> Any:
 
 
 def _run(batch: Batch, jobs: Sequence[Any]) -> list[Any]:
-    """In a process of Ray, which ignores that processes end: a crash of one of ours would be waited for in vain."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return batch(jobs)
+    """In a process of Ray, whose script every process that it starts would import, and Ray with it."""
+    script = vars(sys.modules["__main__"]).pop("__file__", None)
+    try:
+        return batch(jobs)
+    finally:
+        vars(sys.modules["__main__"])["__file__"] = script
 
 
 def _batches(jobs: Iterable[Any], workers: int) -> list[list[Any]]:

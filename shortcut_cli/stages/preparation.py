@@ -27,6 +27,7 @@ from shortcut_cli import __version__, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
 from shortcut_cli.data import duplicates, executors, inputs, splits, workers
+from shortcut_cli.data.assembly import PartWriter, ShardMaker, laid_out
 from shortcut_cli.data.documents import Assign, Document, Source, check_unchanged
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
 from shortcut_cli.data.hashes import Hashes
@@ -51,8 +52,11 @@ from shortcut_cli.errors import (
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.tokenizers.base import Tokenizer
+from shortcut_cli.tokenizers.encoding import Item, PartEncoder, encoded, parts
 from shortcut_cli.tokenizers.scanning import Scanned, Scanner, rejected_records
 
+PART_SIZE = 1 << 24  # bytes of text, or tokens, that a process encodes at once if the write pass is divided
+WRITE_TIMES = 16  # a part has many files, but no more than this much of the work of the largest that is allowed
 # What --max-bad judges: in words, and the manifest's counts of rejected ones and of all.
 JUDGED = (("files", "rejected", "inputs"), ("records", "records_rejected", "records"))
 
@@ -621,7 +625,7 @@ class _Preparation:
             check_filled(given, "no document that can be used")
             assign = splits.as_given(starts, given)
         else:
-            assign = splits.by_document(total) if self.kind == "documents" else _all_in("test")
+            assign = splits.by_document(total) if self.kind == "documents" else splits.AllIn("test")
         return splits.without(self.dropped, assign)
 
     def _say_if_uneven(self, manifest: dict[str, Any]) -> None:
@@ -710,7 +714,7 @@ class _Preparation:
         # A document that fills a split that would be empty has variants that no task could know of.
         moved = set() if given else {s.sha256 for s, one in scanned if not self._trains(s, one, {})}
         kept = self._scan(self._variants_of(train), "augment", own=moved)
-        return [(replace(source, size=one.tally.size), _all_in("train")) for source, one in kept]
+        return [(replace(source, size=one.tally.size), splits.AllIn("train")) for source, one in kept]
 
     def _variants_of(self, sources: list[Source]) -> list[Source]:
         files_ = [Input(source.relative, source.path, source.sha256) for source in sources]
@@ -724,23 +728,49 @@ class _Preparation:
         empty: dict[str, int],
     ) -> None:
         """Write all ids. equal, empty: by the hash of a source, its equal files and how many empty records it has."""
-        for done, (source, assign) in enumerate(work, 1):
-            same = {"duplicates": equal[source.sha256]} if source.sha256 in equal else {}
-            variant = {"variant": source.variant} if source.variant else {}
-            before = None
-            # What belongs to no document is in the account of the first that is written.
-            left = {"records_empty": empty[source.sha256]} if source.sha256 in empty else {}
-            for chunk in self.tokenizer.encode(source, assign, self.n_workers):
-                document = chunk.document
-                # A document that is cut has several lines; its account is in the first.
-                found = left | document.account if document is not before else {}
-                before, left = document, {}
-                record = {"source": source.relative, "sha256": document.sha256, **variant, **same}
-                more: dict[str, Any] = {"line": document.line, "account": found}
-                record |= {name: value for name, value in more.items() if value}
-                writer.add(chunk.split, chunk.ids, chunk.units, record)
-            self.report(Progress(task="write", done=done, total=len(work), unit="files"))
+        items = [
+            Item(source, assign, tuple(equal.get(source.sha256, ())), empty.get(source.sha256, 0))
+            for source, assign in work
+        ]
+        divided = list(parts(items, PART_SIZE)) if self.n_workers > 1 or self.execute else []
+        if len(divided) > 1:
+            self._assemble(writer, divided)
+        else:
+            for done, item in enumerate(items, 1):
+                for one in encoded(self.tokenizer, item, self.n_workers):
+                    writer.add(one.split, one.ids, one.units, one.record)
+                self.report(Progress(task="write", done=done, total=len(items), unit="files"))
         self.tokenizer.save(writer.partial / "tokenizer")
+
+    def _assemble(self, writer: FolderWriter, divided: list[tuple[int, list[Item]]]) -> None:
+        """Write all ids in worker processes: parts of the corpus first, then shards."""
+        writer.leave_shards()
+        made = PartWriter(writer.partial / "parts", self.tokenizer.vocabulary)
+        files.make_folder(made.folder)
+        jobs = ((number, _within(items)) for number, items in divided)
+        done, total = 0, sum(len(items) for _, items in divided)
+        for (_, items), result in self._writing(PartEncoder(self.tokenizer, made), jobs, len(divided)):
+            if isinstance(result, Rejected):
+                raise result
+            done += len(items)
+            self.report(Progress(task="write", done=done, total=total, unit="files"))
+        shards = laid_out(made, len(divided), self.recipe.data.shard_tokens, writer.place)
+        for shard, result in self._writing(ShardMaker(writer.partial, made), shards, len(divided)):
+            if isinstance(result, Rejected):
+                raise ShortcutError(f"{shard.name}.bin could not be written: {result}", "run the same command again")
+            writer.hashes[f"{shard.name}.bin"] = result
+        shutil.rmtree(made.folder)
+
+    def _writing(self, work: Callable[..., Any], jobs: Iterable[Any], most: int) -> Iterator[tuple[Any, Any]]:
+        data = self.recipe.data
+        return (self.execute or workers.in_order)(
+            work,
+            jobs,
+            (),
+            workers=min(self.n_workers, most),
+            timeout_s=WRITE_TIMES * data.file_timeout_s,
+            memory_mb=data.file_memory_mb,
+        )
 
     def _manifest_fields(self, hashed: list[Input], total: splits.Tally) -> dict[str, Any]:
         """What the manifest says about the tokenizer, the files and their documents."""
@@ -814,9 +844,15 @@ def _is_train(source: Source, one: Scanned, assign: Assign) -> bool:
     return assign(Document(_digest(one), source.start, size)) == [("train", size)]
 
 
-def _all_in(split: str) -> Assign:
-    """Every document, whole, in one split."""
-    return lambda document: [(split, document.size)]
+def _within(items: list[Item]) -> list[Item]:
+    """Consecutive items whose assignment knows no other documents, so that it is small enough for another process."""
+    own = [item.source for item in items if not isinstance(item.assign, splits.AllIn)]
+    if not own:
+        return items
+    division = next(item.assign for item in items if item.source is own[0])
+    assert isinstance(division, splits.Division), division
+    known = division.within(own[0].start, own[-1].start + own[-1].size)
+    return [item if isinstance(item.assign, splits.AllIn) else replace(item, assign=known) for item in items]
 
 
 def _all_rejected(rejects: list[Reject], path: Path | None = None) -> TooManyRejects:
