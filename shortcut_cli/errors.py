@@ -5,6 +5,7 @@
       UsageError            2    a flag, a recipe or an input is wrong
       TooManyRejects        3    more files were rejected than --max-bad allows
       Unfinished            3    files could not be read because of the machine; the same command tries them again
+      Missing               3    what others were to do is not done yet
       CheckFailed           4    a check failed: a file is damaged or belongs to something else
       Unavailable           5    a dependency, weights or a device is missing
       Interrupted      75, 130   stopped by a signal; the state is saved
@@ -65,6 +66,12 @@ class Unfinished(ShortcutError):
     def __init__(self, files: int, first: Iterable[str]) -> None:
         shown = "".join(f"\n  {line}" for line in first)
         super().__init__(f"{files:,} files could not be read because of the machine{shown}", self.again)
+
+
+class Missing(ShortcutError):
+    """What other processes were to do, and is to be put together, is not done yet."""
+
+    exit_code = 3
 
 
 class CheckFailed(ShortcutError):

@@ -331,11 +331,13 @@ def held(
     hint: str = "wait until it ends, or choose another --out",
     *,
     known: Callable[[Path], bool] = lambda _: False,
+    shared: bool = False,
 ) -> Iterator[None]:
     """Lock a folder for this process and mark it as ours, unless it has files in it and is not ours.
 
     what: the command that holds it, for the marker, and for the message to others; hint: for them too. known: whether
-    a folder without a marker is one of this command even so, by what else is in it.
+    a folder without a marker is one of this command even so, by what else is in it. shared: others may hold it in the
+    same way at once, on other machines too, but nobody may hold it for himself.
 
     The lock is the kernel's (flock) on the marker, so it ends with the process, however that ends. The marker stays,
     unless nothing else is in the folder; then it is removed, with the folders that were made for it.
@@ -352,10 +354,15 @@ def held(
     _check_places(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
-    stream = _locked(folder / MARKER, f"{folder} is in use", hint)
+    stream = _locked(folder / MARKER, f"{folder} is in use", hint, shared=shared)
     with stream:
         if theirs not in ("", what) and not _is_bare(folder):
             raise UsageError(f"{folder} belongs to `{theirs}`", "choose another --out")
+
+        if shared:  # what others do with it is theirs: nothing is swept, and the marker stays
+            _sign(stream, f"{what}, a task")
+            yield
+            return
 
         def release() -> None:
             with suppress(OSError):  # the folder was removed meanwhile
@@ -396,14 +403,14 @@ def _is_bare(folder: Path) -> bool:
     return all(path.name == MARKER for path in folder.iterdir())
 
 
-def _locked(path: Path, message: str, hint: str) -> TextIO:
+def _locked(path: Path, message: str, hint: str, *, shared: bool = False) -> TextIO:
     """The marker, open and locked. Raises UsageError if another process has locked it."""
     while True:
         stream = os.fdopen(
             os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8", errors="replace"
         )
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 return stream
             stream.close()  # its holder has removed it since it was opened

@@ -53,6 +53,8 @@ ONE_FILE = {
     "fsspec": "data/objects.py",
     "pebble": "data/workers.py",
     "jinja2": "report/page.py",
+    "ray": "data/executors.py",
+    "submitit": "data/executors.py",
     "scipy": "compare/ladder.py compare/looks.py compare/significance.py",
 }
 LIGHT = re.compile(

@@ -31,7 +31,7 @@ from shortcut_cli.compare import table as arms_table
 from shortcut_cli.compare.arms import Arm, plan
 from shortcut_cli.compare.runner import PlannedRun, Runner, pilots
 from shortcut_cli.config import reading, writing
-from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Interrupted, Missing, ShortcutError, UsageError
 from shortcut_cli.events import Part, Progress
 from shortcut_cli.kept import scores
 from shortcut_cli.stages import comparison, runs
@@ -1299,3 +1299,49 @@ def test_a_page_that_cannot_be_written_fails_no_comparison(monkeypatch, tmp_path
     (tmp_path / "compare.html").mkdir()
     assert "compare.html" in comparison._page(tmp_path)["no_report"]
     assert told == [ZeroDivisionError]  # a bug keeps its traceback, an error of the system needs none
+
+
+@pytest.mark.parametrize("options", [{"lrs": (1e-3, 2e-3)}, {"match": "none"}], ids=str)
+def test_tasks_share_the_runs_and_a_plain_comparison_collects_them(monkeypatch, tmp_path, options):
+    (tmp_path / "one").mkdir()
+    whole = Scripted(monkeypatch, tmp_path / "one")
+    expected = whole("shortcut", page=False, **options)
+    ran, refused = {}, []
+    tasks = Scripted(monkeypatch, tmp_path / "two")
+    for number in (3, 1, 2, 1, 3, 2, 1, 2, 3, 3, 1, 2) if "lrs" in options else (2, 3, 1):
+        before = len(tasks.ran)
+        try:
+            done = tasks("shortcut", task=(number, 3), **options)
+        except Missing as error:
+            refused.append(error.message)
+        else:
+            assert done["task"] == f"{number}/3"
+        ran.setdefault(number, []).extend(tasks.ran[before:])
+    assert bool(refused) == ("lrs" in options)
+    assert all("the rest depends on" in message for message in refused)
+    assert not (tmp_path / "two" / "compare.json").exists()
+    shares = [len(ran[number]) for number in (1, 2, 3)]
+    assert sum(shares) == len(whole.ran)
+    assert max(shares) - min(shares) <= (5 if refused else 0)  # by one in each round of pilots, and at the end
+    assert sorted(one for each in ran.values() for one in each) == sorted(whole.ran)
+    found = tasks("shortcut", page=False, **options)
+    assert sorted(tasks.ran) == sorted(whole.ran)
+    assert found == expected
+
+
+def test_a_lost_task_costs_its_own_runs_which_a_plain_comparison_trains(monkeypatch, tmp_path):
+    tasks = Scripted(monkeypatch, tmp_path)
+    tasks("shortcut", match="none", task=(2, 3))
+    before = len(tasks.ran)
+    assert tasks("shortcut", match="none", task=(2, 3))["mine"] == before  # nothing is trained twice
+    assert len(tasks.ran) == before
+    tasks("shortcut", match="none", page=False)
+    assert len(tasks.ran) == len(set(tasks.ran)) == 9  # gpt, shortcut and the twin, three seeds each
+
+
+def test_tasks_have_the_folder_together_and_a_comparison_has_it_alone(monkeypatch, tmp_path):
+    tasks = Scripted(monkeypatch, tmp_path / "c")
+    with files.held(tmp_path / "c", "shortcut compare", shared=True):
+        tasks("shortcut", match="none", task=(1, 2))
+        with pytest.raises(UsageError, match="is in use: shortcut compare, a task"):
+            tasks("shortcut", match="none")

@@ -135,6 +135,7 @@ OfficialWeights = StrEnum("OfficialWeights", registry.OFFICIAL_WEIGHTS)  # type:
 
 MODEL_LIST = ", ".join(registry.MODELS)
 MOST_WORKERS = 1024
+MOST_TASKS = 100_000
 MOST_REPEATED = 4  # paths of a command in the next one
 MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
@@ -411,6 +412,14 @@ def _pair(contrast: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
+def _task(given: str) -> tuple[int, int]:
+    """The numbers of --task. Raises UsageError if they are not I/N with 1 <= I <= N."""
+    number, slash, tasks = given.partition("/") if given.isascii() else ("", "", "")
+    if not (slash and number.isdecimal() and tasks.isdecimal() and 1 <= int(number) <= int(tasks) <= MOST_TASKS):
+        raise UsageError(f"--task {given!r} is not I/N with 1 <= I <= N <= {MOST_TASKS:,}", "for example --task 3/8")
+    return int(number), int(tasks)
+
+
 def _count(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
@@ -421,6 +430,7 @@ def _count(workers: int | None) -> int:
         "prepare text ./texts",
         "prepare midi ./midi --out shards/mine --workers 4",
         "prepare audio ./wavs --set tokenizer.weights=mini",
+        "prepare midi ./midi --task 3/8",
     ),
 )
 def prepare(
@@ -438,10 +448,24 @@ def prepare(
     out: Annotated[str | None, _out("Shards folder, or a URL such as s3://; default: the recipe's.")] = None,
     workers: Workers = None,
     max_bad: MaxBad = "1%",
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="I/N", help="Scan one of N parts of the files, and write no shards.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Put together what all tasks have left; scan nothing.")
+    ] = False,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"], typer.Option("--executor", help="Where the files are scanned.")
+    ] = "local",
+    ray_address: Annotated[
+        str,
+        typer.Option("--ray-address", metavar="HOST:PORT", help="Ray cluster; default: $RAY_ADDRESS, else one here."),
+    ] = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Tokenize files into a folder of shards."""
+    from shortcut_cli import files
     from shortcut_cli.config import reading
     from shortcut_cli.stages import preparation, stores
 
@@ -449,9 +473,30 @@ def prepare(
     resolved = reading.read(name, _settings(settings, data__shards=("--out", out)))
     if resolved.tokenizer.name != domain:
         raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
+    if task is not None:
+        if merge or executor != "local":
+            other = "--merge" if merge else "--executor"
+            raise UsageError(f"--task and {other} exclude each other", "run --merge once all tasks are done")
+        folder = files.place(resolved.data.shards)
+        if files.is_url(resolved.data.shards):
+            raise UsageError(f"--task needs a folder that all machines see, not {resolved.data.shards}")
+        with console.Reporter() as report:
+            part = preparation.prepare_part(
+                resolved, paths, folder, task=_task(task), n_workers=_count(workers), report=report
+            )
+        console.result(part | {"path": str(folder)}, tables.part(part), as_json=as_json)
+        return
     with console.Reporter() as report, stores.kept(resolved.data.shards, report) as folder:
         manifest = preparation.prepare(
-            resolved, paths, folder, n_workers=_count(workers), max_bad=max_bad, report=report
+            resolved,
+            paths,
+            folder,
+            n_workers=_count(workers),
+            max_bad=max_bad,
+            report=report,
+            merge=merge,
+            executor=executor,
+            ray_address=ray_address,
         )
     where = _shown(resolved.data.shards, folder)
     shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": where}
@@ -848,6 +893,9 @@ def compare(
     device: Annotated[
         str, typer.Option("--device", metavar="NAME,...", help="One device, or several, e.g. cuda:0,cuda:1.")
     ] = "auto",
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="I/N", help="Train one of N parts of the runs, and judge nothing.")
+    ] = None,
     settings: Settings = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -883,7 +931,11 @@ def compare(
             report=report,
             stop=signals,
             page=not no_report,
+            task=None if task is None else _task(task),
         )
+    if task is not None:
+        console.result(result | {"path": str(folder)}, tables.share(result), as_json=as_json)
+        return
     verdicts = console.Prose(
         "\n".join(
             [*result["notices"][not result["gate"]["open"] :], *(entry["verdict"] for entry in result["contrasts"])]

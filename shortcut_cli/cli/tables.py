@@ -54,6 +54,19 @@ def shards(manifest: Result) -> "Table":
     return table(f"{manifest['path']}: {counts}{rate}{state}", columns, rows)
 
 
+def part(result: Result) -> str:
+    """What one task of a preparation did."""
+    if not result["worked"]:
+        return "already prepared; nothing to do"
+    counts = f"{result['mine']:,} of {result['files']:,} files scanned, {result['rejected']:,} rejected"
+    return f"task {result['task']}: {counts}; --merge writes the shards once all tasks are done"
+
+
+def share(result: Result) -> str:
+    """What one task of a comparison did."""
+    return f"task {result['task']}: {result['mine']} of {result['runs']} runs done; without --task all are judged"
+
+
 def account(result: Result) -> Iterator["Table"]:
     """What was changed on the way to ids, by the "account" of a result; nothing if that is nothing."""
     rows = [*accounts.rows(result.get("account", {}))]

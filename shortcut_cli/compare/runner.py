@@ -22,7 +22,7 @@ from shortcut_cli.compare.arms import Arm
 from shortcut_cli.compare.significance import of_mean
 from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import SEED, Recipe
-from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, ShortcutError, UsageError
+from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, Missing, ShortcutError, UsageError
 from shortcut_cli.events import Part, Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.kept import scores
@@ -118,9 +118,21 @@ def divergence_of(folder: Path, inputs: dict[str, Any]) -> str:
 
 
 class Runner:
-    """Trains and scores planned runs on shards with a checksum, one at a time on each device."""
+    """Trains and scores planned runs on shards with a checksum, one at a time on each device.
 
-    def __init__(self, out: Path, devices: Sequence[str], report: Report, shards: str, vocabulary: int) -> None:
+    task: the number of this machine, from 1, and of all that share the folder; each trains every n-th run.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        devices: Sequence[str],
+        report: Report,
+        shards: str,
+        vocabulary: int,
+        task: tuple[int, int] = (1, 1),
+    ) -> None:
+        self.task = task
         self.out, self.report, self.shards, self.vocabulary = out, report, shards, vocabulary
         self.names = list(devices)
         self.devices: queue.Queue[str] = queue.Queue()
@@ -147,21 +159,34 @@ class Runner:
     def run(self, runs: Sequence[PlannedRun], *, last: bool = False) -> None:
         """Train and score the runs that are not done yet; equal runs only once. last: no others will follow.
 
-        Raises Interrupted after a signal, UsageError, before any training, if a folder holds a different run or a
+        Raises Missing, unless these are the last, if other tasks have not done theirs, since what comes next depends on
+        all; Interrupted after a signal, UsageError, before any training, if a folder holds a different run or a
         device has no room for a model, ShortcutError if a run fails.
         """
-        left = {planned.folder(self.out): planned for planned in runs if self._finished(planned) is None}
+        left = {one.folder(self.out): one for one in self.mine(runs) if self._finished(one) is None}
         for planned, device in itertools.product(left.values(), self.names):
             check_room(planned.arm.size.total, self.vocabulary, device)
         self.known |= left
         self.later = {} if last else self.later
         with ThreadPoolExecutor(self.width) as pool:
             deque(pool.map(self._train, left.values()), maxlen=0)
+        missing = [one for one in runs if self._finished(one) is None] if self.task[1] > 1 and not last else []
+        if missing:
+            names = ", ".join(one.folder(self.out).name for one in missing[:3])
+            raise Missing(
+                f"the rest depends on {len(missing)} runs that other tasks have not done yet: {names}",
+                "run the same command again once they have",
+            )
 
     def _whole(self) -> float:
         """The share of all work that is done."""
         done = sum(share * self.known[folder].work for folder, share in self.shares.items())
         return done / sum(planned.work for planned in (self.known | self.later).values())
+
+    def mine(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """The runs that fall to this task: all tasks agree, since they plan the same runs in the same order."""
+        number, tasks = self.task
+        return [*{one.folder(self.out): one for one in runs}.values()][number - 1 :: tasks]
 
     def check_shards(self) -> None:
         """Raise UsageError if a run in the folder was trained on other shards."""

@@ -51,6 +51,11 @@ class Dropped:
         """The sum of the sizes of those that begin in a part of the corpus."""
         return self.before(start + size) - self.before(start)
 
+    def between(self, start: int, end: int) -> "Dropped":
+        """Those that begin in a part of the corpus, for which it says the same."""
+        first, last = self._place(start), self._place(end)
+        return Dropped(self.offsets[first:last], self.sizes[first : last + 1])
+
     def _place(self, offset: int) -> int:
         return int(self.offsets.searchsorted(offset))
 

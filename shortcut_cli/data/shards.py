@@ -64,7 +64,7 @@ class SplitWriter:
     def __init__(self, folder: Path, split: str, vocabulary: int, shard_tokens: int) -> None:
         self.folder = folder
         self.split = split
-        self.code = 8 if vocabulary < UINT16_VOCABULARY else 4
+        self.code = dtype_code(vocabulary)
         self.shard_tokens = shard_tokens
         self.shard = -1
         self.tokens = 0
@@ -83,8 +83,7 @@ class SplitWriter:
                 self._move(start, before)
                 start = 0
             self._write(block)
-        for first in range(start, self.tokens, SEQUENCE_TOKENS):
-            self.lengths.append(min(SEQUENCE_TOKENS, self.tokens - first))
+        self.lengths.extend(sequences(self.tokens - start))
         self.documents.append(len(self.lengths))
         return self.shard, start, self.tokens - start
 
@@ -141,6 +140,16 @@ class SplitWriter:
         files.write(self.folder / f"{name}.idx", index(self.code, lengths, documents))
 
 
+def dtype_code(vocabulary: int) -> int:
+    """The code in an .idx file of the type in which ids of a vocabulary are kept."""
+    return 8 if vocabulary < UINT16_VOCABULARY else 4
+
+
+def sequences(tokens: int) -> list[int]:
+    """The lengths of the sequences that a document is kept as."""
+    return [min(SEQUENCE_TOKENS, tokens - first) for first in range(0, tokens, SEQUENCE_TOKENS)]
+
+
 def index(code: int, lengths: "array[int]", documents: "array[int]") -> bytes:
     """The bytes of an .idx file for sequences of these lengths and documents that start at these sequences."""
     sizes = np.asarray(lengths, dtype=np.int64)
@@ -168,6 +177,7 @@ class FolderWriter:
         self.splits = {name: SplitWriter(self.partial, name, vocabulary, shard_tokens) for name in SPLITS}
         self.counts: dict[str, dict[str, Any]] = {name: {"documents": 0, "tokens": 0, "units": {}} for name in SPLITS}
         self.account: dict[str, float] = {}  # of all documents but variants
+        self.hashes: dict[str, str] = {}  # of .bin files that others have written
         self.documents = open(self.partial / "documents.jsonl", "w", encoding="utf-8")  # noqa: SIM115
 
     def __enter__(self) -> "FolderWriter":
@@ -187,6 +197,13 @@ class FolderWriter:
         An "account" in the record is added to the manifest's.
         """
         shard, offset, tokens = self.splits[split].add(blocks, self.eos)
+        self.place(split, shard, offset, tokens, units, record)
+        return tokens
+
+    def place(
+        self, split: str, shard: int, offset: int, tokens: int, units: dict[str, float], record: dict[str, Any]
+    ) -> None:
+        """List and count a document that is at this place, or will be."""
         place = {"split": split, "shard": shard, "offset": offset, "tokens": tokens, "units": units}
         self.documents.write(to_json(record | place) + "\n")
         if "variant" not in record:
@@ -196,7 +213,12 @@ class FolderWriter:
         count["tokens"] += tokens
         for unit, amount in units.items():
             count["units"][unit] = count["units"].get(unit, 0) + amount
-        return tokens
+
+    def leave_shards(self) -> None:
+        """Write no shards, since others do; they put the hashes of the .bin files into `hashes`."""
+        for writer in self.splits.values():
+            writer.stream.close()
+        self.splits = {}
 
     def finish(self, rejects: Iterable[dict[str, Any]], fields: dict[str, Any]) -> dict[str, Any]:
         """Move everything into place, the manifest last; returns it.
@@ -213,11 +235,12 @@ class FolderWriter:
         self.documents.close()
         with files.writing(self.partial / "rejects.jsonl") as stream:
             stream.writelines((to_json(line) + "\n").encode() for line in rejects)
-        hashes = {name: digest for writer in self.splits.values() for name, digest in writer.hashes.items()}
+        for writer in self.splits.values():
+            self.hashes |= writer.hashes
         listed = {}
         for path in sorted(path for path in self.partial.rglob("*") if path.is_file()):
             name = path.relative_to(self.partial).as_posix()
-            listed[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or files.sha256(path)}
+            listed[name] = {"bytes": path.stat().st_size, "sha256": self.hashes.get(name) or files.sha256(path)}
         manifest = {"format": FORMAT, **fields, "splits": self.counts, "account": self.account, "files": listed}
         manifest["checksum"] = _checksum(manifest)
         check_free(self.folder)

@@ -4,7 +4,7 @@ By the hash of its content, so that equal documents never end up in different sp
 other document (except to fill a split that would be empty).
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -83,47 +83,101 @@ class Tally:
         return moved
 
 
-def by_document(tally: Tally) -> Assign:
-    """Whole documents, by the hash of their content."""
-    moved = tally.exceptions()
+class Division:
+    """Divides documents among splits, see `Assign`. It can be given to another process, a part of the corpus at a time.
 
-    def assign(document: Document) -> list[tuple[str, int]]:
-        split = moved.get(document.sha256) or split_of(document.sha256, tally.val, tally.test)
+    The functions below make one.
+    """
+
+    def __call__(self, document: Document) -> list[tuple[str, int]]:
+        """(split, size) for each part of a document."""
+        raise NotImplementedError
+
+    def within(self, start: int, end: int) -> "Division":
+        """One that does the same with the documents between two offsets of the corpus, and knows no others."""
+        del start, end
+        return self
+
+
+@dataclass(frozen=True)
+class _ByDocument(Division):
+    moved: dict[str, str]
+    val: float
+    test: float
+
+    def __call__(self, document: Document) -> list[tuple[str, int]]:
+        split = self.moved.get(document.sha256) or split_of(document.sha256, self.val, self.test)
         return [(split, document.size)]
 
-    return assign
+
+def by_document(tally: Tally) -> Division:
+    """Whole documents, by the hash of their content."""
+    return _ByDocument(tally.exceptions(), tally.val, tally.test)
 
 
-def contiguous(tally: Tally) -> Assign:
+@dataclass(frozen=True)
+class _Contiguous(Division):
+    bounds: tuple[tuple[str, int, int], ...]
+
+    def __call__(self, document: Document) -> list[tuple[str, int]]:
+        begin, end = document.offset, document.offset + document.size
+        overlaps = ((split, min(end, high) - max(begin, low)) for split, low, high in self.bounds)
+        return [(split, size) for split, size in overlaps if size > 0]
+
+
+def contiguous(tally: Tally) -> Division:
     """The first part of the corpus for train, then val, then test."""
     second = tally.size - round(tally.size * tally.test)
     first = second - round(tally.size * tally.val)
-    bounds = (("train", 0, first), ("val", first, second), ("test", second, tally.size))
-
-    def assign(document: Document) -> list[tuple[str, int]]:
-        begin, end = document.offset, document.offset + document.size
-        overlaps = ((split, min(end, high) - max(begin, low)) for split, low, high in bounds)
-        return [(split, size) for split, size in overlaps if size > 0]
-
-    return assign
+    return _Contiguous((("train", 0, first), ("val", first, second), ("test", second, tally.size)))
 
 
-def as_given(starts: Sequence[int], names: Sequence[str]) -> Assign:
+@dataclass(frozen=True)
+class _AsGiven(Division):
+    starts: Sequence[int]
+    names: Sequence[str]
+
+    def __call__(self, document: Document) -> list[tuple[str, int]]:
+        return [(self.names[bisect_right(self.starts, document.offset) - 1], document.size)]
+
+    def within(self, start: int, end: int) -> Division:
+        first, last = max(0, bisect_right(self.starts, start) - 1), bisect_left(self.starts, end)
+        return _AsGiven(self.starts[first:last], self.names[first:last])
+
+
+def as_given(starts: Sequence[int], names: Sequence[str]) -> Division:
     """Whole documents, each in the split of its source: starts[i] is where source i begins, names[i] its split."""
-
-    def assign(document: Document) -> list[tuple[str, int]]:
-        return [(names[bisect_right(starts, document.offset) - 1], document.size)]
-
-    return assign
+    return _AsGiven(starts, names)
 
 
-def without(dropped: Dropped, assign: Assign) -> Assign:
-    """What `assign` does with the corpus that is left without empty records and dropped documents."""
+@dataclass(frozen=True)
+class AllIn(Division):
+    """Every document, whole, in one split."""
 
-    def assign_the_rest(document: Document) -> list[tuple[str, int]]:
-        if not document.size or dropped.holds(document.offset):
+    split: str
+
+    def __call__(self, document: Document) -> list[tuple[str, int]]:
+        """One part."""
+        return [(self.split, document.size)]
+
+
+@dataclass(frozen=True)
+class _Without(Division):
+    dropped: Dropped
+    assign: Assign
+
+    def __call__(self, document: Document) -> list[tuple[str, int]]:
+        if not document.size or self.dropped.holds(document.offset):
             return []
-        before = dropped.before(document.offset)
-        return assign(replace(document, offset=document.offset - before) if before else document)
+        before = self.dropped.before(document.offset)
+        return self.assign(replace(document, offset=document.offset - before) if before else document)
 
-    return assign_the_rest
+    def within(self, start: int, end: int) -> Division:
+        assert isinstance(self.assign, Division), self.assign
+        rest = self.assign.within(start - self.dropped.before(start), end - self.dropped.before(end))
+        return _Without(self.dropped.between(start, end), rest)
+
+
+def without(dropped: Dropped, assign: Assign) -> Division:
+    """What `assign` does with the corpus that is left without empty records and dropped documents."""
+    return _Without(dropped, assign)

@@ -49,6 +49,7 @@ def compare(
     pairs: Sequence[tuple[str, str]] = (),
     most_seeds: int = 0,
     page: bool = True,
+    task: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Train and score every arm and its baselines, and write compare.json and, if `page`, compare.html into `out`.
 
@@ -59,15 +60,19 @@ def compare(
     compare.json, and the path of the page as "report", or as "no_report" why it could not be written.
     docs/protocol.md says what is tested, and how.
 
+    task: the number of this machine, from 1, and of all that see the folder and share the runs. Then nothing is judged
+    and no file but runs and comparison.json written; "task", "runs" and "mine" say how many runs there are, and how
+    many were this task's. Raises Missing if what comes next depends on runs that others have not done yet.
+
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
     """
-    with files.held(out, "shortcut compare", known=_is_comparison):
+    with files.held(out, "shortcut compare", known=_is_comparison, shared=task is not None):
         shards = Shards(files.place(resolved.data.shards))
         checksum = shards.manifest["checksum"]
         if unfinished := warning(files.place(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
-        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"])
+        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"], task or (1, 1))
         kept = _check_same(out, resolved, match, checksum, rungs)
         planned = _planned(kept, seeds, most_seeds)
         runner.check_shards()
@@ -83,7 +88,10 @@ def compare(
             runner.expect([PlannedRun(arm, rates[0], seed) for seed in numbers for arm in _left(arms)])
             tried = choose(arms, rates, runner)
             named = [Named(one.arm, arms[one.arm].baselines[0], True) if one.matched else one for one in named]
-            runner.run([PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()], last=True)
+            runs = [PlannedRun(arm, arm.lr, seed) for seed in numbers for arm in arms.values()]
+            runner.run(runs, last=True)
+        if task:
+            return {"task": "/".join(map(str, task)), "runs": len(runs), "mine": len(runner.mine(runs))}
         rows = {label: runner.row(arm, numbers) for label, arm in arms.items()}
         if changed := differing(rows.values()):
             report(Note(text=f"the runs were not all trained under the same conditions: {changed}"))

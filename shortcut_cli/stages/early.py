@@ -23,7 +23,7 @@ def check_paths(paths: Sequence[str]) -> None:
 
 
 def check_shards(folder: str | None) -> None:
-    """Raise UsageError if a folder that was named is no shards folder. One in a store is looked at when it is fetched."""
+    """Raise UsageError if a folder that was named is no shards folder; one in a store is looked at when fetched."""
     if folder is not None and not files.is_url(folder):
         shards.read_manifest(files.place(folder))
 

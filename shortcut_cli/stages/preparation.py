@@ -2,6 +2,9 @@
 
 Worker processes scan the files for documents; documents are assigned to splits; the tokenizer learns from the training
 split, if it needs to; then one pass writes all ids in a canonical order. What a scan has staged survives a kill.
+
+The scan can be divided into tasks, on machines that share the folder (`prepare_part`): each takes the files whose names
+fall to it and leaves what it found by the hash of their bytes, so that `prepare` only puts it together.
 """
 
 import copy
@@ -12,9 +15,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,9 +26,11 @@ from typing import Any
 from shortcut_cli import __version__, cleanup, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
-from shortcut_cli.data import duplicates, inputs, objects, splits, workers
-from shortcut_cli.data.documents import Assign, Document, RejectedRecord, Source, check_unchanged
+from shortcut_cli.data import duplicates, executors, inputs, objects, splits, workers
+from shortcut_cli.data.assembly import PartWriter, ShardMaker, laid_out
+from shortcut_cli.data.documents import Assign, Document, Source, check_unchanged
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
+from shortcut_cli.data.hashes import Hashes
 from shortcut_cli.data.shards import (
     PREPARE,
     FolderWriter,
@@ -36,6 +41,7 @@ from shortcut_cli.data.shards import (
     source_paths_file,
 )
 from shortcut_cli.errors import (
+    Missing,
     Rejected,
     ShortcutError,
     TooManyRejects,
@@ -46,7 +52,11 @@ from shortcut_cli.errors import (
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.tokenizers.base import Tokenizer
+from shortcut_cli.tokenizers.encoding import Item, PartEncoder, encoded, parts
+from shortcut_cli.tokenizers.scanning import Scanned, Scanner, rejected_records
 
+PART_SIZE = 1 << 24  # bytes of text, or tokens, that a process encodes at once if the write pass is divided
+WRITE_TIMES = 16  # a part has many files, but no more than this much of the work of the largest that is allowed
 # What --max-bad judges: in words, and the manifest's counts of rejected ones and of all.
 JUDGED = (("files", "rejected", "inputs"), ("records", "records_rejected", "records"))
 
@@ -90,9 +100,20 @@ def too_many(rejected: Sequence[tuple[int, int]], limit: str) -> bool:
 
 
 def prepare(
-    recipe: Recipe, paths: Iterable[str], folder: Path, *, n_workers: int, max_bad: str, report: Report
+    recipe: Recipe,
+    paths: Iterable[str],
+    folder: Path,
+    *,
+    n_workers: int,
+    max_bad: str,
+    report: Report,
+    merge: bool = False,
+    executor: str = "local",
+    ray_address: str = "",
 ) -> dict[str, Any]:
     """Tokenize the files behind `paths` into a shards folder.
+
+    merge: scan nothing that tasks were to scan. executor: where files are scanned, see `data/executors.py`.
 
     Returns the manifest, and with it "worked", whether there was anything to do, "ignored", the number of files ignored
     because of their suffix, and, if there was, "tokens_per_s".
@@ -100,17 +121,78 @@ def prepare(
     Raises UsageError if no files are found, the folder holds something else or data.splits leaves a split empty,
     TooManyRejects if more files or records were rejected than `max_bad` allows (the folder is complete all the same),
     or all files; Unfinished if a file was rejected for a reason that may pass. The manifest counts those as
-    "unfinished", and the next preparation tries them again.
+    "unfinished", and the next preparation tries them again. Missing if `merge` finds files that no task has scanned.
     """
-    tokenizer: Tokenizer = registry.load(registry.TOKENIZERS, recipe.tokenizer.name)(recipe.tokenizer)
-    kind = "given" if recipe.data.splits else recipe.data.split
-    manifest = _prepare(recipe, tokenizer, kind, paths, folder, n_workers=n_workers, max_bad=max_bad, report=report)
+    options: dict[str, Any] = {"n_workers": n_workers, "max_bad": max_bad, "report": report, "merge": merge}
+    if executor != "local":
+        options["execute"] = executors.named(executor, folder=folder / ".staging" / "jobs", ray_address=ray_address)
+    manifest = _prepare(recipe, _tokenizer(recipe), _kind(recipe), paths, folder, **options)
     if rejected := _rejected(folder, manifest):
         counts, *first = rejected
         report(Note(text="\n".join([f"{counts} were rejected; {folder / 'rejects.jsonl'} has all reasons", *first])))
     if manifest.get("unfinished"):
         raise Unfinished(manifest["unfinished"], map(described, islice(_passing(folder), 3)))
     return manifest
+
+
+def prepare_part(
+    recipe: Recipe, paths: Iterable[str], folder: Path, *, task: tuple[int, int], n_workers: int, report: Report
+) -> dict[str, Any]:
+    """Scan the files that fall to one of several tasks, and leave what was found in the folder for `prepare`.
+
+    task: its number, from 1, and how many there are. Any number of them may run at once, on any machines that see the
+    same files and the same folder, be killed, and run again.
+
+    Returns "files", how many there are, "mine", and how many of mine are "rejected". Raises UsageError as `prepare`
+    does; Unfinished if a file was rejected for a reason that may pass: the same task tries it again.
+    """
+    tokenizer, kind = _tokenizer(recipe), _kind(recipe)
+    number = f"{task[0]}-of-{task[1]}"
+    fetched = folder / ".staging" / f"fetched-{number}"
+    found, assigned, _ = _found(recipe, tokenizer, kind, list(paths), folder, fetched, report)
+    total = len(found.files)
+    found.files[:] = [one for one in found.files if _task_of(one[0], task[1]) == task[0]]
+    found.rejects.clear()  # `prepare` finds them too
+    with files.held(folder, PREPARE, known=is_shards, shared=True), _removed(fetched):
+        if found.remote:
+            files.make_folder(fetched)
+        result = {"task": "/".join(map(str, task)), "files": total, "mine": len(found.files), "rejected": 0}
+        if _is_complete(folder, recipe, tokenizer):
+            return result | {"worked": False}
+        hashes = Hashes(folder / ".staging" / "hashes")
+        hashed, rejects = _hash(found, n_workers, report, assigned, hashes)
+        hashes.save(number)
+        preparation = _Preparation(recipe, tokenizer, kind, folder, rejects, n_workers=n_workers, report=report)
+        preparation.scan_part(hashed)
+    bad = [reject.line() for reject in preparation.rejects]
+    passing = [line for line in bad if line.get("passing")]
+    if passing:
+        raise Unfinished(len(passing), map(described, passing[:3]))
+    return result | {"worked": True, "rejected": len(bad)}
+
+
+def _task_of(relative: str, tasks: int) -> int:
+    """Which of the tasks, from 1, a file falls to: by its name alone, so that all agree without talking."""
+    name = relative.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.sha256(name).digest()[:8]) % tasks + 1
+
+
+def _is_complete(folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> bool:
+    """Whether a folder has the shards that a task is for. Raises UsageError if it has others."""
+    if not (folder / "manifest.json").exists():
+        return False
+    found = read_manifest(folder)
+    request = _request(recipe, tokenizer, []) | {"inputs": found.get("request", {}).get("inputs")}
+    return _finished(folder, request) is not None and not found.get("unfinished")
+
+
+def _tokenizer(recipe: Recipe) -> Tokenizer:
+    made: Tokenizer = registry.load(registry.TOKENIZERS, recipe.tokenizer.name)(recipe.tokenizer)
+    return made
+
+
+def _kind(recipe: Recipe) -> str:
+    return "given" if recipe.data.splits else recipe.data.split
 
 
 def tokenize(
@@ -144,24 +226,19 @@ def _prepare(
     n_workers: int,
     max_bad: str,
     report: Report,
+    merge: bool = False,
+    execute: executors.Executor | None = None,
 ) -> dict[str, Any]:
     """What `prepare` and `tokenize` do. kind: data.split, or "test" for all documents in that split."""
     too_many([], max_bad)  # raises UsageError before any work if it is neither a number nor a percentage
     paths = list(paths)
     fetched = folder / ".staging" / "fetched"
-    found = inputs.find(paths, tokenizer.suffixes, out=folder, fetched=fetched)
-    if found.outputs:
-        report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
-    if not found.files and not found.rejects:
-        raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
-    if found.ignored:
-        report(Note(text=_ignored(found.ignored)))
-    assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
+    found, assigned, outside = _found(recipe, tokenizer, kind, paths, folder, fetched, report)
     began = time.monotonic()
     with files.held(folder, PREPARE, known=is_shards), _removed(fetched):
         if found.remote:
             files.make_folder(fetched)
-        hashed, rejects = _hash(found, n_workers, report, assigned)
+        hashed, rejects = _hash(found, n_workers, report, assigned, Hashes(folder / ".staging" / "hashes"))
         request = _request(recipe, tokenizer, hashed)
         if kind == "test":
             request |= {"all_in": "test", "fingerprint": tokenizer.fingerprint}
@@ -169,9 +246,8 @@ def _prepare(
         summary: dict[str, Any] = {"worked": False, "ignored": len(found.ignored)}
         if manifest is None or manifest.get("unfinished"):
             check_free(folder)
-            preparation = _Preparation(
-                recipe, tokenizer, kind, folder, rejects + outside, n_workers=n_workers, report=report
-            )
+            options: dict[str, Any] = {"n_workers": n_workers, "report": report, "merge": merge, "execute": execute}
+            preparation = _Preparation(recipe, tokenizer, kind, folder, rejects + outside, **options)
             if manifest is None or not preparation.fails_again(hashed):
                 summary["worked"], manifest = True, preparation.run(hashed, request)
         if summary["worked"]:
@@ -196,6 +272,24 @@ def _removed(folder: Path) -> Iterator[None]:
             yield
         finally:
             remove()
+
+
+def _found(
+    recipe: Recipe, tokenizer: Tokenizer, kind: str, paths: list[str], folder: Path, fetched: Path, report: Report
+) -> tuple[inputs.Found, dict[Path, str], list[Reject]]:
+    """The files behind `paths`; if splits come with them, the split of each, and those that are in none.
+
+    fetched: the folder to which objects are fetched.
+    """
+    found = inputs.find(paths, tokenizer.suffixes, out=folder, fetched=fetched)
+    if found.outputs:
+        report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
+    if not found.files and not found.rejects:
+        raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
+    if found.ignored:
+        report(Note(text=_ignored(found.ignored)))
+    assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
+    return found, assigned, outside
 
 
 def _ignored(names: list[str]) -> str:
@@ -300,18 +394,24 @@ class Input:
 
 
 def _hash(
-    found: inputs.Found, threads: int, report: Report, assigned: Mapping[Path, str] | None = None
+    found: inputs.Found,
+    threads: int,
+    report: Report,
+    assigned: Mapping[Path, str] | None = None,
+    hashes: Hashes | None = None,
 ) -> tuple[list[Input], list[Reject]]:
     """Hash every file; equal files are kept once, under the first of their names.
 
     assigned: the split of each path, if they come with the corpus; then the first is sought in test, val, then train.
+    hashes: those that are known already.
     """
     rejects = [Reject(relative, None, reason, passing=relative in found.passing) for relative, reason in found.rejects]
     by_hash: dict[str, list[tuple[str, Path]]] = {}
 
-    def digest(path: Path) -> str | Rejected:
+    def digest(one: tuple[str, Path]) -> str | Rejected:
+        relative, path = one
         try:
-            return found.sha256(path)
+            return hashes.sha256(relative, path) if hashes and path not in found.remote else found.sha256(path)
         except Rejected as reason:
             return reason
         except OSError as error:
@@ -320,7 +420,7 @@ def _hash(
             return unreadable(error)
 
     with ThreadPoolExecutor(max(threads, objects.THREADS) if found.remote else threads) as pool:
-        results = pool.map(digest, (path for _, path in found.files))
+        results = pool.map(digest, found.files)
         for done, ((relative, path), result) in enumerate(zip(found.files, results, strict=True), 1):
             if isinstance(result, Rejected):
                 rejects.append(Reject(relative, None, str(result), passing=result.passing))
@@ -370,55 +470,6 @@ def _finished(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-@dataclass
-class Scanned:
-    """What a scan found in one source."""
-
-    tally: splits.Tally
-    keys: bytes = b""  # of its documents, see `duplicates.key`; empty if duplicates are kept
-
-
-def _scan_group(
-    tokenizer: Tokenizer, val: float, test: float, drop: bool, group: list[Source]
-) -> list[Scanned | Rejected]:
-    """In a worker process: scan sources; the result for each is what was found, or why it can't be used.
-
-    drop: whether duplicates will be dropped.
-    """
-    if len(group) > 1:
-        tokenizer.stage(group)
-    found: list[Scanned | Rejected] = []
-    for source in group:
-        try:
-            found.append(_scan_one(tokenizer, source, splits.Tally(val, test), drop=drop))
-        except Rejected as reason:
-            found.append(reason)
-    return found
-
-
-def _scan_one(tokenizer: Tokenizer, source: Source, tally: splits.Tally, *, drop: bool) -> Scanned:
-    """Scan a source; records that can't be used are listed in a file, since there may be very many."""
-    keys = bytearray()
-    with ExitStack() as stack:
-        stream = None
-        for found in tokenizer.scan(source):
-            tally.add(found)
-            if isinstance(found, RejectedRecord):
-                stream = stream or stack.enter_context(open(_rejected_records(source), "w", encoding="utf-8"))
-                line = {"source": source.relative, "sha256": source.sha256, "line": found.line, "reason": found.reason}
-                stream.write(json.dumps(line) + "\n")
-            elif drop and found.size:
-                keys += duplicates.key(found)
-    if not tally.documents:
-        raise Rejected("is empty")
-    return Scanned(tally, bytes(keys))
-
-
-def _rejected_records(source: Source) -> Path:
-    """Where the scan lists the records of a source that can't be used: lines of rejects.jsonl."""
-    return source.staged.with_name(source.staged.name + ".rejects.jsonl")
-
-
 class _Preparation:
     """The steps of one preparation."""
 
@@ -432,8 +483,12 @@ class _Preparation:
         *,
         n_workers: int,
         report: Report,
+        merge: bool = False,
+        execute: executors.Executor | None = None,
     ) -> None:
         self.recipe = recipe
+        self.execute = execute
+        self.merge = merge
         self.folder = folder
         self.n_workers = n_workers
         self.report = report
@@ -442,6 +497,8 @@ class _Preparation:
         key = json.dumps([__version__, recipe.tokenizer.model_dump(), tokenizer.depends_on], sort_keys=True)
         self.staging = folder / ".staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
         files.make_folder(self.staging)
+        data = recipe.data
+        self.scanner = Scanner(tokenizer, data.val, data.test, data.duplicates == "drop", keep=execute is not None)
 
     def _begin(self, changed: list[Reject]) -> None:
         """Forget what an earlier try found. changed: files that must not be used any more."""
@@ -481,6 +538,26 @@ class _Preparation:
             with suppress(OSError):  # there is something in them
                 self.staging.rmdir()
                 self.staging.parent.rmdir()
+
+    def scan_part(self, hashed: list[Input]) -> None:
+        """Scan files, and the variants of those that the training split gets if no split is empty; keep the results."""
+        self.scanner = replace(self.scanner, keep=True)
+        names = {file.sha256: file.split for file in hashed}
+        scanned = self._scan([self._source(file) for file in hashed], "scan")
+        if self.kind != "contiguous":
+            train = [source for source, one in scanned if self._trains(source, one, names)]
+            self._scan(self._variants_of(train), "augment")
+
+    def _trains(self, source: Source, one: Scanned, names: Mapping[str, str]) -> bool:
+        """Whether the training split gets a source, as far as its name or hash tells. names: as in `_assign`."""
+        if not self.tokenizer.variants:
+            return False
+        split = names[source.sha256] if self.kind == "given" else splits.split_of(_digest(one), *self._shares)
+        return split == "train"
+
+    @property
+    def _shares(self) -> tuple[float, float]:
+        return self.recipe.data.val, self.recipe.data.test
 
     def _changed(self, hashed: list[Input]) -> list[Reject]:
         """The files whose bytes are not those any more that were hashed."""
@@ -580,7 +657,7 @@ class _Preparation:
             check_filled(given, "no document that can be used")
             assign = splits.as_given(starts, given)
         else:
-            assign = splits.by_document(total) if self.kind == "documents" else _all_in("test")
+            assign = splits.by_document(total) if self.kind == "documents" else splits.AllIn("test")
         return splits.without(self.dropped, assign)
 
     def _say_if_uneven(self, manifest: dict[str, Any]) -> None:
@@ -596,19 +673,30 @@ class _Preparation:
                 self.report(Note(text=f"the {name} split is larger than the training split: {sizes}"))
 
     def _source(self, file: Input, variant: str = "") -> Source:
-        name = f"{file.sha256}{'.' + variant if variant else ''}.ids"
+        # The suffix says how the bytes are read.
+        suffix = max(filter(file.relative.lower().endswith, self.tokenizer.suffixes), key=len, default="")
+        name = f"{file.sha256}{suffix}{'.' + variant if variant else ''}.ids"
         return Source(file.path, file.relative, file.sha256, self.staging / name, variant)
 
-    def _scan(self, sources: list[Source], task: str) -> list[tuple[Source, Scanned]]:
-        """Scan in worker processes; rejected sources are recorded and left out."""
-        found: dict[Source, Scanned | Rejected] = {}
-        groups = self.tokenizer.group(sources, self.n_workers)
+    def _scan(self, sources: list[Source], task: str, own: Collection[str] = ()) -> list[tuple[Source, Scanned]]:
+        """Scan in worker processes what no other process has; rejected sources are recorded and left out.
+
+        own: hashes of sources whose scans were nobody else's to leave.
+        """
+        found = {source: result for source in sources if (result := self.scanner.kept(source)) is not None}
+        missing = [source for source in sources if source not in found]
+        if self.merge:
+            _check_none([source for source in missing if source.sha256 not in own], len(sources))
+        groups = self.tokenizer.group(missing, self.n_workers)
         while groups:
             broken: list[Source] = []
             for group, results in self._in_workers(groups):
-                if isinstance(results, Rejected) and len(group) > 1:
-                    broken += group  # one of them crashed the process; scanning each on its own will tell which
-                    continue
+                if isinstance(results, Rejected):
+                    if len(group) > 1:
+                        broken += group  # one of them crashed the process; scanning each on its own will tell which
+                        continue
+                    if self.scanner.keep:
+                        self.scanner.leave(group[0], results)
                 found |= zip(group, [results] if isinstance(results, Rejected) else results, strict=True)
                 self.report(Progress(task=task, done=len(found), total=len(sources), unit="files"))
             groups = [[source] for source in broken]
@@ -623,14 +711,13 @@ class _Preparation:
         return kept
 
     def _in_workers(self, groups: list[list[Source]]) -> Iterator[tuple[list[Source], Any]]:
-        data = self.recipe.data
-        return workers.in_order(
-            _scan_group,
+        return (self.execute or workers.in_order)(
+            self.scanner,
             groups,
-            (self.tokenizer, data.val, data.test, data.duplicates == "drop"),
+            (),
             workers=max(1, min(self.n_workers, len(groups))),
-            timeout_s=data.file_timeout_s,
-            memory_mb=data.file_memory_mb,
+            timeout_s=self.recipe.data.file_timeout_s,
+            memory_mb=self.recipe.data.file_memory_mb,
         )
 
     @property
@@ -654,12 +741,16 @@ class _Preparation:
             return []
         if self.kind == "contiguous":
             raise UsageError("augmentation needs at least three different files and data.split = 'documents'")
-        train = [source for source, one in scanned if _is_train(source, one.tally, assign)]
-        wanted = [
-            self._source(Input(source.relative, source.path, source.sha256), name) for source in train for name in names
-        ]
-        kept = self._scan(wanted, "augment")
-        return [(replace(source, size=one.tally.size), _all_in("train")) for source, one in kept]
+        train = [source for source, one in scanned if _is_train(source, one, assign)]
+        given = self.kind == "given"
+        # A document that fills a split that would be empty has variants that no task could know of.
+        moved = set() if given else {s.sha256 for s, one in scanned if not self._trains(s, one, {})}
+        kept = self._scan(self._variants_of(train), "augment", own=moved)
+        return [(replace(source, size=one.tally.size), splits.AllIn("train")) for source, one in kept]
+
+    def _variants_of(self, sources: list[Source]) -> list[Source]:
+        files_ = [Input(source.relative, source.path, source.sha256) for source in sources]
+        return [self._source(file, name) for file in files_ for name in self.tokenizer.variants]
 
     def _write(
         self,
@@ -669,23 +760,49 @@ class _Preparation:
         empty: dict[str, int],
     ) -> None:
         """Write all ids. equal, empty: by the hash of a source, its equal files and how many empty records it has."""
-        for done, (source, assign) in enumerate(work, 1):
-            same = {"duplicates": equal[source.sha256]} if source.sha256 in equal else {}
-            variant = {"variant": source.variant} if source.variant else {}
-            before = None
-            # What belongs to no document is in the account of the first that is written.
-            left = {"records_empty": empty[source.sha256]} if source.sha256 in empty else {}
-            for chunk in self.tokenizer.encode(source, assign, self.n_workers):
-                document = chunk.document
-                # A document that is cut has several lines; its account is in the first.
-                found = left | document.account if document is not before else {}
-                before, left = document, {}
-                record = {"source": source.relative, "sha256": document.sha256, **variant, **same}
-                more: dict[str, Any] = {"line": document.line, "account": found}
-                record |= {name: value for name, value in more.items() if value}
-                writer.add(chunk.split, chunk.ids, chunk.units, record)
-            self.report(Progress(task="write", done=done, total=len(work), unit="files"))
+        items = [
+            Item(source, assign, tuple(equal.get(source.sha256, ())), empty.get(source.sha256, 0))
+            for source, assign in work
+        ]
+        divided = list(parts(items, PART_SIZE)) if self.n_workers > 1 or self.execute else []
+        if len(divided) > 1:
+            self._assemble(writer, divided)
+        else:
+            for done, item in enumerate(items, 1):
+                for one in encoded(self.tokenizer, item, self.n_workers):
+                    writer.add(one.split, one.ids, one.units, one.record)
+                self.report(Progress(task="write", done=done, total=len(items), unit="files"))
         self.tokenizer.save(writer.partial / "tokenizer")
+
+    def _assemble(self, writer: FolderWriter, divided: list[tuple[int, list[Item]]]) -> None:
+        """Write all ids in worker processes: parts of the corpus first, then shards."""
+        writer.leave_shards()
+        made = PartWriter(writer.partial / "parts", self.tokenizer.vocabulary)
+        files.make_folder(made.folder)
+        jobs = ((number, _within(items)) for number, items in divided)
+        done, total = 0, sum(len(items) for _, items in divided)
+        for (_, items), result in self._writing(PartEncoder(self.tokenizer, made), jobs, len(divided)):
+            if isinstance(result, Rejected):
+                raise result
+            done += len(items)
+            self.report(Progress(task="write", done=done, total=total, unit="files"))
+        shards = laid_out(made, len(divided), self.recipe.data.shard_tokens, writer.place)
+        for shard, result in self._writing(ShardMaker(writer.partial, made), shards, len(divided)):
+            if isinstance(result, Rejected):
+                raise ShortcutError(f"{shard.name}.bin could not be written: {result}", "run the same command again")
+            writer.hashes[f"{shard.name}.bin"] = result
+        shutil.rmtree(made.folder)
+
+    def _writing(self, work: Callable[..., Any], jobs: Iterable[Any], most: int) -> Iterator[tuple[Any, Any]]:
+        data = self.recipe.data
+        return (self.execute or workers.in_order)(
+            work,
+            jobs,
+            (),
+            workers=min(self.n_workers, most),
+            timeout_s=WRITE_TIMES * data.file_timeout_s,
+            memory_mb=data.file_memory_mb,
+        )
 
     def _manifest_fields(self, hashed: list[Input], total: splits.Tally) -> dict[str, Any]:
         """What the manifest says about the tokenizer, the files and their documents."""
@@ -716,8 +833,8 @@ class _Preparation:
         """The lines of rejects.jsonl: files, records (of the sources `bad`), variants, files that were not wanted."""
         yield from self._file_lines(equal, lambda reject: reject.bad and not reject.variant)
         for source in bad:
-            with open(_rejected_records(source), encoding="utf-8") as stream:
-                yield from map(json.loads, stream)
+            with open(rejected_records(source), encoding="utf-8") as stream:
+                yield from ({"source": source.relative, **json.loads(line)} for line in stream)
         yield from self._file_lines(equal, lambda reject: bool(reject.variant))
         yield from self._file_lines(equal, lambda reject: not reject.bad)
 
@@ -729,6 +846,16 @@ class _Preparation:
         return sorted(lines, key=json.dumps)
 
 
+def _check_none(missing: list[Source], total: int) -> None:
+    """Raise Missing, with the first three names, if there are scans that no task has left."""
+    if missing:
+        names = "".join(f"\n  {one.relative}{' ' + one.variant if one.variant else ''}" for one in missing[:3])
+        raise Missing(
+            f"no task has scanned {len(missing):,} of {total:,} files{names}",
+            "run the tasks that were killed again, or leave out --merge: then this process scans them",
+        )
+
+
 def _with_places(scanned: list[tuple[Source, Scanned]]) -> list[tuple[Source, Scanned]]:
     """The sources with their sizes and their places in the corpus."""
     placed, start = [], 0
@@ -738,16 +865,26 @@ def _with_places(scanned: list[tuple[Source, Scanned]]) -> list[tuple[Source, Sc
     return placed
 
 
-def _is_train(source: Source, tally: splits.Tally, assign: Assign) -> bool:
-    # Only tokenizers whose sources are one document each have variants.
-    assert tally.documents == 1, (source.relative, tally.documents)
-    (digest,) = (sha for hashes in tally.smallest.values() for sha in hashes)
-    return assign(Document(digest, source.start, tally.size)) == [("train", tally.size)]
+def _digest(one: Scanned) -> str:
+    """The hash of the only document of a source: tokenizers with variants have no other sources."""
+    (digest,) = (sha for hashes in one.tally.smallest.values() for sha in hashes)
+    return digest
 
 
-def _all_in(split: str) -> Assign:
-    """Every document, whole, in one split."""
-    return lambda document: [(split, document.size)]
+def _is_train(source: Source, one: Scanned, assign: Assign) -> bool:
+    size = one.tally.size
+    return assign(Document(_digest(one), source.start, size)) == [("train", size)]
+
+
+def _within(items: list[Item]) -> list[Item]:
+    """Consecutive items whose assignment knows no other documents, so that it is small enough for another process."""
+    own = [item.source for item in items if not isinstance(item.assign, splits.AllIn)]
+    if not own:
+        return items
+    division = next(item.assign for item in items if item.source is own[0])
+    assert isinstance(division, splits.Division), division
+    known = division.within(own[0].start, own[-1].start + own[-1].size)
+    return [item if isinstance(item.assign, splits.AllIn) else replace(item, assign=known) for item in items]
 
 
 def _all_rejected(rejects: list[Reject], path: Path | None = None) -> TooManyRejects:

@@ -1,0 +1,124 @@
+"""What a scan found in a source, kept by the hash of its bytes, so that no other process has to scan it again."""
+
+import base64
+import hashlib
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shortcut_cli import files
+from shortcut_cli.data import duplicates, splits
+from shortcut_cli.data.documents import RejectedRecord, Source
+from shortcut_cli.errors import Rejected
+from shortcut_cli.tokenizers.base import Tokenizer
+
+
+@dataclass
+class Scanned:
+    """What a scan found in one source."""
+
+    tally: splits.Tally
+    keys: bytes = b""  # of its documents, see `duplicates.key`; empty if duplicates are kept
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """Scans groups of sources, in a worker process. What it finds depends on these fields and the sources' bytes."""
+
+    tokenizer: Tokenizer
+    val: float  # shares of the splits, for the tally
+    test: float
+    drop: bool  # whether duplicates will be dropped
+    keep: bool = False  # leave each result beside the staged file, for another process to `kept`
+
+    def __call__(self, group: list[Source]) -> list[Scanned | Rejected]:
+        """For each source what was found, or why it can't be used."""
+        if len(group) > 1:
+            self.tokenizer.stage(group)
+        return [self._scan(source) for source in group]
+
+    def _scan(self, source: Source) -> Scanned | Rejected:
+        if self.keep and (before := self.kept(source)) is not None:  # this is a second try
+            return before
+        try:
+            result: Scanned | Rejected = self._found(source)
+        except Rejected as reason:
+            result = reason
+        if self.keep:
+            self.leave(source, result)
+        return result
+
+    def _found(self, source: Source) -> Scanned:
+        """Scan a source; records that can't be used are listed in a file, since there may be very many."""
+        tally, keys = splits.Tally(self.val, self.test), bytearray()
+        with ExitStack() as stack:
+            stream = None
+            for found in self.tokenizer.scan(source):
+                tally.add(found)
+                if isinstance(found, RejectedRecord):
+                    stream = stream or stack.enter_context(open(rejected_records(source), "w", encoding="utf-8"))
+                    line = {"sha256": source.sha256, "line": found.line, "reason": found.reason}
+                    stream.write(json.dumps(line) + "\n")
+                elif self.drop and found.size:
+                    keys += duplicates.key(found)
+        if not tally.documents:
+            raise Rejected("is empty")
+        return Scanned(tally, bytes(keys))
+
+    def leave(self, source: Source, result: Scanned | Rejected) -> None:
+        """Keep a result, unless its reason may pass."""
+        if isinstance(result, Rejected):
+            if result.passing:
+                return
+            found: dict[str, Any] = {"reason": str(result)}
+        else:
+            tally = asdict(result.tally)
+            tally["smallest"] = {split: sorted(hashes) for split, hashes in tally["smallest"].items()}
+            found = {"tally": tally, "keys": base64.b64encode(result.keys).decode(), "listed": _listed(source)}
+        body = json.dumps([self._settings, found])
+        # Whoever reads it has the checksum, so that it need not reach the disk at once.
+        files.write(_place(source), json.dumps([body, _checksum(body)]), durable=False)
+
+    def kept(self, source: Source) -> Scanned | Rejected | None:
+        """The result that a process has left for these bytes and settings; None if there is none, or not all of it."""
+        try:
+            body, expected = json.loads(files.content(_place(source)))
+            if _checksum(body) != expected:
+                return None
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+        settings, found = json.loads(body)
+        if settings != self._settings:
+            return None
+        if "reason" in found:
+            return Rejected(found["reason"])
+        if found["listed"] != _listed(source):
+            return None
+        smallest = {split: set(hashes) for split, hashes in found["tally"].pop("smallest").items()}
+        return Scanned(splits.Tally(**found["tally"], smallest=smallest), base64.b64decode(found["keys"]))
+
+    @property
+    def _settings(self) -> list[Any]:
+        return [self.val, self.test, self.drop]
+
+
+def rejected_records(source: Source) -> Path:
+    """Where the scan lists the records of a source that can't be used: lines of rejects.jsonl without its name."""
+    return source.staged.with_name(source.staged.name + ".rejects.jsonl")
+
+
+def _place(source: Source) -> Path:
+    return source.staged.with_name(source.staged.name + ".scan")
+
+
+def _listed(source: Source) -> str:
+    """The hash of the list of rejected records; empty if there is none."""
+    path = rejected_records(source)
+    return files.sha256(path) if os.path.lexists(path) else ""
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
