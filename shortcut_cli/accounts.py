@@ -32,9 +32,9 @@ MIDI = {
     "onsets_moved": Entry(
         "notes", "notes that begin earlier or later", "rounded to tokenizer.beat_resolution", per_note=True
     ),
-    "onset_moved_beats": Entry("beats", "  moved by, in beats", "sum of the distances", per_note=True),
     "onset_moved_beats_max": Entry("beats", "  moved by at most, in beats"),
     "onset_moved_seconds_max": Entry("seconds", "  moved by at most, in seconds", "rounded tempos included"),
+    "onset_moved_beats": Entry("beats", "  moved by, in beats", "sum of the distances", per_note=True),
     "notes_shortened": Entry("notes", "notes made shorter", "rounded, or cut to tokenizer.longest_note", per_note=True),
     "beats_cut": Entry("beats", "  shortened by, in beats", "sum over these notes", per_note=True),
     "notes_lengthened": Entry("notes", "notes made longer", "rounded", per_note=True),
@@ -50,8 +50,8 @@ MIDI = {
     "velocities_changed": Entry(
         "notes", "notes made louder or softer", "rounded to tokenizer.velocities", per_note=True
     ),
-    "velocity_changed_steps": Entry(VELOCITY, "  velocity changed by, of 127", "sum of the distances", per_note=True),
     "velocity_changed_steps_max": Entry(VELOCITY, "  velocity changed by at most, of 127"),
+    "velocity_changed_steps": Entry(VELOCITY, "  velocity changed by, of 127", "sum of the distances", per_note=True),
     "pedals_in": Entry("presses", "presses of the sustain pedal in the files"),
     "pedals_out": Entry("presses", "presses of the sustain pedal in the ids"),
     "pedals_applied": Entry("presses", "  turned into longer notes", 'tokenizer.sustain = "durations"'),

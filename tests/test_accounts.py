@@ -71,8 +71,8 @@ def test_rows_come_in_a_fixed_order_with_means_and_unknown_keys_last():
     }
     assert [*accounts.rows(account)] == [
         ("notes in the ids", 8, None),
-        ("  moved by, in beats", 2.0, 0.25),
         ("  moved by at most, in beats", 0.5, None),
+        ("  moved by, in beats", 2.0, 0.25),
         ("tempos rounded to one that has a token", 1, None),
         ("odd things", 3, None),
     ]
@@ -129,3 +129,17 @@ def test_every_command_that_reads_files_shows_the_account(tmp_path, monkeypatch,
     monkeypatch.setattr("shortcut_cli.training.tensor_file.recognise", lambda *_: None)
     app(arguments, standalone_mode=False)
     assert "notes without an end that were ended │      7 │" in capsys.readouterr().out
+
+
+def test_the_most_that_a_thing_was_changed_stands_right_below_its_number():
+    account = {"notes_out": 10, "onset_moved_beats": 2.5, "onsets_moved": 4, "onset_moved_beats_max": 0.25}
+    account |= {"velocity_changed_steps": 7, "velocity_changed_steps_max": 2, "velocities_changed": 5}
+    assert [label for label, *_ in accounts.rows(account)] == [
+        "notes in the ids",
+        "notes that begin earlier or later",
+        "  moved by at most, in beats",
+        "  moved by, in beats",
+        "notes made louder or softer",
+        "  velocity changed by at most, of 127",
+        "  velocity changed by, of 127",
+    ]

@@ -616,3 +616,29 @@ def test_in_a_segment_the_codebooks_follow_its_level(codebooks, frames):
                 may_end = (segment > 0 and frame == 0) or (frame > 1 and book == 0)
                 assert np.flatnonzero(constraint.allowed(9)).tolist() == sorted({book, *([end] if may_end else [])})
                 constraint.push(book)
+
+
+@pytest.mark.parametrize(
+    ("weights", "small"), [("mini", 0), ("untrained:0", 0), ("untrained:0", 1), ("untrained_48khz:0", 0)]
+)
+def test_only_what_is_given_of_a_prompt_is_encoded_and_to_the_same_ids(tmp_path, monkeypatch, weights, small):
+    """The oracle is the whole file's encoding, and `first` on it."""
+    made = AudioTokenizer(AudioOptions(name="audio", weights=weights, codebooks=2))
+    monkeypatch.setattr("shortcut_cli.tokenizers.audio.SMALL_BYTES", 10**9 * small)
+    made.block_scale = 0.1
+    rate = made.layout.rate_hz
+    noise = np.random.default_rng(1).normal(0, 0.2, (6 * rate, made.layout.channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", noise, rate, subtype="FLOAT")
+    whole = made.prompt(tmp_path / "a.wav")
+    for seconds in (0.02, 0.5, 0.995, 1.0, 1.4, 1.981, 2.0, 5.9):
+        count = made.first(whole, seconds)
+        given = made.prompt(tmp_path / "a.wav", {"seconds": seconds})
+        assert made.first(given, seconds) == count
+        assert given[:count].tolist() == whole[:count].tolist()
+        assert len(given) < len(whole) or seconds > 3
+    for tokens in (2, 3, 150, 301, 302, 303):
+        given = made.prompt(tmp_path / "a.wav", {"tokens": tokens})
+        assert given.tolist() == whole[: len(given)].tolist()
+        assert tokens + made.stride <= len(given) < len(whole)
+    for limit in ({"seconds": 6.0}, {"seconds": 100.0}, {"tokens": 10**6}):
+        assert made.prompt(tmp_path / "a.wav", limit).tolist() == whole.tolist()

@@ -194,3 +194,11 @@ def test_many_files_are_told_on_one_line():
     assert endings.told(Path("r"), paths) == (
         f"In r: {', '.join(f'{number}.txt' for number in range(8))}, 12 more files, 1 file in folders below"
     )
+
+
+def test_a_whole_run_says_what_to_open_first():
+    assert endings.to_open("r/report.html", ["a.mid", "b.mid"]) == (
+        "Open first: r/report.html (curves, scores, 2 samples)"
+    )
+    assert endings.to_open("", ["a.mid", "b.mid"]) == "Open first: a.mid (2 samples)"
+    assert endings.to_open("", []) == "There are no samples to open."

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from shortcut_cli.cli import console, tables
-from shortcut_cli.cli.layout import Column, fit, shortened
+from shortcut_cli.cli.layout import Column, Typed, fit, shortened
 from shortcut_cli.events import Part, Progress
 from shortcut_cli.formatting import cell, rounded
 
@@ -246,3 +246,44 @@ def test_the_end_of_a_long_name_is_in_its_bar(monkeypatch, width):
     assert lines[0].rstrip().endswith("-end")
     assert lines[1].split(" ")[0].endswith("567890")
     assert max(map(len, lines)) <= width
+
+
+@given(st.lists(st.text("ab \n\t\u97f3", max_size=9), max_size=20), st.integers(12, 30))
+def test_what_is_typed_loses_nothing_and_breaks_lines_at_spaces(parts, width):
+    typed = Typed(width, cell_len)
+    found = "".join(map(typed.push, parts)) + typed.end()
+    text = "".join(parts)
+    if max((cell_len(word) for word in text.split()), default=0) < width:
+        assert found.split() == text.split()  # no word is broken
+        assert "\t" in text or all(cell_len(line.rstrip()) <= width for line in found.split("\n"))
+    assert "".join(found.split()) == "".join(text.split())
+    again = Typed(width, cell_len)
+    assert again.push(text) + again.end() == found  # however it comes
+
+
+def test_what_is_typed_ends_its_lines_as_its_author_did_and_obeys_nothing():
+    typed = Typed(20, cell_len)
+    assert [typed.push(part) for part in ("one\r", "\ntw", "o\rthree", "\n\n", "\x1b[2J ", "x")] == [
+        *("one\n", "", "two\n", "three\n\n", r"\x1b[2J ", ""),
+    ]
+    assert typed.end() == "x"
+    assert typed.push(f" {'y' * 30}") == f" \n{'y' * 20}"
+    assert Typed(9, cell_len).push("word by word ") == "word by\u0020\nword "
+
+
+def test_a_stream_on_a_terminal_comes_in_whole_words_and_ends_with_the_rest(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setenv("COLUMNS", "12")
+    monkeypatch.setattr(console.sys, "stdout", screen)
+    console._typed.cache_clear()
+    console._out.cache_clear()
+    try:
+        for part in ("Once up", "on a tim", "e\r\n\x1b[2J"):
+            console.stream(part)
+        assert screen.getvalue() == "Once upon a \ntime\n"
+        console.end_stream()
+        assert screen.getvalue() == "Once upon a \ntime\n\\x1b[2J"
+    finally:
+        console._typed.cache_clear()
+        console._out.cache_clear()

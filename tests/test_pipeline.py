@@ -535,7 +535,7 @@ def seen_by(monkeypatch, run, *arguments):
 @pytest.mark.usefixtures("the_shards")
 def test_a_prompt_or_a_split_is_read_after_an_eos(monkeypatch):
     resolved = reading.with_settings(RESOLVED, ["eval.resamples=77", "eval.batch_size=9", "model.context=99"])
-    tokenizer = SimpleNamespace(eos=299, prompt=lambda _: np.array([4, 5, 6, 7]))
+    tokenizer = SimpleNamespace(eos=299, prompt=lambda *_: np.array([4, 5, 6, 7]))
     run = SimpleNamespace(recipe=resolved, tokenizer=lambda: tokenizer, path=Path("run.pt"))
     run.content = {"tokenizer": {"fingerprint": "f"}, "shards": "c", "vocabulary": 300}
     ids = {"val": [1, 2, 3, 4, 5], "test": [6, 7, 8]}

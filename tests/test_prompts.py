@@ -142,7 +142,7 @@ class Frames(SimpleNamespace):
 
     extension = ".frames"
 
-    def prompt(self, path):
+    def prompt(self, path, limit=None):  # noqa: ARG002
         return np.frombuffer(path.read_bytes(), np.uint8).astype(np.int64)
 
     def whole(self, count):

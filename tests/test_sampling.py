@@ -58,7 +58,7 @@ class Marks:
         self.constraints.append(Varied())
         return self.constraints[-1]
 
-    def prompt(self, path):
+    def prompt(self, path, limit=None):  # noqa: ARG002
         ids = np.frombuffer(path.read_bytes(), np.uint8)
         if (ids >= VOCABULARY).any():
             raise Rejected("has a byte that is no mark")

@@ -832,6 +832,8 @@ def run_pipeline(
     written = [*endings.within(files.place(resolved.data.shards)), *made]
     console.result(result | page, *shown, "\n".join(result["samples"]), as_json=as_json, written=_all(written, page))
     said = endings.of_results(result["eval"], result["samples"])
+    if not as_json:
+        console.note(endings.to_open(page.get("report", ""), result["samples"]), whole=True)
     _end(folder, made, endings.after_sample(ckpt, resolved.model.name), page=page, as_json=as_json, said=said)
 
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
-from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, fit, records, shortened, wrapped, written
+from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, Typed, fit, records, shortened, wrapped, written
 from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
 from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation
 from shortcut_cli.formatting import cell, shown, to_json
@@ -217,14 +217,19 @@ class Prose(str):
     """Text that a terminal shows in lines broken at spaces; other text, such as a path, stays on its line."""
 
 
+@cache
+def _typed() -> Typed:
+    return Typed(_out().width, _fitting().measure)
+
+
 def stream(words: str) -> None:
-    """Print a part of a text on stdout, at once: on a terminal as `text` does, elsewhere as its very bytes in UTF-8.
+    """Print a part of a text on stdout, at once: on a terminal by whole words, elsewhere as its very bytes in UTF-8.
 
     Raises ReaderLeft if nobody reads it any more, ShortcutError if it can't be written otherwise.
     """
     bare = None if sys.stdout.isatty() else getattr(sys.stdout, "buffer", None)
     if bare is None:
-        text(words)
+        text(_typed().push(words))
         return
     try:
         bare.write(words.encode())
@@ -238,7 +243,9 @@ def stream(words: str) -> None:
 
 
 def end_stream(*paths: str) -> None:
-    """Say on stderr which files have what was streamed, below it if that is on the same terminal."""
+    """Print what is left, and say on stderr which files have all of it, below it if that is on the same terminal."""
+    if sys.stdout.isatty():
+        text(_typed().end())
     text(
         "".join(f"{'' if number or not sys.stdout.isatty() else chr(10)}{path}\n" for number, path in enumerate(paths)),
         error=True,

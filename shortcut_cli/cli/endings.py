@@ -79,6 +79,13 @@ def told(folder: Path | str, paths: Sequence[str]) -> str:
     return f"In {folder}: {', '.join([*names, *more, *below])}"
 
 
+def to_open(page: str, samples: Sequence[str]) -> str:
+    """Which of the files to open first."""
+    if page:
+        return f"Open first: {page} (curves, scores, {len(samples):,} samples)"
+    return f"Open first: {samples[0]} ({len(samples):,} samples)" if samples else "There are no samples to open."
+
+
 def _files(count: int, which: str = "") -> str:
     return f"{count:,} {which}file{'' if count == 1 else 's'}"
 

@@ -15,6 +15,7 @@ MOST_ROWS = 2000  # of a table that are shown; --json has all
 MOST_CHARACTERS = 1000  # of a value in a table that are shown
 MOST_LINES = 20  # of a value in a table that are shown
 NARROWEST = 16  # columns of the screen for a text of several words, if it has as many
+TAB = 8  # columns of the screen
 BELOW = 4  # columns by which a value is indented below its heading
 FRAME = 3  # columns of the screen between two columns: a line and the spaces beside it
 # Words, each with the spaces before it; what is in brackets, an interval say, is one word.
@@ -116,6 +117,49 @@ def shortened(text: str, width: int, measure: Measure) -> str:
             break
         tail = letter + tail
     return f"{head}\N{HORIZONTAL ELLIPSIS}{tail}"
+
+
+class Typed:
+    """A text that comes bit by bit, in lines of at most `width` that are broken at spaces: a word waits for its end.
+
+    CR and CRLF, which files of other systems have, end a line as LF does. A word as long as a line does not wait.
+    """
+
+    def __init__(self, width: int, measure: Measure) -> None:
+        self.width, self.measure = width, measure
+        self.column, self.word, self.returned = 0, "", False
+
+    def push(self, text: str) -> str:
+        """What is to be printed now."""
+        return "".join(map(self._letter, text))
+
+    def end(self) -> str:
+        """The rest."""
+        return self._placed()
+
+    def _letter(self, letter: str) -> str:
+        after, self.returned = self.returned, letter == "\r"
+        if letter == "\n" and after:
+            return ""  # its CR has ended the line
+        if letter in "\r\n":
+            found, self.column = self._placed() + "\n", 0
+            return found
+        if letter in " \t":
+            found = self._placed()
+            if self.column >= self.width:
+                self.column = 0
+                return found + "\n"
+            self.column += 1 if letter == " " else TAB - self.column % TAB
+            return found + letter
+        self.word += shown(letter)
+        return self._placed() if self.measure(self.word) >= self.width else ""
+
+    def _placed(self) -> str:
+        """The word, on a line of its own if the present one has no room for it."""
+        length, word = self.measure(self.word), self.word
+        before = "\n" if self.column and self.column + length > self.width else ""
+        self.column, self.word = (0 if before else self.column) + length, ""
+        return before + word
 
 
 def _lines(text: str, width: int, measure: Measure) -> Iterator[str]:

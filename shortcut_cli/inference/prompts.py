@@ -82,7 +82,7 @@ class Prompt:
 
     def _all(self, tokenizer: Tokenizer) -> np.ndarray:
         if self.text is None:
-            return tokenizer.prompt(self._file)
+            return tokenizer.prompt(self._file, self.limit)
         with files.temporary_folder() as folder:
             path = folder / f"prompt{tokenizer.extension}"
             path.write_bytes(self.text.encode())

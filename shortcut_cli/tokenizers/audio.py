@@ -10,7 +10,7 @@ of 64 additional ids.
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, Source
 from shortcut_cli.data.sound import READER_VERSION, SUFFIXES, Damaged, SoundReader
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, Written
+from shortcut_cli.tokenizers.base import NO_LIMIT, Classes, Constraint, Excerpt, Tokenizer, Written
 
 FORMAT = 1
 SILENCE_DB = 30  # below the loudest frame
@@ -258,9 +258,33 @@ class AudioTokenizer(Tokenizer):
             yield Chunk(document, split, units, _blocks(part))
             first = end
 
-    def prompt(self, path: Path) -> np.ndarray:
-        """The ids of one file. Raises Rejected for what `SoundReader` does."""
-        return np.concatenate(list(self._ids(self._reader(path))))
+    def prompt(self, path: Path, limit: Mapping[str, float] = NO_LIMIT) -> np.ndarray:
+        """The ids of one file, up to the end of the block in which a limit is reached: what follows is not encoded.
+
+        Codes never depend on later sound, beyond their segment if there are segments.
+
+        Raises Rejected for what `SoundReader` does.
+        """
+        found: list[np.ndarray] = []
+        for ids in self._ids(self._reader(path)):
+            found.append(ids)
+            if limit and self._reaches(sum(map(len, found)), limit):
+                break
+        return np.concatenate(found)
+
+    def _reaches(self, count: int, limit: Mapping[str, float]) -> bool:
+        """Whether so many ids are enough to say what a limit gives, and where else it could be."""
+        if "tokens" in limit:
+            return count >= limit["tokens"] + self.stride
+        frames = self._frames(count)
+        late = bool(frames) and self._ends(frames)[-1] > round(limit["seconds"] * self.layout.rate_hz, 6)
+        return late and limit["seconds"] <= self.layout.seconds(frames)
+
+    def _ends(self, frames: int) -> np.ndarray:
+        """The sample at which each of the first frames ends, counted from the beginning of the file."""
+        number, per = np.arange(frames), self.layout.frames or frames + 1
+        ends: np.ndarray = number // per * self.layout.advance + (number % per + 1) * HOP
+        return ends
 
     def whole(self, count: int) -> int:
         """The ids of whole frames, and of the levels before them."""
@@ -273,9 +297,7 @@ class AudioTokenizer(Tokenizer):
         layout, total = self.layout, self._frames(len(ids))
         if seconds > layout.seconds(total):
             raise Rejected(f"has only {layout.seconds(total):.3f} s")
-        frames, per = np.arange(total), layout.frames or total + 1
-        ends = frames // per * layout.advance + (frames % per + 1) * HOP  # samples
-        late = ends > round(seconds * layout.rate_hz, 6)
+        per, late = layout.frames or total + 1, self._ends(total) > round(seconds * layout.rate_hz, 6)
         count = int(late.argmax()) if late.any() else total
         return count * self.options.codebooks + (-(-count // per) if layout.segment else 0)
 

@@ -12,9 +12,10 @@ A tokenizer does not decide which split a document belongs to: it calls the `Ass
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -67,6 +68,9 @@ class Written:
     units: dict[str, float]  # of the whole file
     begins: dict[str, float]  # where in the file the new part begins
     left_out: dict[str, float]  # how much of the prompt is not in the file, from its beginning
+
+
+NO_LIMIT: Mapping[str, float] = MappingProxyType({})
 
 
 class TextStream:
@@ -163,8 +167,11 @@ class Tokenizer(ABC):
         """The ids of every chunk of every document of a scanned source, in order."""
 
     @abstractmethod
-    def prompt(self, path: Path) -> np.ndarray:
-        """The ids of one file, int64 (T,), without EOS. Raises Rejected if it can't be read."""
+    def prompt(self, path: Path, limit: Mapping[str, float] = NO_LIMIT) -> np.ndarray:
+        """The ids of one file, int64 (T,), without EOS. Raises Rejected if it can't be read.
+
+        limit: {"tokens": N} or {"seconds": S} that will be used of it; the ids may end some way beyond that.
+        """
 
     def whole(self, count: int) -> int:
         """The most ids, up to `count`, with which a prompt may end: those of whole frames, in sound."""

@@ -10,7 +10,7 @@ import json
 import sys
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from shortcut_cli import files
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, Source, add_account
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
-from shortcut_cli.tokenizers.base import Classes, Constraint, Excerpt, Tokenizer, Written, before_eos
+from shortcut_cli.tokenizers.base import NO_LIMIT, Classes, Constraint, Excerpt, Tokenizer, Written, before_eos
 from shortcut_cli.tokenizers.midi_account import compare
 from shortcut_cli.tokenizers.midi_grammar import CLOCK_TYPES, CLOSING_TYPES, SPECIAL, Grammar, NoteConstraint
 from shortcut_cli.tokenizers.midi_meters import known_meters
@@ -281,8 +281,9 @@ class MidiTokenizer(Tokenizer):
         self.full.encode_token_ids(sequence)
         return np.array(sequence.ids, np.int64)
 
-    def prompt(self, path: Path) -> np.ndarray:
+    def prompt(self, path: Path, limit: Mapping[str, float] = NO_LIMIT) -> np.ndarray:
         """The ids of one file."""
+        del limit
         ids = self._read(path).ids
         return self._compress(ids.tolist()) if self.trained else ids
 

@@ -11,7 +11,7 @@ segments of many small documents are passed to SentencePiece together.
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source, check_unchanged
 from shortcut_cli.errors import CheckFailed, Rejected, UsageError
 from shortcut_cli.tokenizers.base import (
+    NO_LIMIT,
     Classes,
     Constraint,
     Excerpt,
@@ -322,11 +323,12 @@ class TextTokenizer(Tokenizer):
                 units: dict[str, float] = {"byte": 0, "character": 0, "word": 0}
                 yield Part(document, split, units, cutter.take(size, units))
 
-    def prompt(self, path: Path) -> np.ndarray:
+    def prompt(self, path: Path, limit: Mapping[str, float] = NO_LIMIT) -> np.ndarray:
         """The ids of one file, taken as a single document; the records of a .jsonl are joined.
 
         Raises Rejected if the file, or one of its records, can't be used.
         """
+        del limit
         ids = self.pieces.encode(list(segments(self._prompt_chunks(path))), 1)
         return np.concatenate([np.zeros(0, np.int64), *ids])
 
