@@ -438,10 +438,12 @@ def test_shards_are_written_to_a_store_with_the_manifest_last(texts, local, memo
     assert order[0] == files.MARKER
     assert order[-1] == "manifest.json"
     order.clear()
-    assert not prepare([texts], "memory://b/out/")["worked"]
-    assert not order
-    with pytest.raises(UsageError, match="prepared from something else"):
-        prepare([texts], "memory://b/out", "data.val=0.4")
+    for machine in ("this", "another"):
+        if machine == "another":
+            shutil.rmtree(files.place("memory://b/out"))
+        assert not prepare([texts], "memory://b/out/")["worked"]
+        with pytest.raises(UsageError, match="prepared from something else"):
+            prepare([texts], "memory://b/out", "data.val=0.4")
     assert not order
 
 
@@ -498,6 +500,7 @@ def test_shards_that_were_removed_from_a_store_can_be_made_anew(texts, memory, i
     prepare([texts], "memory://b/gone")
     memory.rm("/b/gone", recursive=True)
     assert prepare([texts], "memory://b/gone", "data.val=0.4")["worked"]
+    assert "manifest.json" in stored(memory, "b/gone")
     assert json.loads(stored(memory, "b/gone")["manifest.json"])["request"]["data"]["val"] == 0.4
 
 
@@ -543,7 +546,9 @@ def test_damaged_shards_of_a_store_are_not_used(texts, local, memory, damage, in
     else:
         manifest = json.loads(memory.cat_file(f"{root}/manifest.json"))
         if damage == "a name":
-            manifest["files"][".shortcut"] = {"bytes": 0, "sha256": "0"}
+            marker = memory.cat_file(f"{root}/{files.MARKER}")
+            entry = {"bytes": len(marker), "sha256": hashlib.sha256(marker).hexdigest()}
+            manifest["files"][files.MARKER] = entry
             manifest["checksum"] = shards._checksum(manifest)
         else:
             manifest["inputs"] = 5
@@ -551,6 +556,7 @@ def test_damaged_shards_of_a_store_are_not_used(texts, local, memory, damage, in
     with pytest.raises(CheckFailed) as error:
         stores.fetched(url, quiet)
     assert url in error.value.message
+    assert (f"bytes, the manifest says {len(content)}" in error.value.message) == (damage == "the size")
     assert not (files.place(url) / "manifest.json").exists()
 
 

@@ -56,6 +56,7 @@ def kept(name: str, report: Report) -> Iterator[Path]:
     elif store.is_empty() and _copied(folder).exists():  # it has been removed from the store since
         with files.held(folder, PREPARE):
             _clear(folder)
+        _copied(folder).unlink()
     elif not (store.is_empty() or ((marker := store.find(files.MARKER)) and store.is_marker(marker))):
         raise UsageError(f"{name} is not empty, and was not made by `{PREPARE}`", "choose another --out")
     try:
