@@ -212,7 +212,7 @@ def test_a_damaged_result_is_made_again(material, tmp_path, damage):
     if damage == "cut":
         results[0].write_bytes(results[0].read_bytes()[:40])
     elif damage == "changed":
-        results[0].write_text(results[0].read_text().replace("size", "site"))
+        results[0].write_text(results[0].read_text().replace("listed", "lifted"))
     elif damage == "no list":
         results[0].with_name(results[0].name.replace(".scan", ".rejects.jsonl")).unlink()
     other = ("data.val=0.3",) if damage == "other settings" else ()

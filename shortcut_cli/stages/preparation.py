@@ -552,7 +552,7 @@ class _Preparation:
         """Whether the training split gets a source, as far as its name or hash tells. names: as in `_assign`."""
         if not self.tokenizer.variants:
             return False
-        split = names[source.sha256] if self.kind == "given" else splits.split_of(_digest(one), *self._shares)
+        split = names[source.sha256] if self.kind == "given" else splits.split_of(one.only, *self._shares)
         return split == "train"
 
     @property
@@ -588,12 +588,12 @@ class _Preparation:
         work = [(source, assign) for source in sources] + self._variants(scanned, assign)
         work.sort(key=lambda item: (item[0].relative, item[0].sha256, item[0].variant))
         equal = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
-        empty = {source.sha256: one.tally.records_empty for source, one in scanned if one.tally.records_empty}
+        empty = {source.sha256: one.records_empty for source, one in scanned if one.records_empty}
         vocabulary, eos = self.tokenizer.vocabulary, self.tokenizer.eos
         with FolderWriter(self.folder, vocabulary, self.recipe.data.shard_tokens, eos=eos) as writer:
             self._write(writer, work, equal, empty)
             fields = {"request": request, "split": self.kind, **self._manifest_fields(hashed, total)}
-            bad = [source for source, one in everything if one.tally.records_rejected]
+            bad = [source for source, one in everything if one.records_rejected]
             manifest = writer.finish(self._reject_lines(equal, bad), fields)
         if not manifest["unfinished"]:
             shutil.rmtree(self.folder / ".staging", ignore_errors=True)  # it may be a link to another disk
@@ -729,7 +729,7 @@ class _Preparation:
         """The tally of all documents. Raises TooManyRejects if there are none."""
         total = splits.Tally(self.recipe.data.val, self.recipe.data.test)
         for _, one in scanned:
-            total.merge(one.tally)
+            total.merge(one.tally(total.val, total.test))
         if not total.documents:
             raise _all_rejected([reject for reject in self.rejects if reject.bad], self._rejects_path)
         return total
@@ -746,7 +746,7 @@ class _Preparation:
         # A document that fills a split that would be empty has variants that no task could know of.
         moved = set() if given else {s.sha256 for s, one in scanned if not self._trains(s, one, {})}
         kept = self._scan(self._variants_of(train), "augment", own=moved)
-        return [(replace(source, size=one.tally.size), splits.AllIn("train")) for source, one in kept]
+        return [(replace(source, size=one.size), splits.AllIn("train")) for source, one in kept]
 
     def _variants_of(self, sources: list[Source]) -> list[Source]:
         files_ = [Input(source.relative, source.path, source.sha256) for source in sources]
@@ -860,20 +860,14 @@ def _with_places(scanned: list[tuple[Source, Scanned]]) -> list[tuple[Source, Sc
     """The sources with their sizes and their places in the corpus."""
     placed, start = [], 0
     for source, one in scanned:
-        placed.append((replace(source, size=one.tally.size, start=start), one))
-        start += one.tally.size
+        placed.append((replace(source, size=one.size, start=start), one))
+        start += one.size
     return placed
 
 
-def _digest(one: Scanned) -> str:
-    """The hash of the only document of a source: tokenizers with variants have no other sources."""
-    (digest,) = (sha for hashes in one.tally.smallest.values() for sha in hashes)
-    return digest
-
-
 def _is_train(source: Source, one: Scanned, assign: Assign) -> bool:
-    size = one.tally.size
-    return assign(Document(_digest(one), source.start, size)) == [("train", size)]
+    size = one.size
+    return assign(Document(one.only, source.start, size)) == [("train", size)]
 
 
 def _within(items: list[Item]) -> list[Item]:

@@ -5,23 +5,53 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shortcut_cli import files
 from shortcut_cli.data import duplicates, splits
 from shortcut_cli.data.documents import RejectedRecord, Source
+from shortcut_cli.data.shards import SPLITS
 from shortcut_cli.errors import Rejected
 from shortcut_cli.tokenizers.base import Tokenizer
 
+COUNTS = ("documents", "size", "records", "records_rejected", "records_empty")  # of a tally, in the order of its fields
+HASH_BYTES = 32
 
-@dataclass
+
+@dataclass(slots=True)
 class Scanned:
-    """What a scan found in one source."""
+    """What a scan found in one source, small: a preparation keeps one for each file. The numbers are of its tally."""
 
-    tally: splits.Tally
+    documents: int
+    size: int
+    records: int
+    records_rejected: int
+    records_empty: int
+    smallest: bytes  # for each hash that the tally keeps, the number of its split, and the hash
     keys: bytes = b""  # of its documents, see `duplicates.key`; empty if duplicates are kept
+
+    @classmethod
+    def of(cls, tally: splits.Tally, keys: bytes) -> "Scanned":
+        """What a tally says."""
+        pairs = [(number, sha) for number, split in enumerate(SPLITS) for sha in sorted(tally.smallest[split])]
+        smallest = b"".join(bytes([number]) + bytes.fromhex(sha) for number, sha in pairs)
+        return cls(**{name: getattr(tally, name) for name in COUNTS}, smallest=smallest, keys=keys)
+
+    def tally(self, val: float, test: float) -> splits.Tally:
+        """The tally that it was made of. val, test: shares of the splits."""
+        found = splits.Tally(val, test, *(getattr(self, name) for name in COUNTS))
+        for place in range(0, len(self.smallest), HASH_BYTES + 1):
+            sha256 = self.smallest[place + 1 : place + 1 + HASH_BYTES].hex()
+            found.smallest[SPLITS[self.smallest[place]]].add(sha256)
+        return found
+
+    @property
+    def only(self) -> str:
+        """The hash of its document, if it has but one."""
+        assert self.documents == 1, self.documents
+        return self.smallest[1:].hex()
 
 
 @dataclass(frozen=True)
@@ -66,7 +96,7 @@ class Scanner:
                     keys += duplicates.key(found)
         if not tally.documents:
             raise Rejected("is empty")
-        return Scanned(tally, bytes(keys))
+        return Scanned.of(tally, bytes(keys))
 
     def leave(self, source: Source, result: Scanned | Rejected) -> None:
         """Keep a result, unless its reason may pass."""
@@ -75,9 +105,9 @@ class Scanner:
                 return
             found: dict[str, Any] = {"reason": str(result)}
         else:
-            tally = asdict(result.tally)
-            tally["smallest"] = {split: sorted(hashes) for split, hashes in tally["smallest"].items()}
-            found = {"tally": tally, "keys": base64.b64encode(result.keys).decode(), "listed": _listed(source)}
+            numbers = [getattr(result, name) for name in COUNTS]
+            texts = [base64.b64encode(each).decode() for each in (result.smallest, result.keys)]
+            found = {"found": [*numbers, *texts], "listed": _listed(source)}
         body = json.dumps([self._settings, found])
         # Whoever reads it has the checksum, so that it need not reach the disk at once.
         files.write(_place(source), json.dumps([body, _checksum(body)]), durable=False)
@@ -97,8 +127,9 @@ class Scanner:
             return Rejected(found["reason"])
         if found["listed"] != _listed(source):
             return None
-        smallest = {split: set(hashes) for split, hashes in found["tally"].pop("smallest").items()}
-        return Scanned(splits.Tally(**found["tally"], smallest=smallest), base64.b64decode(found["keys"]))
+        *numbers, smallest, keys = found["found"]
+        counts = dict(zip(COUNTS, numbers, strict=True))
+        return Scanned(**counts, smallest=base64.b64decode(smallest), keys=base64.b64decode(keys))
 
     @property
     def _settings(self) -> list[Any]:
