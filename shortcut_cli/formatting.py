@@ -13,6 +13,8 @@ OBEYED = (
 )
 ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in OBEYED if chr(code) not in "\t\n"}
 
+PREFIXES = " KMBT"  # thousands, millions, 1e9, 1e12: of large numbers in terminals and on pages, bytes excepted
+
 
 def shown(words: str) -> str:
     """Text as it may reach a terminal: each character that a terminal obeys, except tab and newline, as an escape.
@@ -47,16 +49,20 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.4g}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(cell, value))}]"
     return str(value)
 
 
 def rounded(value: float) -> str:
-    """A number as `cell` has it, but from 10,000 on with three digits and K, M, B (1e9) or T (1e12): 3.01M."""
+    """A number as `cell` has it, but from 10,000 on with three digits and K, M, B (1e9) or T (1e12): 3.01M.
+
+    Floats beyond have a power of ten: 1.5e18.
+    """
     if not 10_000 <= abs(value) < 999.5e12:
-        return cell(value)
+        beyond = isinstance(value, float) and abs(value) >= 999.5e12
+        return f"{value:.3g}".replace("e+", "e") if beyond else cell(value)
     digits, power = f"{value:.2e}".split("e")  # rounded first, so that 999,999 is 1M
     group = int(power) // 3
-    return f"{float(digits) * 10 ** (int(power) - 3 * group):.3g}{' KMBT'[group]}"
+    return f"{float(digits) * 10 ** (int(power) - 3 * group):.3g}{PREFIXES[group].strip()}"

@@ -269,9 +269,11 @@ def test_what_is_closed_is_printed_open(pages, opened, script):
     table, recipe = page.get_by_text("validation loss, nats per token").first, page.get_by_text("[model]")
     assert not table.is_visible()
     if script:
-        page.evaluate("addEventListener('beforeprint', () => { shown = document.querySelector('pre').offsetHeight; })")
+        count = "document.querySelectorAll('details:not([open])').length"
+        page.evaluate(f"addEventListener('beforeprint', () => {{ closed = {count}; }})")
         page.pdf()
-        assert page.evaluate("shown") > 100
+        assert page.evaluate("closed") == 0
+        assert page.evaluate(count) > 1
     else:
         page.emulate_media(media="print")
         assert recipe.is_visible()
@@ -283,10 +285,16 @@ def test_what_is_closed_is_printed_open(pages, opened, script):
 def test_no_legend_needs_backgrounds_which_a_printer_leaves_out(pages, opened, kind):
     page, _ = opened(pages[kind])
     page.emulate_media(media="print")
-    legends = page.locator(".legend li, .velocities")
-    for one in legends.all():
+    for one in page.locator(".legend li").all():
         assert one.locator("svg").count() > 0
         assert one.evaluate(PAINTED) == []
+
+
+def test_the_shades_of_notes_need_no_background(sounding, opened):
+    page, _ = opened(sounding["midi"][0])
+    one = page.locator(".velocities").first
+    assert one.locator("rect").count() == 5
+    assert one.evaluate(PAINTED) == []
 
 
 # The elements in one that have a background.

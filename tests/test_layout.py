@@ -211,6 +211,8 @@ def test_a_rounded_number_is_near(value):
         (3_014_208, "3.01M"),
         (12_345.6, "12.3K"),
         (-2_000_000_000, "-2B"),
+        (1.05e12, "1.05T"),
+        (2.5e18, "2.5e18"),
     ],
 )
 def test_a_rounded_number_has_three_digits_and_a_unit(value, text):

@@ -63,7 +63,7 @@ def test_the_page_of_a_run_is_in_its_folder_and_is_replaced(copied):
     assert json.loads(shortcut("report", copied / "shortcut" / "run.pt", "--json", cwd=copied).stdout)["report"] == str(
         made
     )
-    assert "text/shortcut</h1>" in first
+    assert ">Run of shortcut on shards, step 12: text/shortcut</h1>" in first
     assert made.read_text().startswith("<!doctype html>")
 
 
@@ -164,7 +164,7 @@ def test_flops_are_those_of_the_model_times_the_tokens(copied):
     assert found.costs.flops == model.training_flops_per_token(found.recipe["model"]["context"])
     assert found.costs.parameters == model.count()
     tokens = [line for line in log(copied / "shortcut") if "loss" in line][-1]["tokens"]
-    assert f"{found.costs.flops * tokens:.3g} (" in words(assemble.html([copied / "shortcut"]))
+    assert f"{found.costs.flops * tokens / 1e9:.3g}B (" in words(assemble.html([copied / "shortcut"]))
 
 
 def test_scores_of_another_checkpoint_or_that_were_edited_are_not_shown(copied):
@@ -309,6 +309,17 @@ def test_a_histogram_counts_every_value_once():
 
 
 # Sentences.
+
+
+@pytest.mark.parametrize(("steps", "said"), [([], "no validation"), ([150], "one validation, at step 150")])
+def test_a_training_too_short_for_a_curve_of_validations_says_so(steps, said):
+    made = SimpleNamespace(
+        validations=[{"step": step} for step in steps], step=150, count={"train.eval_every": 500}.get
+    )
+    assert said in curves._few(made)
+    assert "train.eval_every is 500" in curves._few(made)
+    made.validations = [{"step": 50}, {"step": 100}]
+    assert curves._few(made) == ""
 
 
 def test_remarks_are_sentences(copied, monkeypatch):

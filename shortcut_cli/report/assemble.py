@@ -19,6 +19,13 @@ MAKERS: dict[str, list[Maker]] = {
     "codec": [codec.sections],
     "shards": [shards.sections, shards.documents],
 }
+# What the page of a single folder is of.
+TITLES: dict[str, Callable[[Path], str]] = {
+    "run": run.title,
+    "comparison": comparison.title,
+    "codec": lambda folder: f"Codec: {run_data.name_of(folder)}",
+    "shards": lambda folder: f"Shards: {run_data.name_of(folder)}",
+}
 # What a folder is, by the first of these files that is in it.
 FILES = {
     "run.pt": "run",
@@ -77,12 +84,16 @@ def html(paths: Sequence[Path]) -> str:
     made = several.sections(runs) if len(runs) > 1 else []
     for kind, path in every:
         made += _sections(kind, path, several=len(every) > 1)
-    return page.render(_title(paths, [path for _, path in every]), made)
+    return page.render(_title(paths, every), made)
 
 
-def _title(paths: Sequence[Path], folders: Sequence[Path]) -> str:
-    """The names of the folders if there are few, or of what they were found in."""
+def _title(paths: Sequence[Path], every: Sequence[tuple[str, Path]]) -> str:
+    """What a single folder is of; of several their names if they are few, or how many there are and where."""
+    if len(every) == 1:
+        kind, folder = every[0]
+        return TITLES[kind](folder)
+    what = "runs" if all(kind == "run" for kind, _ in every) else "folders"
     if len(paths) == 1:
-        return run_data.name_of(paths[0] if paths[0].is_dir() else paths[0].parent)
-    names = several.distinct([run_data.name_of(folder) for folder in folders])
-    return ", ".join(names) if len(names) <= 3 else f"{len(names)} folders"
+        return f"{run_data.name_of(paths[0])}: {len(every)} {what}"
+    names = several.distinct([run_data.name_of(folder) for _, folder in every])
+    return f"{what.capitalize()}: {', '.join(names)}" if len(names) <= 3 else f"{len(names)} {what}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shortcut_cli.formatting import rounded, to_json
+from shortcut_cli.formatting import PREFIXES, rounded, to_json
 from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.page import said, template
 
@@ -32,7 +32,6 @@ MOST_MARKS = 24  # of a line
 MOST_POINTS = 400  # of a line; of more, the lowest and the highest of each stretch
 TICKS = 5
 APART = 16.0  # percent of the axis between two ticks
-PREFIXES = " KMGTPE"
 
 
 @dataclass(frozen=True)
@@ -210,6 +209,8 @@ def _apart(axis: Axis, values: Sequence[float]) -> list[float]:
 def short(values: Sequence[float]) -> list[str]:
     """Numbers for an axis, all with as many decimals as their distance needs: 0.05, 0.10; 20K; 1.5M."""
     top = max((abs(value) for value in values), default=0.0)
+    if top >= 1e15:
+        return [f"{value:.4g}".replace("e+", "e").replace("-", "\u2212") for value in values]
     group = min(len(PREFIXES) - 1, max(0, math.floor(math.log10(top)) // 3)) if top >= 10_000 else 0
     if len(values) > 1 and group and values[1] >= 9 * values[0] > 0:  # powers of ten, each with its own prefix
         return [short([value])[0] for value in values]

@@ -61,7 +61,7 @@ def _facts(folder: Path, sha256: str) -> Markup:
             "device": here.get("device"),
             "threads": here.get("threads"),
             "versions": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
-            "codec.pt, SHA-256": sha256[:16],
+            "codec.pt, SHA-256 begins with": sha256[:16],
             "folder": str(folder),
         }
     )

@@ -24,9 +24,14 @@ MOST_SAMPLES = 8  # of the page, of all arms together
 COPIED = {code: f"\\u{code:04x}" for code in ESCAPES}
 
 
+def title(folder: Path) -> str:
+    """What the comparison in a folder is of. Raises CheckFailed as `sections` does."""
+    return _title(Compared(folder))
+
+
 def page_of(folder: Path) -> str:
     """The whole page of the comparison in a folder. Raises CheckFailed as `sections` does."""
-    return page.render(_title(Compared(folder)), sections(folder))
+    return page.render(title(folder), sections(folder))
 
 
 def _title(found: Compared) -> str:

@@ -73,7 +73,19 @@ def of_run(run: RunData, name: str) -> Markup:
         "gradient norm, before clipping": [logged(lines, "gradient_norm", "gradient norm", Style(3))],
         "tokens/s": [Curve("tokens/s", lines, speeds(run), Style(4))],
     }
-    return panels(name, made) + _table(validations)
+    return panels(name, made) + page.template("few.html", words=_few(run)) + _table(validations)
+
+
+def _few(run: RunData) -> str:
+    """Why there is no curve of validations, if there is none."""
+    every, last = run.count("train.eval_every"), run.step
+    if len(run.validations) > 1 or not every or last is None:
+        return ""
+    found = f"one validation, at step {run.validations[0]['step']:,.0f}" if run.validations else "no validation"
+    return (
+        f"There is {found}, so there is no curve of it: the training is at step {last:,}, and train.eval_every is "
+        f"{every:,}. A smaller one gives a curve."
+    )
 
 
 def of_runs(runs: Sequence[RunData], names: Sequence[str], name: str) -> Markup:
@@ -115,7 +127,8 @@ def _panel(label: str, curves: Sequence[Curve], axis: str, key: str) -> Markup:
     from_zero = "loss" not in label and min(values) >= 0
     up = Axis(label, 0.0, max(values) * 1.05 or 1.0) if from_zero else around(label, values)
     drawn = chart(lines, across, up, _told(label, lines, axis))
-    names = legend((one.style, one.label) for one in lines) if len(lines) > 1 else ""
+    known = [one for one in lines if any(math.isfinite(x + y) for x, y in zip(one.x, one.y, strict=True))]
+    names = legend((one.style, one.label) for one in known) if len(lines) > 1 else ""
     return page.template("figure.html", drawn=drawn, legend=names, caption="")
 
 

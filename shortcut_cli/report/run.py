@@ -35,6 +35,14 @@ def sections(folder: Path) -> list[Section]:
     return made
 
 
+def title(folder: Path) -> str:
+    """What a run is of: its model, its data, its last step."""
+    run = read(folder)
+    data = Path(str(run.key("data.shards") or "")).name
+    step = f", step {run.step:,}" if run.step is not None else ""
+    return f"Run of {run.key('model.name')}{f' on {data}' if data else ''}{step}: {run.name}"
+
+
 def recipe(folder: Path) -> list[Section]:
     """The recipe of a run."""
     return [Section("recipe", "Recipe", _recipe(read(folder), f"{page.key(folder)}-toml"))]
@@ -68,7 +76,7 @@ def _facts(run: RunData) -> dict[str, Any]:
         "steps": _of(run.step, run.count("train.steps")),
         "tokens seen": _seen(run),
         "training FLOPs": _flops(run),
-        "time": duration(run.seconds),
+        "training took": duration(run.seconds),
         "tokens/s, mean": rounded(run.trained_tokens / run.seconds) if run.trained_tokens and run.seconds else None,
         "lowest validation loss": f"{validation:.4g} nats per token at step {run.content['step']:,}",
         "device": device if here else None,
@@ -77,7 +85,7 @@ def _facts(run: RunData) -> dict[str, Any]:
         "versions": versions,
         "seed": run.count("train.seed"),
         "run.pt last changed": run.written,
-        "run.pt, SHA-256": run.sha256[:16],
+        "run.pt, SHA-256 begins with": run.sha256[:16],
         "folder": str(run.folder),
     }
 
@@ -123,16 +131,19 @@ def _flops(run: RunData) -> str | None:
     tokens = run.trained_tokens
     if not run.costs or tokens is None or not math.isfinite(tokens):
         return None
-    return f"{run.costs.flops * tokens:.3g} ({run.costs.flops / 1e6:.3g} M per token)"
+    return f"{rounded(run.costs.flops * tokens)} ({rounded(run.costs.flops)} per token)"
 
 
 def duration(seconds: float | None) -> str | None:
     """Seconds in the unit that a person would use."""
     if seconds is None or not math.isfinite(seconds):
         return None
-    if seconds < 120:
+    if seconds < 60:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def _lineage(run: RunData) -> Markup:
@@ -165,7 +176,11 @@ def score_of(score: Mapping[str, Any], *, elsewhere: bool = False) -> Markup:
         "nats per token, lower is better", [value for row in rows for value in (row.mean, *(row.interval or ()))]
     )
     drawn = forest(rows, [axis], heading) if rows else ""
-    caption = f"95 % interval over {score['interval_over']}. Counted: predictors that count the training split."
+    caption = (
+        f"95 % interval over {score['interval_over']}. Counted: simple predictors that count the training split, the "
+        "unigram how often each token occurs, an n-gram how often it follows the n - 1 tokens before it; a model that "
+        "is no better has learned no more. A nat is 1.44 bits."
+    )
     return page.template(
         "score.html",
         heading=heading,
