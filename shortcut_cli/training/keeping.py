@@ -51,7 +51,7 @@ class Keeper:
     def stable(self) -> None:
         """Write stable.pt if this is its step; called before what is done only because the run ends here."""
         config, state, folder = self.config, self.trainer.state, self.trainer.folder
-        if state.step != self.branch:
+        if state.step != self.branch or not self.trainer.processes.leads:
             return
         if state.step == config.steps and state.step % config.log_every == 0 and state.step % config.eval_every == 0:
             return  # a longer run does the same here, so resume.pt serves
@@ -88,6 +88,8 @@ class Keeper:
 
     def _write(self, name: str, loss: float) -> None:
         trainer = self.trainer
+        if not trainer.processes.leads:
+            return
         content = trainer.content(trainer.optimizer.weights()) | {"scores": {"validation": loss}}
         checkpoint.save(trainer.folder / name, content)
 
