@@ -11,13 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TEXT_SETTINGS, set_flags, shortcut
+from test_models import make
 from test_training import TINY, log_lines, weights_hash
 from torch.distributed import TCPStore
 
+from shortcut_cli import registry
 from shortcut_cli.cli import launch, signals
 from shortcut_cli.errors import Interrupted, UsageError
-from shortcut_cli.training import checkpoint
+from shortcut_cli.models.loss import loss as cross_entropy
+from shortcut_cli.training import activations, checkpoint
 from shortcut_cli.training.parallel import Left, Processes
 from shortcut_cli.training.torchrun import PROMISED, QUIET
 
@@ -34,12 +38,13 @@ class Together:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
 
-    def __call__(self, count, name, **arguments):
-        """What the function of together.py returned in each of the first `count` processes."""
+    def __call__(self, count, name, local=0, **arguments):
+        """What the function of together.py returned in each of the first `count` processes, `local` to a node."""
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
         for rank, process in enumerate(self.processes[:count]):
             said = place | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+            said |= {"LOCAL_WORLD_SIZE": local or count}
             environment = {key: str(value) for key, value in said.items()}
             process.stdin.write(json.dumps({"name": name, "arguments": arguments, "environment": environment}) + "\n")
             process.stdin.flush()
@@ -135,6 +140,19 @@ def test_what_a_recipe_asks_for_works_in_two(together, settings, tmp_path, extra
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
+def test_each_process_orthogonalises_its_share_of_the_matrices(together, settings, tmp_path, count):
+    """Two layers of 3 + 1 + 1 + 1 matrices, and 2 more of the map, of four shapes."""
+    asked = [*settings, "train.optimizer=muon", "train.eval_every=6"]
+    found = {}
+    for number in (1, count):
+        found[number] = together(number, "train", settings=asked, folders=[str(tmp_path / str(number))])
+    steps = 12
+    assert [one["matrices"] for one in found[1]] == [14 * steps]
+    assert [one["matrices"] for one in found[count]] == [len(range(rank, 14, count)) * steps for rank in range(count)]
+    near(tmp_path / str(count), tmp_path / "1")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_validation_counts_every_window_once(together, settings, tmp_path, count):
     """Seven windows in batches of two: for four processes the last batch is half full."""
     asked = [*settings, "train.batch_size=2", "train.eval_windows=7"]
@@ -190,6 +208,102 @@ def test_a_run_goes_on_with_another_number_of_processes(together, begun, tmp_pat
     near(tmp_path / "run", folder / "whole")
     made = checkpoint.load(tmp_path / "run" / "run.pt")["conditions"]
     assert [part["processes"] for part in made] == [before, after]
+
+
+# Weights that are divided
+
+
+def test_every_arm_trains_the_same_with_divided_weights(together, settings, tmp_path):
+    """And with activations that are computed again; in every option that changes what layers hand on."""
+    named = [(name, {}) for name in registry.MODELS]
+    named += [("shortcut", {"mode": "gated"}), ("value_residual", {"gate": "token"}), ("attnres", {"variant": "block"})]
+    asked = [*settings, "model.layers=3", "train.optimizer=adamw"]
+    first, second = together(2, "arms", settings=asked, folders=[str(tmp_path)], named=named)
+    assert first == second
+    for name in {key.rpartition(" ")[0] for key in first}:
+        assert first[f"{name} fsdp"] == pytest.approx(first[f"{name} none"], rel=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def divided(together, settings, tmp_path_factory):
+    """A run on two processes, whole and with divided weights, and what it takes to make it."""
+    folder = tmp_path_factory.mktemp("divided")
+    asked = [*settings, "train.eval_every=4", "train.ema=0.9", "train.clip=0.05", "train.accumulation=2"]
+    asked += ["train.batch_size=24", "train.optimizer=muon", "train.schedule=wsd", "train.keep='best,last,every:4'"]
+    together(2, "train", settings=asked, folders=[str(folder / "whole")])
+    together(2, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(folder / "fsdp"), str(folder / "other")])
+    return folder, asked
+
+
+def test_a_run_with_divided_weights_writes_the_same_files(divided):
+    folder, _ = divided
+    near(folder / "fsdp", folder / "whole")
+    names = sorted(path.name for path in (folder / "whole").iterdir())
+    assert sorted(path.name for path in (folder / "fsdp").iterdir()) == names
+    assert not (folder / "other").exists()
+    assert {"run.pt", "last.pt", "step-8.pt", "stable.pt"} <= set(names)
+    for name in (name for name in names if name.endswith(".pt")):
+        assert_near(checkpoint.load(folder / "fsdp" / name), checkpoint.load(folder / "whole" / name))
+
+
+def assert_near(one, other):
+    """Whether the contents of two files have the same keys, and tensors that are equal to rounding."""
+    if isinstance(one, torch.Tensor):
+        assert one.shape == other.shape
+        assert type(one) is type(other) is torch.Tensor
+        assert (one.double() - other.double()).abs().max() < 1e-4
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"state", "recipe", "versions", "conditions", "scores"} | (one.keys() & {"state"}):
+            assert_near(one[key], other[key])
+
+
+@pytest.mark.parametrize("after", [(1, 0, "none"), (3, 0, "none"), (3, 0, "fsdp"), (4, 2, "fsdp")], ids=str)
+def test_a_run_with_divided_weights_goes_on_elsewhere(together, divided, tmp_path, after):
+    """Begun on two processes; (4, 2): two to a node."""
+    folder, asked = divided
+    begun = [*asked, "train.shard=fsdp"]
+    ended = together(2, "train", settings=begun, folders=[str(tmp_path)], stops={"1": 4})
+    assert [one["ended"][1] for one in ended] == [75, 75]
+    count, local, shard = after
+    asked = [*asked, f"train.shard={shard}"]
+    ended = together(count, "train", local=local, settings=asked, folders=[str(tmp_path)])
+    assert not any(one["ended"] for one in ended)
+    near(tmp_path, folder / "whole")
+
+
+def test_a_whole_run_goes_on_with_divided_weights(together, divided, tmp_path):
+    folder, asked = divided
+    together(1, "train", settings=asked, folders=[str(tmp_path)], stops={"0": 5})
+    together(2, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(tmp_path)])
+    near(tmp_path, folder / "whole")
+
+
+def saved_bytes(model, ids):
+    """What a forward pass keeps for the gradient, but for weights, and all gradients."""
+    kept, own = {}, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = cross_entropy(model(ids), ids)
+    found = sum(kept.values())
+    loss.backward()
+    return found, torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+
+@pytest.mark.parametrize("name", ["gpt", "moda", "attnres", "mudd"])
+def test_activations_that_are_computed_again_are_not_kept(name):
+    plain, again = (make(name, {}, open_gates=True, layers=4) for _ in range(2))
+    activations.forget(again.blocks)
+    ids = torch.randint(0, 37, (2, 24), generator=torch.Generator().manual_seed(1))
+    whole, gradient = saved_bytes(plain, ids)
+    less, same = saved_bytes(again, ids)
+    assert less < whole / 2
+    assert torch.allclose(same, gradient, atol=1e-6)
 
 
 def test_windows_that_cannot_be_divided_are_refused(together, settings, tmp_path):

@@ -245,6 +245,8 @@ def test_a_missing_key_has_the_documented_default():
         "compile": False,
         "deterministic": False,
         "keep": "best",
+        "shard": "none",
+        "checkpoint_activations": False,
         "timeout_s": 600.0,
     }
     assert found["eval"] == {"split": "test", "stride": 2, "batch_size": 16, "resamples": 1000}
@@ -810,8 +812,9 @@ BINDS_CODEC = {
     "eval_every eval_windows mel wave commitment adversarial_from adversarial features discriminator_filters "
     "discriminator_lr threads",
 }
-FREE = {"train.log_every", "train.tensorboard", "train.keep", "train.timeout_s"}
-FREE_CODEC = (FREE - {"train.keep", "train.timeout_s"}) | {
+OF_MODELS = {"train.keep", "train.timeout_s", "train.shard", "train.checkpoint_activations"}
+FREE = OF_MODELS | {"train.log_every", "train.tensorboard"}
+FREE_CODEC = (FREE - OF_MODELS) | {
     "data.speaker",
     "data.val",
     "data.file_timeout_s",

@@ -18,7 +18,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.data import windows
 from shortcut_cli.errors import ShortcutError
 from shortcut_cli.stages import training
-from shortcut_cli.training import muon, parallel
+from shortcut_cli.training import muon, parallel, sharded
 from shortcut_cli.training.trainer import Trainer
 
 
@@ -88,7 +88,27 @@ def validate(settings, folders):
         return trainer.validation_loss()
 
 
-JOBS = SimpleNamespace(train=train, validate=validate)
+def arms(settings, folders, named):
+    """Losses of two steps and a sum of the weights of each arm, (name, options), whole and divided."""
+    found = {}
+    with parallel.joined("cpu", 60) as processes:
+        for name, options in named:
+            section = [f"model.{name}.{key}={json.dumps(value)}" for key, value in options.items()]
+            for shard, again in (("none", "false"), ("fsdp", "true")):
+                way = [f"model.name={name}", f"train.shard={shard}", f"train.checkpoint_activations={again}"]
+                resolved = reading.read("text-tiny", [*settings, *section, *way])
+                trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
+                trainer.connect(processes)
+                losses = [trainer.step(number).item() for number in range(2)]
+                parts = sum(sharded.local(weight).numel() for weight in trainer.model.parameters())
+                assert (parts < 0.6 * trainer.model.count()["total"]) == (shard == "fsdp"), (name, parts)
+                weights = sharded.whole(trainer.optimizer.weights(), keep=True)
+                total = sum(weight.double().abs().sum().item() for weight in weights.values())
+                found[f"{name} {json.dumps(options)} {shard}"] = [*losses, trainer.validation_loss(), total]
+    return found
+
+
+JOBS = SimpleNamespace(train=train, validate=validate, arms=arms)
 
 
 def main():

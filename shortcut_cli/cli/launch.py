@@ -36,11 +36,10 @@ def processes(arguments: Sequence[str], count: int, max_restarts: int) -> int:
 
     Raises ShortcutError if they fail more often than they may be restarted, Interrupted if one failed after a signal.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = None
     with signals as asked:
         for attempt in range(max_restarts + 1):
+            store = _store(store)
             codes = _attempt(arguments, _environment(count, store.port, attempt, max_restarts), asked)
             verdict = _final(codes)
             code, signals.code = asked(), None  # the processes have answered to it
@@ -52,6 +51,19 @@ def processes(arguments: Sequence[str], count: int, max_restarts: int) -> int:
             if attempt < max_restarts:
                 console.note(f"{failed}; all start again from the last state ({attempt + 1} of {max_restarts})")
     raise ShortcutError(f"{failed}" + f", after {max_restarts} restarts" * bool(max_restarts), HINT)
+
+
+def _store(before: Any) -> Any:
+    """A store through which processes find each other, and a word from the one before it.
+
+    It is another one for each attempt, as PyTorch expects: it has the addresses of those that are gone.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    if before and before.check([torchrun.BEGUN]):
+        store.set(torchrun.BEGUN, "")
+    return store
 
 
 def _environment(count: int, port: int, attempt: int, max_restarts: int) -> dict[str, str]:

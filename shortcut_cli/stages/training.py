@@ -27,7 +27,7 @@ from shortcut_cli.kept import remarks
 from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel
 from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
-from shortcut_cli.training.parallel import ALONE, Processes
+from shortcut_cli.training.parallel import Processes
 from shortcut_cli.training.trainer import Trainer
 
 WARM_UP_STEPS = 2  # before those that are timed: the first ones allocate memory, and compile
@@ -103,11 +103,11 @@ def _lead(
                 _remark(trainer, report)
         trainer.began = time.monotonic() - trainer.state.seconds
         processes.copied(trainer.saved() if processes.count > 1 else None)
-        trainer.connect(processes)
+        if worked:
+            trainer.connect(processes)
         with stop as asked:
             loop.run(trainer, processes.agreed(asked), keeper)
         if not worked:
-            trainer.connect(ALONE)
             keeper.complete()
     return {
         "run": str(folder / Trainer.result),
@@ -136,7 +136,8 @@ def _follow(folder: Path, device: str, stop: Stop, processes: Processes) -> None
     )
     trainer = Trainer(resolved, folder, device, lambda _: None)
     trainer.load_state(content)
-    trainer.connect(processes)
+    if trainer.state.step < trainer.config.steps:
+        trainer.connect(processes)
     with stop as asked:
         loop.run(trainer, processes.agreed(asked), Keeper(trainer))
 

@@ -29,7 +29,6 @@ SILENT = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|ti
 SHOWN = 200  # characters of that
 PATIENCE_S = 5  # for the board
 START_S = 600.0  # that a process gets to start, and the leading one to read or write its files
-BEGUN = "begun"
 
 
 class Left(ShortcutError):
@@ -52,6 +51,7 @@ class Processes:
     count: int = 1
     group: Any = None  # through which they talk about steps
     board: Any = None  # on which each says at which step it is
+    sharded: bool = False  # whether each has only its part of the weights
 
     @property
     def leads(self) -> bool:
@@ -72,14 +72,15 @@ class Processes:
         return windows // (parts * self.count)
 
     def forward(self, model: nn.Module) -> nn.Module:
-        """The model, whose gradients are averaged over the processes when they are computed.
+        """The model, whose gradients are averaged over the processes when they are computed, if they are not already.
 
         DistributedDataParallel looks for parameters without a gradient, which a model does not have: it is then that it
         never rearranges what it sends, so that the order of sums is the same before and after a resume.
         """
-        if self.count == 1:
+        if self.count > 1:
+            dist.barrier()  # from here on nobody waits longer than `timeout_s`
+        if self.count == 1 or self.sharded:
             return model
-        dist.barrier()  # from here on nobody waits longer than `timeout_s`
         with warnings.catch_warnings():  # later versions have another name for the second one
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(
@@ -87,8 +88,8 @@ class Processes:
             )
 
     def sends(self, forward: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """A block with a part of a step: gradients are averaged with the last one, not with each."""
-        return nullcontext() if last or self.count == 1 else forward.no_sync()  # type: ignore[operator]
+        """A block with a part of a step: gradients are averaged with the last one, not with each, if there is room."""
+        return nullcontext() if last or self.count == 1 or self.sharded else forward.no_sync()  # type: ignore[operator]
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the processes, in place."""
@@ -102,6 +103,23 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(values, group=self.group)
         return values
+
+    def shared(self, work: Callable[[Tensor], Tensor], items: Tensor, first: int) -> Tensor:
+        """work(items), which keeps their shape and treats each by itself: a process does every `count`-th of them.
+
+        first: number of the first item, so that over several calls all processes get the same number, or one more.
+        """
+        if self.count == 1:
+            return work(items)
+        numbers = torch.arange(len(items))
+        owners = (first + numbers) % self.count
+        mine = items[owners == self.rank]
+        part = items.new_zeros(-(-len(items) // self.count), *items.shape[1:])
+        if len(mine):
+            part[: len(mine)] = work(mine)
+        parts = [torch.empty_like(part) for _ in range(self.count)]
+        dist.all_gather(parts, part, group=self.group)
+        return torch.stack(parts)[owners, numbers // self.count]
 
     @contextmanager
     def leading(self) -> Iterator[None]:
@@ -174,12 +192,12 @@ class Processes:
 
     def begun(self) -> bool:
         """Whether processes that were started before these, and failed, have begun the run anew."""
-        return bool(self.board and self.board.check([BEGUN]))
+        return bool(self.board and self.board.check([torchrun.BEGUN]))
 
     def begin(self) -> None:
         """Let those that may be started after these know that the run has begun."""
         if self.board:
-            self.board.set(BEGUN, "")
+            self.board.set(torchrun.BEGUN, "")
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -233,6 +251,9 @@ def joined(device: str, timeout_s: float) -> Iterator[Processes]:
         except Interrupted:  # all are
             _part_ways()
             raise
+        except ShortcutError:
+            dist.destroy_process_group()
+            raise
         _part_ways()
 
 
@@ -244,10 +265,9 @@ def _part_ways() -> None:
 
 def _board() -> Any:
     """A connection of its own to the store through which the processes have found each other."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
-    return dist.PrefixStore("shortcut", store)  # type: ignore[attr-defined]
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
 
 
 def _place(rank: int) -> str:
     """Where on the board a process says at which step it is."""
-    return f"step {torchrun.attempt()} {rank}"
+    return f"shortcut/{torchrun.attempt()}/{rank}"

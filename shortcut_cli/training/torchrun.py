@@ -6,6 +6,8 @@ import os
 # for another reason, see `parallel.Processes.forward`.
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 PROMISED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# On the store through which processes find each other: the run was begun, so that others go on with it.
+BEGUN = "shortcut/begun"
 # Exit codes by which a process tells that it ends because of another one.
 LOST = 76  # which was killed, or does not answer: all may be started again
 LEFT = 77  # which ends with an error, and says so itself

@@ -4,6 +4,8 @@ The windows, the learning rate and the dropout of a step depend only on the reci
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from shortcut_cli.kept.inputs import differences
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.models.transformer import Decoder
-from shortcut_cli.training import checkpoint, conditions, lineage, loop, precision, tensor_file
+from shortcut_cli.training import activations, checkpoint, conditions, lineage, loop, precision, sharded, tensor_file
 from shortcut_cli.training.device import check_room
 from shortcut_cli.training.loop import PREVIOUS, STATE
 from shortcut_cli.training.optim import Optimizer, learning_rate
@@ -68,16 +70,9 @@ class Trainer:
         check_room(count["total"], vocabulary, device)
         self.model: Decoder = kind(resolved.model, vocabulary, self.config.seed).to(device)
         self.lineage: dict[str, Any] = ancestor.give(self.model) if ancestor else {}
-        matrices = self.model.matrices() if self.config.optimizer == "muon" else {}
-        self.optimizer = Optimizer(
-            self.model,
-            self.config,
-            self.model.routers(),
-            self.config.router_lr,
-            matrices,
-            self.model.decays(),
-            self.model.rates(),
-        )
+        if self.config.checkpoint_activations:
+            activations.forget(self.model.blocks)
+        self.optimizer = self._optimizer()
         self.precision = precision.choose(resolved, device)
         self.state = loop.State()
         self.began = 0.0  # see loop.Trainable
@@ -88,10 +83,20 @@ class Trainer:
         self.connect(ALONE)
         self.model.train()
 
+    def _optimizer(self) -> Optimizer:
+        model, config = self.model, self.config
+        matrices = model.matrices() if config.optimizer == "muon" else {}
+        return Optimizer(model, config, model.routers(), config.router_lr, matrices, model.decays(), model.rates())
+
     def connect(self, processes: Processes) -> None:
         """Train together with other processes, all of which do this now, from the same state."""
+        if processes.count > 1 and self.config.shard == "fsdp":
+            processes = replace(processes, sharded=True)
+            self._divide()
         self.processes = processes
         self.part = processes.part(self.config.batch_size, self.config.accumulation)  # windows computed at once
+        if self.optimizer.muon:
+            self.optimizer.muon.processes = processes
         self.nats = processes.forward(self._compiled(Loss(self.model)))
         if not processes.leads:
             self.log = NoLog()
@@ -139,6 +144,13 @@ class Trainer:
             self.optimizer.step(number)
         return total
 
+    def _divide(self) -> None:
+        """Keep only this process' part of the weights and of the optimizer's state."""
+        state = self.optimizer.state()
+        sharded.divide(self.model, self.device, self.precision == "bf16")
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state(self.optimizer.divided(state), self.device)
+
     def _compiled(self, loss: nn.Module) -> nn.Module:
         """The loss is compiled with the model: by itself it reads and writes all logits several times."""
         return torch.compile(loss) if self.config.compile else loss  # type: ignore[return-value]
@@ -181,13 +193,16 @@ class Trainer:
         counts: list[int] = []
         split, context = self.shards.split("val"), self.recipe.model.context
         size, processes = self.config.batch_size, self.processes
-        for first in range(processes.rank * size, len(self.validation), processes.count * size):
-            starts = self.validation[first : first + size]
+        for turn in range(0, len(self.validation), processes.count * size):
+            starts = self.validation[turn + processes.rank * size :][:size]
+            if not starts and not processes.sharded:
+                break
+            counts.append(len(starts))
+            starts = starts or self.validation[:1]  # the others need this process' part of the weights
             ids = self._moved(torch.stack([torch.from_numpy(split.read(start, context + 1)) for start in starts]))
             with precision.products(self.precision, self.device):
                 logits = self.model(ids[:, :-1])
             losses.append(cross_entropy(logits, ids[:, 1:]))
-            counts.append(len(starts))
         if kept:
             self.model.load_state_dict(kept)
         self.model.train()
@@ -220,8 +235,16 @@ class Trainer:
 
     def save(self) -> None:
         """Write resume.pt."""
+        self.write(STATE, self.saved, previous=self.folder / PREVIOUS)
+
+    def write(self, name: str, content: Callable[[], dict[str, Any]], previous: Path | None = None) -> None:
+        """Write a file of the run, if this process leads; all help to make its content if each has only a part."""
+        if self.processes.sharded:
+            found = sharded.whole(content(), self.processes.leads)
+        elif self.processes.leads:
+            found = content()
         if self.processes.leads:
-            checkpoint.save(self.folder / STATE, self.saved(), previous=self.folder / PREVIOUS)
+            checkpoint.save(self.folder / name, found, previous=previous)
 
     def saved(self) -> dict[str, Any]:
         """The content of a resume.pt: everything that the next step needs. The disk has the log after this."""
@@ -254,8 +277,7 @@ class Trainer:
 
     def save_result(self) -> None:
         """Write run.pt, with the weights of this step."""
-        if self.processes.leads:
-            checkpoint.save(self.folder / self.result, self.content(self.optimizer.weights()))
+        self.write(self.result, lambda: self.content(self.optimizer.weights()))
 
     def check_result(self, path: Path) -> None:
         """Raise CheckFailed or UsageError if run.pt is missing, damaged, or another run's."""
