@@ -307,5 +307,5 @@ def test_passes_are_cuda_graphs_unless_their_gradients_add_up(
     monkeypatch.setattr(torch, "compile", lambda function, mode: asked.append(mode) or function)
     trainer = made(text_run, tmp_path, f"train.accumulation={accumulation}")
     trainer.device = device
-    trainer._compiled()
+    trainer._compiled(None)
     assert asked == [mode]

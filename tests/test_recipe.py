@@ -245,6 +245,9 @@ def test_a_missing_key_has_the_documented_default():
         "compile": False,
         "deterministic": False,
         "keep": "best",
+        "shard": "none",
+        "checkpoint_activations": False,
+        "timeout_s": 600.0,
     }
     assert found["eval"] == {"split": "test", "stride": 2, "batch_size": 16, "resamples": 1000}
     sampler = {"n": 4, "tokens": 9, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 1}
@@ -809,8 +812,14 @@ BINDS_CODEC = {
     "eval_every eval_windows mel wave commitment adversarial_from adversarial features discriminator_filters "
     "discriminator_lr threads",
 }
-FREE = {"train.log_every", "train.tensorboard", "train.keep"}
-FREE_CODEC = (FREE - {"train.keep"}) | {"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}
+OF_MODELS = {"train.keep", "train.timeout_s", "train.shard", "train.checkpoint_activations"}
+FREE = OF_MODELS | {"train.log_every", "train.tensorboard"}
+FREE_CODEC = (FREE - OF_MODELS) | {
+    "data.speaker",
+    "data.val",
+    "data.file_timeout_s",
+    "data.file_memory_mb",
+}
 OPTIONS = dict.fromkeys(
     ("shortcut", "shortcut_local", "shortcut_pool"), "shortcut"
 )  # the table of [model.NAME] that an architecture reads

@@ -4,6 +4,7 @@ Heavy imports are inside the bodies, after the checks that need none of them.
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ from shortcut_cli.cli.signals import guarded, signals
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Progress
 from shortcut_cli.training import device as devices
+from shortcut_cli.training import torchrun
 
 if TYPE_CHECKING:
     from shortcut_cli.config import reading
@@ -539,6 +541,15 @@ def train(
         bool, typer.Option("--dry-run", help="Say what it would take, by a few steps. Nothing is written.")
     ] = False,
     device: Device = "auto",
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--devices", metavar="N", min=1, max=MOST_WORKERS, help="Train on N devices: GPUs, or processes of a CPU."
+        ),
+    ] = 1,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, max=MOST_RUNS, help="With --devices: how often processes that fail are started again.")
+    ] = 3,
     settings: Settings = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -546,6 +557,8 @@ def train(
     """Train a model on shards. If it is interrupted, run it again to resume."""
     from shortcut_cli.config import reading
 
+    if processes > 1 and dry_run:
+        raise UsageError("--dry-run takes no --devices", "it says what one device would do")
     if extend and (dry_run or resume == "never"):
         raise UsageError(f"--extend goes on with a run: it takes no {'--dry-run' if dry_run else '--resume never'}")
     flags = {"model__name": ("--model", model), "train__seed": ("--seed", seed), "train__steps": ("--extend", extend)}
@@ -553,10 +566,16 @@ def train(
     resolved = _with_shards(recipe, resolved, settings)
     folder = out or reading.run_folder(recipe, resolved)
     first = None if init_from is None else _checkpoint(init_from)
+    if processes > 1 or torchrun.promised():
+        torchrun.hush()
+    if processes > 1 and not torchrun.promised():
+        from shortcut_cli.cli import launch
+
+        raise typer.Exit(launch.processes(sys.argv[1:], processes, max_restarts))
     from shortcut_cli.stages import training
 
-    where = devices.choose(device)
-    with console.Reporter() as report:
+    where = torchrun.place(devices.choose(device))
+    with console.Reporter(quiet=not torchrun.leads()) as report:
         if dry_run:
             found = training.rehearse(resolved, folder, device=where, report=report, init_from=first)
             console.result(found, tables.rehearsal(found), as_json=as_json)
@@ -571,6 +590,8 @@ def train(
             init_from=first,
             extend=extend is not None,
         )
+        if not summary:  # of a process beside the one that speaks
+            return
         page = _refreshed(folder, no_report, report)
     written = endings.of_training(folder)
     console.result(summary | page, summary["run"], as_json=as_json, written=_all(written, page))

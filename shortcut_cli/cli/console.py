@@ -428,9 +428,11 @@ class Reporter:
     """Shows the events of a stage: live bars on a terminal, otherwise a plain line at most every PLAIN_INTERVAL_S.
 
     Of a command with several parts the first bar is that of the parts, and the others are those of the present one.
+    quiet: shows nothing, as in a process beside one that shows the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.whole: rich.progress.TaskID | None = None  # the bar of the parts
@@ -453,6 +455,8 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         """Show one event of a stage."""
+        if self.quiet:
+            return
         if isinstance(event, Sampled):
             stream(event.text)
             return

@@ -25,6 +25,7 @@ from shortcut_cli import cleanup
 from shortcut_cli.cli import console
 from shortcut_cli.cli.console import STDERR
 from shortcut_cli.errors import Interrupted, ReaderLeft, ShortcutError, UsageError
+from shortcut_cli.training import torchrun
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
 REPEAT_S = 1.0  # the same request can arrive twice: at the process and at its group, or from a hasty supervisor
@@ -123,7 +124,7 @@ def _end(code: int, stderr: int) -> NoReturn:
     """End the process with one panel and an exit code, whatever its threads are doing."""
     try:
         cleanup.leave()
-        shown = _panel(stderr)
+        shown = _panel(stderr) if torchrun.leads() else b""
         if select([], [stderr], [], WRITE_S)[1]:
             os.write(stderr, shown)
     finally:
@@ -199,6 +200,12 @@ def _has_folder() -> bool:
     return True
 
 
+def _is_quiet(error: ShortcutError) -> bool:
+    """Whether an error is not shown: nobody is there to read it, or another process of the training shows it."""
+    of_another = error.exit_code == torchrun.LEFT or (isinstance(error, Interrupted) and not torchrun.leads())
+    return isinstance(error, ReaderLeft) or of_another
+
+
 def guarded(command: Callable[[], Any]) -> NoReturn:
     """Run a command, then exit: what a user can act on is one panel and its exit code; a bug keeps its traceback."""
     console.harden()
@@ -213,7 +220,7 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
         shown = translated(error)
         if shown is None:
             raise
-        if not isinstance(shown, ReaderLeft):
+        if not _is_quiet(shown):
             console.panel(shown)
         sys.exit(shown.exit_code)
     finally:

@@ -20,7 +20,12 @@ UNIONS = (Union, UnionType)
 # Which keys, or whole sections, do not determine the weights of a run; all others do, and bind it: a new key too. What
 # [data] and [tokenizer] do to the weights, they do through the shards, whose checksum binds a run. How often and on how
 # many windows to validate is not here: it decides which weights run.pt keeps.
-FREE = frozenset({"data", "tokenizer", "eval", "sample", "train.log_every", "train.tensorboard", "train.keep"})
+FREE = frozenset(
+    {
+        *("data", "tokenizer", "eval", "sample", "train.log_every", "train.tensorboard", "train.keep"),
+        *("train.timeout_s", "train.shard", "train.checkpoint_activations"),
+    }
+)
 # Which files are in which split binds the run of a codec by itself.
 CODEC_FREE = frozenset({"data.speaker", "data.val", "data.file_timeout_s", "data.file_memory_mb"}) | {
     "train.log_every",
@@ -277,6 +282,17 @@ class TrainConfig(ScheduleConfig):
         "best",
         description="checkpoints to keep, with commas: best (run.pt, the lowest validation loss; always), last "
         "(last.pt, the newest validation's weights), every:N (step-N.pt, step-2N.pt ...)",
+    )
+    shard: Literal["none", "fsdp"] = Field(
+        "none",
+        description="of several processes, what each keeps of the weights and of the optimizer: none: all of it; fsdp: "
+        "its part, for models that would not fit (FSDP2)",
+    )
+    checkpoint_activations: bool = Field(
+        False, description="keep only the inputs of layers for the gradient, and compute the rest again: less memory"
+    )
+    timeout_s: float = Field(
+        600.0, description="of several processes: how long one waits for another, seconds", gt=0, le=MOST_COUNT
     )
 
     @field_validator("keep")

@@ -5,7 +5,7 @@ Axes: B batch, T time, L layer (depth), H heads, D width, V vocabulary, M source
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,16 @@ class RMSNorm(nn.Module):
         return fork_norm(x, self.weight)
 
 
-@dataclass
 class History:
-    """What lower layers leave for higher ones to read, for the tokens of one call."""
+    """What lower layers leave for higher ones to read, for the tokens of one call.
 
-    keys: list[Tensor] = field(default_factory=list)  # of each layer, rotated by their time, (B, H, T, d) each
-    values: list[Tensor] = field(default_factory=list)  # of each layer, before any mixing, (B, H, T, d) each
-    trace: Trace | None = None  # observes the reads
+    It is no dataclass: FSDP2 hands a layer copies of those, and what the layer adds would be lost.
+    """
+
+    def __init__(self, keys: Iterable[Tensor] = (), values: Iterable[Tensor] = (), trace: Trace | None = None) -> None:
+        self.keys = list(keys)  # of each layer, rotated by their time, (B, H, T, d) each
+        self.values = list(values)  # of each layer, before any mixing, (B, H, T, d) each
+        self.trace = trace  # observes the reads
 
 
 class Cache:

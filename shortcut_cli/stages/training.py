@@ -10,6 +10,7 @@ import os
 import resource
 import statistics
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.kept import remarks
-from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop
+from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel
 from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
+from shortcut_cli.training.parallel import Processes
 from shortcut_cli.training.trainer import Trainer
 
 WARM_UP_STEPS = 2  # before those that are timed: the first ones allocate memory, and compile
@@ -48,38 +50,63 @@ def train(
 
     resume: "auto", or "never" to start from scratch. init_from: the checkpoint whose weights the run begins with.
     extend: the run in the folder may have fewer steps, and gets those of the recipe. Returns a summary; "worked" says
-    whether there was anything to do.
+    whether there was anything to do. It is empty in a process that torchrun has started beside the first.
 
     Raises UsageError if the folder holds a run of a different recipe, of other shards or of other first weights, or
     the checkpoint that a new run is to begin with,
     Interrupted after a signal, Diverged if the loss is not finite.
     """
     _prepare(resolved)
-    ancestor = lineage.read(init_from) if init_from else None
-    with (
-        files.held(folder, "shortcut train", known=loop.is_run_folder),
-        conditions.threads(resolved.train.threads),
-    ):
-        content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
-        if init_from and content is None and folder.resolve() == init_from.resolve().parent:
-            raise UsageError(
-                f"{init_from} is in {folder}, whose run this one would replace", "choose another folder with --out"
-            )
-        if extend:
-            resolved = extension.planned(resolved, content, folder, report)
-        trainer = Trainer(resolved, folder, device, report, ancestor)
-        keeper = Keeper(trainer)
-        if unfinished := warning(files.place(resolved.data.shards), trainer.shards.manifest):
-            report(Note(text=unfinished))
-        if extend and content:
-            content = extension.extended(trainer, content)
-        if content is None:
-            keeper.clear()
-        worked = loop.start(trainer, content)
+    with conditions.threads(resolved.train.threads), parallel.joined(device, resolved.train.timeout_s) as processes:
+        if processes.leads:
+            return _lead(resolved, folder, device, resume, report, stop, init_from, extend, processes)
+        _follow(folder, device, stop, processes)
+        return {}
+
+
+def _lead(
+    resolved: Recipe,
+    folder: Path,
+    device: str,
+    resume: str,
+    report: Report,
+    stop: Stop,
+    init_from: Path | None,
+    extend: bool,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Train in the process that writes the files."""
+    with ExitStack() as held:
+        with processes.leading():
+            ancestor = lineage.read(init_from) if init_from else None
+            held.enter_context(files.held(folder, "shortcut train", known=loop.is_run_folder))
+            resume = "auto" if processes.begun() else resume
+            content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
+            if init_from and content is None and folder.resolve() == init_from.resolve().parent:
+                raise UsageError(
+                    f"{init_from} is in {folder}, whose run this one would replace", "choose another folder with --out"
+                )
+            if extend:
+                resolved = extension.planned(resolved, content, folder, report)
+            trainer = Trainer(resolved, folder, device, report, ancestor)
+            processes.part(trainer.config.batch_size, trainer.config.accumulation)
+            keeper = Keeper(trainer)
+            if unfinished := warning(files.place(resolved.data.shards), trainer.shards.manifest):
+                report(Note(text=unfinished))
+            if extend and content:
+                content = extension.extended(trainer, content)
+            if content is None:
+                keeper.clear()
+            worked = loop.start(trainer, content)
+            processes.begin()
+            if worked:
+                _remark(trainer, report)
+        trainer.began = time.monotonic() - trainer.state.seconds
+        processes.copied(trainer.saved() if processes.count > 1 else None)
         if worked:
-            _remark(trainer, report)
+            trainer.connect(processes)
         with stop as asked:
-            loop.run(trainer, asked, keeper)
+            loop.run(trainer, processes.agreed(asked), keeper)
         if not worked:
             keeper.complete()
     return {
@@ -97,6 +124,22 @@ def _remark(trainer: Trainer, report: Report) -> None:
     """Say what of the plan shrinks its subject away."""
     for said in remarks.of_plan(trainer.recipe.model_dump(), trainer.windows.split.tokens):
         report(Note(text=f"Note: {said}"))
+
+
+def _follow(folder: Path, device: str, stop: Stop, processes: Processes) -> None:
+    """Train in a process beside the one that writes the files: the same steps from the same state."""
+    processes.wait()
+    content = processes.copied(None)
+    assert content
+    resolved = reading.with_settings(
+        reading.validate(content["recipe"], "the leading process"), ["train.tensorboard=false"]
+    )
+    trainer = Trainer(resolved, folder, device, lambda _: None)
+    trainer.load_state(content)
+    if trainer.state.step < trainer.config.steps:
+        trainer.connect(processes)
+    with stop as asked:
+        loop.run(trainer, processes.agreed(asked), Keeper(trainer))
 
 
 def _prepare(resolved: Recipe) -> None:

@@ -18,13 +18,14 @@ LONGEST = 200  # characters of a name or a value
 
 
 def now(device: str) -> dict[str, Any]:
-    """The conditions in this process on a device: its kind or, of a GPU, its name; threads; instructions; versions."""
+    """The conditions in this process on a device: its kind or, of a GPU, its name; processes; threads; versions."""
     import numpy as np
     import torch
 
     kind = device.partition(":")[0]
     return {
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else kind,
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "threads": torch.get_num_threads(),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "shortcut": __version__,
@@ -40,6 +41,7 @@ def changes(made: Any, here: Mapping[str, Any]) -> str:
     """
     if not isinstance(made, Mapping):
         return ""
+    made = {"processes": 1, **made}  # earlier versions had no other number
     return ", ".join(writing.differences({key: made.get(key) for key in here}, here))
 
 

@@ -56,13 +56,13 @@ class Keeper:
         if state.step == config.steps and state.step % config.log_every == 0 and state.step % config.eval_every == 0:
             return  # a longer run does the same here, so resume.pt serves
         result = None
-        if state.best < math.inf and state.best_step != state.step:
+        if state.best < math.inf and state.best_step != state.step and self.trainer.processes.leads:
             try:
                 found = checkpoint.load(folder / self.trainer.result)
                 result = {key: found[key] for key in OF_RESULT if key in found}
             except (CheckFailed, UsageError):
                 pass  # the end of the run says so; an extension looks for the best weights anew
-        checkpoint.save(folder / STABLE, self.trainer.saved() | {"result": result})
+        self.trainer.write(STABLE, lambda: self.trainer.saved() | {"result": result})
 
     def copies(self) -> None:
         """Write last.pt and step-N.pt if this is their step; called before the state is saved."""
@@ -88,8 +88,8 @@ class Keeper:
 
     def _write(self, name: str, loss: float) -> None:
         trainer = self.trainer
-        content = trainer.content(trainer.optimizer.weights()) | {"scores": {"validation": loss}}
-        checkpoint.save(trainer.folder / name, content)
+        scores = {"scores": {"validation": loss}}
+        trainer.write(name, lambda: trainer.content(trainer.optimizer.weights()) | scores)
 
     def clear(self) -> None:
         """Remove the files that an earlier run has kept in the folder."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from shortcut_cli.kernels import bf16
+from shortcut_cli.training import sharded
+from shortcut_cli.training.parallel import ALONE
 
 # Of a x + b x^3 + c x^5, one after the other: the first three of the five of Amsel et al. 2025 (Polar Express, arXiv
 # 2505.16932). All five take longer, and the loss is the same within the noise of seeds.
@@ -76,7 +78,10 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay.
 
     groups: of parameters with one shape each; `parts` says how many matrices, one below the other, each holds.
+    processes: those that train together. Each orthogonalises its share of the matrices, and gets the rest.
     """
+
+    processes = ALONE
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
@@ -85,20 +90,27 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all weights that have a gradient."""
         assert closure is None
+        done = 0  # matrices
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
-                self._step(weights, [weight.grad for weight in weights], group)
+                self._step(weights, [weight.grad for weight in weights], group, done)
+            done += len(weights) * group["parts"]
 
-    def _step(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+    def _step(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any], done: int) -> None:
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-        momenta = [self.state[weight]["momentum"] for weight in weights]
+        own = [sharded.local(weight) for weight in weights]  # and what follows, up to `joined`
+        momenta = [sharded.local(self.state[weight]["momentum"]) for weight in weights]
+        gradients = [sharded.local(gradient) for gradient in gradients]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # (W, parts m, n)
+        aheads = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        ahead = torch.stack(list(map(sharded.joined, aheads, weights)))  # (W, parts m, n)
         whole = ahead.shape
-        updates = orthogonalise(ahead.view(len(weights) * group["parts"], -1, whole[-1]))
+        matrices = ahead.view(len(weights) * group["parts"], -1, whole[-1])
+        updates = self.processes.shared(orthogonalise, matrices, done)
         rate = group["lr"] * scale(updates.shape[1:])
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates.reshape(whole).unbind(), alpha=-rate)
+        divided = [sharded.local(sharded.part(*pair)) for pair in zip(updates.reshape(whole), weights, strict=True)]
+        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own, divided, alpha=-rate)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shortcut_cli.config.schema import ScheduleConfig, TrainConfig
+from shortcut_cli.training import sharded
 from shortcut_cli.training.muon import Muon
 
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
@@ -157,7 +158,8 @@ class Optimizer:
 
     def clip(self) -> Tensor:
         """Clip the gradient to norm `config.clip` (0: no limit); returns its norm before clipping, on the device."""
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        return sharded.joined(sharded.local(norm), norm)
 
     def step(self, number: int) -> None:
         """Update the weights and the EMA at step `number`, counted from 0, and clear the gradient."""
@@ -175,6 +177,23 @@ class Optimizer:
     def weights(self) -> dict[str, Tensor]:
         """The weights to validate and to keep: the EMA's, or the model's own if there is no EMA."""
         return self.ema.weights if self.ema else self.model.state_dict()
+
+    def divided(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What `state` of an optimizer of the whole model returned, with tensors divided as this one's weights are."""
+        found = dict(state)
+        for name, optimizer in (("optimizer", self.adamw), ("muon", self.muon)):
+            if optimizer:
+                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+                found[name] = dict(state[name]) | {
+                    "state": {
+                        index: {key: sharded.part(value, weights[index]) for key, value in each.items()}
+                        for index, each in state[name]["state"].items()
+                    }
+                }
+        if self.ema:
+            kept = state["average"]
+            found["average"] = {name: sharded.part(kept[name], like) for name, like in self.ema.weights.items()}
+        return found
 
     def state(self) -> dict[str, Any]:
         """The part of resume.pt that `load_state` restores."""

@@ -65,6 +65,19 @@ class Log:
         return kept
 
 
+class NoLog(Log):
+    """The log of a process that writes none: another one of the same training does."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), tensorboard=False)
+
+    def write(self, *, step: int, **values: float) -> None:
+        """Write nothing."""
+
+    def sync(self) -> None:
+        """Wait for nothing."""
+
+
 def timed(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The validations in the lines of a log, each with the seconds of training at its step.
 

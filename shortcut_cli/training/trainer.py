@@ -5,11 +5,12 @@ The windows, the learning rate and the dropout of a step depend only on the reci
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shortcut_cli import files, registry
 from shortcut_cli.config import writing
@@ -22,13 +23,26 @@ from shortcut_cli.kept.inputs import differences
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.models.transformer import Decoder
-from shortcut_cli.training import checkpoint, conditions, lineage, loop, precision, tensor_file
+from shortcut_cli.training import activations, checkpoint, conditions, lineage, loop, precision, sharded, tensor_file
 from shortcut_cli.training.device import check_room
 from shortcut_cli.training.loop import PREVIOUS, STATE
 from shortcut_cli.training.optim import Optimizer, learning_rate
-from shortcut_cli.training.run_log import Log
+from shortcut_cli.training.parallel import ALONE, Processes
+from shortcut_cli.training.run_log import Log, NoLog
 
 MOST_UNREAD = 100  # steps whose losses are read from the device at once
+
+
+class Loss(nn.Module):
+    """The loss of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, y int64 (B, T) -> nats per token, 0-dim."""
+        return cross_entropy(self.model(x), y)
 
 
 class Trainer:
@@ -56,17 +70,9 @@ class Trainer:
         check_room(count["total"], vocabulary, device)
         self.model: Decoder = kind(resolved.model, vocabulary, self.config.seed).to(device)
         self.lineage: dict[str, Any] = ancestor.give(self.model) if ancestor else {}
-        self.nats: Callable[[Tensor, Tensor], Tensor] = self._compiled() if self.config.compile else self._nats
-        matrices = self.model.matrices() if self.config.optimizer == "muon" else {}
-        self.optimizer = Optimizer(
-            self.model,
-            self.config,
-            self.model.routers(),
-            self.config.router_lr,
-            matrices,
-            self.model.decays(),
-            self.model.rates(),
-        )
+        if self.config.checkpoint_activations:
+            activations.forget(self.model.blocks)
+        self.optimizer = self._optimizer()
         self.precision = precision.choose(resolved, device)
         self.state = loop.State()
         self.began = 0.0  # see loop.Trainable
@@ -74,7 +80,27 @@ class Trainer:
         self.norm = 0.0  # of the gradient of the last step that was read, before clipping
         self.validated: dict[int, float] = {}  # the newest validation loss, by its step
         self.log = Log(folder, self.config.tensorboard)
+        self.connect(ALONE)
         self.model.train()
+
+    def _optimizer(self) -> Optimizer:
+        model, config = self.model, self.config
+        matrices = model.matrices() if config.optimizer == "muon" else {}
+        return Optimizer(model, config, model.routers(), config.router_lr, matrices, model.decays(), model.rates())
+
+    def connect(self, processes: Processes) -> None:
+        """Train together with other processes, all of which do this now, from the same state."""
+        if processes.count > 1 and self.config.shard == "fsdp":
+            processes = replace(processes, sharded=True)
+            self._divide()
+        self.processes = processes
+        self.part = processes.part(self.config.batch_size, self.config.accumulation)  # windows computed at once
+        if self.optimizer.muon:
+            self.optimizer.muon.processes = processes
+        loss = Loss(self.model)
+        self.nats = processes.forward(self._compiled(loss) if self.config.compile else loss)
+        if not processes.leads:
+            self.log = NoLog()
 
     def describe(self) -> str:
         """Size and cost of the model, how often it sees the training data, and which weights it begins with."""
@@ -101,35 +127,40 @@ class Trainer:
         """
         if len(self.unread) == MOST_UNREAD:
             self.settle()
-        config = self.config
+        self.processes.at(number)
+        config, processes, rank = self.config, self.processes, self.processes.rank
         if self.recipe.model.dropout:
-            torch.manual_seed(windows.key(config.seed, number) >> 1)
-        part = config.batch_size // config.accumulation
+            torch.manual_seed(windows.key(config.seed, number, *([rank] if rank else [])) >> 1)
         total = torch.zeros((), device=self.device)
         for index in range(config.accumulation):
-            x, y = map(self._moved, self.windows.batch(number * config.batch_size + index * part, part))  # (B, T)
-            with precision.products(self.precision, self.device):
-                loss = self.nats(x, y) / config.accumulation
-            loss.backward()
+            first = number * config.batch_size + (index * processes.count + rank) * self.part
+            x, y = map(self._moved, self.windows.batch(first, self.part))  # (B, T)
+            with processes.sends(self.nats, index == config.accumulation - 1):
+                with precision.products(self.precision, self.device):
+                    loss = self.nats(x, y) / config.accumulation
+                loss.backward()
             total += loss.detach()
-        self.unread.append((number, total, self.optimizer.clip()))
+        self.unread.append((number, processes.mean(total), self.optimizer.clip()))
         with bf16.products(self.precision == "bf16"):  # of Muon, on a CPU
             self.optimizer.step(number)
         return total
 
-    def _nats(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of the model, 0-dim: x, y int64 (B, T)."""
-        return cross_entropy(self.model(x), y)
+    def _divide(self) -> None:
+        """Keep only this process' part of the weights and of the optimizer's state."""
+        state = self.optimizer.state()
+        sharded.divide(self.model, self.device, self.precision == "bf16")
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state(self.optimizer.divided(state), self.device)
 
-    def _compiled(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """`_nats` compiled: the loss with the model, since by itself it reads and writes all logits several times.
+    def _compiled(self, loss: nn.Module) -> nn.Module:
+        """The loss compiled with the model: by itself it reads and writes all logits several times.
 
         On a GPU the kernels of a pass are replayed as one CUDA graph: those of a small model take less time than their
-        launches. But not with accumulation: the next pass would overwrite the gradients of the one before
-        (https://github.com/pytorch/pytorch/issues/169545).
+        launches. But not where gradients of several passes or processes are added up: the next pass would overwrite
+        them (https://github.com/pytorch/pytorch/issues/169545).
         """
-        graphs = self.device.startswith("cuda") and self.config.accumulation == 1
-        return torch.compile(self._nats, mode="reduce-overhead" if graphs else None)
+        graphs = self.device.startswith("cuda") and self.config.accumulation == self.processes.count == 1
+        return torch.compile(loss, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
     def _moved(self, ids: Tensor) -> Tensor:
         """ids on the device; a GPU fetches them from pinned memory while the next operations are queued."""
@@ -156,7 +187,10 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss over the validation windows in nats per token, of the EMA weights if the recipe asks for them."""
+        """Mean loss over the validation windows in nats per token, of the EMA weights if the recipe asks for them.
+
+        Each process takes some of the batches.
+        """
         ema = self.optimizer.ema
         kept = {name: weight.clone() for name, weight in self.model.state_dict().items()} if ema else None
         if ema:
@@ -165,18 +199,25 @@ class Trainer:
         losses: list[Tensor] = []
         counts: list[int] = []
         split, context = self.shards.split("val"), self.recipe.model.context
-        for first in range(0, len(self.validation), self.config.batch_size):
-            starts = self.validation[first : first + self.config.batch_size]
+        size, processes = self.config.batch_size, self.processes
+        for turn in range(0, len(self.validation), processes.count * size):
+            starts = self.validation[turn + processes.rank * size :][:size]
+            if not starts and not processes.sharded:
+                break
+            counts.append(len(starts))
+            starts = starts or self.validation[:1]  # the others need this process' part of the weights
             ids = self._moved(torch.stack([torch.from_numpy(split.read(start, context + 1)) for start in starts]))
             with precision.products(self.precision, self.device):
                 logits = self.model(ids[:, :-1])
             losses.append(cross_entropy(logits, ids[:, 1:]))
-            counts.append(len(starts))
         if kept:
             self.model.load_state_dict(kept)
         self.model.train()
-        values: list[float] = torch.stack(losses).tolist()
-        return sum(value * count for value, count in zip(values, counts, strict=True)) / len(self.validation)
+        values: list[float] = torch.stack(losses).tolist() if losses else []
+        total = sum(value * count for value, count in zip(values, counts, strict=True))
+        if processes.count > 1:
+            total = processes.sum(torch.tensor(total, dtype=torch.float64)).item()
+        return total / len(self.validation)
 
     def content(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         """The content of a run.pt with these weights. Raises Diverged if a step was not finite."""
@@ -201,7 +242,16 @@ class Trainer:
 
     def save(self) -> None:
         """Write resume.pt."""
-        checkpoint.save(self.folder / STATE, self.saved(), previous=self.folder / PREVIOUS)
+        self.write(STATE, self.saved, previous=self.folder / PREVIOUS)
+
+    def write(self, name: str, content: Callable[[], dict[str, Any]], previous: Path | None = None) -> None:
+        """Write a file of the run, if this process leads; all help to make its content if each has only a part."""
+        if self.processes.sharded:
+            found = sharded.whole(content(), self.processes.leads)
+        elif self.processes.leads:
+            found = content()
+        if self.processes.leads:
+            checkpoint.save(self.folder / name, found, previous=previous)
 
     def saved(self) -> dict[str, Any]:
         """The content of a resume.pt: everything that the next step needs. The disk has the log after this."""
@@ -234,7 +284,7 @@ class Trainer:
 
     def save_result(self) -> None:
         """Write run.pt, with the weights of this step."""
-        checkpoint.save(self.folder / self.result, self.content(self.optimizer.weights()))
+        self.write(self.result, lambda: self.content(self.optimizer.weights()))
 
     def check_result(self, path: Path) -> None:
         """Raise CheckFailed or UsageError if run.pt is missing, damaged, or another run's."""

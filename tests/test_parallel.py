@@ -1,0 +1,438 @@
+"""Several processes train one run: the same windows, losses and weights as one; one writes; all end together."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXT_SETTINGS, set_flags, shortcut
+from test_models import make
+from test_training import TINY, log_lines, weights_hash
+from torch.distributed import TCPStore
+
+from shortcut_cli import registry
+from shortcut_cli.cli import launch, signals
+from shortcut_cli.errors import Interrupted, UsageError
+from shortcut_cli.models.loss import loss as cross_entropy
+from shortcut_cli.training import activations, checkpoint
+from shortcut_cli.training.parallel import Left, Processes
+from shortcut_cli.training.torchrun import PROMISED, QUIET
+
+PLAIN = ("train.precision=fp32", "train.batch_size=12", "train.log_every=1", "model.layers=2", "train.timeout_s=60")
+PATIENCE_S = 120
+
+
+class Together:
+    """Four processes that wait for jobs."""
+
+    def __init__(self):
+        command = [sys.executable, Path(__file__).parent / "together.py"]
+        environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": launch.LOOPBACK}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
+
+    def __call__(self, count, name, local=0, **arguments):
+        """What the function of together.py returned in each of the first `count` processes, `local` to a node."""
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        for rank, process in enumerate(self.processes[:count]):
+            said = place | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+            said |= {"LOCAL_WORLD_SIZE": local or count}
+            environment = {key: str(value) for key, value in said.items()}
+            process.stdin.write(json.dumps({"name": name, "arguments": arguments, "environment": environment}) + "\n")
+            process.stdin.flush()
+        return [json.loads(process.stdout.readline()) for process in self.processes[:count]]
+
+    def close(self):
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            process.wait(PATIENCE_S)
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def together():
+    made = Together()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def settings(text_run):
+    return [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", *TINY, *PLAIN]
+
+
+def losses(folder):
+    return [line[key] for line in log_lines(folder) for key in ("loss", "validation") if key in line]
+
+
+def weights(folder, name="resume.pt"):
+    return checkpoint.load(folder / name)["model"]
+
+
+def near(folder, other):
+    """Whether two runs logged the same losses, to 1e-5, and have the same weights, to rounding."""
+    assert losses(folder) == pytest.approx(losses(other), abs=1e-5)
+    one, two = weights(folder), weights(other)
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def runs(together, settings, tmp_path_factory):
+    """Runs of 50 steps on 1, 2 and 4 processes: (folder, what the processes returned) by their number."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    for count in (1, 2, 4):
+        asked = [*settings, "train.steps=50", "train.eval_every=25"]
+        made[count] = folder / str(count), together(count, "train", settings=asked, folders=[str(folder / str(count))])
+    return made
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_windows_of_each_step_are_the_same_set(runs, count):
+    (alone,) = runs[1][1]
+    parts = [of_one["rows"] for of_one in runs[count][1]]
+    assert len(alone["rows"]) == 50
+    for step, whole in enumerate(alone["rows"]):
+        assert all(len(part[step]) == 12 // count for part in parts)
+        assert sorted(row for part in parts for row in part[step]) == sorted(whole)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_losses_agree_over_fifty_steps(runs, count):
+    assert len(losses(runs[1][0])) == 52
+    near(runs[count][0], runs[1][0])
+
+
+def test_the_same_number_of_processes_gives_the_same_bits(runs, together, settings, tmp_path):
+    together(2, "train", settings=[*settings, "train.steps=50", "train.eval_every=25"], folders=[str(tmp_path)])
+    assert weights_hash(tmp_path) == weights_hash(runs[2][0])
+    assert losses(tmp_path) == losses(runs[2][0])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("train.accumulation=3", "train.clip=0.05"),
+        ("train.ema=0.9",),
+        ("train.precision=bf16",),
+        ("train.optimizer=muon", "train.ema=0.9", "train.clip=0.05"),
+    ],
+    ids=["accumulation and clipping", "ema", "bf16", "muon"],
+)
+def test_what_a_recipe_asks_for_works_in_two(together, settings, tmp_path, extra):
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        together(count, "train", settings=[*settings, "train.eval_every=6", *extra], folders=[str(folder)])
+    if "train.precision=bf16" in extra:  # the halves of a batch are rounded apart from each other
+        assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), abs=2e-2)
+        return
+    near(tmp_path / "2", tmp_path / "1")
+    one, two = (weights(tmp_path / name, "run.pt") for name in "12")
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_each_process_orthogonalises_its_share_of_the_matrices(together, settings, tmp_path, count):
+    """Two layers of 3 + 1 + 1 + 1 matrices, and 2 more of the map, of four shapes."""
+    asked = [*settings, "train.optimizer=muon", "train.eval_every=6"]
+    found = {}
+    for number in (1, count):
+        found[number] = together(number, "train", settings=asked, folders=[str(tmp_path / str(number))])
+    steps = 12
+    assert [one["matrices"] for one in found[1]] == [14 * steps]
+    assert [one["matrices"] for one in found[count]] == [len(range(rank, 14, count)) * steps for rank in range(count)]
+    near(tmp_path / str(count), tmp_path / "1")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_validation_counts_every_window_once(together, settings, tmp_path, count):
+    """Seven windows in batches of two: for four processes the last batch is half full."""
+    asked = [*settings, "train.batch_size=2", "train.eval_windows=7"]
+    (alone,) = together(1, "validate", settings=asked, folders=[str(tmp_path)])
+    part = [*asked, f"train.batch_size={2 if count == 2 else count}"]
+    found = together(count, "validate", settings=part, folders=[str(tmp_path)])
+    assert found == [pytest.approx(alone, rel=1e-6)] * count
+
+
+def test_only_the_first_process_writes(together, settings, tmp_path):
+    folders = [str(tmp_path / "first"), str(tmp_path / "second")]
+    asked = [*settings, "train.keep='best,last,every:4'", "train.schedule=constant"]
+    together(2, "train", settings=asked, folders=folders)
+    names = {"log.jsonl", "recipe.toml", "resume.pt", "run.pt", "last.pt", "step-4.pt", "step-8.pt", "step-12.pt"}
+    assert {path.name for path in Path(folders[0]).iterdir()} >= names
+    assert not Path(folders[1]).exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "2"])
+def test_a_signal_to_any_process_stops_all_at_one_step(together, settings, tmp_path, rank):
+    asked = [*settings, "train.eval_every=6"]
+    ended = together(3, "train", settings=asked, folders=[str(tmp_path / "parts")], stops={rank: 5}, code=130)
+    assert {tuple(one["ended"][:2]) for one in ended} == {("Interrupted", 130)}
+    assert {one["ended"][2] for one in ended} == {ended[0]["ended"][2]}  # names the step
+    assert {len(one["rows"]) for one in ended} == {6}
+    assert checkpoint.load(tmp_path / "parts" / "resume.pt")["step"] == 6
+    together(3, "train", settings=asked, folders=[str(tmp_path / "parts")])
+    together(3, "train", settings=asked, folders=[str(tmp_path / "whole")])
+    assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def begun(together, settings, tmp_path_factory):
+    """Runs that stopped halfway, on 4 processes and on 1, and the whole run on 1."""
+    folder, asked = (
+        tmp_path_factory.mktemp("begun"),
+        [*settings, "train.steps=20", "train.eval_every=5", "train.ema=0.9"],
+    )
+    for count in (4, 1):
+        together(count, "train", settings=asked, folders=[str(folder / str(count))], stops={"0": 8})
+    together(1, "train", settings=asked, folders=[str(folder / "whole")])
+    return folder, asked
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (4, 2), (4, 3), (1, 4)])
+def test_a_run_goes_on_with_another_number_of_processes(together, begun, tmp_path, before, after):
+    folder, asked = begun
+    shutil.copytree(folder / str(before), tmp_path / "run")
+    ended = together(after, "train", settings=asked, folders=[str(tmp_path / "run")])
+    assert not any(one["ended"] for one in ended)
+    assert len(losses(tmp_path / "run")) == 24
+    near(tmp_path / "run", folder / "whole")
+    made = checkpoint.load(tmp_path / "run" / "run.pt")["conditions"]
+    assert [part["processes"] for part in made] == [before, after]
+
+
+# Weights that are divided
+
+
+def test_every_arm_trains_the_same_with_divided_weights(together, settings, tmp_path):
+    """And with activations that are computed again; in every option that changes what layers hand on."""
+    named = [(name, {}) for name in registry.MODELS]
+    named += [("shortcut", {"mode": "gated"}), ("value_residual", {"gate": "token"}), ("attnres", {"variant": "block"})]
+    asked = [*settings, "model.layers=3", "train.optimizer=adamw"]
+    first, second = together(2, "arms", settings=asked, folders=[str(tmp_path)], named=named)
+    assert first == second
+    for name in {key.rpartition(" ")[0] for key in first}:
+        assert first[f"{name} fsdp"] == pytest.approx(first[f"{name} none"], rel=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def divided(together, settings, tmp_path_factory):
+    """A run on two processes, whole and with divided weights, and what it takes to make it."""
+    folder = tmp_path_factory.mktemp("divided")
+    asked = [*settings, "train.eval_every=4", "train.ema=0.9", "train.clip=0.05", "train.accumulation=2"]
+    asked += ["train.batch_size=24", "train.optimizer=muon", "train.schedule=wsd", "train.keep='best,last,every:4'"]
+    together(2, "train", settings=asked, folders=[str(folder / "whole")])
+    together(2, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(folder / "fsdp"), str(folder / "other")])
+    return folder, asked
+
+
+def test_a_run_with_divided_weights_writes_the_same_files(divided):
+    folder, _ = divided
+    near(folder / "fsdp", folder / "whole")
+    names = sorted(path.name for path in (folder / "whole").iterdir())
+    assert sorted(path.name for path in (folder / "fsdp").iterdir()) == names
+    assert not (folder / "other").exists()
+    assert {"run.pt", "last.pt", "step-8.pt", "stable.pt"} <= set(names)
+    for name in (name for name in names if name.endswith(".pt")):
+        assert_near(checkpoint.load(folder / "fsdp" / name), checkpoint.load(folder / "whole" / name))
+
+
+def assert_near(one, other):
+    """Whether the contents of two files have the same keys, and tensors that are equal to rounding."""
+    if isinstance(one, torch.Tensor):
+        assert one.shape == other.shape
+        assert type(one) is type(other) is torch.Tensor
+        assert (one.double() - other.double()).abs().max() < 1e-4
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"state", "recipe", "versions", "conditions", "scores"} | (one.keys() & {"state"}):
+            assert_near(one[key], other[key])
+
+
+@pytest.mark.parametrize("after", [(1, 0, "none"), (3, 0, "none"), (3, 0, "fsdp"), (4, 2, "fsdp")], ids=str)
+def test_a_run_with_divided_weights_goes_on_elsewhere(together, divided, tmp_path, after):
+    """Begun on two processes; (4, 2): two to a node."""
+    folder, asked = divided
+    begun = [*asked, "train.shard=fsdp"]
+    ended = together(2, "train", settings=begun, folders=[str(tmp_path)], stops={"1": 4})
+    assert [one["ended"][1] for one in ended] == [75, 75]
+    count, local, shard = after
+    asked = [*asked, f"train.shard={shard}"]
+    ended = together(count, "train", local=local, settings=asked, folders=[str(tmp_path)])
+    assert not any(one["ended"] for one in ended)
+    near(tmp_path, folder / "whole")
+
+
+def test_a_whole_run_goes_on_with_divided_weights(together, divided, tmp_path):
+    folder, asked = divided
+    together(1, "train", settings=asked, folders=[str(tmp_path)], stops={"0": 5})
+    together(2, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(tmp_path)])
+    near(tmp_path, folder / "whole")
+
+
+def saved_bytes(model, ids):
+    """What a forward pass keeps for the gradient, but for weights, and all gradients."""
+    kept, own = {}, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = cross_entropy(model(ids), ids)
+    found = sum(kept.values())
+    loss.backward()
+    return found, torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+
+@pytest.mark.parametrize("name", ["gpt", "moda", "attnres", "mudd"])
+def test_activations_that_are_computed_again_are_not_kept(name):
+    plain, again = (make(name, {}, open_gates=True, layers=4) for _ in range(2))
+    activations.forget(again.blocks)
+    ids = torch.randint(0, 37, (2, 24), generator=torch.Generator().manual_seed(1))
+    whole, gradient = saved_bytes(plain, ids)
+    less, same = saved_bytes(again, ids)
+    assert less < whole / 2
+    assert torch.allclose(same, gradient, atol=1e-6)
+
+
+def test_windows_that_cannot_be_divided_are_refused(together, settings, tmp_path):
+    with pytest.raises(UsageError, match="12 can't be divided among 5 processes"):
+        Processes(0, 5).part(12)
+    with pytest.raises(UsageError, match="and 2 parts of "):
+        Processes(0, 4).part(12, 2)
+    ended = together(2, "train", settings=[*settings, "train.batch_size=3"], folders=[str(tmp_path / "run")])
+    assert [one["ended"][:2] for one in ended] == [["UsageError", 2], ["Left", 77]]
+    assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "wanted"),
+    [
+        ([0, 0], 0),
+        ([0, -9], None),
+        ([75, 75], 75),
+        ([130, 76], 130),
+        ([2, 77], 2),
+        ([77, 4], 4),
+        ([76, 1], 1),  # the second failed, the first noticed
+        ([1, -9], None),
+        ([76, None], None),
+        ([None, -9], None),
+        ([None, 0], None),
+    ],
+)
+def test_when_processes_have_ended_for_good(codes, wanted):
+    assert launch._final(codes) == wanted
+
+
+# The command
+
+
+class Command:
+    """`train --devices 2` in a process of its own."""
+
+    def __init__(self, settings, folder, *more):
+        command = [sys.executable, "-m", "shortcut_cli", "train", "--recipe", "text-tiny", "--out", folder]
+        command += ["--devices", "2", "--device", "cpu", "--no-report", *more, *set_flags(*settings)]
+        self.folder, environment = folder, os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(list(map(str, command)), env=environment, **pipes)
+
+    def workers(self):
+        """Process ids by rank."""
+        found = {}
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            try:
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                said = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            except OSError:  # it has ended
+                continue
+            if parent == self.process.pid:
+                found |= {int(text[5:]): pid for text in said if text.startswith(b"RANK=")}
+        return found
+
+    def wait_for(self, steps):
+        """Wait until the log has that many lines of training; returns the workers."""
+        until = time.monotonic() + PATIENCE_S
+        while not (self.folder / "log.jsonl").exists() or len(log_lines(self.folder)) < steps:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        return self.workers()
+
+    def end(self):
+        """Exit code, stdout and stderr."""
+        out, errors = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, out, errors
+
+
+@pytest.fixture(scope="module")
+def long(settings):
+    """Long enough to be met on the way."""
+    return [*settings, "train.steps=400", "train.eval_every=20", "train.eval_windows=4"]
+
+
+def test_a_killed_process_is_started_again_and_a_signal_stops_all(together, long, tmp_path):
+    """After both, the run goes on to the weights of one that never stopped."""
+    together(2, "train", settings=long, folders=[str(tmp_path / "whole")])
+    command = Command(long, tmp_path / "killed")
+    first = command.wait_for(30)
+    os.kill(first[1], signal.SIGKILL)
+    while (second := command.workers()).keys() != {0, 1} or set(second.values()) & set(first.values()):
+        time.sleep(0.02)
+    command.wait_for(50)
+    command.process.send_signal(signal.SIGTERM)
+    code, _, errors = command.end()
+    assert code == 75, errors
+    assert "process 1 of 2 was killed by SIGKILL; all start again from the last state (1 of 3)" in errors
+    assert errors.count("stopped at step") == 1, errors
+    assert "Traceback" not in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in second.values())
+    assert checkpoint.load(tmp_path / "killed" / "resume.pt")["step"] < 400
+    together(2, "train", settings=long, folders=[str(tmp_path / "killed")])
+    for name in ("resume.pt", "run.pt"):
+        assert weights_hash(tmp_path / "killed", name) == weights_hash(tmp_path / "whole", name)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_a_process_that_does_not_answer_is_named(long, tmp_path):
+    command = Command([*long, "train.timeout_s=8"], tmp_path, "--max-restarts", 0)
+    os.kill(command.wait_for(10)[1], signal.SIGSTOP)
+    code, _, errors = command.end()
+    assert code == 1, errors
+    (step,) = re.findall(r"process 1 of 2 does not answer at step (\d+)", errors)
+    assert int(step) >= 10
+    assert "process 1 of 2 did not answer" in errors
+    assert "Traceback" not in errors
+    assert not command.workers()
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "quiet"),
+    [
+        (Left("the leading process failed"), 1, True),
+        (Interrupted("stopped"), 1, True),
+        (Interrupted("stopped"), 0, False),
+        (UsageError("wrong"), 1, False),
+    ],
+)
+def test_what_the_leading_process_says_is_said_once(error, rank, quiet, monkeypatch):
+    for name in PROMISED:
+        monkeypatch.setenv(name, str(rank))
+    assert signals._is_quiet(error) == quiet
+
+
+def test_a_dry_run_takes_no_devices(tmp_path):
+    done = shortcut("train", "--recipe", "text-tiny", "--dry-run", "--devices", "2", cwd=tmp_path, check=2)
+    assert "--dry-run takes no --devices" in done.stderr

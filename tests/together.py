@@ -1,0 +1,124 @@
+"""One of several processes of a training, for tests/test_parallel.py: does one job after the other.
+
+Reads jobs as lines of JSON: the name of a function below, its arguments, and the environment that torchrun would set.
+Answers each with what the function returned.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from shortcut_cli.config import reading
+from shortcut_cli.data import windows
+from shortcut_cli.errors import ShortcutError
+from shortcut_cli.stages import training
+from shortcut_cli.training import muon, parallel, sharded
+from shortcut_cli.training.trainer import Trainer
+
+
+def quiet(*_, **__):
+    """A `report` that ignores its events."""
+
+
+class Recorded:
+    """What this process computed: rows of each batch as hashes, and the matrices that were orthogonalised."""
+
+    def __init__(self):
+        self.rows, self.matrices = [], 0
+        self.batch, self.orthogonalise = windows.Windows.batch, muon.orthogonalise
+
+    def __enter__(self):
+        def batch(itself, first, count):
+            x, y = self.batch(itself, first, count)
+            self.rows.append(
+                [hashlib.sha256(torch.stack(row).numpy().tobytes()).hexdigest() for row in zip(x, y, strict=True)]
+            )
+            return x, y
+
+        def orthogonalise(x):
+            self.matrices += len(x)
+            return self.orthogonalise(x)
+
+        windows.Windows.batch, muon.orthogonalise = batch, orthogonalise
+        return self
+
+    def __exit__(self, *_):
+        windows.Windows.batch, muon.orthogonalise = self.batch, self.orthogonalise
+
+
+def asked_after(steps, code):
+    """A `stop` that returns `code` after that many steps; None: never."""
+    done = 0
+
+    def asked():
+        nonlocal done
+        done += 1
+        return code if steps is not None and done >= steps else None
+
+    return nullcontext(asked)
+
+
+def train(settings, folders, stops=None, code=75):
+    """Train; folders: of each rank, or of all; stops: after how many steps a rank is asked to leave."""
+    rank = int(os.environ["RANK"])
+    folder = Path(folders[min(rank, len(folders) - 1)])
+    resolved = reading.read("text-tiny", settings)
+    stop = asked_after((stops or {}).get(str(rank)), code)
+    ended = 0
+    with Recorded() as recorded:
+        try:
+            training.train(resolved, folder, device="cpu", resume="auto", report=quiet, stop=stop)
+        except ShortcutError as error:
+            ended = [type(error).__name__, error.exit_code, error.message]
+    return {"ended": ended, "rows": recorded.rows, "matrices": recorded.matrices}
+
+
+def validate(settings, folders):
+    """The validation loss of the first weights."""
+    resolved = reading.read("text-tiny", settings)
+    trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
+    with parallel.joined("cpu", 60) as processes:
+        trainer.connect(processes)
+        return trainer.validation_loss()
+
+
+def arms(settings, folders, named):
+    """Losses of two steps and a sum of the weights of each arm, (name, options), whole and divided."""
+    found = {}
+    with parallel.joined("cpu", 60) as processes:
+        for name, options in named:
+            section = [f"model.{name}.{key}={json.dumps(value)}" for key, value in options.items()]
+            for shard, again in (("none", "false"), ("fsdp", "true")):
+                way = [f"model.name={name}", f"train.shard={shard}", f"train.checkpoint_activations={again}"]
+                resolved = reading.read("text-tiny", [*settings, *section, *way])
+                trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
+                trainer.connect(processes)
+                losses = [trainer.step(number).item() for number in range(2)]
+                parts = sum(sharded.local(weight).numel() for weight in trainer.model.parameters())
+                assert (parts < 0.6 * trainer.model.count()["total"]) == (shard == "fsdp"), (name, parts)
+                weights = sharded.whole(trainer.optimizer.weights(), keep=True)
+                total = sum(weight.double().abs().sum().item() for weight in weights.values())
+                found[f"{name} {json.dumps(options)} {shard}"] = [*losses, trainer.validation_loss(), total]
+    return found
+
+
+JOBS = SimpleNamespace(train=train, validate=validate, arms=arms)
+
+
+def main():
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        os.environ.update(job["environment"])
+        sys.stdout.write(json.dumps(getattr(JOBS, job["name"])(**job["arguments"])) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
