@@ -741,10 +741,10 @@ def test_codec_recipes_and_model_recipes_are_told_apart():
     assert reading.read_codec("codec-mini").codec.codebooks == 8
     with pytest.raises(UsageError, match="recipe codec-mini is for a codec") as refused:
         reading.read("codec-mini")
-    assert "codec train" in refused.value.hint
+    assert "codec train" in refused.value.then
     with pytest.raises(UsageError, match="recipe music is not for a codec") as refused:
         reading.read_codec("music")
-    assert "shortcut train --recipe music" in refused.value.hint
+    assert "shortcut train --recipe music" in refused.value.then
 
 
 def test_a_run_folder_is_named_for_recipe_model_and_seed():

@@ -641,7 +641,7 @@ def test_a_device_may_have_a_number(text_run, tmp_path):
 def test_compile_and_deterministic_do_what_the_recipe_says(text_run, tmp_path, monkeypatch, wanted):
     made_of, called, chosen = [], [], []
 
-    def compiled(nats):
+    def compiled(nats, mode):
         made_of.append(nats)
         return lambda x, y: called.append((len(x), len(y))) or nats(x, y)
 

@@ -143,6 +143,7 @@ MOST_RUNS = 1000  # of a comparison or a proof
 MOST_WINDOWS = 10**9  # and files to check: more than there are
 MOST_STEPS = 10**9
 LARGEST_SEED = 2**63 - 1
+Executor = Literal["local", "ray", "slurm"]
 MOST_SAID = 10_000  # a limit of a number that its help names
 
 
@@ -431,8 +432,7 @@ def _count(workers: int | None) -> int:
     epilog=_examples(
         "prepare text ./texts",
         "prepare midi ./midi --out shards/mine --workers 4",
-        "prepare audio ./wavs --set tokenizer.weights=mini",
-        "prepare midi ./midi --task 3/8",
+        "prepare audio ./wavs --set tokenizer.weights=mini --task 3/8",
     ),
 )
 def prepare(
@@ -456,9 +456,7 @@ def prepare(
     merge: Annotated[
         bool, typer.Option("--merge", help="Put together what all tasks have left; scan nothing.")
     ] = False,
-    executor: Annotated[
-        Literal["local", "ray", "slurm"], typer.Option("--executor", help="Where the files are scanned.")
-    ] = "local",
+    executor: Annotated[Executor, _among("--executor", Executor, "Where the files are scanned.")] = "local",
     ray_address: Annotated[
         str,
         typer.Option("--ray-address", metavar="HOST:PORT", help="Ray cluster; default: $RAY_ADDRESS, else one here."),
@@ -542,13 +540,11 @@ def train(
     ] = False,
     device: Device = "auto",
     processes: Annotated[
-        int,
-        typer.Option(
-            "--devices", metavar="N", min=1, max=MOST_WORKERS, help="Train on N devices: GPUs, or processes of a CPU."
-        ),
+        int, _number("--devices", "Train on N devices: GPUs, or processes of a CPU.", 1, MOST_WORKERS)
     ] = 1,
     max_restarts: Annotated[
-        int, typer.Option(min=0, max=MOST_RUNS, help="With --devices: how often processes that fail are started again.")
+        int,
+        _number("--max-restarts", "With --devices: how often processes that fail are started again.", 0, MOST_RUNS),
     ] = 3,
     settings: Settings = None,
     no_report: NoReport = False,
