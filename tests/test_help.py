@@ -1,6 +1,7 @@
 """Help and completion: commands in panels, examples that are right, and what a shell is told."""
 
 import ast
+import io
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from conftest import shortcut
+from rich.console import Console
 
 from shortcut_cli import errors, registry
 from shortcut_cli.cli import commands, console
@@ -188,16 +190,13 @@ def test_only_what_can_be_pasted_is_the_next_command_of_an_error():
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_the_next_command_of_an_error_is_one_line_whatever_the_width(monkeypatch, capsys, width):
-    monkeypatch.setenv("COLUMNS", str(width))
-    console._err.cache_clear()
+def test_the_next_command_of_an_error_is_one_line_whatever_the_width(monkeypatch, width):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "_err", lambda: screen)
     then = "shortcut train --recipe a-recipe --set 'tokenizer.weights=a name' --set tokenizer.codebooks=4 --seed 3"
-    try:
-        console.panel(errors.UsageError("what", "in words", then=then))
-        console.panel(errors.UsageError("what", then="shortcut prepare text PATH... --recipe x"))
-    finally:
-        console._err.cache_clear()
-    lines = capsys.readouterr().err.splitlines()
+    console.panel(errors.UsageError("what", "in words", then=then))
+    console.panel(errors.UsageError("what", then="shortcut prepare text PATH... --recipe x"))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.file.getvalue()).splitlines()
     assert [line for line in lines if not line.startswith(("\u256d", "\u2502", "\u2570"))] == [
         f"Next: {then}",
         "Fill in PATH: shortcut prepare text PATH... --recipe x",
