@@ -270,9 +270,10 @@ def test_what_is_closed_is_printed_open(pages, opened, script):
     assert not table.is_visible()
     if script:
         count = "document.querySelectorAll('details:not([open])').length"
-        page.evaluate(f"addEventListener('beforeprint', () => {{ closed = {count}; }})")
+        page.evaluate(f"addEventListener('beforeprint', () => {{ stillClosed = {count}; }})")
         page.pdf()
-        assert page.evaluate("closed") == 0
+        assert page.evaluate("stillClosed") == 0
+        page.evaluate("dispatchEvent(new Event('afterprint'))")  # the browser's own comes some time after the paper
         assert page.evaluate(count) > 1
     else:
         page.emulate_media(media="print")
@@ -407,6 +408,9 @@ def test_the_recipe_of_a_comparison_is_copied_whole(pages, opened):
 
 def test_the_marks_of_a_comparison_show_their_values_and_its_columns_are_one_key_away(pages, opened):
     page, _ = opened(pages["comparison"])
+    seed = page.locator(".seed[data-tip]").first
+    seed.hover()
+    assert page.inner_text(".tip") == seed.get_attribute("data-tip")
     mark = page.locator(".mark[data-tip]").first
     mark.locator("path").hover()
     assert page.inner_text(".tip") == mark.get_attribute("data-tip")
@@ -415,6 +419,22 @@ def test_the_marks_of_a_comparison_show_their_values_and_its_columns_are_one_key
     page.locator("summary", has_text="What each column means").first.focus()
     page.keyboard.press("Enter")
     assert words.is_visible()
+
+
+@pytest.mark.parametrize(("kind", "box"), [("comparison", ".forest ul"), ("run", ".words.read"), ("midi", ".draw")])
+def test_arrow_keys_go_through_the_values_of_marks(pages, sounding, opened, kind, box):
+    page, _ = opened(sounding["midi"][0] if kind == "midi" else pages[kind])
+    walked = page.locator(f"{box}[data-walk]").first
+    tips = [mark.get_attribute("data-tip") for mark in walked.locator("[data-tip]").all()]
+    assert len(tips) > 2
+    walked.focus()
+    for key, place in (("ArrowRight", 0), ("ArrowRight", 1), ("ArrowLeft", 0), ("ArrowLeft", 0)):
+        page.keyboard.press(key)
+        assert page.locator(".tip").text_content() == tips[place]
+        assert walked.locator(".pointed").count() == 1
+    page.keyboard.press("Tab")
+    assert page.locator(".tip").is_hidden()
+    assert page.locator(".pointed").count() == 0
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,28 @@ MATCHED = {
     "flops": "baselines matched by training FLOPs",
     "time": "baselines matched by time per step",
 }
+WORDS = (
+    ("arm", "A model of the comparison, trained once for each seed."),
+    ("floor", "The loss of a simple predictor that only counts the training split."),
+    (
+        "gate",
+        "No verdict counts unless gpt is clearly below the lowest floor: models that are no better than counting say "
+        "nothing about architectures.",
+    ),
+    (
+        "baseline",
+        "A plain gpt that costs about as much as an arm; gpt-4x96x384 has 4 layers, width 96, feed-forward 384.",
+    ),
+    (
+        "ladder",
+        "Baselines of several sizes, its rungs, and the line through their losses: what more cost alone brings.",
+    ),
+    ("A/A twin", "A second gpt of nearly the same shape. Its difference should be 0; else there is more than chance."),
+    ("positive control", "An arm that is known to help (conv). If that is not found, nothing smaller could have been."),
+    ("look", "A reading of the results before all planned seeds have run. Each has a stricter level for that."),
+    ("Holm", "A procedure that makes levels stricter the more differences were named, so that 5 % holds for all."),
+    ("pilot", "A short run, on a seed of its own, that chooses a learning rate or a baseline."),
+)
 TITLED = 5  # arms that are named in the title
 MOST_SAMPLES = 8  # of the page, of all arms together
 COPIED = {code: f"\\u{code:04x}" for code in ESCAPES}
@@ -74,6 +96,7 @@ def _verdict(found: Compared) -> Markup:
         notices=others,
         verdicts=[one.verdict for one in found.contrasts if one.verdict],
         facts=_facts(found),
+        columns=WORDS,
     )
 
 

@@ -184,7 +184,7 @@ def _contrast_row(found: Compared, one: Contrast, note: str) -> Row:
         words = ["not compared"]
     else:
         words = [signed(one.mean)] + ([signed_ends(one.interval)] if one.interval else ["one seed, no interval"])
-    return Row(_against(one), note, style_of(found, one.arm), one.differences, one.mean, one.interval, words)
+    return Row(_against(one), note, style_of(found, one.arm), one.differences, one.mean, one.interval, words, signed)
 
 
 def _sizes(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:

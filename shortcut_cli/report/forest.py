@@ -4,7 +4,7 @@ Each row has its numbers as text too, which is what a screen reader reads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,16 @@ from markupsafe import Markup
 
 from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.chart import SHAPES, Rule, Style, at, ticks
+from shortcut_cli.report.comparison_words import decimals
 from shortcut_cli.report.page import template
 
 
 @dataclass(frozen=True)
 class Row:
-    """A value. dots: one for each seed; NaN is not drawn. role: said below its name; words: its numbers."""
+    """A value. dots: one for each seed; NaN is not drawn.
+
+    role: said below its name; words: its numbers; say: the words of a dot.
+    """
 
     name: str
     role: str
@@ -26,6 +30,7 @@ class Row:
     mean: float
     interval: tuple[float, float] | None
     words: Sequence[str]
+    say: Callable[[float], str] = decimals
 
 
 def forest(rows: Sequence[Row], axes: Sequence[Axis], label: str, rules: Sequence[Rule] = ()) -> Markup:
@@ -49,7 +54,7 @@ def _row(row: Row, axis: Axis) -> dict[str, Any]:
     """A row with places in percent."""
     return {
         "row": row,
-        "dots": [at(axis, dot) for dot in row.dots if math.isfinite(dot)],
+        "dots": [(at(axis, dot), row.say(dot)) for dot in row.dots if math.isfinite(dot)],
         "mean": at(axis, row.mean) if math.isfinite(row.mean) else None,
         "interval": [at(axis, end) for end in row.interval] if row.interval else None,
         "path": SHAPES[row.style.shape],

@@ -36,6 +36,7 @@ class Panel:
     height_px: int
     ticks: Sequence[tuple[float, str]] = field(default=())
     flat: bool = False  # the label is not turned
+    walk: bool = False  # parts of it have values, which arrow keys show
 
 
 def stack(
@@ -132,4 +133,4 @@ def roll(notes: Sequence[Note], axis: Axis, *, unit: str = "s", bars: Sequence[f
     more = "" if len(drawn) == len(notes) else f"; the first {len(drawn):,} are drawn"
     words = f"piano roll of {len(notes):,} notes from {note_name(min(pitches))} to {note_name(max(pitches))}{more}"
     least, most = ROLL_PX
-    return Panel("note", words, picture, min(most, max(least, ROW_PX * (high - low))), ticks)
+    return Panel("note", words, picture, min(most, max(least, ROW_PX * (high - low))), ticks, walk=True)

@@ -84,7 +84,26 @@ document.addEventListener("keydown", (event) => {
   showTip(box.left + places[to] * box.width / 100 + window.scrollX, box.top + box.height / 3 + window.scrollY, words);
 });
 
-document.addEventListener("focusout", hideTip);
+// Marks with values inside of an element with data-walk: while it has the focus, arrow keys go from one to the next.
+document.addEventListener("keydown", (event) => {
+  const box = event.target, step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!box.matches?.("[data-walk]") || !step) return;
+  event.preventDefault();
+  const marks = [...box.querySelectorAll("[data-tip]")];
+  if (!marks.length) return;
+  const now = marks.findIndex((mark) => mark.classList.contains("pointed"));
+  const to = now < 0 && step < 0 ? marks.length - 1 : Math.max(0, Math.min(marks.length - 1, now + step));
+  marks[now]?.classList.remove("pointed");
+  marks[to].classList.add("pointed");
+  marks[to].scrollIntoView({ block: "nearest" });
+  const at = marks[to].getBoundingClientRect();
+  showTip(at.left + window.scrollX, at.bottom + window.scrollY, marks[to].dataset.tip);
+});
+
+document.addEventListener("focusout", (event) => {
+  event.target.querySelector?.(".pointed")?.classList.remove("pointed");
+  hideTip();
+});
 
 // Paper can't be opened: what is closed is printed open, and closed again.
 let closed = [];
