@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -26,6 +27,7 @@ GROWING = {"log.jsonl", "output.txt"}  # files in folders that are ours that are
 WORKING = {".partial", ".staging"}  # folders in those, for what is not finished
 MARKER = ".shortcut"  # in a folder that is ours: which command it belongs to, and the lock of the process at work
 PAGE = "report.html"  # in a folder that is ours: the page about what it holds
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 HOLDER_CHARACTERS = 200  # of a marker that are read; anything may have been written into it
 
 
@@ -34,6 +36,18 @@ def cache_folder() -> Path:
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortcut"
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is that of something in a store, as s3://bucket/folder is; file:///folder lies on this machine."""
+    return bool(URL.match(name)) and not name.lower().startswith("file://")
+
+
+def place(name: str) -> Path:
+    """Where a folder that a path or a URL names lies on this machine: one in a store has its copy in the cache."""
+    if is_url(name):
+        return cache_folder() / "stored" / hashlib.sha256(name.rstrip("/").encode()).hexdigest()[:32]
+    return Path(name[len("file://") :] if name.lower().startswith("file://") else name)
 
 
 def check_out(folder: Path) -> None:

@@ -50,6 +50,7 @@ ONE_FILE = {
     "sentencepiece": "tokenizers/text_vocabulary.py",
     "typer": "cli/commands.py",
     "rich": "cli/console.py",
+    "fsspec": "data/objects.py",
     "pebble": "data/workers.py",
     "jinja2": "report/page.py",
     "ray": "data/executors.py",

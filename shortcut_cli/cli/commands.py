@@ -136,7 +136,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 o
 CheckpointOption = typer.Option("--ckpt", metavar="run.pt", help="Checkpoint written by `train`, or its run folder.")
 Checkpoint = Annotated[Path, CheckpointOption]
 ShardsOption = Annotated[
-    Path | None, typer.Option("--shards", metavar="DIR", help="Shards folder; default: the recipe's.")
+    str | None, typer.Option("--shards", metavar="DIR", help="Shards folder, or its URL; default: the recipe's.")
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, max=MOST_WORKERS, help="Worker processes; default: one per core.")
@@ -149,7 +149,7 @@ Resume = Annotated[
 ]
 RunOut = Annotated[Path | None, _out("Run folder; default: runs/RECIPE/MODEL-sSEED.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Do not write the page in the folder.")]
-Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs.")]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files or globs, or URLs such as s3://.")]
 
 
 PromptOption = Annotated[
@@ -213,6 +213,25 @@ def _settings(given: list[str] | None, **flags: tuple[str, object]) -> "list[str
     return [*(given or []), *named]
 
 
+def _fetched(name: str) -> Path:
+    """The folder of shards that a path or a URL names; those in a store are fetched, see `stores.fetched`."""
+    from shortcut_cli import files
+
+    if not files.is_url(name):
+        return files.place(name)
+    from shortcut_cli.stages import stores
+
+    with console.Reporter() as report:
+        return stores.fetched(name, report)
+
+
+def _shown(name: str, folder: Path) -> str:
+    """How a folder is shown that was named so: by its URL if it is the copy of one in a store."""
+    from shortcut_cli import files
+
+    return name if files.is_url(name) else str(folder)
+
+
 def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "Recipe":
     """The recipe with the tokenizer's keys of its shards, which a line names; see `reading.with_shards`.
 
@@ -224,7 +243,7 @@ def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "R
     from shortcut_cli.config import reading, writing
     from shortcut_cli.kept.inputs import read
 
-    folder = Path(resolved.data.shards)
+    folder = _fetched(resolved.data.shards)
     if (folder / "manifest.json").is_file():
         request = (read(folder / "manifest.json") or {}).get("request")
         made = request.get("tokenizer") if isinstance(request, dict) else None
@@ -352,7 +371,7 @@ def prepare(
             autocompletion=_recipe_names,
         ),
     ] = None,
-    out: Annotated[Path | None, _out("Shards folder; default: the recipe's.")] = None,
+    out: Annotated[str | None, _out("Shards folder, or a URL such as s3://; default: the recipe's.")] = None,
     workers: Workers = None,
     max_bad: MaxBad = "1%",
     task: Annotated[
@@ -372,25 +391,28 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Tokenize files into a folder of shards."""
+    from shortcut_cli import files
     from shortcut_cli.config import reading
-    from shortcut_cli.stages import preparation
+    from shortcut_cli.stages import preparation, stores
 
     name = registry.DEFAULT_RECIPES[domain] if recipe is None else recipe
-    resolved = reading.read(name, _settings(settings, data__shards=("--out", None if out is None else str(out))))
+    resolved = reading.read(name, _settings(settings, data__shards=("--out", out)))
     if resolved.tokenizer.name != domain:
         raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
-    folder = Path(resolved.data.shards)
     if task is not None:
         if merge or executor != "local":
             other = "--merge" if merge else "--executor"
             raise UsageError(f"--task and {other} exclude each other", "run --merge once all tasks are done")
+        if files.is_url(resolved.data.shards):
+            raise UsageError("--task needs a folder that all machines see, and --out is a URL", "choose another --out")
+        place = files.place(resolved.data.shards)
         with console.Reporter() as report:
             part = preparation.prepare_part(
-                resolved, paths, folder, task=_task(task), n_workers=_count(workers), report=report
+                resolved, paths, place, task=_task(task), n_workers=_count(workers), report=report
             )
-        console.result(part | {"path": str(folder)}, tables.part(part), as_json=as_json)
+        console.result(part | {"path": str(place)}, tables.part(part), as_json=as_json)
         return
-    with console.Reporter() as report:
+    with console.Reporter() as report, stores.kept(resolved.data.shards, report) as folder:
         manifest = preparation.prepare(
             resolved,
             paths,
@@ -402,10 +424,11 @@ def prepare(
             executor=executor,
             ray_address=ray_address,
         )
-    shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": str(folder)}
+    where = _shown(resolved.data.shards, folder)
+    shown = {key: value for key, value in manifest.items() if key not in ("files", "request")} | {"path": where}
     written = endings.within(folder)
     console.result(shown, tables.shards(shown), *tables.account(shown), as_json=as_json, written=written)
-    _end(folder, written, endings.after_prepare(name, folder, settings or ()), as_json=as_json)
+    _end(folder, written, endings.after_prepare(name, where, settings or ()), as_json=as_json)
 
 
 @app.command(
@@ -517,13 +540,14 @@ def evaluate(
     from shortcut_cli.stages import pipeline
 
     where = devices.choose(device)
+    folder = None if shards is None else _fetched(shards)
     with console.Reporter() as report:
         if paths:
             result = pipeline.score_files(
                 ckpt, paths, n_workers=_count(workers), max_bad=max_bad, device=where, report=report
             )
         else:
-            result = pipeline.score(ckpt, shards, split, device=where, report=report)
+            result = pipeline.score(ckpt, folder, split, device=where, report=report)
         page = _refreshed(_run_folder(ckpt), no_report, report)
     written = endings.of_score(ckpt, result)
     console.result(
@@ -646,9 +670,10 @@ def attention(
     from shortcut_cli.stages import pipeline
 
     folder = out or ckpt.parent / "attention"
+    chosen = None if shards is None else _fetched(shards)
     with console.Reporter() as report:
         result = pipeline.look(
-            ckpt, given, shards, split, windows, folder, device=devices.choose(device), report=report
+            ckpt, given, chosen, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(None if out else _run_folder(ckpt), no_report, report)
@@ -683,10 +708,11 @@ def run_pipeline(
     from shortcut_cli.config import reading
 
     resolved = reading.read(recipe, _settings(settings))
+    from shortcut_cli import files
     from shortcut_cli.stages import pipeline
 
     folder = out or reading.run_folder(recipe, resolved)
-    if (Path(resolved.data.shards) / "manifest.json").is_file():
+    if (files.place(resolved.data.shards) / "manifest.json").is_file():
         resolved = _with_shards(recipe, resolved, settings)
     with console.Reporter() as report:
         result = pipeline.run_all(
@@ -707,7 +733,7 @@ def run_pipeline(
         *endings.of_score(ckpt, result["eval"]),
         *endings.of_samples(result["samples"]),
     ]
-    written = [*endings.within(Path(resolved.data.shards)), *made]
+    written = [*endings.within(files.place(resolved.data.shards)), *made]
     console.result(result | page, *shown, "\n".join(result["samples"]), as_json=as_json, written=_all(written, page))
     said = endings.of_results(result["eval"], result["samples"])
     _end(folder, made, endings.after_sample(ckpt, resolved.model.name), page=page, as_json=as_json, said=said)
@@ -827,7 +853,9 @@ def compare(
     epilog=_examples("inspect shards/text --verify", "inspect runs/text/shortcut-s1", "inspect text-tiny.toml"),
 )
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Shards folder, run folder, .pt file or .toml file.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Shards folder or its URL, run folder, .pt file or .toml file.")
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every byte with the checksums: always done for .pt files.")
     ] = False,
@@ -836,8 +864,10 @@ def inspect(
     """Describe a shards folder, a checkpoint, a codec or a recipe."""
     from shortcut_cli.stages import inspection
 
-    found = inspection.inspect(path, verify=verify)
-    console.result(found, *tables.description(str(path), found), as_json=as_json)
+    folder = _fetched(path)
+    found, shown = inspection.inspect(folder, verify=verify), _shown(path, folder)
+    found |= {"path": shown} if "path" in found else {}
+    console.result(found, *tables.description(shown, found), as_json=as_json)
 
 
 @app.command(

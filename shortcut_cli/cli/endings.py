@@ -88,7 +88,7 @@ def pasted(command: Iterable[str]) -> str:
     return shlex.join(["shortcut", *command])
 
 
-def after_prepare(recipe: str, folder: Path, settings: Iterable[str]) -> Command:
+def after_prepare(recipe: str, folder: str, settings: Iterable[str]) -> Command:
     """Train on the shards: with the recipe, and what it does not say of them.
 
     Of a recipe that comes with shortcut the tokenizer's keys follow the shards; a file of the user's keeps its own.
@@ -96,7 +96,7 @@ def after_prepare(recipe: str, folder: Path, settings: Iterable[str]) -> Command
     from shortcut_cli.config import reading
 
     command = ["train", "--recipe", recipe]
-    if reading.read(recipe).data.shards != str(folder):
+    if reading.read(recipe).data.shards != folder:
         command += ["--set", f"data.shards={folder}"]
     own = [] if reading.is_shipped(recipe) else [one for one in settings if one.strip().startswith("tokenizer.")]
     return [*command, *(part for one in own for part in ("--set", one))]

@@ -29,7 +29,7 @@ def run(planned: str, folder: Path, device: str) -> None:
 
     with console.Reporter() as report:
         resolved = reading.read(planned)
-        shards = Path(resolved.data.shards)
+        shards = files.place(resolved.data.shards)
         try:
             trained = training.train(resolved, folder, device=device, resume="auto", report=report, stop=signals)
         except Diverged as error:

@@ -94,7 +94,7 @@ def cost_of(folder: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
 
 def keep_divergence(folder: Path, recipe: Recipe, error: Diverged) -> None:
     """Note in a run folder that the run of a recipe diverged."""
-    manifest = read(Path(recipe.data.shards) / "manifest.json") or {}
+    manifest = read(files.place(recipe.data.shards) / "manifest.json") or {}
     inputs = checkpoint.made_from(recipe.model_dump(), manifest["checksum"])
     how = error.message.partition(";")[0]
     files.write(folder / DIVERGED, to_json({"inputs": inputs, "diverged": how}, indent=1) + "\n")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shortcut_cli import files
+from shortcut_cli.data import objects
 from shortcut_cli.errors import PASSING_ERRORS, UsageError, unreadable
 
 MAGIC = re.compile(r"[*?[]")
@@ -23,10 +24,24 @@ class Found:
     ignored: list[str]  # files in folders whose suffix is not of the domain, by their paths below their roots, sorted
     outputs: list[str]  # folders that were left out since they are ours, sorted
     passing: set[str] = field(default_factory=set)  # paths of `rejects` whose reason may pass
+    remote: dict[Path, objects.Object] = field(default_factory=dict)  # paths that `sha256` fetches objects to
+
+    def sha256(self, path: Path) -> str:
+        """Hex SHA-256 of a file's bytes; an object is fetched to its path meanwhile.
+
+        Raises OSError as `files.sha256` does, Rejected if an object can't be fetched.
+        """
+        return self.remote[path].fetch(path) if path in self.remote else files.sha256(path)
+
+    def named(self, path: Path) -> Path:
+        """The path as it was named; of an object, its bucket and key."""
+        return Path(self.remote[path].name) if path in self.remote else path
 
 
-def find(arguments: Iterable[str], suffixes: tuple[str, ...], *, out: Path | None = None) -> Found:
-    """Find the input files behind command-line arguments: folders, files or globs.
+def find(
+    arguments: Iterable[str], suffixes: tuple[str, ...], *, out: Path | None = None, fetched: Path | None = None
+) -> Found:
+    """Find the input files behind command-line arguments: folders, files or globs, and URLs of objects.
 
     The result does not depend on the order or repetition of the arguments, on whether paths are relative or absolute,
     or on the order in which the file system lists names. Links to folders and files are followed.
@@ -34,12 +49,22 @@ def find(arguments: Iterable[str], suffixes: tuple[str, ...], *, out: Path | Non
     What a command has written is left out: folders below the arguments that are marked as ours, and the folder `out`,
     which is where the result goes. A folder of ours that an argument names itself is searched.
 
-    Raises UsageError if an argument names nothing.
+    Objects are listed, each with a path in the folder `fetched`, to which nothing is fetched yet. Their names below a
+    URL are those that a local copy would have.
+
+    Raises UsageError if an argument names nothing, or is a URL while there is no `fetched`, ShortcutError if objects
+    can't be listed.
     """
     search = _Search(suffixes, out)
     for argument in arguments:
-        for root in _expand(argument):
-            search.add(root)
+        if not files.is_url(argument):
+            for root in _expand(str(files.place(argument))):
+                search.add(root)
+        elif fetched is None:
+            objects.check(argument)
+            raise UsageError(f"{argument} is a URL; this command takes files of this machine", "copy them here first")
+        else:
+            search.add_objects(objects.Store(argument), fetched)
     return search.result()
 
 
@@ -81,6 +106,7 @@ class _Search:
         self.outputs: set[str] = set()
         self.passing: set[str] = set()
         self.misnamed: dict[str, Path] = {}  # folders that are named like files of the domain
+        self.remote: dict[Path, objects.Object] = {}
 
     def add(self, root: Path) -> None:
         """Add a file, or all files below a folder."""
@@ -97,6 +123,35 @@ class _Search:
                 real = os.path.realpath(path)
                 self.ignored[real] = min(self.ignored.get(real, relative), relative)
 
+    def add_objects(self, store: objects.Store, fetched: Path) -> None:
+        """Add an object, or all objects below a folder of keys."""
+        ours, listed = set[str](), list[tuple[str, objects.Object]]()
+        for relative, found in store.listed():
+            folder, slash, name = relative.rpartition("/")
+            if name == files.MARKER and slash and store.is_marker(found):
+                ours.add(f"{folder}/")
+            elif name:
+                self._add_object(relative, found, listed)
+            elif found.size and folder.lower().endswith(self.suffixes):
+                self.rejects.add((relative, "its key ends in /, as that of a folder"))
+        self.outputs |= {f"{store.url.rstrip('/')}/{folder[:-1]}" for folder in ours}
+        for relative, found in listed:
+            if not any(relative.startswith(folder) for folder in ours):
+                suffix = max((end for end in self.suffixes if relative.lower().endswith(end)), key=len)
+                path = fetched / f"{len(self.remote):08d}{suffix}"  # a key may be no name for a file
+                self.remote[path] = found
+                candidate = _Candidate(-relative.count("/"), relative, path, "")
+                self.named[found.url] = min(self.named.get(found.url, candidate), candidate)
+
+    def _add_object(self, relative: str, found: objects.Object, listed: list[tuple[str, objects.Object]]) -> None:
+        """Add an object to `listed` if it is of the domain."""
+        if relative.lower().endswith(self.suffixes):
+            listed.append((relative, found))
+        elif found.is_root:
+            self.rejects.add((relative, f"its suffix is none of {' '.join(self.suffixes)}"))
+        else:
+            self.ignored[found.url] = min(self.ignored.get(found.url, relative), relative)
+
     def result(self) -> Found:
         """Everything that was found, sorted."""
         named = sorted((one.relative, one.path) for one in self.named.values() if not one.reason)
@@ -104,7 +159,9 @@ class _Search:
         for relative, folder in self.misnamed.items():
             if not any(folder in path.parents for _, path in named):
                 rejects.add((relative, "is a folder, without files of this kind in it"))
-        return Found(named, sorted(rejects), sorted(self.ignored.values()), sorted(self.outputs), self.passing)
+        return Found(
+            named, sorted(rejects), sorted(self.ignored.values()), sorted(self.outputs), self.passing, self.remote
+        )
 
     def _is_output(self, folder: Path) -> bool:
         """Whether a command has written a folder, or is about to."""

@@ -180,6 +180,7 @@ def shards_of(folder: Path, content: Mapping[str, Any]) -> Path | None:
     named = content["recipe"].get("data", {}).get("shards")
     if not isinstance(named, str) or "\0" in named:
         return None
+    named = str(files.place(named))  # shards in a store have a copy in the cache
     parts = [part for part in Path(named).parts if part not in ("/", "..")]
     above = [*folder.resolve().parents][:MOST_ABOVE]
     beside = (each.joinpath(*parts[first:]) for each in above for first in range(len(parts)))

@@ -68,9 +68,9 @@ def compare(
     command then resumes.
     """
     with files.held(out, "shortcut compare", known=_is_comparison, shared=task is not None):
-        shards = Shards(Path(resolved.data.shards))
+        shards = Shards(files.place(resolved.data.shards))
         checksum = shards.manifest["checksum"]
-        if unfinished := warning(Path(resolved.data.shards), shards.manifest):
+        if unfinished := warning(files.place(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
         runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"], task or (1, 1))
         kept = _check_same(out, resolved, match, checksum, rungs)

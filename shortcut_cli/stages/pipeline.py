@@ -22,7 +22,7 @@ from shortcut_cli.inference.runs import Run
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, read
-from shortcut_cli.stages import attention, sampling
+from shortcut_cli.stages import attention, sampling, stores
 from shortcut_cli.stages.evaluation import check_tokenizer, evaluate
 from shortcut_cli.stages.preparation import described, prepare, tokenize
 from shortcut_cli.stages.sampling import sample
@@ -100,7 +100,7 @@ def _floors(run: Run, opened: Shards, name: str, called: str, report: Report) ->
     """
     wanted, trained = run.content["shards"], opened
     if opened.manifest["checksum"] != wanted:
-        folder = Path(run.recipe.data.shards)
+        folder = files.place(run.recipe.data.shards)
         own = Shards(folder) if (folder / "manifest.json").is_file() else None
         if own is None or own.manifest["checksum"] != wanted:
             report(Note(text=f"no floors: the shards {wanted[:12]}, which the run was trained on, are not at {folder}"))
@@ -133,7 +133,7 @@ def _keep(
 
 def _open_shards(run: Run, given: Path | None, report: Report) -> Shards:
     """The shards given, or those of the run's recipe. Raises UsageError if the latter are not there."""
-    folder = given or Path(run.recipe.data.shards)
+    folder = given or stores.fetched(run.recipe.data.shards, report)
     if given is None and not folder.exists():
         raise UsageError(f"{folder}, the shards folder in the recipe of {run.path}, is not there", "--shards DIR")
     opened = Shards(folder)
@@ -340,7 +340,7 @@ def _is_paired(path: Path) -> bool:
 def train_score_sample(recipe: Recipe, folder: Path, *, device: str, report: Report, stop: Stop) -> dict[str, Any]:
     """Train, evaluate and sample one model, skipping finished stages; returns the result of each stage."""
     trained = train(recipe, folder, device=device, resume="auto", report=report, stop=stop)
-    path, shards, split = folder / RUN, Path(recipe.data.shards), recipe.eval.split
+    path, shards, split = folder / RUN, files.place(recipe.data.shards), recipe.eval.split
     checksum = Shards(shards).manifest["checksum"]
     inputs = scores.made_from(files.sha256(path), checksum, split, recipe.eval, device)
     scored = scores.find(folder, inputs)
@@ -369,9 +369,9 @@ def run_all(
     stop: Stop,
 ) -> dict[str, Any]:
     """Prepare, train, evaluate and sample, skipping finished stages; returns the result of each stage."""
-    shards = Path(recipe.data.shards)
     report(Part(task="run", number=1, total=2, text="prepare"))
-    prepared = prepare(recipe, paths, shards, n_workers=n_workers, max_bad=max_bad, report=report)
+    with stores.kept(recipe.data.shards, report) as shards:
+        prepared = prepare(recipe, paths, shards, n_workers=n_workers, max_bad=max_bad, report=report)
     report(Note(text=f"{shards}: {'prepared' if prepared['worked'] else 'already prepared'}"))
     report(Part(task="run", number=2, total=2, text="train, evaluate, sample"))
     return {"prepare": prepared, **train_score_sample(recipe, folder, device=device, report=report, stop=stop)}

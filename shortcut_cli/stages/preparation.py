@@ -17,16 +17,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import __version__, files, registry
+from shortcut_cli import __version__, cleanup, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
-from shortcut_cli.data import duplicates, executors, inputs, splits, workers
+from shortcut_cli.data import duplicates, executors, inputs, objects, splits, workers
 from shortcut_cli.data.assembly import PartWriter, ShardMaker, laid_out
 from shortcut_cli.data.documents import Assign, Document, Source, check_unchanged
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
@@ -55,6 +55,7 @@ from shortcut_cli.tokenizers.base import Tokenizer
 from shortcut_cli.tokenizers.encoding import Item, PartEncoder, encoded, parts
 from shortcut_cli.tokenizers.scanning import Scanned, Scanner, rejected_records
 
+HASHED = 1 << 14  # files that are given to threads at once
 PART_SIZE = 1 << 24  # bytes of text, or tokens, that a process encodes at once if the write pass is divided
 WRITE_TIMES = 16  # a part has many files, but no more than this much of the work of the largest that is allowed
 # What --max-bad judges: in words, and the manifest's counts of rejected ones and of all.
@@ -147,15 +148,18 @@ def prepare_part(
     does; Unfinished if a file was rejected for a reason that may pass: the same task tries it again.
     """
     tokenizer, kind = _tokenizer(recipe), _kind(recipe)
-    found, assigned, _ = _found(recipe, tokenizer, kind, list(paths), folder, report)
+    fetched = folder / ".staging" / f"fetched-{task[0]}-of-{task[1]}"
+    found, assigned, _ = _found(recipe, tokenizer, kind, list(paths), folder, fetched, report)
     total, number = len(found.files), f"{task[0]}-of-{task[1]}"
     found.files[:] = [one for one in found.files if _task_of(one[0], task[1]) == task[0]]
     found.rejects.clear()  # `prepare` finds them too
-    with files.held(folder, PREPARE, known=is_shards, shared=True):
+    with files.held(folder, PREPARE, known=is_shards, shared=True), _removed(fetched):
         result = {"task": "/".join(map(str, task)), "files": total, "mine": len(found.files), "rejected": 0}
         if _is_complete(folder, recipe, tokenizer):
             return result | {"worked": False}
-        hashes = Hashes(folder / ".staging" / "hashes")
+        if found.remote:
+            files.make_folder(fetched)
+        hashes = Hashes(folder / ".staging" / "hashes", keep=True)
         hashed, rejects = _hash(found, n_workers, report, assigned, hashes)
         hashes.save(number)
         preparation = _Preparation(recipe, tokenizer, kind, folder, rejects, n_workers=n_workers, report=report)
@@ -228,9 +232,12 @@ def _prepare(
     """What `prepare` and `tokenize` do. kind: data.split, or "test" for all documents in that split."""
     too_many([], max_bad)  # raises UsageError before any work if it is neither a number nor a percentage
     paths = list(paths)
-    found, assigned, outside = _found(recipe, tokenizer, kind, paths, folder, report)
+    fetched = folder / ".staging" / "fetched"
+    found, assigned, outside = _found(recipe, tokenizer, kind, paths, folder, fetched, report)
     began = time.monotonic()
-    with files.held(folder, PREPARE, known=is_shards):
+    with files.held(folder, PREPARE, known=is_shards), _removed(fetched):
+        if found.remote:
+            files.make_folder(fetched)
         hashed, rejects = _hash(found, n_workers, report, assigned, Hashes(folder / ".staging" / "hashes"))
         request = _request(recipe, tokenizer, hashed)
         if kind == "test":
@@ -252,10 +259,13 @@ def _prepare(
 
 
 def _found(
-    recipe: Recipe, tokenizer: Tokenizer, kind: str, paths: list[str], folder: Path, report: Report
+    recipe: Recipe, tokenizer: Tokenizer, kind: str, paths: list[str], folder: Path, fetched: Path, report: Report
 ) -> tuple[inputs.Found, dict[Path, str], list[Reject]]:
-    """The files behind `paths`; if splits come with them, the split of each, and those that are in none."""
-    found = inputs.find(paths, tokenizer.suffixes, out=folder)
+    """The files behind `paths`; if splits come with them, the split of each, and those that are in none.
+
+    fetched: the folder that objects will be fetched to.
+    """
+    found = inputs.find(paths, tokenizer.suffixes, out=folder, fetched=fetched)
     if found.outputs:
         report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
     if not found.files and not found.rejects:
@@ -264,6 +274,22 @@ def _found(
         report(Note(text=_ignored(found.ignored)))
     assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
     return found, assigned, outside
+
+
+@contextmanager
+def _removed(folder: Path) -> Iterator[None]:
+    """A folder for what is fetched in this block, which is removed with all it holds, as is what a kill has left."""
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # there is none, or something else is in it
+            folder.parent.rmdir()
+
+    with cleanup.due(remove):
+        try:
+            yield
+        finally:
+            remove()
 
 
 def _ignored(names: list[str]) -> str:
@@ -280,7 +306,7 @@ def _assigned(recipe: Recipe, found: inputs.Found) -> tuple[dict[Path, str], lis
     """The split of each file that data.splits names, and the files that it does not, which are left out of `found`."""
     lists = recipe.data.splits
     given = Given({"train": lists.train, "val": lists.val, "test": lists.test}, lists.table)
-    assigned = {path: given.split_of(relative, path) for relative, path in found.files}
+    assigned = {path: given.split_of(relative, found.named(path)) for relative, path in found.files}
     check_filled(assigned.values(), "no file")
     outside = [
         Reject(relative, None, "is in none of data.splits", bad=False)
@@ -349,7 +375,9 @@ def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) 
     path = source_paths_file(manifest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps([os.path.abspath(each) for each in paths]))
+        files.write(
+            path, json.dumps([each if files.is_url(each) else os.path.abspath(files.place(each)) for each in paths])
+        )
     except OSError as error:
         report(Note(text=f"`shortcut prove tokens` will need the paths as arguments: {path}: {error.strerror}"))
 
@@ -380,18 +408,23 @@ def _hash(
     rejects = [Reject(relative, None, reason, passing=relative in found.passing) for relative, reason in found.rejects]
     by_hash: dict[str, list[tuple[str, Path]]] = {}
 
-    def digest(one: tuple[str, Path]) -> str | OSError:
+    def digest(one: tuple[str, Path]) -> str | Rejected:
+        relative, path = one
         try:
-            return hashes.sha256(*one) if hashes else files.sha256(one[1])
+            return found.sha256(path) if hashes is None or path in found.remote else hashes.sha256(relative, path)
+        except Rejected as reason:
+            return reason
         except OSError as error:
-            return error
+            if path in found.remote:
+                raise  # it is the disk that is full, not an input that can't be read
+            return unreadable(error)
 
-    with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(digest, found.files)
+    with ThreadPoolExecutor(max(threads, objects.THREADS) if found.remote else threads) as pool:
+        blocks = (found.files[first : first + HASHED] for first in range(0, len(found.files), HASHED))
+        results = chain.from_iterable(pool.map(digest, block) for block in blocks)  # each waits in a future of its own
         for done, ((relative, path), result) in enumerate(zip(found.files, results, strict=True), 1):
-            if isinstance(result, OSError):
-                reason = unreadable(result)
-                rejects.append(Reject(relative, None, str(reason), passing=reason.passing))
+            if isinstance(result, Rejected):
+                rejects.append(Reject(relative, None, str(result), passing=result.passing))
             else:
                 by_hash.setdefault(result, []).append((relative, path))
             report(Progress(task="read", done=done, total=len(found.files), unit="files"))

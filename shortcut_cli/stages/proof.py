@@ -63,7 +63,7 @@ def resume(resolved: Recipe, folder: Path, *, kills: int, seed: int, device: str
     # The recipe's shards folder may be relative to the current folder.
     with conditions.threads(resolved.train.threads):
         here = conditions.now(device)
-    shards = f"data.shards={Path(resolved.data.shards).resolve()}"
+    shards = f"data.shards={files.place(resolved.data.shards).resolve()}"
     tree = reading.with_settings(resolved, [shards, f"train.threads={here['threads']}"])
     files.write(folder / "recipe.toml", writing.dump(tree))
     watched = partial(_watched, steps=resolved.train.steps, report=report)

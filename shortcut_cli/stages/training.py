@@ -69,7 +69,7 @@ def train(
             resolved = extension.planned(resolved, content, folder, report)
         trainer = Trainer(resolved, folder, device, report, ancestor)
         keeper = Keeper(trainer)
-        if unfinished := warning(Path(resolved.data.shards), trainer.shards.manifest):
+        if unfinished := warning(files.place(resolved.data.shards), trainer.shards.manifest):
             report(Note(text=unfinished))
         if extend and content:
             content = extension.extended(trainer, content)

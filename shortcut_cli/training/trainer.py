@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shortcut_cli import registry
+from shortcut_cli import files, registry
 from shortcut_cli.config import writing
 from shortcut_cli.config.schema import Recipe, TrainConfig
 from shortcut_cli.data import windows
@@ -45,7 +45,7 @@ class Trainer:
         self.config: TrainConfig = resolved.train
         self.folder, self.device, self.report = folder, device, report
         context = resolved.model.context
-        self.shards = Shards(Path(resolved.data.shards))
+        self.shards = Shards(files.place(resolved.data.shards))
         _check_tokenizer(resolved, self.shards)
         self.windows = windows.Windows(self.shards.split("train"), context, self.config.seed)
         self.validation = validation_starts(self.shards.split("val"), context, self.config.eval_windows)
