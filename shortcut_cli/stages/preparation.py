@@ -382,7 +382,7 @@ def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) 
         report(Note(text=f"`shortcut prove tokens` will need the paths as arguments: {path}: {error.strerror}"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """A file with its hash, and the other files that have the same bytes."""
 
@@ -575,7 +575,7 @@ class _Preparation:
 
     def _run(self, hashed: list[Input], left: list[Input], request: dict[str, Any]) -> dict[str, Any]:
         """One try. hashed: all files; left: those to be used."""
-        names = {file.sha256: file.split for file in left}
+        names = {file.sha256: file.split for file in left if file.split}
         everything = _with_places(self._scan([self._source(file) for file in left], "scan"))
         total = self._total(everything)
         scanned = self._without_duplicates(everything, names)
@@ -859,11 +859,11 @@ def _check_none(missing: list[Source], total: int) -> None:
 
 def _with_places(scanned: list[tuple[Source, Scanned]]) -> list[tuple[Source, Scanned]]:
     """The sources with their sizes and their places in the corpus."""
-    placed, start = [], 0
-    for source, one in scanned:
-        placed.append((replace(source, size=one.size, start=start), one))
+    start = 0
+    for place, (source, one) in enumerate(scanned):  # in place: there may be very many
+        scanned[place] = replace(source, size=one.size, start=start), one
         start += one.size
-    return placed
+    return scanned
 
 
 def _is_train(source: Source, one: Scanned, assign: Assign) -> bool:
