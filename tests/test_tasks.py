@@ -197,7 +197,7 @@ def test_a_file_that_changed_after_its_task_is_another_file(material, tmp_path, 
 def test_a_hash_of_a_file_that_has_just_changed_is_not_listed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")
-    known = hashes.Hashes(tmp_path / "lists")
+    known = hashes.Hashes(tmp_path / "lists", keep=True)
     known.sha256("a.txt", path)
     known.save("1-of-1")
     assert (tmp_path / "lists" / "1-of-1.jsonl").read_text() == ""
@@ -300,3 +300,9 @@ def test_the_command_line_of_tasks(material, tmp_path):
         assert f"task {number}/2: " in shown.stdout
     done = shortcut("prepare", "text", material / "texts", *flags, "--merge", "--json", "--max-bad", "9", cwd=tmp_path)
     assert json.loads(done.stdout)["inputs"] == 33
+
+
+def test_a_task_needs_a_folder_that_all_machines_see(tmp_path):
+    write_texts(tmp_path / "in", 3)
+    refused = shortcut("prepare", "text", "in", "--out", "s3://bucket/s", "--task", "1/2", cwd=tmp_path, check=2)
+    assert "--task needs a folder that all machines see" in refused.stderr

@@ -477,14 +477,14 @@ def prepare(
         if merge or executor != "local":
             other = "--merge" if merge else "--executor"
             raise UsageError(f"--task and {other} exclude each other", "run --merge once all tasks are done")
-        folder = files.place(resolved.data.shards)
         if files.is_url(resolved.data.shards):
-            raise UsageError(f"--task needs a folder that all machines see, not {resolved.data.shards}")
+            raise UsageError("--task needs a folder that all machines see, and --out is a URL", "choose another --out")
+        place = files.place(resolved.data.shards)
         with console.Reporter() as report:
             part = preparation.prepare_part(
-                resolved, paths, folder, task=_task(task), n_workers=_count(workers), report=report
+                resolved, paths, place, task=_task(task), n_workers=_count(workers), report=report
             )
-        console.result(part | {"path": str(folder)}, tables.part(part), as_json=as_json)
+        console.result(part | {"path": str(place)}, tables.part(part), as_json=as_json)
         return
     with console.Reporter() as report, stores.kept(resolved.data.shards, report) as folder:
         manifest = preparation.prepare(

@@ -72,6 +72,7 @@ def named(name: str, *, folder: Path, ray_address: str = "") -> Executor:
 
 def _imported(module: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is in the error that it raises
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of a change to come
     try:
         if module == "ray":
@@ -155,7 +156,10 @@ def _connected(ray: Any, address: str, workers: int) -> Iterator[None]:
             ray.init(**options, log_to_driver=False, logging_level="ERROR")
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
-            raise UsageError(f"{where}: {str(error).partition(chr(10))[0]}", "`ray status` says more") from error
+            raise UsageError(
+                f"{where}: {str(error).partition(chr(10))[0]}",
+                "`ray status` says more; a cluster with tokens needs RAY_AUTH_TOKEN",
+            ) from error
         finally:
             with suppress(ValueError):  # not in the main thread, where Ray does not set it either
                 signal.signal(signal.SIGTERM, handler)

@@ -20,9 +20,9 @@ RACY_S = 2.0  # file systems keep times to this much, at worst
 class Hashes:
     """Hashes by the name of a file and what it looked like."""
 
-    def __init__(self, folder: Path) -> None:
-        """folder: where lists of them are, if there are any."""
-        self.folder = folder
+    def __init__(self, folder: Path, *, keep: bool = False) -> None:
+        """folder: where lists of them are, if there are any. keep: those that are asked for will be saved there."""
+        self.folder, self.keep = folder, keep
         self.known: dict[str, str] = {}
         self.used: dict[str, str] = {}
         for path in sorted(folder.glob("*.jsonl")):
@@ -31,6 +31,8 @@ class Hashes:
 
     def sha256(self, relative: str, path: Path) -> str:
         """Hex SHA-256 of a file's bytes. Raises OSError as `files.sha256` does. relative: its path below its root."""
+        if not (self.keep or self.known):
+            return files.sha256(path)
         before = os.stat(path)
         key = _key(relative, before)
         sha256 = self.known.get(key)
@@ -39,7 +41,8 @@ class Hashes:
             settled = time.time() - max(before.st_mtime, before.st_ctime) > RACY_S
             if not settled or _key(relative, os.stat(path)) != key:
                 return sha256
-        self.used[key] = sha256
+        if self.keep:
+            self.used[key] = sha256
         return sha256
 
     def save(self, name: str) -> None:

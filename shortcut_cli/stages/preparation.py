@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ from shortcut_cli.tokenizers.base import Tokenizer
 from shortcut_cli.tokenizers.encoding import Item, PartEncoder, encoded, parts
 from shortcut_cli.tokenizers.scanning import Scanned, Scanner, rejected_records
 
+HASHED = 1 << 14  # files that are given to threads at once
 PART_SIZE = 1 << 24  # bytes of text, or tokens, that a process encodes at once if the write pass is divided
 WRITE_TIMES = 16  # a part has many files, but no more than this much of the work of the largest that is allowed
 # What --max-bad judges: in words, and the manifest's counts of rejected ones and of all.
@@ -147,19 +148,18 @@ def prepare_part(
     does; Unfinished if a file was rejected for a reason that may pass: the same task tries it again.
     """
     tokenizer, kind = _tokenizer(recipe), _kind(recipe)
-    number = f"{task[0]}-of-{task[1]}"
-    fetched = folder / ".staging" / f"fetched-{number}"
+    fetched = folder / ".staging" / f"fetched-{task[0]}-of-{task[1]}"
     found, assigned, _ = _found(recipe, tokenizer, kind, list(paths), folder, fetched, report)
-    total = len(found.files)
+    total, number = len(found.files), f"{task[0]}-of-{task[1]}"
     found.files[:] = [one for one in found.files if _task_of(one[0], task[1]) == task[0]]
     found.rejects.clear()  # `prepare` finds them too
     with files.held(folder, PREPARE, known=is_shards, shared=True), _removed(fetched):
-        if found.remote:
-            files.make_folder(fetched)
         result = {"task": "/".join(map(str, task)), "files": total, "mine": len(found.files), "rejected": 0}
         if _is_complete(folder, recipe, tokenizer):
             return result | {"worked": False}
-        hashes = Hashes(folder / ".staging" / "hashes")
+        if found.remote:
+            files.make_folder(fetched)
+        hashes = Hashes(folder / ".staging" / "hashes", keep=True)
         hashed, rejects = _hash(found, n_workers, report, assigned, hashes)
         hashes.save(number)
         preparation = _Preparation(recipe, tokenizer, kind, folder, rejects, n_workers=n_workers, report=report)
@@ -258,6 +258,24 @@ def _prepare(
     return manifest | summary
 
 
+def _found(
+    recipe: Recipe, tokenizer: Tokenizer, kind: str, paths: list[str], folder: Path, fetched: Path, report: Report
+) -> tuple[inputs.Found, dict[Path, str], list[Reject]]:
+    """The files behind `paths`; if splits come with them, the split of each, and those that are in none.
+
+    fetched: the folder that objects will be fetched to.
+    """
+    found = inputs.find(paths, tokenizer.suffixes, out=folder, fetched=fetched)
+    if found.outputs:
+        report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
+    if not found.files and not found.rejects:
+        raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
+    if found.ignored:
+        report(Note(text=_ignored(found.ignored)))
+    assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
+    return found, assigned, outside
+
+
 @contextmanager
 def _removed(folder: Path) -> Iterator[None]:
     """A folder for what is fetched in this block, which is removed with all it holds, as is what a kill has left."""
@@ -272,24 +290,6 @@ def _removed(folder: Path) -> Iterator[None]:
             yield
         finally:
             remove()
-
-
-def _found(
-    recipe: Recipe, tokenizer: Tokenizer, kind: str, paths: list[str], folder: Path, fetched: Path, report: Report
-) -> tuple[inputs.Found, dict[Path, str], list[Reject]]:
-    """The files behind `paths`; if splits come with them, the split of each, and those that are in none.
-
-    fetched: the folder to which objects are fetched.
-    """
-    found = inputs.find(paths, tokenizer.suffixes, out=folder, fetched=fetched)
-    if found.outputs:
-        report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
-    if not found.files and not found.rejects:
-        raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
-    if found.ignored:
-        report(Note(text=_ignored(found.ignored)))
-    assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
-    return found, assigned, outside
 
 
 def _ignored(names: list[str]) -> str:
@@ -382,7 +382,7 @@ def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) 
         report(Note(text=f"`shortcut prove tokens` will need the paths as arguments: {path}: {error.strerror}"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """A file with its hash, and the other files that have the same bytes."""
 
@@ -411,7 +411,7 @@ def _hash(
     def digest(one: tuple[str, Path]) -> str | Rejected:
         relative, path = one
         try:
-            return hashes.sha256(relative, path) if hashes and path not in found.remote else found.sha256(path)
+            return found.sha256(path) if hashes is None or path in found.remote else hashes.sha256(relative, path)
         except Rejected as reason:
             return reason
         except OSError as error:
@@ -420,7 +420,8 @@ def _hash(
             return unreadable(error)
 
     with ThreadPoolExecutor(max(threads, objects.THREADS) if found.remote else threads) as pool:
-        results = pool.map(digest, found.files)
+        blocks = (found.files[first : first + HASHED] for first in range(0, len(found.files), HASHED))
+        results = chain.from_iterable(pool.map(digest, block) for block in blocks)  # each waits in a future of its own
         for done, ((relative, path), result) in enumerate(zip(found.files, results, strict=True), 1):
             if isinstance(result, Rejected):
                 rejects.append(Reject(relative, None, str(result), passing=result.passing))
@@ -574,7 +575,7 @@ class _Preparation:
 
     def _run(self, hashed: list[Input], left: list[Input], request: dict[str, Any]) -> dict[str, Any]:
         """One try. hashed: all files; left: those to be used."""
-        names = {file.sha256: file.split for file in left}
+        names = {file.sha256: file.split for file in left if file.split}
         everything = _with_places(self._scan([self._source(file) for file in left], "scan"))
         total = self._total(everything)
         scanned = self._without_duplicates(everything, names)
@@ -858,11 +859,11 @@ def _check_none(missing: list[Source], total: int) -> None:
 
 def _with_places(scanned: list[tuple[Source, Scanned]]) -> list[tuple[Source, Scanned]]:
     """The sources with their sizes and their places in the corpus."""
-    placed, start = [], 0
-    for source, one in scanned:
-        placed.append((replace(source, size=one.size, start=start), one))
+    start = 0
+    for place, (source, one) in enumerate(scanned):  # in place: there may be very many
+        scanned[place] = replace(source, size=one.size, start=start), one
         start += one.size
-    return placed
+    return scanned
 
 
 def _is_train(source: Source, one: Scanned, assign: Assign) -> bool:
