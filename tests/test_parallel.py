@@ -20,6 +20,7 @@ from torch.distributed import TCPStore
 from shortcut_cli import registry
 from shortcut_cli.cli import launch, signals
 from shortcut_cli.errors import Interrupted, UsageError
+from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.training import activations, checkpoint
 from shortcut_cli.training.parallel import Left, Processes
@@ -279,7 +280,7 @@ def test_a_whole_run_goes_on_with_divided_weights(together, divided, tmp_path):
     near(tmp_path, folder / "whole")
 
 
-def saved_bytes(model, ids):
+def saved_bytes(model, ids, narrow):
     """What a forward pass keeps for the gradient, but for weights, and all gradients."""
     kept, own = {}, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
@@ -288,7 +289,7 @@ def saved_bytes(model, ids):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with bf16.products(narrow), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = cross_entropy(model(ids), ids)
     found = sum(kept.values())
     loss.backward()
@@ -296,12 +297,13 @@ def saved_bytes(model, ids):
 
 
 @pytest.mark.parametrize("name", ["gpt", "moda", "attnres", "mudd"])
-def test_activations_that_are_computed_again_are_not_kept(name):
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "bf16"])
+def test_activations_that_are_computed_again_are_not_kept(name, narrow):
     plain, again = (make(name, {}, open_gates=True, layers=4) for _ in range(2))
     activations.forget(again.blocks)
     ids = torch.randint(0, 37, (2, 24), generator=torch.Generator().manual_seed(1))
-    whole, gradient = saved_bytes(plain, ids)
-    less, same = saved_bytes(again, ids)
+    whole, gradient = saved_bytes(plain, ids, narrow)
+    less, same = saved_bytes(again, ids, narrow)
     assert less < whole / 2
     assert torch.allclose(same, gradient, atol=1e-6)
 
