@@ -23,7 +23,7 @@ from shortcut_cli.errors import Interrupted, UsageError
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.training import activations, checkpoint
-from shortcut_cli.training.parallel import Left, Processes
+from shortcut_cli.training.parallel import Left, Processes, joined
 from shortcut_cli.training.torchrun import PROMISED, QUIET
 
 PLAIN = ("train.precision=fp32", "train.batch_size=12", "train.log_every=1", "model.layers=2", "train.timeout_s=60")
@@ -316,6 +316,14 @@ def test_windows_that_cannot_be_divided_are_refused(together, settings, tmp_path
     ended = together(2, "train", settings=[*settings, "train.batch_size=3"], folders=[str(tmp_path / "run")])
     assert [one["ended"][:2] for one in ended] == [["UsageError", 2], ["Left", 77]]
     assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name in (*PROMISED, "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="3 processes on this machine, which has 2 GPUs"), joined("cuda:3", 60):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -231,13 +231,16 @@ def joined(device: str, timeout_s: float) -> Iterator[Processes]:
     """The processes that torchrun has started; one by itself if it has not.
 
     timeout_s: how long one waits for another, once all have started. Raises Lost if that is over, or another one has
-    gone.
+    gone, UsageError if there are more of them than GPUs.
     """
     if not torchrun.promised():
         yield ALONE
         return
     cuda = device.startswith("cuda")
     if cuda:
+        here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > there:
+            raise UsageError(f"{here} processes on this machine, which has {there} GPUs", "one process for each GPU")
         torch.cuda.set_device(device)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with Processes(rank, count).answering():
