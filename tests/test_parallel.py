@@ -22,8 +22,8 @@ from shortcut_cli.cli import launch, signals
 from shortcut_cli.errors import Interrupted, UsageError
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
-from shortcut_cli.training import activations, checkpoint
-from shortcut_cli.training.parallel import Left, Processes, joined
+from shortcut_cli.training import activations, checkpoint, parallel
+from shortcut_cli.training.parallel import Left, Lost, Processes, joined
 from shortcut_cli.training.torchrun import PROMISED, QUIET
 
 PLAIN = ("train.precision=fp32", "train.batch_size=12", "train.log_every=1", "model.layers=2", "train.timeout_s=60")
@@ -316,6 +316,37 @@ def test_windows_that_cannot_be_divided_are_refused(together, settings, tmp_path
     ended = together(2, "train", settings=[*settings, "train.batch_size=3"], folders=[str(tmp_path / "run")])
     assert [one["ended"][:2] for one in ended] == [["UsageError", 2], ["Left", 77]]
     assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+class Board:
+    """At which step each process is; None: nobody knows, and the answer never comes."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def set_timeout(self, _):
+        """Without effect, as if the cable were cut."""
+
+    def get(self, place):
+        step = self.steps[int(place.rpartition("/")[2])]
+        return time.sleep(PATIENCE_S) if step is None else str(step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ((7, 6, 7), "process 1 of 3 does not answer at step 7 (gloo: Timed out)"),
+        ((7, 7, 7), "process 1, 2 of 3 does not answer at step 8 (gloo: Timed out)"),
+        ((7, None, 7), "a process of the training does not answer (gloo: Timed out)"),
+    ],
+)
+def test_who_does_not_answer_is_said_though_the_board_may_not(steps, said, monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
+    with pytest.raises(Lost) as lost, Processes(0, 3, board=Board(*steps)).answering():
+        raise RuntimeError("gloo: Timed out\nmore")
+    assert lost.value.message == said
+    with pytest.raises(RuntimeError, match="a bug"), Processes(0, 3, board=Board(*steps)).answering():
+        raise RuntimeError("a bug")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
