@@ -20,9 +20,10 @@ from torch.distributed import TCPStore
 from shortcut_cli import registry
 from shortcut_cli.cli import launch, signals
 from shortcut_cli.errors import Interrupted, UsageError
+from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
-from shortcut_cli.training import activations, checkpoint
-from shortcut_cli.training.parallel import Left, Processes
+from shortcut_cli.training import activations, checkpoint, parallel
+from shortcut_cli.training.parallel import Left, Lost, Processes, joined
 from shortcut_cli.training.torchrun import PROMISED, QUIET
 
 PLAIN = ("train.precision=fp32", "train.batch_size=12", "train.log_every=1", "model.layers=2", "train.timeout_s=60")
@@ -279,7 +280,7 @@ def test_a_whole_run_goes_on_with_divided_weights(together, divided, tmp_path):
     near(tmp_path, folder / "whole")
 
 
-def saved_bytes(model, ids):
+def saved_bytes(model, ids, narrow):
     """What a forward pass keeps for the gradient, but for weights, and all gradients."""
     kept, own = {}, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
@@ -288,7 +289,7 @@ def saved_bytes(model, ids):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with bf16.products(narrow), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = cross_entropy(model(ids), ids)
     found = sum(kept.values())
     loss.backward()
@@ -296,12 +297,13 @@ def saved_bytes(model, ids):
 
 
 @pytest.mark.parametrize("name", ["gpt", "moda", "attnres", "mudd"])
-def test_activations_that_are_computed_again_are_not_kept(name):
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "bf16"])
+def test_activations_that_are_computed_again_are_not_kept(name, narrow):
     plain, again = (make(name, {}, open_gates=True, layers=4) for _ in range(2))
     activations.forget(again.blocks)
     ids = torch.randint(0, 37, (2, 24), generator=torch.Generator().manual_seed(1))
-    whole, gradient = saved_bytes(plain, ids)
-    less, same = saved_bytes(again, ids)
+    whole, gradient = saved_bytes(plain, ids, narrow)
+    less, same = saved_bytes(again, ids, narrow)
     assert less < whole / 2
     assert torch.allclose(same, gradient, atol=1e-6)
 
@@ -314,6 +316,45 @@ def test_windows_that_cannot_be_divided_are_refused(together, settings, tmp_path
     ended = together(2, "train", settings=[*settings, "train.batch_size=3"], folders=[str(tmp_path / "run")])
     assert [one["ended"][:2] for one in ended] == [["UsageError", 2], ["Left", 77]]
     assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+class Board:
+    """At which step each process is; None: nobody knows, and the answer never comes."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def set_timeout(self, _):
+        """Without effect, as if the cable were cut."""
+
+    def get(self, place):
+        step = self.steps[int(place.rpartition("/")[2])]
+        return time.sleep(PATIENCE_S) if step is None else str(step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ((7, 6, 7), "process 1 of 3 does not answer at step 7 (gloo: Timed out)"),
+        ((7, 7, 7), "process 1, 2 of 3 does not answer at step 8 (gloo: Timed out)"),
+        ((7, None, 7), "a process of the training does not answer (gloo: Timed out)"),
+    ],
+)
+def test_who_does_not_answer_is_said_though_the_board_may_not(steps, said, monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
+    with pytest.raises(Lost) as lost, Processes(0, 3, board=Board(*steps)).answering():
+        raise RuntimeError("gloo: Timed out\nmore")
+    assert lost.value.message == said
+    with pytest.raises(RuntimeError, match="a bug"), Processes(0, 3, board=Board(*steps)).answering():
+        raise RuntimeError("a bug")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name in (*PROMISED, "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="3 processes on this machine, which has 2 GPUs"), joined("cuda:3", 60):
+        pass
 
 
 @pytest.mark.parametrize(

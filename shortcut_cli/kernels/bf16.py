@@ -32,6 +32,11 @@ def products(wanted: bool = True) -> Iterator[None]:
         _Products.wanted = before
 
 
+def active() -> bool:
+    """Whether this is in such a block."""
+    return _Products.wanted
+
+
 def native() -> bool:
     """Whether this CPU has instructions for it; others compute it by those of fp32, and more slowly."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

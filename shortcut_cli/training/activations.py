@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from shortcut_cli.kernels import bf16
 from shortcut_cli.models.transformer import History
 from shortcut_cli.training.sharded import OTHER_WAYS_IN
 
@@ -28,7 +29,7 @@ def _again(call: Callable[..., Any]) -> Callable[..., Any]:
     def computed(*given: Any) -> Any:
         if not torch.is_grad_enabled():
             return call(*given)
-        before = [_copy(argument) for argument in given]
+        before, narrow = [_copy(argument) for argument in given], bf16.active()
         times = 0
 
         def once_or_again(*same: Any) -> Any:
@@ -36,7 +37,9 @@ def _again(call: Callable[..., Any]) -> Callable[..., Any]:
             times += 1
             if times == 1:
                 return call(*same)
-            return call(*(_copy(kept) if isinstance(kept, History) else each for each, kept in zip(same, before)))  # noqa: B905
+            pairs = zip(same, before, strict=True)
+            with bf16.products(narrow):  # as then: gradients are computed outside of that block
+                return call(*(_copy(kept) if isinstance(kept, History) else each for each, kept in pairs))
 
         return checkpoint(once_or_again, *given, use_reentrant=False)
 

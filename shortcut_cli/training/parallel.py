@@ -8,9 +8,10 @@ on the CPU go through gloo, those on CUDA through NCCL.
 import os
 import re
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -212,15 +213,24 @@ class Processes:
 
     def _behind(self) -> str:
         """Which processes took fewer steps than the others, as far as that can still be known."""
-        try:
-            assert self.board
-            self.board.set_timeout(timedelta(seconds=PATIENCE_S))
-            steps = {rank: int(self.board.get(_place(rank))) for rank in range(self.count)}
-        except (RuntimeError, AssertionError, ValueError):
+        steps: dict[int, int] = {}
+        # In a thread, since a store at the other end of a cut cable is waited for beyond all its timeouts.
+        asking = threading.Thread(target=self._ask, args=(steps,), daemon=True)
+        asking.start()
+        asking.join(PATIENCE_S)
+        if len(steps) < self.count:
             return "a process of the training does not answer"
         least = min(steps.values())
         late = [str(rank) for rank, step in steps.items() if step == least and rank != self.rank]
         return f"process {', '.join(late)} of {self.count} does not answer at step {least + 1}"
+
+    def _ask(self, steps: dict[int, int]) -> None:
+        """Read from the board at which step each process is."""
+        if self.board:
+            with suppress(RuntimeError, ValueError):
+                self.board.set_timeout(timedelta(seconds=PATIENCE_S))
+                for rank in range(self.count):
+                    steps[rank] = int(self.board.get(_place(rank)))
 
 
 ALONE = Processes()
@@ -231,13 +241,16 @@ def joined(device: str, timeout_s: float) -> Iterator[Processes]:
     """The processes that torchrun has started; one by itself if it has not.
 
     timeout_s: how long one waits for another, once all have started. Raises Lost if that is over, or another one has
-    gone.
+    gone, UsageError if there are more of them than GPUs.
     """
     if not torchrun.promised():
         yield ALONE
         return
     cuda = device.startswith("cuda")
     if cuda:
+        here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > there:
+            raise UsageError(f"{here} processes on this machine, which has {there} GPUs", "one process for each GPU")
         torch.cuda.set_device(device)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with Processes(rank, count).answering():

@@ -9,31 +9,28 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 OTHER_WAYS_IN = ("delta", "read")  # methods of layers that architectures call in place of `forward`
 
 
-def divide(model: nn.Module, device: str, narrow: bool) -> None:
+def divide(model: nn.Module, device: str) -> None:
     """Divide the weights of a model, in place, one layer after the other, over all processes.
 
-    narrow: on CUDA the weights of layers travel in bf16, in which they are multiplied; gradients in fp32.
+    Weights and gradients travel in fp32, and are rounded where they are multiplied, as without this: so what is fp32
+    in a layer, such as norms and static mixes, stays that.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = _mesh(device)
-    policy = MixedPrecisionPolicy()
-    if narrow and device.startswith("cuda"):
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     blocks: Iterable[nn.Module] = model.blocks  # type: ignore[assignment]
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh)
         for name in OTHER_WAYS_IN:
             if hasattr(block, name):
                 register_fsdp_forward_method(block, name)
-    fully_shard(model, mesh=mesh)  # what is not in layers, in fp32
+    fully_shard(model, mesh=mesh)  # what is not in layers
 
 
 def _mesh(device: str) -> Any:

@@ -148,7 +148,7 @@ class Trainer:
     def _divide(self) -> None:
         """Keep only this process' part of the weights and of the optimizer's state."""
         state = self.optimizer.state()
-        sharded.divide(self.model, self.device, self.precision == "bf16")
+        sharded.divide(self.model, self.device)
         self.optimizer = self._optimizer()
         self.optimizer.load_state(self.optimizer.divided(state), self.device)
 
