@@ -715,7 +715,7 @@ class TestExcerpts:
 
     def check_shares(self, strips, shares, length, most):
         assert "mean over heads" in strips[0][0].get_title()
-        assert strips[-1][-1].get_xlabel().startswith("token")
+        assert strips[-1][-1].get_xlabel().startswith(("token", "seconds"))
         for number, (axes, *below) in enumerate(strips):
             (image,) = axes.images
             part = shares[:, number * length : (number + 1) * length]
@@ -805,10 +805,25 @@ class TestExcerpts:
         images = [image for axes in strips[0] for image in axes.images]
         assert all(list(image.get_extent())[:2] == [-0.5, length - 0.5] for image in images)
         if kind == "sound":
-            assert strips[0][-1].get_xlabel() == "token (75 are a second)"
+            assert strips[0][-1].get_xlabel() == "seconds (75 tokens each)"
             (line,) = strips[0][1].lines
             assert line.get_xdata()[0] == -0.5
             assert line.get_xdata()[-1] == pytest.approx(tokens - 0.5, abs=0.01)
+
+    def test_ticks_are_at_the_tokens_that_begin_at_round_seconds_or_beats(self):
+        sound = Excerpt(samples=np.zeros(320 * 225, np.float32), rate_hz=24_000)  # 3 s, 75 tokens each
+        found = attention_maps.unit_ticks(sound, 225, 0, 225)
+        assert {"0", "2"} <= {label for _, label in found}
+        assert all(place == pytest.approx(75 * float(label) - 0.5) for place, label in found)
+        found = attention_maps.unit_ticks(sound, 225, 150, 225)
+        assert all(2 <= float(label) <= 3 and place == pytest.approx(75 * float(label) - 0.5) for place, label in found)
+        beats = np.repeat([0.0, 0.5, 1.0, 2.25, 5.0, 8.0], 40)  # notes of 40 tokens; none begins in beat 3, 4, 6 or 7
+        found = attention_maps.unit_ticks(Excerpt(token_beats=beats), 240, 0, 240)
+        assert found[0] == (-0.5, "0")
+        assert found[-1] == (199.5, "8")
+        assert (119.5, "2") in found
+        assert not {"3", "4", "6", "7"} & {label for _, label in found}
+        assert attention_maps.unit_ticks(Excerpt(texts=["a"] * 9), 9, 0, 9) == []
 
     def test_a_single_source_has_nothing_to_compare(self, figures):
         attention_maps.draw_excerpt(np.ones((1, 40)), ("layer $2",), Excerpt(texts=["a"] * 40), None, "a model")

@@ -67,18 +67,56 @@ def draw_excerpt(
         _draw_content(excerpt, grid[number * len(heights) + 1 : (number + 1) * len(heights)], start, end, tokens)
         for each in grid[number * len(heights) : (number + 1) * len(heights)]:  # specgram sets its own limits
             each.set_xlim(start - 0.5, start + length - 0.5)
+        ticks = unit_ticks(excerpt, tokens, start, end)
+        if ticks:
+            places, labels = zip(*ticks, strict=True)
+            axes.set_xticks(places, [""] * len(places))
+            grid[(number + 1) * len(heights) - 1].set_xticks(places, labels)
     grid[0].set_title(
         "weight of each source when each token is predicted, mean over heads and readers", fontsize="medium"
     )
-    grid[-1].set_xlabel("token" if excerpt.samples is None else _per_second(excerpt, tokens))
+    grid[-1].set_xlabel(_axis_label(excerpt, tokens))
     figure.suptitle(heading, fontsize="medium")
     _save(figure, path)
 
 
-def _per_second(excerpt: Excerpt, tokens: int) -> str:
-    assert excerpt.samples is not None
-    seconds = len(excerpt.samples) / excerpt.rate_hz
-    return f"token ({tokens / seconds:.4g} are a second)" if seconds else "token"
+def _seconds(excerpt: Excerpt) -> float:
+    return 0.0 if excerpt.samples is None else len(excerpt.samples) / excerpt.rate_hz
+
+
+def _axis_label(excerpt: Excerpt, tokens: int) -> str:
+    """What is along the axis: tokens, named by the seconds or beats at which they begin."""
+    if seconds := _seconds(excerpt):
+        return f"seconds ({tokens / seconds:.4g} tokens each)"
+    return "token" if excerpt.token_beats is None else "beats (tokens have equal widths, beats have not)"
+
+
+def unit_ticks(excerpt: Excerpt, tokens: int, start: int, end: int) -> list[tuple[float, str]]:
+    """Places on the token axis and labels of round seconds or beats, in tokens start .. end; none if it has tokens.
+
+    Token t is from t - 0.5 to t + 0.5, and begins at the former.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    seconds = _seconds(excerpt)
+    beats = np.array([]) if excerpt.token_beats is None else excerpt.token_beats[start:end]
+    if seconds:
+        first, last = start * seconds / tokens, end * seconds / tokens
+    elif len(beats):
+        first, last = float(beats.min()), float(beats.max())
+    else:
+        return []
+    found: list[tuple[float, str]] = []
+    for value in MaxNLocator(8, integer=not seconds).tick_values(first, last):
+        if not first <= value <= last:
+            continue
+        token = int(np.argmax(beats >= value)) if len(beats) else 0
+        if not seconds and beats[token] >= value + 1:
+            continue  # no note begins in this beat
+        place = value * tokens / seconds if seconds else start + token
+        if not found or place - 0.5 - found[-1][0] >= (end - start) / 25:  # else labels would collide
+            found.append((place - 0.5, f"{value:.6g}"))
+    return found
 
 
 def _say_nothing_to_compare(axes: Any, source: str) -> None:
