@@ -356,7 +356,6 @@ def _count(workers: int | None) -> int:
         "prepare text ./texts",
         "prepare midi ./midi --out shards/mine --workers 4",
         "prepare audio ./wavs --set tokenizer.weights=mini",
-        "prepare midi ./midi --task 3/8",
     ),
 )
 def prepare(
