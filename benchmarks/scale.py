@@ -118,7 +118,7 @@ def by_files(counts):
 
 def by_workers(folder, counts):
     """Print seconds for each number of workers."""
-    preparation.PART_SIZE = 1 << 22
+    preparation.PART_SIZE, preparation.WORTH_PARTS = 1 << 22, 1
     for count in counts:
         with tempfile.TemporaryDirectory() as out:
             recipe = reading.read("text", [f"data.shards={out}/s"])

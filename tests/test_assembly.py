@@ -97,6 +97,7 @@ def test_a_divided_write_pass_gives_the_same_bytes(material, tmp_path, monkeypat
         return ((job, pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(job)))) for job in jobs)
 
     monkeypatch.setattr(preparation, "PART_SIZE", 1500)
+    monkeypatch.setattr(preparation, "WORTH_PARTS", 1)
     with monkeypatch.context() as patch:
         patch.setattr(preparation.workers, "in_order", here)
         run(name, material / kind, tmp_path / "here", *chosen, workers=2)
@@ -111,6 +112,7 @@ def test_a_divided_write_pass_gives_the_same_bytes(material, tmp_path, monkeypat
 def test_a_text_that_changes_before_a_part_reads_it_costs_only_itself(material, tmp_path, monkeypatch):
     write_texts(tmp_path / "texts", 12)
     monkeypatch.setattr(preparation, "PART_SIZE", 1500)
+    monkeypatch.setattr(preparation, "WORTH_PARTS", 1)
     encode = TextTokenizer.encode
 
     def after_a_change(self, source, *rest):

@@ -147,7 +147,8 @@ def _on_ray(
 def _connected(ray: Any, address: str, workers: int) -> Iterator[None]:
     """A connection to the cluster at an address, or in RAY_ADDRESS, or to one that is started here for the block."""
     address = address or os.environ.get("RAY_ADDRESS", "")
-    here = {"num_cpus": workers, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    # "local", since without an address Ray looks for one that was started here, even if it has ended.
+    here = {"address": "local", "num_cpus": workers, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     with cleanup.due(ray.shutdown):
         try:

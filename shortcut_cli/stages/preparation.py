@@ -57,6 +57,7 @@ from shortcut_cli.tokenizers.scanning import Scanned, Scanner, rejected_records
 
 HASHED = 1 << 14  # files that are given to threads at once
 PART_SIZE = 1 << 24  # bytes of text, or tokens, that a process encodes at once if the write pass is divided
+WORTH_PARTS = 8  # from this many on, starting processes here costs little beside them
 WRITE_TIMES = 16  # a part has many files, but no more than this much of the work of the largest that is allowed
 # What --max-bad judges: in words, and the manifest's counts of rejected ones and of all.
 JUDGED = (("files", "rejected", "inputs"), ("records", "records_rejected", "records"))
@@ -766,7 +767,7 @@ class _Preparation:
             for source, assign in work
         ]
         divided = list(parts(items, PART_SIZE)) if self.n_workers > 1 or self.execute else []
-        if len(divided) > 1:
+        if len(divided) > (1 if self.execute else WORTH_PARTS):
             self._assemble(writer, divided)
         else:
             for done, item in enumerate(items, 1):
