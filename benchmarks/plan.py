@@ -39,7 +39,7 @@ UNITS = {
     "save": Unit(1.7e-9, "CPU s per byte of a checkpoint saved by one process", "measured (1)"),
     "driver_seconds": Unit(61e-6, "CPU s per file in the driver", "measured (2)"),
     "driver_bytes": Unit(1418, "bytes per file in the driver, without the listing", "measured (2)"),
-    "mfu": Unit(0.29, "MFU of `shortcut` at 158M, compiled, one H200", "measured (3); assumed to hold at 1.3 B"),
+    "mfu": Unit(0.321, "MFU of `shortcut` at 158M, compiled, one H200", "measured (3); assumed to hold at 1.3 B"),
     "peak": Unit(989e12, "FLOP/s of a GPU in bf16, dense", "data sheet"),
     "file_minutes": Unit(6, "mean length of a file in minutes, log-normal with sigma 1", "assumed"),
     "flac": Unit(30_000, "bytes per second of sound as stored", "assumed"),
@@ -107,14 +107,14 @@ def by_queue(seconds, workers):
 def memory(tokens, shards):
     """Bytes per GPU of weights, gradients, moments; of a block that is gathered; of activations; with `shards` ranks.
 
-    fp32 weights, gradients and two moments, 16 bytes a parameter. One block of 24 is gathered in bf16, and the next one
+    fp32 weights, gradients and two moments, 16 bytes a parameter. One block of 24 is gathered in fp32, and the next one
     meanwhile; without shards all weights are copied to bf16. With activation checkpointing a layer keeps its input in
     bf16, and one layer at a time what it computes: 34 bytes a channel (Korthikanti et al., 2022, without the scores of
     attention). The logits of 1,025 ids are in fp32, with their gradient.
     """
     parameters, width, layers, vocabulary = value("parameters"), 2048, 24, 1025
     state = 16 * parameters / shards
-    gathered = 2 * 2 * parameters / layers if shards > 1 else 2 * parameters
+    gathered = 2 * 4 * parameters / layers if shards > 1 else 2 * parameters
     activations = tokens * (layers * width * 2 + 34 * width + 2 * 4 * vocabulary)
     return state, gathered, activations
 
@@ -160,7 +160,7 @@ def training(generator):
     total = steps * step
     share = (GPUS - 1) / GPUS
     ddp = 2 * share * 4 * value("parameters")
-    fsdp = share * (2 + 2 + 4) * value("parameters")  # weights in bf16 twice, gradients in fp32 once
+    fsdp = share * (4 + 4 + 4) * value("parameters")  # weights twice, gradients once, all in fp32
     saved = 12 * value("parameters")  # fp32 weights and two moments
     write = saved / value("disk")
     rate = GPUS / NODE / (value("node_mtbf") * HOUR)
@@ -179,7 +179,10 @@ def training(generator):
         ("network per GPU and step, DDP (fp32 gradients, ring)", f"{ddp / 1e9:.1f} GB, {ddp / value('nic'):.2f} s"),
         ("network per GPU and step, FSDP2 over all", f"{fsdp / 1e9:.1f} GB, {fsdp / value('nic'):.2f} s"),
         ("checkpoint, CPU s of one process that saves all of it", f"{saved * value('save'):.0f} s"),
-        ("checkpoint, written by all", f"{saved / 1e9:.1f} GB, {write:.1f} s if nothing hides it"),
+        (
+            "checkpoint, if all wrote it (today the first process does, alone)",
+            f"{saved / 1e9:.1f} GB, {write:.1f} s if nothing hides it",
+        ),
         ("best interval between checkpoints (Young)", f"{interval / 60:.0f} min"),
         ("losses of a node to be expected in an epoch", f"{rate * total:.2f}"),
         ("cost of a loss: half an interval and the restart", f"{(interval / 2 + value('restart')) / 60:.0f} min"),

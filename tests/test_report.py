@@ -195,7 +195,8 @@ def test_names_and_contents_are_text(copied):
 def test_several_runs_stand_side_by_side_with_their_difference(copied):
     one, other = (score_of(copied / model) for model in ("gpt", "shortcut"))
     text = words(assemble.html([copied / "gpt", copied / "shortcut", copied / "gpt" / "run.pt"]))
-    assert f"text/shortcut {other['nats_per_token'] - one['nats_per_token']:+.4g} [" in text
+    difference = f"{other['nats_per_token'] - one['nats_per_token']:+.4f}".replace("-", "\N{MINUS SIGN}")
+    assert f"text/shortcut {difference} [" in text
     assert text.count("tokens seen") == 1 + 2  # in the table, and once for each run: the third path is the first
     assert "Recipe of text/shortcut: 1 key differs" in text
     assert "model.name 'gpt' -> 'shortcut'" in text
@@ -388,3 +389,17 @@ def test_a_megabyte_of_text_is_cut():
 def test_nothing_to_report_on_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds nothing to report on"):
         assemble.html([tmp_path])
+
+
+def test_numbers_beyond_any_measure_are_not_drawn():
+    """1e308 is finite; the room around it, or a difference of two such numbers, is not."""
+    for values in ([1e308, 1.0], [1e308, -1e308], [1.0, 1e300]):
+        found = axis.around("loss", values)
+        assert math.isfinite(found.high - found.low)
+        assert all(math.isfinite(tick) for tick in found.ticks())
+    assert axis.around("loss", [1e308]).low < axis.around("loss", [1e308]).high
+
+
+def test_counts_have_whole_ticks():
+    for most, expected in ((2, [0, 1, 2]), (1, [0, 1]), (4, [0, 1, 2, 3, 4]), (40, [0, 10, 20, 30, 40])):
+        assert chart.whole_values(axis.Axis("documents", 0.0, most * 1.05)) == expected

@@ -459,7 +459,12 @@ def prepare(
     executor: Annotated[Executor, _among("--executor", Executor, "Where the files are scanned.")] = "local",
     ray_address: Annotated[
         str,
-        typer.Option("--ray-address", metavar="HOST:PORT", help="Ray cluster; default: $RAY_ADDRESS, else one here."),
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="Ray cluster; default: $RAY_ADDRESS, else one here.",
+            show_default=False,
+        ),
     ] = "",
     settings: Settings = None,
     as_json: AsJson = False,

@@ -198,8 +198,8 @@ def runs(folder: str, result: Result) -> Iterator["Table | str"]:
     if not result["runs"]:
         yield f"no runs in {folder}"
     if readable:
-        columns = [Column("run", 0), Column("model", 4), Column("steps", 5), Column("val.", 1), Column("test", 2)]
-        columns.append(Column("bits per unit", 3))
+        columns = [Column("run", 0), Column("model", 4), Column("steps", 5), Column("val., nats", 1)]
+        columns += [Column("test, nats", 2), Column("bits per unit", 3)]
         yield table(folder, columns, map(_run_row, readable))
     if broken:
         yield table("damaged or incomplete", ("run", Column("reason", 0)), broken, "left")

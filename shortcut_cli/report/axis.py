@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+GREATEST = 1e100  # value that is drawn: nothing that is measured is larger, and sums of these are finite
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -43,8 +45,8 @@ def round_values(low: float, high: float, most: int) -> list[float]:
 
 
 def around(label: str, values: Sequence[float], *, log: bool = False) -> Axis:
-    """An axis that holds all finite values, with some room."""
-    known = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
+    """An axis that holds all values that can be drawn, with some room."""
+    known = [value for value in values if abs(value) <= GREATEST and (value > 0 or not log)] or [1.0]
     low, high = min(known), max(known)
     if log:
         return Axis(label, low / 1.05, high * 1.05, log=True)

@@ -125,9 +125,15 @@ def bars(edges: Sequence[float], counts: Sequence[int], x: Axis, y_label: str, l
         y,
         label,
         [read],
-        y_ticks=[(100 - place, words) for place, words in ticks(y) if "." not in words],
+        y_ticks=[(100 - at(y, whole), rounded(whole)) for whole in whole_values(y)],
         bars=[(low, high - low, at(y, count)) for (low, high), _, count in known],
     )
+
+
+def whole_values(axis: Axis) -> list[int]:
+    """The whole numbers among the ticks of an axis of counts; of a short one, all that are on it."""
+    found = sorted({round(value) for value in axis.ticks(TICKS) if abs(value - round(value)) < 1e-9})
+    return found if len(found) > 1 else list(range(int(axis.low), int(axis.high) + 1))
 
 
 def _drawn(x: Axis, y: Axis, label: str, read: Sequence[dict[str, Any]], **parts: Any) -> Markup:
@@ -179,9 +185,9 @@ def thinned(values: Sequence[float]) -> list[int]:
     return kept
 
 
-def legend(entries: Iterable[tuple[Style, str]]) -> Markup:
+def legend(entries: Iterable[tuple[Style, str]], *, lines: bool = True) -> Markup:
     """The names of series beside what they look like."""
-    return template("chart_legend.html", entries=list(entries), shapes=SHAPES)
+    return template("chart_legend.html", entries=list(entries), shapes=SHAPES, lines=lines)
 
 
 def at(axis: Axis, value: float) -> float:

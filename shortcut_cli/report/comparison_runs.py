@@ -42,7 +42,7 @@ def ladder(found: Compared) -> Markup | None:
     return template(
         "comparison_ladder.html",
         plot=chart([drawn], x, y, "Loss of each arm by its cost, and the line through the baselines", marks=marks),
-        legend=legend((style(arm.number), arm.label) for arm, *_ in points),
+        legend=legend(((style(arm.number), arm.label) for arm, *_ in points), lines=False),
         band=bool(band),
         slope=signed(ladder.slope * math.log(2)),
         scattered=ladder.scattered,

@@ -78,8 +78,7 @@ def excerpts(shards_folder: Path, how_many: int, split: str = "train") -> Markup
     for number in range(count):
         index = number * len(documents.lengths) // count
         tokens = min(EXCERPT_TOKENS, max(1, documents.lengths[index] - 1))
-        place = f"document {index + 1:,} of {len(documents.lengths):,} in {split}"
-        words = f"{place}, decoded from {_first(tokens, documents.lengths[index])}"
+        words = f"of {len(documents.lengths):,} in {split}, decoded from {_first(tokens, documents.lengths[index])}"
         figures.append(_document(documents, index, tokens, f"document {index + 1}", words))
     kinds = {"audio": ".wav", "midi": ".mid"}
     return template(

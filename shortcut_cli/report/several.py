@@ -16,6 +16,7 @@ from shortcut_cli.formatting import rounded
 from shortcut_cli.inference import metrics
 from shortcut_cli.kept import scores
 from shortcut_cli.report import curves, page
+from shortcut_cli.report.comparison_words import decimals, signed
 from shortcut_cli.report.page import Section
 from shortcut_cli.report.run import duration, ranged
 from shortcut_cli.report.run_data import RunData, read
@@ -61,7 +62,7 @@ def _overview(runs: Sequence[RunData], labels: Mapping[str, str]) -> Markup:
     several = len({run.content["shards"] for run in runs}) > 1
     caption = "Lower is better." + (" Only losses on the same data can be compared." if several else "")
     columns = ["run", "data", "model", "parameters", "tokens seen", "time", "validation, nats per token"]
-    columns += ["test, nats per token", "5-gram, counted", "bits per unit"]
+    columns += ["test, nats per token", "5-gram, counted", "bits"]
     return page.table(columns, (_row(run, labels[str(run.folder)]) for run in runs), caption)
 
 
@@ -77,9 +78,9 @@ def _row(run: RunData, label: str) -> Iterator[Any]:
     yield None if run.trained_tokens is None else rounded(run.trained_tokens)
     yield duration(run.seconds)
     validation = run.content["scores"]["validation"]
-    yield validation if math.isfinite(validation) else None
+    yield decimals(validation) if math.isfinite(validation) else None
     yield ranged(score["nats_per_token"], score["interval_95"]) if score else None
-    yield counted
+    yield None if counted is None else decimals(counted)
     yield None if bits is None else f"{bits:.4g} per {score['unit']}"
 
 
@@ -112,7 +113,7 @@ def _difference(first: RunData, run: RunData) -> tuple[Any, ...]:
 def _minus(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> str | None:
     if one[key] is None or other[key] is None:
         return None
-    return f"{other[key] - one[key]:+.4g}"
+    return signed(other[key] - one[key])
 
 
 def _times(one: float | None, other: float | None) -> str | None:
