@@ -103,7 +103,7 @@ def _lead(
                 _remark(trainer, report)
         trainer.began = time.monotonic() - trainer.state.seconds
         processes.copied(trainer.saved() if processes.count > 1 else None)
-        if worked:
+        if worked and processes.count > 1:
             trainer.connect(processes)
         with stop as asked:
             loop.run(trainer, processes.agreed(asked), keeper)
