@@ -319,10 +319,16 @@ def test_windows_that_cannot_be_divided_are_refused(together, settings, tmp_path
 
 
 class Board:
-    """At which step each process is; None: nobody knows, and the answer never comes."""
+    """At which step each process is; None: nobody knows, and the answer never comes. noticed: ranks that wait too."""
 
-    def __init__(self, *steps):
-        self.steps = steps
+    def __init__(self, *steps, noticed=()):
+        self.steps, self.noticed = steps, noticed
+
+    def set(self, *_):
+        """Without effect."""
+
+    def check(self, places):
+        return all(int(place.split("/")[2]) in self.noticed for place in places)
 
     def set_timeout(self, _):
         """Without effect, as if the cable were cut."""
@@ -333,20 +339,23 @@ class Board:
 
 
 @pytest.mark.parametrize(
-    ("steps", "said"),
+    ("steps", "noticed", "said"),
     [
-        ((7, 6, 7), "process 1 of 3 does not answer at step 7 (gloo: Timed out)"),
-        ((7, 7, 7), "process 1, 2 of 3 does not answer at step 8 (gloo: Timed out)"),
-        ((7, None, 7), "a process of the training does not answer (gloo: Timed out)"),
+        ((7, 6, 7), (), "process 1 of 3 does not answer at step 7 (gloo: Timed out)"),
+        ((7, 7, 7), (1,), "process 2 of 3 does not answer at step 8 (gloo: Timed out)"),
+        ((7, 7, 7), (1, 2), "a process of the training does not answer at step 8 (gloo: Timed out)"),
+        ((7, None, 7), (), "a process of the training does not answer (gloo: Timed out)"),
     ],
 )
-def test_who_does_not_answer_is_said_though_the_board_may_not(steps, said, monkeypatch):
+def test_who_does_not_answer_is_said_though_the_board_may_not(steps, noticed, said, monkeypatch):
     monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
-    with pytest.raises(Lost) as lost, Processes(0, 3, board=Board(*steps)).answering():
+    with pytest.raises(Lost) as lost, Processes(0, 3, board=Board(*steps, noticed=noticed)).answering():
         raise RuntimeError("gloo: Timed out\nmore")
     assert lost.value.message == said
-    with pytest.raises(RuntimeError, match="a bug"), Processes(0, 3, board=Board(*steps)).answering():
-        raise RuntimeError("a bug")
+    for bug in ("", "a bug", "what was stored can't be restored", "a kernel failed\n    tl.store(out, x) timed out"):
+        with pytest.raises(RuntimeError) as found, Processes(0, 3, board=Board(*steps)).answering():
+            raise RuntimeError(bug)
+        assert str(found.value) == bug
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -14,7 +14,7 @@ from conftest import quiet, shortcut
 
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.kept import codec_scores, remarks
-from shortcut_cli.report import assemble, chart, curves, page, run, run_data, several, shards, warnings
+from shortcut_cli.report import assemble, axis, chart, curves, page, run, run_data, several, shards, warnings
 from shortcut_cli.report.axis import Axis
 from shortcut_cli.stages import pipeline, reporting
 
@@ -402,4 +402,4 @@ def test_numbers_beyond_any_measure_are_not_drawn():
 
 def test_counts_have_whole_ticks():
     for most, expected in ((2, [0, 1, 2]), (1, [0, 1]), (4, [0, 1, 2, 3, 4]), (40, [0, 10, 20, 30, 40])):
-        assert chart.whole_values(axis.Axis("documents", 0.0, most * 1.05)) == expected
+        assert chart.whole_values(Axis("documents", 0.0, most * 1.05)) == expected

@@ -93,6 +93,45 @@ def fill(put, root):
 # --- without S3
 
 
+def test_of_several_processes_of_a_machine_one_fetches_and_the_others_wait(local, memory, tmp_path, monkeypatch):
+    fill(lambda key, content: memory.pipe_file(f"/several/{key}", content), local)
+    monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path / "cache"))
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    waits = []
+
+    def fetch_meanwhile(seconds):
+        waits.append(seconds)
+        assert len(waits) == 1
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        stores.fetched("memory://several", quiet)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+
+    monkeypatch.setattr(stores.time, "sleep", fetch_meanwhile)
+    said = []
+    folder = stores.fetched("memory://several", said.append)
+    assert waits == [stores.WAIT_S]
+    assert not said  # it fetched nothing itself
+    assert shards.read_manifest(folder)["checksum"] == shards.read_manifest(local)["checksum"]
+
+
+def test_a_bug_of_a_store_keeps_its_traceback(memory, tmp_path, in_this_process, monkeypatch):
+    memory.pipe_file("/bugs/one.txt", b"words")
+    calls = []
+
+    def broken(*_, **__):
+        calls.append(1)
+        return {}["missing"]
+
+    for method in ("_open", "info"):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(memory), method, broken)
+            calls.clear()
+            with pytest.raises(KeyError, match="missing"):
+                prepare(["memory://bugs"], tmp_path / method)
+            assert len(calls) == 1
+
+
 def test_the_shards_of_objects_are_those_of_a_local_copy(texts, local, memory, tmp_path, in_this_process):
     fill(lambda key, content: memory.pipe_file(f"/bucket/deep/{key}", content), texts)
     memory.pipe_file("/bucket/deeper/other.txt", b"of another folder whose name begins alike")

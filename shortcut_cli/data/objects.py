@@ -29,6 +29,7 @@ PACKAGES = {"s3": "'shortcut-cli[s3]'", "s3a": "'shortcut-cli[s3]'", "gs": "gcsf
 PACKAGES |= {"hf": "huggingface_hub", "az": "adlfs", "abfs": "adlfs"}
 VERSION_KEYS = ("size", "ETag", "etag", "generation", "blob_id", "mtime", "created")  # that change with an object
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, ImportError)
+BUGS = (AttributeError, LookupError, AssertionError, NameError)  # they keep their tracebacks
 INVALID = "ParamValidationError"  # of botocore: no request was made
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|KEY|CREDENTIAL|SIGNATURE", re.I)
 HOST_PORT = re.compile(r"([^:@]*@)?([^:@]*|\[[0-9a-fA-F:.]*\]):\d+")
@@ -74,7 +75,9 @@ def reason(error: Exception) -> str:
 
 
 def failed(url: str, what: str, error: Exception) -> ShortcutError:
-    """The error that ends a command, since it could not do `what` with a URL."""
+    """The error that ends a command, since it could not do `what` with a URL. Raises it if it is a bug."""
+    if isinstance(error, BUGS):
+        raise error
     if isinstance(error, ShortcutError):
         return error
     if isinstance(error, FileNotFoundError):
@@ -97,7 +100,7 @@ def _lacks_credentials(error: Exception) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    if isinstance(error, (*FINAL, _Changed, ShortcutError)) or type(error).__name__ == INVALID:
+    if isinstance(error, (*FINAL, *BUGS, _Changed, ShortcutError)) or type(error).__name__ == INVALID:
         return False
     return not _lacks_credentials(error)
 
@@ -165,6 +168,8 @@ class Object:
     def _next(self, reading: "_Reading") -> bytes:
         try:
             return again(reading.block)
+        except BUGS:
+            raise
         except Exception as error:
             passing = _may_pass(error) or isinstance(error, _Changed | FileNotFoundError)
             raise Rejected(f"can't be fetched: {reason(error)}", passing=passing) from error

@@ -36,7 +36,10 @@ WORDS = (
         "Baselines of several sizes, its rungs, and the line through their losses: what more cost alone brings.",
     ),
     ("A/A twin", "A second gpt of nearly the same shape. Its difference should be 0; else there is more than chance."),
-    ("positive control", "An arm that is known to help (conv). If that is not found, nothing smaller could have been."),
+    (
+        "positive control",
+        "An arm that is known to help (conv). If it is not found, the page says what could have been.",
+    ),
     ("look", "A reading of the results before all planned seeds have run. Each has a stricter level for that."),
     ("Holm", "A procedure that makes levels stricter the more differences were named, so that 5 % holds for all."),
     ("pilot", "A short run, on a seed of its own, that chooses a learning rate or a baseline."),

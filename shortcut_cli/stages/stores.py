@@ -4,6 +4,7 @@ A command works on the copy, which is in the cache (`files.place`), so it needs 
 """
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from shortcut_cli.data import objects
 from shortcut_cli.data.shards import MANIFEST, PREPARE, read_manifest
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, TooManyRejects, Unfinished, UsageError
 from shortcut_cli.events import Note, Progress, Report
+from shortcut_cli.training import torchrun
+
+WAIT_S = 0.5  # between looks whether another process has fetched
 
 
 def fetched(name: str, report: Report) -> Path:
@@ -108,6 +112,8 @@ def _clear(folder: Path) -> None:
 
 def _fetch(store: objects.Store, manifest: dict[str, Any], folder: Path, report: Report) -> None:
     """Make a folder a copy of the shards of a manifest, with the manifest last."""
+    while torchrun.follows_here() and not _has(folder, manifest):
+        time.sleep(WAIT_S)  # if the process that fetches fails, all are ended
     if _has(folder, manifest):
         return
     with files.held(folder, PREPARE, "wait until it ends"):

@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -26,7 +27,9 @@ from shortcut_cli.training import checkpoint, torchrun
 
 FAILED, WELL = 1, 0
 # What PyTorch's backends say when another process has gone, or is silent for too long.
-SILENT = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|time(d )?out|store", re.IGNORECASE)
+SILENT = re.compile(
+    r"gloo|\bNCCL\b|Connection (closed|reset|refused)|Broken pipe|\btime(d )?out\b|\b(TCP)?Store\b", re.IGNORECASE
+)
 SHOWN = 200  # characters of that
 PATIENCE_S = 5  # for the board
 START_S = 600.0  # that a process gets to start, and the leading one to read or write its files
@@ -206,29 +209,39 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not SILENT.search(str(error)):
+            first = next(iter(str(error).splitlines()), "")
+            if self.count == 1 or not SILENT.search(first):
                 raise
-            first = str(error).splitlines()[0][:SHOWN]
+            first = first[:SHOWN]
             raise Lost(f"{self._behind()} ({first})", "run the same command again to resume") from error
 
     def _behind(self) -> str:
-        """Which processes took fewer steps than the others, as far as that can still be known."""
+        """Which processes are silent: those that took fewer steps, or have not noticed that others are silent."""
         steps: dict[int, int] = {}
+        noticed: set[int] = {self.rank}
         # In a thread, since a store at the other end of a cut cable is waited for beyond all its timeouts.
-        asking = threading.Thread(target=self._ask, args=(steps,), daemon=True)
+        asking = threading.Thread(target=self._ask, args=(steps, noticed), daemon=True)
         asking.start()
         asking.join(PATIENCE_S)
         if len(steps) < self.count:
             return "a process of the training does not answer"
         least = min(steps.values())
-        late = [str(rank) for rank, step in steps.items() if step == least and rank != self.rank]
+        late = [str(rank) for rank, step in steps.items() if step == least and rank not in noticed]
+        if not late:
+            return f"a process of the training does not answer at step {least + 1}"
         return f"process {', '.join(late)} of {self.count} does not answer at step {least + 1}"
 
-    def _ask(self, steps: dict[int, int]) -> None:
-        """Read from the board at which step each process is."""
+    def _ask(self, steps: dict[int, int], noticed: set[int]) -> None:
+        """Read from the board at which step each process is, and who else has noticed that one is silent.
+
+        Those that wait for the same one notice it within moments, so the others are given some.
+        """
         if self.board:
             with suppress(RuntimeError, ValueError):
                 self.board.set_timeout(timedelta(seconds=PATIENCE_S))
+                self.board.set(_notice(self.rank), "")
+                time.sleep(PATIENCE_S / 2)
+                noticed |= {rank for rank in range(self.count) if self.board.check([_notice(rank)])}
                 for rank in range(self.count):
                     steps[rank] = int(self.board.get(_place(rank)))
 
@@ -284,3 +297,8 @@ def _board() -> Any:
 def _place(rank: int) -> str:
     """Where on the board a process says at which step it is."""
     return f"shortcut/{torchrun.attempt()}/{rank}"
+
+
+def _notice(rank: int) -> str:
+    """Where on the board a process says that it has waited in vain for another."""
+    return f"{_place(rank)}/noticed"

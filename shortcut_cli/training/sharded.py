@@ -15,15 +15,15 @@ from torch import Tensor, nn
 OTHER_WAYS_IN = ("delta", "read")  # methods of layers that architectures call in place of `forward`
 
 
-def divide(model: nn.Module, device: str) -> None:
-    """Divide the weights of a model, in place, one layer after the other, over all processes.
+def divide(model: nn.Module, device: str, group: Any) -> None:
+    """Divide the weights of a model, in place, one layer after the other, over all processes, which are `group`.
 
     Weights and gradients travel in fp32, and are rounded where they are multiplied, as without this: so what is fp32
     in a layer, such as norms and static mixes, stays that.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = _mesh(device)
+    mesh = _mesh(device, group)
     blocks: Iterable[nn.Module] = model.blocks  # type: ignore[assignment]
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -33,15 +33,15 @@ def divide(model: nn.Module, device: str) -> None:
     fully_shard(model, mesh=mesh)  # what is not in layers
 
 
-def _mesh(device: str) -> Any:
-    """All processes; (nodes, processes of each) if there are several nodes."""
-    from torch.distributed.device_mesh import init_device_mesh
+def _mesh(device: str, group: Any) -> Any:
+    """All processes, which wait as long as `group` does; (nodes, processes of each) if there are several nodes."""
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
     count, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     kind = device.partition(":")[0]
     if 0 < local < count and count % local == 0:
         return init_device_mesh(kind, (count // local, local), mesh_dim_names=("nodes", "processes"))
-    return init_device_mesh(kind, (count,))
+    return DeviceMesh.from_group(group, kind)
 
 
 def is_part(value: object) -> bool:

@@ -23,6 +23,11 @@ def leads() -> bool:
     return not promised() or os.environ["RANK"] == "0"
 
 
+def follows_here() -> bool:
+    """Whether another process of this machine does what one has to do for all of them, such as fetching files."""
+    return promised() and os.environ["LOCAL_RANK"] != "0"
+
+
 def attempt() -> int:
     """How often the processes were started before, and failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if promised() else 0

@@ -92,7 +92,7 @@ class Trainer:
         """Train together with other processes, all of which do this now, from the same state."""
         if processes.count > 1 and self.config.shard == "fsdp":
             processes = replace(processes, sharded=True)
-            self._divide()
+            self._divide(processes.group)
         self.processes = processes
         self.part = processes.part(self.config.batch_size, self.config.accumulation)  # windows computed at once
         if self.optimizer.muon:
@@ -145,10 +145,10 @@ class Trainer:
             self.optimizer.step(number)
         return total
 
-    def _divide(self) -> None:
-        """Keep only this process' part of the weights and of the optimizer's state."""
+    def _divide(self, group: Any) -> None:
+        """Keep only this process' part of the weights and of the optimizer's state. group: of all processes."""
         state = self.optimizer.state()
-        sharded.divide(self.model, self.device)
+        sharded.divide(self.model, self.device, group)
         self.optimizer = self._optimizer()
         self.optimizer.load_state(self.optimizer.divided(state), self.device)
 
