@@ -14,7 +14,7 @@ from shortcut_cli.stages import codec_evaluation, pipeline
 
 ROOT = Path(shortcut_cli.__file__).parent
 COUNTERS = {"account", "mended", "repairs", "found", "left"}  # what the sources call an account that they fill
-NAMES = ("data/sound.py", "stages/preparation.py", "tokenizers/midi*.py", "tokenizers/text*.py")
+NAMES = ("data/sound.py", "tokenizers/encoding.py", "tokenizers/midi*.py", "tokenizers/text*.py")
 FILES = [path for name in NAMES for path in ROOT.glob(name)]
 
 
@@ -32,7 +32,7 @@ def counted(tree):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and is_account(node.value):
             chosen = [node.slice.body, node.slice.orelse] if isinstance(node.slice, ast.IfExp) else [node.slice]
             yield from (text for each in chosen for text in texts(each))
-        elif isinstance(node, ast.Assign | ast.AugAssign):
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(is_account(target) for target in targets):
                 dicts = [each for each in ast.walk(node.value) if isinstance(each, ast.Dict)]

@@ -458,7 +458,7 @@ def test_the_options_of_a_dry_run_reach_its_stage(monkeypatch, capsys, prepared)
     assert printed(capsys) == {"schema_version": 2, **found}
     call("train", "--recipe", "text-tiny", "--dry-run", "--device", "cpu:0", "--out", "o", "--seed", 3)
     shown = capsys.readouterr().out
-    for text in ("9,999 (8,888 non-embedding)", "77,777 (7.00 epochs of 11,111)", "2e+15", "321.5", "4321", "21 min"):
+    for text in ("9,999 (8,888 non-embedding)", "77,777 (7.00 epochs of 11,111)", "2e+15", "321.5", "4,321", "21 min"):
         assert text in shown
     assert [(str(arguments[1]), options) for arguments, options in calls] == [
         ("runs/text-tiny/shortcut-s1", {"device": "cpu", "init_from": None}),
@@ -482,8 +482,8 @@ def test_the_options_of_prepare_reach_its_stage(monkeypatch, capsys):
         ("midi", "x", ["a"], "x"),
         ("audio", "shards/audio", ["a"], "shards/audio"),
     ]
-    usual = {"n_workers": 61, "max_bad": "1%"}
-    assert [options for _, options in calls] == [{"n_workers": 3, "max_bad": "5"}, usual, usual, usual]
+    usual = {"n_workers": 61, "max_bad": "1%", "merge": False, "executor": "local", "ray_address": ""}
+    assert [options for _, options in calls] == [usual | {"n_workers": 3, "max_bad": "5"}, usual, usual, usual]
     recipes = [config for (config, *_), _ in calls]
     assert recipes[0].train.steps == reading.read("text-tiny").train.steps
     assert (recipes[1].tokenizer.vocabulary, recipes[1].train) == (300, reading.read("text").train)
@@ -642,7 +642,7 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
     assert [str(column.header) for column in tables.attention(Path("o"), result).columns] == [
         *("source", "weight", "back"),
-        *("masked", "masked 95 %", "shuffled", "shuffled 95 %", "mean-ablated", "mean-ablated 95 %"),
+        *("masked", "masked 95 %", "shuffled", "shuffled 95 %", "ablated", "ablated 95 %"),
     ]
     assert "weight: mean weight in the sum;" in str(tables.attention(Path("o"), result | {"softmax": False}).title)
     assert calls == [
@@ -709,7 +709,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     ]
     first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["cpu:0", "cpu"]}
     usual = {"seeds": 3, "match": "params", "lrs": [], "margin": 0.005, "devices": ["cpu"]}
-    plain = {"rungs": [], "pairs": [], "most_seeds": 0, "page": True}
+    plain = {"rungs": [], "pairs": [], "most_seeds": 0, "page": True, "task": None}
     third = (
         usual
         | plain
@@ -1499,7 +1499,7 @@ def test_the_panel_of_a_signal_is_that_of_an_error(capsys, monkeypatch):
         (1234567, "1,234,567"),
         (-1234, "-1,234"),
         (0.123456, "0.1235"),
-        (9999.4, "9999"),
+        (9999.4, "9,999"),
         (10000.0, "10,000"),
         (-12345.6, "-12,346"),
         (1e-5, "1e-05"),
@@ -1594,7 +1594,7 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
         rate, live = console._bars(console.ROOMY).columns[-1], report.live
         for finished, speed, text in (
             (None, None, ""),
-            (None, 1234.0, "1234 steps/s"),
+            (None, 1234.0, "1,234 steps/s"),
             (20_000.0, 3.0, "20,000 steps/s"),
         ):
             task = SimpleNamespace(finished_speed=finished, speed=speed, fields={"unit": "steps"})

@@ -118,7 +118,7 @@ def test_what_the_user_wrote_is_never_replaced(own):
     ):
         with pytest.raises(UsageError, match=r"tokenizer\.vocabulary: 300 -> ") as raised:
             agreed(name, settings, made(vocabulary=300, algorithm="bpe"))
-        flags = shlex.split(raised.value.hint)[4:]
+        flags = shlex.split(raised.value.then)[4:]
         assert flags == ["--set", "tokenizer.vocabulary=300"]
         recipe, _ = agreed(name, [*settings, flags[1]], made(vocabulary=300, algorithm="bpe"))
         assert recipe.tokenizer.vocabulary == 300
@@ -129,7 +129,7 @@ def test_the_flags_that_agree_are_read_back_as_they_are(own, value):
     found = made(alphabet=value, character_coverage=0.5)
     with pytest.raises(UsageError) as raised:
         agreed(own, [], found)
-    flags = shlex.split(raised.value.hint)[4:]
+    flags = shlex.split(raised.value.then)[4:]
     assert flags[::2] == ["--set", "--set"]
     assert agreed(own, flags[1::2], found)[0].tokenizer.alphabet == value
 

@@ -989,7 +989,7 @@ def inspect(
 
     folder = _fetched(path)
     found, shown = inspection.inspect(folder, verify=verify), _shown(path, folder)
-    found |= {"path": shown} if "path" in found else {}
+    found |= {"path": shown} if shown != str(folder) else {}
     console.result(found, *tables.description(shown, found), as_json=as_json)
 
 

@@ -112,7 +112,7 @@ def attention(folder: Path, result: Result) -> "Table":
     """The result of `attention`: one row for each source that is read across layers, and one for all at once."""
     columns: list[str | Column] = ["source", Column("weight", 1), Column("back", 4)]
     columns += [Column("masked", 2), Column("masked 95 %", 3), Column("shuffled", 5), Column("shuffled 95 %", 6)]
-    columns += [Column("mean-ablated", 7), Column("mean-ablated 95 %", 8)]
+    columns += [Column("ablated", 7), Column("ablated 95 %", 8)]
     weight = "attention weight" if result["softmax"] else "weight in the sum"
     title = f"{folder}: {result['tokens']:,} tokens, {result['nats_per_token']:.4f} nats per token"
     title += (
