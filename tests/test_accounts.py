@@ -32,7 +32,7 @@ def counted(tree):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and is_account(node.value):
             chosen = [node.slice.body, node.slice.orelse] if isinstance(node.slice, ast.IfExp) else [node.slice]
             yield from (text for each in chosen for text in texts(each))
-        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value:
+        elif isinstance(node, ast.Assign | ast.AugAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(is_account(target) for target in targets):
                 dicts = [each for each in ast.walk(node.value) if isinstance(each, ast.Dict)]

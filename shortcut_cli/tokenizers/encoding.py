@@ -39,7 +39,7 @@ def encoded(tokenizer: Tokenizer, item: Item, threads: int) -> Iterator[Encoded]
     variant = {"variant": source.variant} if source.variant else {}
     before = None
     # What belongs to no document is in the account of the first that is written.
-    left: dict[str, float] = {"records_empty": item.empty} if item.empty else {}
+    left = {"records_empty": item.empty} if item.empty else {}
     for chunk in tokenizer.encode(source, item.assign, threads):
         document = chunk.document
         # A document that is cut has several lines; its account is in the first.
