@@ -335,7 +335,10 @@ class Board:
 
     def get(self, place):
         step = self.steps[int(place.rpartition("/")[2])]
-        return time.sleep(PATIENCE_S) if step is None else str(step)
+        if step is None:
+            time.sleep(PATIENCE_S)
+            raise RuntimeError("no answer came")
+        return str(step)
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_shards_say_what_they_hold(copied):
     lengths = [json.loads(line) for line in (copied / "shards" / "documents.jsonl").read_text().splitlines()]
     tokens = sorted(line["tokens"] for line in lengths if line["split"] == "train")
     assert f"train {len(tokens)} {tokens[0]}" in text
-    assert text.count("document 1 of") == 1
+    assert text.count("document 1 ") == 1
 
 
 def test_a_page_belongs_to_a_shards_folder(copied):
