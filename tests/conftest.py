@@ -89,6 +89,23 @@ def quiet(*_, **__):
     """A `report` that ignores its events."""
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Scans without worker processes."""
+    from shortcut_cli.data import workers
+
+    monkeypatch.setattr(workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs))
+
+
+def write_pieces(folder: Path) -> None:
+    """Write 12 MIDI files, half of them in a folder below."""
+    from shortcut_cli.demo import material
+
+    (folder / "more").mkdir(parents=True)
+    material.write_midi(folder, pieces=6, seed=1)
+    material.write_midi(folder / "more", pieces=6, seed=2)
+
+
 def write_texts(folder: Path, count: int = 30) -> None:
     """Write small texts with some regularity, all different."""
     verbs = ("walks", "runs", "sits", "jumps", "sleeps", "waits", "eats", "drinks", "sings", "reads", "writes", "plays")

@@ -112,6 +112,15 @@ def test_losses_agree_over_fifty_steps(runs, count):
     near(runs[count][0], runs[1][0])
 
 
+def test_two_processes_add_as_two_parts_of_a_step_in_one_do(runs, together, settings, tmp_path):
+    """The halves of a batch are summed in the same order, so all is equal to the bit, however rounding would grow."""
+    two = [*settings, "train.steps=50", "train.eval_every=25", "train.accumulation=2"]
+    together(1, "train", settings=two, folders=[str(tmp_path)])
+    one, other = weights(tmp_path), weights(runs[2][0])
+    assert losses(tmp_path) == losses(runs[2][0])
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_the_same_number_of_processes_gives_the_same_bits(runs, together, settings, tmp_path):
     together(2, "train", settings=[*settings, "train.steps=50", "train.eval_every=25"], folders=[str(tmp_path)])
     assert weights_hash(tmp_path) == weights_hash(runs[2][0])

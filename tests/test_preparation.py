@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import symusic
-from conftest import quiet, set_flags, shortcut, write_texts
+from conftest import quiet, set_flags, shortcut, write_pieces, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
 from shortcut_cli import files
@@ -57,21 +57,11 @@ def run(name, paths, out, *settings, workers=1, max_bad="0"):
 def material(tmp_path_factory):
     """midi/ with 12 pieces, texts/ with 30, wavs/ with 5."""
     root = tmp_path_factory.mktemp("material")
-    (root / "midi" / "more").mkdir(parents=True)
-    demo_material.write_midi(root / "midi", pieces=6, seed=1)
-    demo_material.write_midi(root / "midi" / "more", pieces=6, seed=2)
+    write_pieces(root / "midi")
     write_texts(root / "texts")
     (root / "wavs").mkdir()
     demo_material.write_audio(root / "wavs", pieces=5, seed=1)
     return root
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Scans without worker processes."""
-    monkeypatch.setattr(
-        preparation.workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
-    )
 
 
 DOMAINS = [

@@ -47,11 +47,8 @@ def prepare(paths, out, *settings, name="text-tiny", max_bad="0", report=quiet):
 
 
 @pytest.fixture
-def in_this_process(monkeypatch):
-    """Scans without worker processes, and tries again at once."""
-    monkeypatch.setattr(
-        preparation.workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
-    )
+def in_this_process(in_this_process, monkeypatch):
+    """Besides, tries again at once."""
     monkeypatch.setattr(objects, "WAITS_S", (0.0,) * 4)
 
 
@@ -244,21 +241,21 @@ def failing(seed, share=0.2):
 def test_one_request_in_five_fails_and_every_byte_is_read_once(given, tmp_path, monkeypatch):
     monkeypatch.setattr(objects, "WAITS_S", (0.0,) * 8)
     monkeypatch.setattr(objects, "READ_BYTES", 7)
-    content = {f"root/{n}.txt": Random(n).randbytes(n * 13) for n in range(20)}
+    content = {f"top/{n}.txt": Random(n).randbytes(n * 13) for n in range(20)}
     given(content, failing(1))
-    for name, one in listed("given://root").items():
+    for name, one in listed("given://top").items():
         digest = one.fetch(tmp_path / name)
-        assert (tmp_path / name).read_bytes() == content[f"root/{name}"]
-        assert digest == hashlib.sha256(content[f"root/{name}"]).hexdigest()
-        assert Given.read.get(f"root/{name}", 0) == one.size
+        assert (tmp_path / name).read_bytes() == content[f"top/{name}"]
+        assert digest == hashlib.sha256(content[f"top/{name}"]).hexdigest()
+        assert Given.read.get(f"top/{name}", 0) == one.size
 
 
 def test_waits_grow_and_are_shortened_at_random(given, monkeypatch):
     waits = []
     monkeypatch.setattr(objects.time, "sleep", waits.append)
-    given({"root/a.txt": b"a"}, failing(1, share=1))
-    with pytest.raises(ShortcutError, match=r"given://root/ can't be listed: ConnectionError: a request failed"):
-        listed("given://root/")
+    given({"top/a.txt": b"a"}, failing(1, share=1))
+    with pytest.raises(ShortcutError, match=r"given://top/ can't be listed: ConnectionError: a request failed"):
+        listed("given://top/")
     assert len(waits) == len(objects.WAITS_S)
     assert all(longest / 2 <= wait < longest for wait, longest in zip(waits, objects.WAITS_S, strict=True))
 
@@ -273,8 +270,8 @@ def test_a_large_object_passes_through_little_memory(given, tmp_path):
         def __call__(self, _, length):
             return bytes(length)
 
-    given({"root/large.txt": Zeros()})
-    (one,) = listed("given://root").values()
+    given({"top/large.txt": Zeros()})
+    (one,) = listed("given://top").values()
     tracemalloc.start()
     digest = one.fetch(tmp_path / "large")
     _, peak = tracemalloc.get_traced_memory()
@@ -299,35 +296,35 @@ def test_an_object_that_ends_early_is_asked_for_the_rest(given, tmp_path):
         if what == "open" and Given.read:
             cut.clear()
 
-    given({"root/a.txt": Cut()}, fail)
-    (one,) = listed("given://root").values()
+    given({"top/a.txt": Cut()}, fail)
+    (one,) = listed("given://top").values()
     one.fetch(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == whole
-    assert Given.read == {"root/a.txt": len(whole)}
+    assert Given.read == {"top/a.txt": len(whole)}
 
 
 @pytest.mark.parametrize("when", ["before it is opened", "while it is read", "when it is opened again", "removed"])
 def test_an_object_that_changes_after_it_was_listed_is_refused(given, tmp_path, monkeypatch, when):
     monkeypatch.setattr(objects, "WAITS_S", (0.0,) * 4)
     monkeypatch.setattr(objects, "READ_BYTES", 10)
-    content = {"root/a.txt": b"a" * 40}
+    content = {"top/a.txt": b"a" * 40}
     given(content)
-    (one,) = listed("given://root").values()
+    (one,) = listed("given://top").values()
     failed = []
 
     def fail(what, _, place=0):
         if when == "while it is read" and place == 20:
-            Given.content["root/a.txt"], Given.sizes["root/a.txt"] = b"a" * 50, 50
+            Given.content["top/a.txt"], Given.sizes["top/a.txt"] = b"a" * 50, 50
         elif when == "when it is opened again" and place == 20 and not failed:
             failed.append(place)
-            Given.content["root/a.txt"] = b"b" * 40
+            Given.content["top/a.txt"] = b"b" * 40
             raise ConnectionError
 
     given(content, fail)
     if when == "before it is opened":
-        Given.content["root/a.txt"] = b"c" * 40
+        Given.content["top/a.txt"] = b"c" * 40
     if when == "removed":
-        del Given.sizes["root/a.txt"]
+        del Given.sizes["top/a.txt"]
     with pytest.raises(
         Rejected, match=r"can't be fetched: (it changed after it was listed|it does not exist|OSError: g)"
     ) as refused:
@@ -340,15 +337,15 @@ def test_what_cannot_be_fetched_is_a_reject_and_the_same_command_tries_it_again(
     given, texts, local, tmp_path, in_this_process
 ):
     content = {}
-    fill(lambda key, found: content.__setitem__(f"root/{key}", found), texts)
+    fill(lambda key, found: content.__setitem__(f"top/{key}", found), texts)
 
     def fail(what, name, *_):
-        if what == "read" and name == "root/003.txt":
+        if what == "read" and name == "top/003.txt":
             raise ConnectionError(f"https://user:hunter2222@host/?X-Amz-Signature=abcdef: {SECRET}")
 
     given(content, fail)
     with pytest.raises(Unfinished) as unfinished:
-        prepare(["given://root"], tmp_path / "out", max_bad="1")
+        prepare(["given://top"], tmp_path / "out", max_bad="1")
     assert "003.txt: can't be fetched: ConnectionError: https://host/?X-Amz-Signature=***" in unfinished.value.message
     (line,) = shards.read_lines(tmp_path / "out" / "rejects.jsonl", bool)
     assert line["source"] == "003.txt"
@@ -356,14 +353,14 @@ def test_what_cannot_be_fetched_is_a_reject_and_the_same_command_tries_it_again(
     assert shards.read_manifest(tmp_path / "out")["rejected"] == 1
     assert not (tmp_path / "out" / ".staging" / "fetched").exists()
     given(content)
-    assert prepare(["given://root"], tmp_path / "out")["worked"]
+    assert prepare(["given://top"], tmp_path / "out")["worked"]
     assert folder_sha256(tmp_path / "out") == folder_sha256(local)
 
 
 def test_a_listing_that_breaks_off_ends_the_command(given, tmp_path, in_this_process):
-    given({"root/a.txt": b"a", "root/b.txt": b"b"}, lambda *_: 1 / 0)
-    with pytest.raises(ShortcutError, match="given://root can't be listed: ZeroDivisionError"):
-        prepare(["given://root"], tmp_path / "out")
+    given({"top/a.txt": b"a", "top/b.txt": b"b"}, lambda *_: 1 / 0)
+    with pytest.raises(ShortcutError, match="given://top can't be listed: ZeroDivisionError"):
+        prepare(["given://top"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -379,14 +376,14 @@ def test_what_a_kill_left_of_fetched_objects_is_removed(texts, local, memory, tm
 
 
 def test_a_full_disk_ends_the_command_instead_of_rejecting_objects(given, tmp_path, monkeypatch, in_this_process):
-    given({f"root/{n}.txt": b"a" for n in range(3)})
+    given({f"top/{n}.txt": b"a" for n in range(3)})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(hashlib, "sha256", lambda *_: type("Digest", (), {"update": full})())
     with pytest.raises(OSError, match="No space left"):
-        prepare(["given://root"], tmp_path / "out")
+        prepare(["given://top"], tmp_path / "out")
 
 
 def test_shards_of_a_store_are_left_out_of_its_texts(texts, local, memory, tmp_path, in_this_process):
@@ -547,14 +544,14 @@ def test_unfinished_shards_in_a_store_are_replaced_once_they_are_finished(
     given, texts, local, memory, tmp_path, in_this_process
 ):
     content = {}
-    fill(lambda key, found: content.__setitem__(f"root/{key}", found), texts)
-    given(content, lambda what, name, *_: failing(1, share=1)() if (what, name) == ("read", "root/003.txt") else None)
+    fill(lambda key, found: content.__setitem__(f"top/{key}", found), texts)
+    given(content, lambda what, name, *_: failing(1, share=1)() if (what, name) == ("read", "top/003.txt") else None)
     with pytest.raises(Unfinished):
-        prepare(["given://root"], "memory://b/part", max_bad="1")
+        prepare(["given://top"], "memory://b/part", max_bad="1")
     assert json.loads(stored(memory, "b/part")["manifest.json"])["unfinished"] == 1
     shutil.rmtree(files.place("memory://b/part"))  # as on another machine
     given(content)
-    assert prepare(["given://root"], "memory://b/part")["worked"]
+    assert prepare(["given://top"], "memory://b/part")["worked"]
     assert stored(memory, "b/part")["manifest.json"] == (local / "manifest.json").read_bytes()
 
 

@@ -9,13 +9,12 @@ import sys
 import threading
 
 import pytest
-from conftest import quiet, shortcut, write_texts
+from conftest import quiet, shortcut, write_pieces, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
 from shortcut_cli import files
 from shortcut_cli.config import reading
 from shortcut_cli.data import hashes
-from shortcut_cli.demo import material as demo_material
 from shortcut_cli.errors import Missing, Unfinished, UsageError
 from shortcut_cli.stages import preparation
 from shortcut_cli.tokenizers.midi import MidiTokenizer
@@ -40,21 +39,11 @@ def part(name, paths, out, task, *settings, workers=1):
     return preparation.prepare_part(config, paths, out, task=task, n_workers=workers, report=quiet)
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Scans without worker processes."""
-    monkeypatch.setattr(
-        preparation.workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
-    )
-
-
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     """midi/ with 12 pieces, a copy and a bad file; texts/ with 30 texts, a copy, records and bad records."""
     root = tmp_path_factory.mktemp("material")
-    (root / "midi" / "more").mkdir(parents=True)
-    demo_material.write_midi(root / "midi", pieces=6, seed=1)
-    demo_material.write_midi(root / "midi" / "more", pieces=6, seed=2)
+    write_pieces(root / "midi")
     shutil.copy(sorted((root / "midi").glob("*.mid"))[0], root / "midi" / "copy.mid")
     (root / "midi" / "bad.mid").write_text("no music")
     write_texts(root / "texts")

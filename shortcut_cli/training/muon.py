@@ -101,12 +101,12 @@ class Muon(torch.optim.Optimizer):
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-        own = [sharded.local(weight) for weight in weights]  # and what follows, up to `joined`
+        own = [sharded.local(weight) for weight in weights]  # and what follows, up to `assembled`
         momenta = [sharded.local(self.state[weight]["momentum"]) for weight in weights]
         gradients = [sharded.local(gradient) for gradient in gradients]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         aheads = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        ahead = torch.stack(list(map(sharded.joined, aheads, weights)))  # (W, parts m, n)
+        ahead = torch.stack(list(map(sharded.assembled, aheads, weights)))  # (W, parts m, n)
         whole = ahead.shape
         matrices = ahead.view(len(weights) * group["parts"], -1, whole[-1])
         updates = self.processes.shared(orthogonalise, matrices, done)

@@ -159,7 +159,7 @@ class Optimizer:
     def clip(self) -> Tensor:
         """Clip the gradient to norm `config.clip` (0: no limit); returns its norm before clipping, on the device."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
-        return sharded.joined(sharded.local(norm), norm)
+        return sharded.assembled(sharded.local(norm), norm)
 
     def step(self, number: int) -> None:
         """Update the weights and the EMA at step `number`, counted from 0, and clear the gradient."""

@@ -79,7 +79,7 @@ def local(value: Tensor) -> Tensor:
     return found
 
 
-def joined(part: Tensor, like: Tensor) -> Tensor:
+def assembled(part: Tensor, like: Tensor) -> Tensor:
     """This process' part of a tensor that is divided as `like` is -> the whole; all processes call this."""
     if not is_part(like):
         return part
