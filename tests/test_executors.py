@@ -87,9 +87,15 @@ def test_a_job_fails_on_ray_as_it_does_here(tmp_path, monkeypatch, no_ray_left):
     with pytest.raises(UsageError, match="no machine of the Ray cluster has the 900,000,000 MB"):
         list(on_ray(misbehave, JOBS, (), workers=1, timeout_s=9, memory_mb=900_000_000))
     with pytest.raises(UsageError, match=r"the Ray cluster at 127\.0\.0\.1:1 does not answer"):
-        list(
-            executors.named("ray", folder=tmp_path, ray_address="127.0.0.1:1")(misbehave, JOBS, (), workers=1, **LIMITS)
-        )
+        executors.named("ray", folder=tmp_path, ray_address="127.0.0.1:1")
+    write_texts(tmp_path / "texts", 3)
+    shortcut(
+        *("prepare", "text", "texts", "--recipe", "text-tiny", "--out", "o"),
+        *("--executor", "ray", "--ray-address", "127.0.0.1:1"),
+        cwd=tmp_path,
+        check=2,
+    )
+    assert not (tmp_path / "o").exists()  # a command that is wrong leaves nothing
 
 
 SBATCH = """#!{python}

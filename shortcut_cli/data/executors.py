@@ -66,7 +66,10 @@ def named(name: str, *, folder: Path, ray_address: str = "") -> Executor:
     Raises Unavailable if its package is not installed, UsageError if a cluster does not answer.
     """
     if name == "ray":
-        return partial(_on_ray, _imported("ray"), ray_address)
+        ray, address = _imported("ray"), ray_address or os.environ.get("RAY_ADDRESS", "")
+        with _answering(address):
+            _check_answers(address)
+        return partial(_on_ray, ray, address)
     return partial(_on_slurm, _imported("submitit"), folder)
 
 
@@ -145,22 +148,15 @@ def _on_ray(
 
 @contextmanager
 def _connected(ray: Any, address: str, workers: int) -> Iterator[None]:
-    """A connection to the cluster at an address, or in RAY_ADDRESS, or to one that is started here for the block."""
-    address = address or os.environ.get("RAY_ADDRESS", "")
+    """A connection to the cluster at an address, or to one that is started here for the block."""
     # "local", since without an address Ray looks for one that was started here, even if it has ended.
     here = {"address": "local", "num_cpus": workers, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     with cleanup.due(ray.shutdown):
         try:
-            _check_answers(address)
             options = {"address": address} if address else here | {"_node_ip_address": "127.0.0.1"}
-            ray.init(**options, log_to_driver=False, logging_level="ERROR")
-        except (OSError, OverflowError, RuntimeError, ValueError) as error:
-            where = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
-            raise UsageError(
-                f"{where}: {str(error).partition(chr(10))[0]}",
-                "`ray status` says more; a cluster with tokens needs RAY_AUTH_TOKEN",
-            ) from error
+            with _answering(address):
+                ray.init(**options, log_to_driver=False, logging_level="ERROR")
         finally:
             with suppress(ValueError):  # not in the main thread, where Ray does not set it either
                 signal.signal(signal.SIGTERM, handler)
@@ -168,6 +164,19 @@ def _connected(ray: Any, address: str, workers: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _answering(address: str) -> Iterator[None]:
+    """Raises UsageError if a cluster does not answer in this block."""
+    try:
+        yield
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
+        raise UsageError(
+            f"{where}: {str(error).partition(chr(10))[0]}",
+            "`ray status` says more; a cluster with tokens needs RAY_AUTH_TOKEN",
+        ) from error
 
 
 def _check_answers(address: str) -> None:
