@@ -23,7 +23,8 @@ def tables(name):
     result = json.loads((FOLDER / name / "compare.json").read_text())
     recipe, unit = result["recipe"], next((row["unit"] for row in result["arms"] if row["unit"]), "unit")
     shape, train, ladder = recipe["model"], recipe["train"], result.get("ladder")
-    against = f"a ladder over {ladder['cost']}" if ladder else f"matched by {result['match']}"
+    curved = "curved " if ladder and ladder.get("curvature") else ""
+    against = f"a {curved}ladder over {ladder['cost']}" if ladder else f"matched by {result['match']}"
     yield (
         f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, feed-forward {shape['ffn']}, "
         f"context {shape['context']}; {train['steps']} steps of {result['tokens_per_step']:,} tokens, "

@@ -142,6 +142,7 @@ def test_a_run_of_a_gpu_is_scored_the_same_on_a_cpu(text_run, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # of torch 2.11 itself
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", ["gpt", "shortcut"])
 def test_a_compiled_step_is_the_same_step(name, accumulation, text_run, tmp_path):

@@ -345,6 +345,25 @@ def test_the_ladder_is_a_line_with_a_band_and_arms_at_their_cost(show):
     assert f"\u2212{0.1 * math.log(2):.4f} nats per token for each doubling" in text(section)
 
 
+def test_a_ladder_may_be_curved(show):
+    result = made()
+    middle = math.log(result["ladder"]["band"][2]["cost"])
+    result["ladder"] |= {"intercept": 4.6 + 0.02 * middle**2, "slope": -0.1 - 0.04 * middle, "curvature": 0.02}
+
+    def curve(cost):
+        return 4.6 - 0.1 * math.log(cost) + 0.02 * (math.log(cost) - middle) ** 2
+
+    section = show(result)["ladder"]
+    (plot,) = classed(section, "chart-plot")
+    (line,) = classed(plot, "line")
+    for cost, loss in path(line, *scales(plot, log=True)):
+        assert loss == pytest.approx(curve(cost), abs=2e-4)
+    assert f"\u2212{0.1 * math.log(2):.4f} nats per token for a doubling at its middle; it is curved" in text(section)
+    rows = cells(section.find(".//table"))
+    for label, cost in FLOPS.items():
+        assert rows[label]["line there"] == f"{curve(cost):.4f}"
+
+
 def test_curves_are_drawn_over_steps_flops_and_seconds_with_the_spread(show):
     result = made()
     section = show(result)["curves"]

@@ -44,6 +44,12 @@ def test_a_ladder_has_levels_and_gains(tmp_path, monkeypatch):
     assert lines[-2:] == ["- A/A: fine.", "- conv beats the ladder."]
 
 
+@pytest.mark.parametrize(("curvature", "words"), [(0.0, "; a ladder over"), (0.03, "; a curved ladder over")])
+def test_a_ladder_that_is_curved_is_called_so(curvature, words, tmp_path, monkeypatch):
+    ladder = {"cost": "training FLOPs per token", "curvature": curvature}
+    assert words in tables_of(tmp_path, monkeypatch, ladder=ladder)[0]
+
+
 def test_a_contrast_that_is_not_available_says_why(tmp_path, monkeypatch):
     missing = {"arm": "x0", "baseline": "gpt", "baselines": [], "seeds": 2, "unavailable": "x0 diverged at seed 2"}
     none = CONTRAST | {"gain": {"reason": "the ladder is flat"}}

@@ -79,7 +79,7 @@ class Judge:
         costs = [self._cost(label) or 0.0 for label in rungs]
         if len(rungs) < ladder.LEAST_RUNGS:
             return rungs, None
-        return rungs, ladder.fit(costs, self.losses[[self.whole.index(label) for label in rungs]])
+        return rungs, ladder.fit(costs, self.losses[[self.whole.index(label) for label in rungs]], self.residual)
 
     def _cost(self, label: str) -> float | None:
         """The cost of an arm on the axis; None if it was not measured."""
@@ -97,8 +97,7 @@ class Judge:
             "rungs": self.rungs,
             "cost": COSTS[self.axis or "flops"],
             "costs": [self._cost(label) for label in self.rungs],
-            "intercept": self.ladder.intercept,
-            "slope": self.ladder.slope,
+            **dict(zip(("intercept", "slope", "curvature"), self.ladder.coefficients, strict=True)),
             "scatter": math.sqrt(self.ladder.scatter.variance),
             "residual": self.residual and math.sqrt(self.residual.variance),
             "scattered": self.scattered,

@@ -1,22 +1,24 @@
 """The ladder: baselines of several sizes, and where between them an arm stands at its own cost.
 
-With C the cost of a rung (training FLOPs, parameters or seconds), for the means m over seeds,
+With C the cost of a rung (training FLOPs, parameters or seconds) and x = log C, for the means m over seeds,
 
-    m[rung] = a + b log C[rung] + d[rung],   d ~ N(0, V),   V = tau^2 + variance / seeds
+    m[rung] = a + b x[rung] + c x[rung]^2 + d[rung],   d ~ N(0, V),   V = tau^2 + variance / seeds
 
 It is a hierarchical model: runs in rungs, rungs about the line. `variance` is that of a run about its rung and its
 seed, pooled over all arms (`significance.residual`); the effect of a seed is the same at every rung, since all have the
-same seeds, and so only moves a. tau is whatever is constant over the seeds of a rung: that losses do not lie on a line,
-and that its learning rate is not quite the best, which no test over seeds alone can see. An arm has it too. So the
-contrast of an arm with the line at its own cost, x = log C, has the variance V times
+same seeds, and so only moves a. tau is whatever is constant over the seeds of a rung: that its learning rate is not
+quite the best, which no test over seeds alone can see. An arm has it too. So the contrast of an arm with the line at
+its own cost has the variance V (1 + h), with X the rows (1, x, x^2) of the rungs and
 
-    1 + 1 / rungs + (x - mean x)^2 / sum of (x[rung] - mean x)^2
+    h = row (X^T X)^-1 row^T,   row = (1, x, x^2) of the arm
 
-With a handful of rungs, tau is poorly known: the scatter of the means about the line has rungs - 2 degrees of freedom.
+The loss falls ever more slowly with the cost, since data and steps limit it too (Hoffmann et al. 2022): over a ladder
+it is a straight line only as far as chance hides the rest. c is 0 unless a t-test at 5 % finds it.
+
+With a handful of rungs, tau is poorly known: the scatter of the means about the line has few degrees of freedom.
 V is that scatter by itself if it is larger than seeds explain, by an F-test at 15 %; else it is pooled with the
-variance over seeds ("sometimes pool": Bancroft 1944). A null hypothesis is then rejected in 4 to 8.5 % of cases,
-whatever tau is; if it were always pooled, in 33 % with tau^2 of five times the variance over seeds. docs/protocol.md
-has the error rates of benchmarks/protocol.py, tests/test_ladder.py simulates some of them.
+variance over seeds ("sometimes pool": Bancroft 1944). docs/protocol.md has the error rates of benchmarks/protocol.py,
+tests/test_ladder.py simulates some of them.
 """
 
 import math
@@ -25,30 +27,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-from shortcut_cli.compare.significance import LEVEL, Floats, Noise
+from shortcut_cli.compare.significance import Floats, Noise
 
 LEAST_RUNGS = 4
 BAND = 33  # costs at which the band is given
+CURVED = 0.05  # level of the test of c: above it, the line is straight
 POOLED = 0.15  # level of the F-test: above it, the scatter of the rungs is pooled with the variance over seeds
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Rungs and the line through the means of their losses."""
+    """Rungs and the line through the means of their losses, straight or curved."""
 
     places: Floats  # (R,) log of the cost
     means: Floats  # (R,) nats per token
-    intercept: float
-    slope: float  # nats per token and unit of log cost
+    degree: int  # 1 or 2
     scatter: Noise  # of the means of the rungs about the line
+
+    @property
+    def coefficients(self) -> tuple[float, float, float]:
+        """a, b and c; c is 0 for a straight line."""
+        middle = float(self.places.mean())
+        c0, c1, c2 = (*map(float, _solved(self.places - middle, self.means, self.degree)), 0.0)[:3]
+        return c0 - c1 * middle + c2 * middle**2, c1 - 2 * c2 * middle, c2
 
     def at(self, cost: float) -> Floats:
         """The weights of the rungs, (R,), in the line's loss at a cost."""
-        centred = self.places - self.places.mean()
-        weights: Floats = 1 / len(centred) + (math.log(cost) - self.places.mean()) * centred / (centred**2).sum()
-        return weights
+        middle = self.places.mean()
+        row = np.vander([math.log(cost) - middle], self.degree + 1, increasing=True)[0]
+        rows = np.vander(self.places - middle, self.degree + 1, increasing=True)
+        return np.asarray(row @ np.linalg.pinv(rows), np.float64)
+
+    def loss(self, cost: float) -> float:
+        """The line's loss at a cost."""
+        return float(self.at(cost) @ self.means)
 
     def lacks(self, cost: float, what: str) -> str:
         """Why there is nothing to compare with at a cost, of a kind; empty if there is."""
@@ -58,16 +72,34 @@ class Ladder:
         return f"its {what}, {cost:,.4g}, are not between those of the ladder, {least:,.4g} to {most:,.4g}"
 
 
-def fit(costs: Sequence[float], losses: Floats) -> Ladder:
-    """The ladder through rungs: costs (R,), at least LEAST_RUNGS and not all equal; losses (R, S)."""
+def _solved(places: Floats, means: Floats, degree: int) -> Floats:
+    """The coefficients of the least-squares polynomial, from the constant on."""
+    rows = np.vander(places, degree + 1, increasing=True)
+    return np.asarray(np.linalg.lstsq(rows, means, rcond=None)[0], np.float64)
+
+
+def fit(costs: Sequence[float], losses: Floats, residual: Noise | None) -> Ladder:
+    """The ladder through rungs: costs (R,), at least LEAST_RUNGS and not all equal; losses (R, S).
+
+    residual: see `noise`.
+    """
     assert len(costs) >= LEAST_RUNGS, f"{len(costs)} rungs, not {LEAST_RUNGS}"
     places, means = np.log(np.asarray(costs, np.float64)), losses.mean(1)
     centred = places - places.mean()
-    slope = float(centred @ means / (centred @ centred))
-    left = means - means.mean() - slope * centred
-    freedom = len(places) - 2
-    scatter = Noise(float(left @ left) / freedom, freedom)
-    return Ladder(places, means, float(means.mean() - slope * places.mean()), slope, scatter)
+
+    def fitted(degree: int) -> Ladder:
+        left = means - np.vander(centred, degree + 1, increasing=True) @ _solved(centred, means, degree)
+        freedom = len(places) - degree - 1
+        return Ladder(places, means, degree, Noise(float(left @ left) / freedom, freedom))
+
+    straight = fitted(1)
+    if len(set(costs)) < LEAST_RUNGS:  # of three, or of three and a repetition, a parabola leaves nothing to judge by
+        return straight
+    curved = fitted(2)
+    gained = straight.scatter.freedom * straight.scatter.variance - curved.scatter.freedom * curved.scatter.variance
+    chance = noise(curved.scatter, residual, losses.shape[1])[0]
+    clear = chance.variance == 0 or stats.f.sf(gained / chance.variance, 1, chance.freedom) < CURVED
+    return curved if clear and gained > 0 else straight
 
 
 def noise(scatter: Noise, residual: Noise | None, seeds: int) -> tuple[Noise, bool]:
@@ -102,27 +134,32 @@ def band(ladder: Ladder, noise: Noise) -> list[dict[str, float]]:
 def gain(ladder: Ladder, cost: float, difference: float, noise: Noise) -> dict[str, Any]:
     """The compute-equivalent gain: by what factor an arm's cost would have to rise for the ladder to reach its loss.
 
-    difference: arm minus ladder at its cost, nats per token. log gain = difference / slope, a ratio of two normal
-    variables with a covariance; the interval is Fieller's (1954), as in calibration by a fitted line (Draper and Smith
-    1998, section 3.2). "gain" and "interval_95", of which an end that lies beyond the ladder is None; or "reason" why
-    there is none, if the slope or the gain itself lies beyond what the ladder can say.
+    difference: arm minus ladder at its cost, nats per token. The interval has the factors by which the cost may be
+    multiplied without a 95 % test telling the arm's loss from the ladder's there: Fieller's (1954), as in calibration
+    by a fitted line (Draper and Smith 1998, section 3.2). "gain" and "interval_95", of which an end that lies beyond
+    the ladder is None; or "reason" why there is none: the slope or the gain lies beyond what the ladder can say.
     """
-    centred = ladder.places - ladder.places.mean()
-    place, square = math.log(cost), float(centred @ centred)
-    offset = place - float(ladder.places.mean())
-    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, noise.freedom))
-    limit = quantile**2 * noise.variance
-    # Variances of the difference and of the slope, and their covariance, in units of V.
-    own, shared, sloped = 1 + 1 / len(centred) + offset**2 / square, -offset / square, 1 / square
-    steep = ladder.slope**2 - limit * sloped
-    if ladder.slope >= 0 or steep <= 0:
-        return {"reason": "the loss of the ladder does not fall clearly with its cost"}
-    ratio = difference / ladder.slope
     least, most = float(ladder.places.min()), float(ladder.places.max())
-    if not least <= place + ratio <= most:
-        return {"reason": f"its loss is that of a cost {'above' if ratio > 0 else 'below'} all of the ladder's"}
-    middle = difference * ladder.slope - limit * shared
-    root = math.sqrt(max(0.0, middle**2 - steep * (difference**2 - limit * own)))
-    ends = ((middle - root) / steep, (middle + root) / steep)
-    interval = [math.exp(end) if least <= place + end <= most else None for end in ends]
-    return {"gain": math.exp(ratio), "interval_95": interval}
+    first, last = ladder.at(math.exp(least)), ladder.at(math.exp(most))
+    _, b, c = ladder.coefficients
+    fallen = float((first - last) @ ladder.means)
+    if fallen <= noise.reach(float((first - last) @ (first - last))) or max(b + 2 * c * least, b + 2 * c * most) >= 0:
+        return {"reason": "the loss of the ladder does not fall clearly with its cost"}
+    place, loss = math.log(cost), ladder.loss(cost) + difference
+
+    def above(other: float) -> float:
+        return ladder.loss(math.exp(other)) - loss
+
+    if not above(least) >= 0 >= above(most):
+        return {"reason": f"its loss is that of a cost {'above' if above(most) > 0 else 'below'} all of the ladder's"}
+    equal = float(optimize.brentq(above, least, most))
+
+    def told_apart(other: float) -> float:
+        weights = ladder.at(math.exp(other))
+        return abs(above(other)) - noise.reach(1 + float(weights @ weights))
+
+    ends = [optimize.brentq(told_apart, equal, end) if told_apart(end) > 0 else None for end in (least, most)]
+    return {
+        "gain": math.exp(equal - place),
+        "interval_95": [None if end is None else math.exp(end - place) for end in ends],
+    }

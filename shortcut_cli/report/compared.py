@@ -90,14 +90,24 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The line through the baselines: loss = intercept + slope log cost, and its 95 % band."""
+    """The line through the baselines, a parabola in log cost or straight, and its 95 % band."""
 
     what: str  # the cost, with its unit
     rungs: list[Rung]
     intercept: float
     slope: float
+    curvature: float
     band: list[tuple[float, float, float]]  # (cost, low, high)
     scattered: bool
+
+    def loss(self, cost: float) -> float:
+        """What the line has at a cost, in nats per token."""
+        place = math.log(cost)
+        return self.intercept + self.slope * place + self.curvature * place**2
+
+    def doubling(self, cost: float) -> float:
+        """By how much the line falls from a cost to twice as much, as its slope there says."""
+        return (self.slope + 2 * self.curvature * math.log(cost)) * math.log(2)
 
 
 @dataclass(frozen=True)
@@ -298,6 +308,7 @@ def _ladder(value: Any) -> Ladder | None:
         ],
         intercept=number(value.get("intercept")),
         slope=number(value.get("slope")),
+        curvature=number(value.get("curvature", 0.0)),  # comparisons of before had straight lines
         band=[
             (cost, low, high) for cost, low, high in points if cost > 0 and all(map(math.isfinite, (cost, low, high)))
         ],

@@ -24,7 +24,7 @@ def ladder(found: Compared) -> Markup | None:
     points = [point for point in points if all(map(math.isfinite, point[1:])) and point[1] > 0]
     x = around(f"{ladder.what} (log scale)", [cost for _, cost, _ in points], log=True)
     costs = [cost for cost, _, _ in ladder.band] or sorted(rung.cost for rung in ladder.rungs if rung.cost > 0)
-    line = [ladder.intercept + ladder.slope * math.log(cost) for cost in costs]
+    line = [ladder.loss(cost) for cost in costs]
     band = [(low, high) for _, low, high in ladder.band]
     y = around("nats per token, mean over seeds", [*(loss for *_, loss in points), *line, *itertools.chain(*band)])
     drawn = Line(Style(7), costs, line, [low for low, _ in band], [high for _, high in band])
@@ -44,7 +44,8 @@ def ladder(found: Compared) -> Markup | None:
         plot=chart([drawn], x, y, "Loss of each arm by its cost, and the line through the baselines", marks=marks),
         legend=legend(((style(arm.number), arm.label) for arm, *_ in points), lines=False),
         band=bool(band),
-        slope=signed(ladder.slope * math.log(2)),
+        slope=signed(ladder.doubling(costs[len(costs) // 2])),
+        curved=ladder.curvature != 0,
         scattered=ladder.scattered,
         table=page.table(
             ["arm", ladder.what, "nats per token", "line there", "on the ladder"],
@@ -53,7 +54,7 @@ def ladder(found: Compared) -> Markup | None:
                     arm.label,
                     count(cost),
                     decimals(loss),
-                    decimals(ladder.intercept + ladder.slope * math.log(cost)),
+                    decimals(ladder.loss(cost)),
                     "rung" if arm.label in names else "arm",
                 ]
                 for arm, cost, loss in sorted(points, key=lambda point: point[1])
