@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,15 @@ OBEYED = (
 )
 ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in OBEYED if chr(code) not in "\t\n"}
 
+# What no font draws. Joiners and selectors are needed between the letters of some scripts and in emoji, but a name that
+# begins or ends with one, or has it among ASCII, looks like another name.
+UNSEEN = re.compile(
+    "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff]"
+    "|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+    "|(?<![^\x00-\x7f])(?<![#*0-9])[\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+
 PREFIXES = " KMBT"  # thousands, millions, 1e9, 1e12: of large numbers in terminals and on pages, bytes excepted
 
 
@@ -22,6 +32,16 @@ def shown(words: str) -> str:
     A file's name can hold the sequence that clears the screen; it is shown as "\\x1b[2J", with a backslash.
     """
     return words.translate(ESCAPES)
+
+
+def visible(name: str) -> str:
+    """A name, or the text of a token: as `shown`, and what has no picture too. Names that differ look different."""
+    return shown(name) if name.isascii() else UNSEEN.sub(_escaped, shown(name))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -31,7 +31,7 @@ ROOMS = {
     "codec": "errors accounts events formatting files registry config kept data training",
     "tokenizers": "errors files config data codec",
     "inference": "errors events files registry config data kernels models training tokenizers",
-    "plots": "files tokenizers inference",
+    "plots": "formatting files tokenizers inference",
     "compare": "cleanup errors events formatting files registry config kept models training",
     "demo": "",
     "report": "accounts errors events formatting files registry config kept data models training codec tokenizers "

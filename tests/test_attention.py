@@ -342,6 +342,7 @@ def test_every_number_is_that_of_a_plain_loop(tmp_path, monkeypatch, case):
         "model": "shortcut",
         "checkpoint": f"{tmp_path.name}/{run.path.name}",
         "step": run.content.get("step"),
+        "split": None,
         "windows": len(before),
         "tokens": losses.size,
         "nats_per_token": near(losses.mean()),
@@ -539,7 +540,7 @@ class TestWindows:
         row = rows[folders[named]]
         # 41 ids: the last of four windows of 7 + 1 begins 33 after the first.
         assert windows == [row[start : start + 8] for start in (0, 11, 22, 33)]
-        assert config == {"resamples": 17, "batch": 5, "device": "cpu", "report": quiet}
+        assert config == {"resamples": 17, "batch": 5, "device": "cpu", "report": quiet, "split": split}
 
     def test_a_prompt_begins_with_eos(self, monkeypatch, tmp_path):
         run = made_run(tmp_path)

@@ -40,7 +40,8 @@ def pages(text_run, tmp_path_factory):
         shutil.copytree(text_run / model, root / model)
         pipeline.score(root / model / "run.pt", text_run / "shards", "test", device="cpu", report=quiet)
     ckpt = root / "shortcut" / "run.pt"
-    pipeline.draw(ckpt, None, Given(), ["sample.n=1", "sample.tokens=40"], None, device="cpu", report=quiet)
+    for each in (ckpt, root / "gpt" / "run.pt"):
+        pipeline.draw(each, None, Given(), ["sample.n=1", "sample.tokens=40"], None, device="cpu", report=quiet)
     pipeline.look(ckpt, Given(), text_run / "shards", "val", 2, ckpt.parent / "attention", device="cpu", report=quiet)
     shutil.copytree(text_run / "shards", root / "shards")
     codec_folder(root / "codec")
@@ -194,13 +195,31 @@ CUT_SVG = """() => [...document.querySelectorAll("svg text")].filter((text) => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_axe_finds_nothing_serious(pages, opened, kind, scheme):
-    page, _ = opened(pages[kind], color_scheme=scheme, bypass_csp=True)
+@pytest.mark.parametrize("kind", [*KINDS, "audio", "midi"])
+def test_axe_finds_nothing(pages, sounding, opened, kind, scheme):
+    """Of no severity."""
+    path = sounding[kind][0] if kind in sounding else pages[kind]
+    page, _ = opened(path, color_scheme=scheme, bypass_csp=True)
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     found = axe.Axe().run(page).response["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert [(each["id"], each["nodes"][0]["html"]) for each in serious] == []
+    assert [(each["id"], each["impact"], each["nodes"][0]["html"]) for each in found] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_values_by_keyboard_says_how(pages, opened, kind):
+    page, _ = opened(pages[kind])
+    found = page.locator("svg[data-series], [data-walk], [data-rows]").all()
+    assert found
+    assert {one.get_attribute("aria-describedby") for one in found} == {"keys"}
+    words = page.locator("#keys").inner_text()
+    assert all(key in words for key in ("arrow", "Page Up", "Page Down", "Home", "End", "Escape"))
+
+
+def test_samples_of_two_runs_have_names_of_their_own(pages, opened):
+    page, _ = opened(pages["runs"])
+    names = [one.get_attribute("aria-label") for one in page.locator(".words, audio").all()]
+    assert len(names) > 3
+    assert len(set(names)) == len(names)
 
 
 # Each text on the page with its colour and what is behind it.
@@ -337,6 +356,55 @@ def test_arrow_keys_show_the_values_of_a_plot(pages, opened):
     assert page.inner_text(".tip").splitlines()[0] == "at 4 steps"
     page.keyboard.press("Escape")
     assert not page.locator(".tip").is_visible()
+
+
+def test_keys_go_to_the_ends_of_a_plot_and_by_ten(pages, opened):
+    page, _ = opened(pages["run"])
+    svg = page.locator("svg[data-series]").first
+    numbers = range(0, 100, 4)
+    at = "\\n".join(map(str, numbers))
+    series = json.dumps([{"label": "a", "places": [*numbers], "at": at, "words": at}]).replace("\\\\n", "\\n")
+    svg.evaluate("(svg, series) => { svg.dataset.series = series; svg.dataset.x = 's'; }", series)
+    svg.focus()
+    for key, place in KEYS:
+        page.keyboard.press(key)
+        assert page.inner_text(".tip") == f"at {numbers[place]} s\na: {numbers[place]}"
+    page.keyboard.press("Control+Home")
+    assert page.inner_text(".tip").startswith(f"at {numbers[KEYS[-1][1]]} s")
+
+
+# From the first key on, of 25 places: where each leads.
+KEYS = (("PageDown", 0), ("PageDown", 10), ("PageDown", 20), ("PageDown", 24), ("PageUp", 14), ("Home", 0),
+        ("PageUp", 0), ("End", 24), ("ArrowLeft", 23))  # fmt: skip
+
+
+def test_keys_go_through_rows_of_shares(pages, opened):
+    page, _ = opened(pages["run"])
+    rows = page.locator(".tracks[data-rows]")
+    told = json.loads(rows.get_attribute("data-rows"))
+    low, high = (float(rows.get_attribute(f"data-{end}")) for end in ("low", "high"))
+    count = len(told["edges"]) - 1
+    assert count > 25
+    rows.focus()
+    for key, place in (
+        ("End", count - 1),
+        ("ArrowLeft", count - 2),
+        ("PageUp", count - 12),
+        ("Home", 0),
+        ("ArrowRight", 1),
+    ):
+        page.keyboard.press(key)
+        head, *lines = page.inner_text(".tip").splitlines()
+        assert lines == [f"{name}: {row[place]}" for name, row in zip(told["names"], told["values"], strict=True)]
+        start, end = map(float, re.fullmatch(r"([\d.]+) to ([\d.]+) characters", head).groups())
+        wanted = [low + (high - low) * told["edges"][place + one] / 1000 for one in (0, 1)]
+        assert [start, end] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+        line, over = (page.locator(f".tracks[data-rows] {part}").bounding_box() for part in (".playhead", ".over"))
+        middle = (told["edges"][place] + told["edges"][place + 1]) / 2000
+        assert line["x"] - over["x"] == pytest.approx(middle * over["width"], abs=2.5)
+    page.keyboard.press("Escape")
+    assert page.locator(".tip").is_hidden()
+    assert page.locator(".tracks[data-rows] .playhead").is_hidden()
 
 
 def test_the_pointer_shows_the_values_of_a_plot(pages, opened):

@@ -2,12 +2,13 @@
 
 import ast
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 import shortcut_cli
-from shortcut_cli.formatting import cell, to_json
+from shortcut_cli.formatting import cell, to_json, visible
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,32 @@ def test_every_json_file_of_results_is_written_without_nan():
                 found.add(path.relative_to(root).as_posix())
     # Lists of paths, for `prove tokens` and `files.together`; lines of documents, of which the same goes as above.
     assert found == {"stages/preparation.py", "files.py", "data/assembly.py"}
+
+
+# What has no picture: format characters, but the signs of Arabic and Kaithi numbers, which have one.
+UNSEEN = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) == "Cf"]
+SIGNS = {"ARABIC", "SYRIAC", "KAITHI", "EGYPTIAN"}
+
+
+@pytest.mark.parametrize("around", ["", "a", "ab"])
+def test_names_that_differ_look_different(around):
+    for letter in [*UNSEEN, "\r", "\x00", "\u115f", "\u3164", "\ufe0f"]:
+        if unicodedata.name(letter, "").partition(" ")[0] in SIGNS and letter != "\u061c":
+            assert visible(letter) == letter
+            continue
+        name = f"{around[:1]}{letter}{around[1:]}"
+        assert letter not in visible(name), repr(letter)
+        assert ast.literal_eval(f'"{visible(name)}"') == name
+
+
+def test_scripts_and_emoji_keep_their_joiners():
+    for name in (
+        "\u062e\u0627\u200c\u0647",
+        "क\u094d\u200dष",
+        "👨\u200d👩\u200d👧",
+        "❤\ufe0f",
+        "1\ufe0f\u20e3",
+        "naïve",
+        "a\tb\n",
+    ):
+        assert visible(name) == name

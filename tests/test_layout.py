@@ -60,6 +60,8 @@ def every(name):
     run = {
         "run": name,
         "model": "shortcut_gated",
+        "shape": "4x128",
+        "data": "text (shards/text-tiny)",
         "step": 999_999,
         "steps": BIG,
         "validation": 3.25,

@@ -567,13 +567,13 @@ def test_a_prompt_or_a_split_is_read_after_an_eos(monkeypatch):
                 assert seen["read"](first, count).tolist() == row[first : first + count]
         assert seen["opened"] == (Path("run.pt"), "d")
         assert seen["given"] == (run, "windows", Path("o"))
-        assert seen["options"] == {"resamples": 77, "batch": 9, "device": "d", "report": quiet}
+        assert seen["options"] == {"resamples": 77, "batch": 9, "device": "d", "report": quiet, "split": split}
     assert opened == ["the/shards", "x"]
     Shards.tokenizer = {"fingerprint": "g", "end": 298}
     with pytest.raises(UsageError, match="was trained with tokenizer f, s was made with g"):
         seen_by(monkeypatch, run, Given(), None, "val", 12, Path("o"))
     seen = seen_by(monkeypatch, run, Given(__file__), None, "val", 12, Path("o"))
-    assert seen["tokens"] == 5
+    assert (seen["tokens"], seen["options"]["split"]) == (5, None)
     assert seen["read"](0, 5).tolist() == [299, 4, 5, 6, 7]
     assert seen["read"](2, 3).tolist() == [5, 6, 7]
 

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,7 +64,11 @@ def test_the_page_of_a_run_is_in_its_folder_and_is_replaced(copied):
     assert json.loads(shortcut("report", copied / "shortcut" / "run.pt", "--json", cwd=copied).stdout)["report"] == str(
         made
     )
-    assert ">Run of shortcut on shards, step 12: text/shortcut</h1>" in first
+    layers, width, data = (
+        run_data.read(copied / "shortcut").key(key) for key in ("model.layers", "model.width", "data.shards")
+    )
+    place = "/".join(Path(data).parts[-2:])
+    assert f">Run: text/shortcut, shortcut {layers}x{width} on text ({place}), step 12</h1>" in first
     assert made.read_text().startswith("<!doctype html>")
 
 
@@ -164,7 +169,9 @@ def test_flops_are_those_of_the_model_times_the_tokens(copied):
     assert found.costs.flops == model.training_flops_per_token(found.recipe["model"]["context"])
     assert found.costs.parameters == model.count()
     tokens = [line for line in log(copied / "shortcut") if "loss" in line][-1]["tokens"]
-    assert f"{found.costs.flops * tokens / 1e9:.3g}B (" in words(assemble.html([copied / "shortcut"]))
+    assert f"{found.costs.flops * int(tokens):,} ({found.costs.flops:,} per token)" in words(
+        assemble.html([copied / "shortcut"])
+    )
 
 
 def test_scores_of_another_checkpoint_or_that_were_edited_are_not_shown(copied):
@@ -212,7 +219,7 @@ def test_the_interval_of_a_difference_is_that_of_documents_drawn_in_pairs(copied
         drawn = generator.integers(0, len(tokens), len(tokens))
         means.append(sum(nats[1][i] - nats[0][i] for i in drawn) / sum(tokens[i] for i in drawn))
     low, high = np.percentile(means, [2.5, 97.5])
-    assert found == f"[{low:+.4g},\u00a0{high:+.4g}]"
+    assert found == f"[{low:+.4f},\u00a0{high:+.4f}]".replace("-", "\N{MINUS SIGN}")
 
 
 def test_the_runs_of_a_demo_are_found_in_it(copied):
@@ -282,7 +289,7 @@ def test_a_point_between_gaps_is_a_dot():
 def test_the_values_of_a_line_can_be_read():
     (series,) = re.findall(r"data-series='([^']*)'", drawn(1, 1.23456, math.nan, 20_000, 2))
     (found,) = json.loads(html.unescape(series))
-    assert found == {"label": "a <b>", "places": [0, 25, 75, 100], "at": "0\n1\n3\n4", "words": "1\n1.235\n20K\n2"}
+    assert found == {"label": "a <b>", "places": [0, 25, 75, 100], "at": "0\n1\n3\n4", "words": "1\n1.235\n20,000\n2"}
 
 
 def test_a_peak_survives_in_a_long_line():

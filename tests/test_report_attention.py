@@ -65,6 +65,11 @@ def shown(folder):
     return page.render("a run", [found])
 
 
+def signed(words):
+    """Numbers as print has them."""
+    return words.replace("-", "\N{MINUS SIGN}")
+
+
 def paths(text, kind):
     """The corners of the areas of each row, from top to bottom."""
     found = re.findall(rf'<path class="{kind}" d="([^"]*)"', text)
@@ -94,20 +99,41 @@ class TestShares:
                 )
                 heights = np.repeat(np.maximum(0, sign * row), 2)
                 assert [y for _, y in steps] == pytest.approx(500 - sign * 480 * heights / most, abs=0.51)
-        labels = re.findall(r"<em>(.*?) ([-+][\d.]+)</em>", text)
+        labels = re.findall(r"<em>(.*?) ([\u2212+][\d.]+)</em>", text)
         means = deviations @ np.diff(edges) / 8
-        assert labels == [(name, f"{mean:+.2f}") for name, mean in list(zip(NAMES, means, strict=True))[::-1]]
+        assert labels == [(name, signed(f"{mean:+.2f}")) for name, mean in list(zip(NAMES, means, strict=True))[::-1]]
         assert re.search('data-low="(.*?)" data-high="(.*?)"', text).groups() == ("0.0", "8.0")
         assert 'class="label-x">characters<' in text
         told = json.loads(html.unescape(re.search('data-rows="(.*?)"', text)[1]))
         assert told["edges"] == [1000 * edge / 8 for edge in edges]
         assert told["names"] == NAMES[::-1]
-        assert told["values"] == [[f"{value:+.3f}" for value in row] for row in deviations[::-1]]
+        assert told["values"] == [[signed(f"{value:+.3f}") for value in row] for row in deviations[::-1]]
+        assert told["unit"] == "characters"
+
+    @pytest.mark.parametrize(
+        ("most", "tick"),
+        [(0.6667, "0.5"), (0.45, "0.2"), (0.2, "0.2"), (0.0199, "0.01"), (5.1, "5"), (3e-6, "2e\u221206")],
+    )
+    def test_rows_have_a_scale(self, tmp_path, most, tick):
+        weights = np.array([[0.0, 0.0], [0.0, -most], [0.0, 0.0]])
+        text = shown(written(tmp_path, weights, {"texts": ["a", "b"]}, softmax=False))
+        sides = re.findall("<em>.*?</em>(.*?)</div>", text)
+        assert [re.findall(">([^<]+)<", side) for side in sides] == [[f"+{tick}", f"\u2212{tick}"]] * 3
+        far = 480 * float(tick.replace("\u2212", "-")) / most
+        lines = [
+            tuple(map(float, pair)) for pair in re.findall('class="grid" x1="0" x2="1000" y1="(.*?)" y2="(.*?)"', text)
+        ]
+        assert lines == [(pytest.approx(500 + sign * far, abs=0.06),) * 2 for sign in (-1, 1)] * 3
+
+    def test_the_loss_names_what_it_is_of(self, tmp_path):
+        for name, split, words in (("a", "test", "of the test split"), ("b", None, "of a prompt")):
+            text = shown(written(tmp_path / name, SHARES, {"texts": ["a"] * 4}, split=split))
+            assert f"step 1,500: 3 windows {words}, 12 tokens in all, 1.5 nats per token.</p>" in text
 
     def test_weights_of_a_sum_are_shown_as_they_are(self, tmp_path):
         weights = np.array([[0.5, -1.0], [0.25, 0.25], [0.0, 0.0]])
         text = shown(written(tmp_path, weights, {"texts": ["a", "b"]}, softmax=False))
-        assert re.findall("<em>(.*?)</em>", text) == ["layer 2 +0.00", "layer 1 +0.25", "embedding -0.25"]
+        assert re.findall("<em>(.*?)</em>", text) == ["layer 2 +0.00", "layer 1 +0.25", "embedding \u22120.25"]
         assert paths(text, "down")[2][3] == (500, 980)
 
     def test_many_tokens_are_averaged_by_their_width(self, tmp_path):
@@ -160,6 +186,13 @@ class TestWords:
         assert found[1][2].split("\n") == ["' <b>'", "layer 2: 0.600", "layer 1: 0.200", "embedding: 0.200"]
         legend = re.findall('<li><span class="k(\\d) u\\d">(.*?)</span> (.*?)</li>', text)
         assert legend == [("2", "layer 2", "75%"), ("1", "layer 1", "0%"), ("0", "embedding", "25%")]
+
+    def test_tokens_that_can_not_be_seen_are_escapes(self, tmp_path):
+        texts = ["\r", "\u200b", "\u202eab", "\u200d", "a\x1b[2J", "\r\n", "\t", " "]
+        text = shown(written(tmp_path, np.tile(SHARES, 2), {"texts": texts}))
+        found = [words for *_, words in self.tokens(text)]
+        assert found == ["\\x0d", "\\u200b", "\\u202eab", "\\u200d", "a\\x1b[2J", "\\x0d\u21b5\n", "\t", " "]
+        assert not set(text) & {"\r", "\u200b", "\u202e", "\u200d", "\x1b"}
 
     def test_what_is_read_anyway_is_no_layer(self, tmp_path):
         names = ["own keys", "layer 1", "layer 2"]
@@ -263,7 +296,8 @@ class TestOdd:
             del content[key]
         (folder / "attention" / "attention.json").write_text(json.dumps(content))
         text = shown(folder)
-        assert "<p>shortcut: 3 windows of 12 tokens in all, 1.5 nats per token.</p>" in text
+        words = "3 windows of a split that was not noted, 12 tokens in all, 1.5 nats per token"
+        assert f"<p>shortcut: {words}.</p>" in text
         assert 'class="label-x">tokens<' in text
         assert len(paths(text, "up")) == 3
 

@@ -246,7 +246,7 @@ def test_differences_are_drawn_in_nats_and_in_bits(show):
         "nats per token": "\u22120.0417",
         "95 % interval": "[\u22120.0617, \u22120.0217]",
         "bits per note": "\u22120.0729",
-        "95 % in bits": "[\u22120.1079, \u22120.0379]",
+        "95 % interval, bits": "[\u22120.1079, \u22120.0379]",
         "95 % over documents": "[\u22120.0717, \u22120.0017]",
         "seeds won": "2 of 3",
     }
@@ -298,7 +298,7 @@ def test_every_column_is_explained(show):
         (listed,) = [one for one in section.findall(".//details") if one.find("summary").text.startswith("What each")]
         named = {text(term) for term in listed.iter("dt")}
         heads = {text(head) for table in section.findall(".//table") for head in table.find("thead").iter("th")}
-        assert heads - named <= {"layers", "width", "learning rate", "seeds", "95 % in bits", "95 % of the gain",
+        assert heads - named <= {"layers", "width", "learning rate", "seeds", "95 % interval, bits", "95 % of the gain",
                                  *(("nats per token", "bits per note") if anchor == "differences" else ())}  # fmt: skip
 
 
@@ -500,7 +500,9 @@ def test_results_of_earlier_versions_are_pages(name):
     result = json.loads((results.FOLDER / name / "compare.json").read_text())
     found = {one.anchor.rpartition("-")[0]: one for one in comparison.sections(results.FOLDER / name)}
     verdicts = [text(one) for one in ET.fromstring(f"<x>{found['verdict'].body}</x>").iter("li")]
-    assert verdicts == [entry["verdict"] for entry in result["contrasts"]]
+    written = [verdict.replace("\N{MINUS SIGN}", "-") for verdict in verdicts]
+    assert written == [entry["verdict"] for entry in result["contrasts"]]
+    assert not re.search(r"[( ]-\d", " ".join(verdicts))
     rows, (nats, _) = forest(ET.fromstring(f"<x>{found['losses'].body}</x>"))
     for row in result["arms"]:
         near(map_(nats, rows[row["label"]][0]), row["nats_per_token"])
@@ -684,5 +686,8 @@ def test_two_comparisons_fit_into_one_page(tmp_path):
 def test_the_page_has_our_style_sheet_and_the_names_of_the_arms(tmp_path):
     (tmp_path / "compare.json").write_text(json.dumps(made()))
     made_page = comparison.page_of(tmp_path)
-    assert "<title>Comparison on midi: gpt, conv</title>" in made_page
+    assert (
+        f"<title>Comparison: {tmp_path.parent.name}/{tmp_path.name}, gpt, conv 6x64 on midi (shards/music)</title>"
+        in made_page
+    )
     assert Path(page.TEMPLATES / "comparison.css").read_text() in made_page

@@ -458,3 +458,15 @@ def test_a_sidecar_that_cannot_be_read_is_named(tmp_path):
     (section,) = samples.sections(tmp_path)
     assert "can't be read: &lt;b&gt;.txt.json</p>" in section.body
     assert "other" not in section.body
+
+
+def test_all_of_a_text_is_shown(tmp_path):
+    words = "word " * 3000
+    (tmp_path / "a.txt").write_text(words)
+    shown = str(samples._figure(tmp_path / "a.txt", "a.txt", "", samples.Given(), "a.txt"))
+    assert words in shown
+    assert "more characters" not in shown
+    (tmp_path / "a.txt").write_text(words * 2)
+    shown = str(samples._figure(tmp_path / "a.txt", "a.txt", "", samples.Given(), "a.txt"))
+    assert (words * 2)[: samples.MOST_CHARACTERS] in shown
+    assert "10,000 more characters" in shown

@@ -50,6 +50,9 @@ def test_a_folder_lists_its_runs_with_their_scores(some):
     assert [entry[key] for key in ("kind", "model", "seed")] == ["checkpoint", "gpt", 2]
     assert [entry[key] for key in ("step", "steps", "finished", "problem")] == [12, 12, True, ""]
     assert entry["best_step"] == content["step"]
+    model = content["recipe"]["model"]
+    assert entry["shape"] == f"{model['layers']}x{model['width']}"
+    assert entry["data"] == f"text ({'/'.join(Path(content['recipe']['data']['shards']).parts[-2:])})"
     assert entry["validation"] == content["scores"]["validation"]
     assert entry["parameters"] == opening.open_run(path, "cpu").model.count()["total"]
     assert entry["checkpoint_sha256"] == files.sha256(path)
@@ -158,6 +161,8 @@ def test_the_table_is_whole_at_80_columns(some, tmp_path):
     entry = {
         "run": "a-recipe-with-a-name/depth_attention-s1",
         "model": "depth_attention",
+        "shape": "24x1024",
+        "data": "text (shards/text-tiny)",
         "step": 100_000,
         "kind": "checkpoint",
     }
@@ -173,7 +178,7 @@ def test_the_table_is_whole_at_80_columns(some, tmp_path):
     assert max(map(len, lines)) <= 80
     cells = {cell.strip() for line in lines for cell in line.strip("\u2502").split("\u2502")}
     assert {entry["run"], "12.35", "0.001235 second"} <= cells
-    assert lines[-1] == "more columns with --json or a wider terminal: model, steps"
+    assert lines[-1] == "more columns with --json or a wider terminal: model, data, steps"
 
 
 def test_runs_and_diff_load_no_torch(some):

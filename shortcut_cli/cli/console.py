@@ -27,7 +27,7 @@ from shortcut_cli import SCHEMA_VERSION, cleanup, files
 from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, Typed, fit, records, shortened, wrapped, written
 from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
 from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation
-from shortcut_cli.formatting import cell, shown, to_json
+from shortcut_cli.formatting import cell, shown, to_json, visible
 
 if TYPE_CHECKING:
     import rich.progress
@@ -188,9 +188,9 @@ def panel(error: ShortcutError) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    said = Text(shown(error.message))
+    said = Text(visible(error.message))
     if error.hint:
-        said.append("\n\n").append("Hint:", "bold").append(f" {shown(error.hint)}")
+        said.append("\n\n").append("Hint:", "bold").append(f" {visible(error.hint)}")
     with _trying():
         _err().print(Panel(said, title=error.title, title_align="left", border_style="red"))
         if error.then:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shortcut_cli.formatting import cell, rounded, shown
+from shortcut_cli.formatting import cell, rounded, shown, visible
 
 MOST_ROWS = 2000  # of a table that are shown; --json has all
 MOST_CHARACTERS = 1000  # of a value in a table that are shown
@@ -90,7 +90,7 @@ def records(columns: Sequence[Column], rows: Sequence[Sequence[Any]], room: int,
 def written(value: Any, *, short: bool = False) -> str:
     """As much of a value as a table shows. short: large numbers as thousands and millions."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = shown(rounded(value) if short and number else cell(value)).replace("\t", "    ")
+    text = visible(rounded(value) if short and number else cell(value)).replace("\t", "    ")
     kept = "\n".join(text[:MOST_CHARACTERS].split("\n")[:MOST_LINES])
     return kept if kept == text else f"{kept} ..."
 

@@ -198,7 +198,7 @@ def runs(folder: str, result: Result) -> Iterator["Table | str"]:
     if not result["runs"]:
         yield f"no runs in {folder}"
     if readable:
-        columns = [Column("run", 0), Column("model", 4), Column("steps", 5), Column("val., nats", 1)]
+        columns = [Column("run", 0), Column("model", 4), Column("data", 6), Column("steps", 5), Column("val., nats", 1)]
         columns += [Column("test, nats", 2), Column("bits per unit", 3)]
         yield table(folder, columns, map(_run_row, readable))
     if broken:
@@ -210,7 +210,8 @@ def _run_row(entry: Result) -> tuple[Any, ...]:
     test = entry["scores"].get("test", {}) if entry["kind"] == "checkpoint" else {}
     steps = cell(done) if done == planned else f"{'?' if done is None else cell(done)}/{cell(planned)}"
     bits = None if test.get("bits_per_unit") is None else f"{cell(test['bits_per_unit'])} {test['unit']}"
-    return entry["run"], entry["model"], steps, entry["validation"], test.get("nats_per_token"), bits
+    model = f"{entry['model']} {entry['shape']}".rstrip()
+    return entry["run"], model, entry["data"], steps, entry["validation"], test.get("nats_per_token"), bits
 
 
 def difference(result: Result) -> Iterator["Table | str"]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from shortcut_cli import files
+from shortcut_cli.formatting import visible
 from shortcut_cli.inference.metrics import Floats
 from shortcut_cli.tokenizers.base import Excerpt
 
@@ -23,8 +24,8 @@ def heading_of(result: dict[str, Any]) -> str:
 
 
 def _plain(words: str) -> str:
-    """Words that matplotlib does not take for a formula."""
-    return words.replace("$", "\\$")
+    """Words that matplotlib does not take for a formula, and that can be seen."""
+    return visible(words).replace("\t", "\\t").replace("$", "\\$")
 
 
 def draw_excerpt(

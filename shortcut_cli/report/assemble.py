@@ -6,8 +6,8 @@ from pathlib import Path
 
 from shortcut_cli import files
 from shortcut_cli.errors import ShortcutError, UsageError
-from shortcut_cli.kept import codec_scores
-from shortcut_cli.report import attention, codec, comparison, page, run, run_data, samples, several, shards
+from shortcut_cli.kept import codec_scores, names
+from shortcut_cli.report import attention, codec, comparison, page, run, samples, several, shards
 from shortcut_cli.report.page import Section
 
 Maker = Callable[[Path], list[Section]]
@@ -23,8 +23,8 @@ MAKERS: dict[str, list[Maker]] = {
 TITLES: dict[str, Callable[[Path], str]] = {
     "run": run.title,
     "comparison": comparison.title,
-    "codec": lambda folder: f"Codec: {run_data.name_of(folder)}",
-    "shards": lambda folder: f"Shards: {run_data.name_of(folder)}",
+    "codec": lambda folder: f"Codec: {names.of_folder(folder)}",
+    "shards": lambda folder: f"Shards: {names.of_folder(folder)}",
 }
 # What a folder is, by the first of these files that is in it.
 FILES = {
@@ -69,7 +69,7 @@ def _sections(kind: str, path: Path, *, several: bool) -> list[Section]:
             made.append(Section(title.lower(), title, page.notices([words])))
     if not several:
         return made
-    group, key = run_data.name_of(path), page.key(path)
+    group, key = names.of_folder(path), page.key(path)
     return [replace(section, group=group, anchor=f"{key}-{section.anchor}") for section in made]
 
 
@@ -94,6 +94,6 @@ def _title(paths: Sequence[Path], every: Sequence[tuple[str, Path]]) -> str:
         return TITLES[kind](folder)
     what = "runs" if all(kind == "run" for kind, _ in every) else "folders"
     if len(paths) == 1:
-        return f"{run_data.name_of(paths[0])}: {len(every)} {what}"
-    names = several.distinct([run_data.name_of(folder) for _, folder in every])
-    return f"{what.capitalize()}: {', '.join(names)}" if len(names) <= 3 else f"{len(names)} {what}"
+        return f"{names.of_folder(paths[0])}: {len(every)} {what}"
+    each = several.distinct([names.of_folder(folder) for _, folder in every])
+    return f"{what.capitalize()}: {', '.join(each)}" if len(each) <= 3 else f"{len(each)} {what}"

@@ -18,17 +18,17 @@ from markupsafe import Markup
 
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.formatting import cell, shown, to_json
+from shortcut_cli.formatting import shown, to_json
 from shortcut_cli.kept.inputs import is_finite, read
 from shortcut_cli.report import tracks
 from shortcut_cli.report.axis import Axis
-from shortcut_cli.report.page import Section, table, template
+from shortcut_cli.report.page import Section, cell, minus, table, template
 from shortcut_cli.report.synth import Note
 
 FOLDER, NUMBERS, ARRAYS = "attention", "attention.json", "attention.npz"
 CHANGES = {"masked": "masked", "shuffled": "shuffled", "mean_ablated": "mean-ablated"}
 BINS = 400  # of a row of shares
-ROW_PX = 34
+ROW_PX, HALF, WORDS = 40, 480, 360  # of a row: its height; in thousandths of it how far a value and its tick go
 MOST_BYTES = 256 << 20  # of attention.npz
 OWN = "own "  # models.trace.OWN, whose module imports torch
 COLOURS, LINES = 8, 5  # classes k0 .. k7 and u0 .. u4 of a source
@@ -91,8 +91,15 @@ def _about(result: Mapping[str, Any]) -> str:
     what = [str(result[key]) for key in ("model", "checkpoint") if result.get(key)]
     step = result.get("step")
     what += [f"step {step:,}"] if type(step) is int else []
-    numbers = [cell(result[key]) for key in ("windows", "tokens", "nats_per_token")]
-    return f"{', '.join(what)}: {numbers[0]} windows of {numbers[1]} tokens in all, {numbers[2]} nats per token."
+    windows, tokens, loss = (cell(result[key]) for key in ("windows", "tokens", "nats_per_token"))
+    amount = f"{windows} window{'s' * (windows != '1')} {_split(result)}, {tokens} tokens in all"
+    return f"{', '.join(what)}: {amount}, {loss} nats per token."
+
+
+def _split(result: Mapping[str, Any]) -> str:
+    """What the windows are of."""
+    split = result.get("split", "")  # earlier versions did not note it
+    return "of a prompt" if split is None else f"of the {split} split" if split else "of a split that was not noted"
 
 
 def _excerpt(path: Path) -> Excerpt:
@@ -133,7 +140,12 @@ def _drawn(excerpt: Excerpt, result: Mapping[str, Any]) -> Markup:
     means = np.average(deviations, axis=1, weights=np.maximum(np.diff(edges), 1e-12))
     rows = _share_rows(binned, places, means, excerpt.sources, softmax=bool(result["softmax"]))
     names = [shown(name) for name in excerpt.sources[::-1]]
-    values = {"edges": places, "names": names, "values": [[f"{v:+.3f}" for v in row] for row in binned[::-1]]}
+    values = {
+        "edges": places,
+        "unit": axis.label,
+        "names": names,
+        "values": [[minus(f"{v:+.3f}") for v in row] for row in binned[::-1]],
+    }
     stacked = tracks.stack([*rows, *_panels(excerpt, axis)], axis, values=to_json(values))
     words = _words(excerpt, result) if "texts" in excerpt.parts else Markup()
     return template("drawn.html", stacked=stacked, words=words, softmax=result["softmax"])
@@ -191,15 +203,20 @@ def _bins(deviations: Floats, edges: Floats, axis: Axis) -> tuple[Floats, list[f
 def _share_rows(
     binned: Floats, places: Sequence[float], means: Floats, sources: Sequence[str], *, softmax: bool
 ) -> list[tracks.Panel]:
-    """A row for each source, the last on top: its area above or below a line, all on one scale."""
+    """A row for each source, the last on top: its area above or below a line, all on one scale, with its ticks."""
     most = max(float(np.abs(binned).max(initial=0)), 1e-9)
+    power = 10.0 ** math.floor(math.log10(most))
+    tick = max(each * power for each in (1, 2, 5) if each * power <= most * (1 + 1e-9))
+    far = HALF * tick / most
+    ticks = [((500 + sign * min(far, WORDS)) / 1000, minus(f"{sign * tick:+g}")) for sign in (1, -1)]
     what = "share less that of an even spread" if softmax else "weight in the sum"
     found = []
     for name, row, mean in reversed(list(zip(sources, binned, means, strict=True))):
         paths = {kind: _area(row * sign, places, most, sign) for kind, sign in (("up", 1), ("down", -1))}
-        words = f"{name}: {what}, from {row.min():+.3f} to {row.max():+.3f}, on average {mean:+.3f}"
-        picture = template("share_row.html", paths=paths)
-        found.append(tracks.Panel(f"{name} {mean:+.2f}", words, picture, ROW_PX, flat=True))
+        ends = minus(f"from {row.min():+.3f} to {row.max():+.3f}, on average {mean:+.3f}")
+        words = f"{name}: {what}, {ends}"
+        picture = template("share_row.html", paths=paths, lines=(500 - far, 500 + far))
+        found.append(tracks.Panel(f"{name} {minus(f'{mean:+.2f}')}", words, picture, ROW_PX, ticks, flat=True))
     return found
 
 
@@ -207,7 +224,7 @@ def _area(heights: Floats, places: Sequence[float], most: float, sign: int) -> s
     """What is above the line in the middle (sign 1), or below (-1; heights are negated), as an SVG path."""
     words = [f"M{places[0]:.1f} 500"]
     for left, right, height in zip(places, places[1:], heights.clip(0), strict=False):
-        y = 500 - sign * 480 * height / most
+        y = 500 - sign * HALF * height / most
         words.append(f"L{left:.1f} {y:.0f}L{right:.1f} {y:.0f}")
     return "".join(words) + f"L{places[-1]:.1f} 500Z"
 
@@ -222,7 +239,9 @@ def _words(excerpt: Excerpt, result: Mapping[str, Any]) -> Markup:
     tokens = []
     for number, text in enumerate(map(str, excerpt.parts["texts"])):
         column = excerpt.weights[:, number]
-        lines = [f"{name}: {value:{signs}.3f}" for name, value in reversed(list(zip(names, column, strict=True)))]
+        lines = [
+            f"{name}: {minus(f'{value:{signs}.3f}')}" for name, value in reversed(list(zip(names, column, strict=True)))
+        ]
         words = text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")
         tokens.append({"text": words, "of": int(most[number]), "tip": "\n".join([repr(text), *lines])})
     counts = np.bincount(most, minlength=len(names))
@@ -252,8 +271,8 @@ def _costs(result: Mapping[str, Any], sources: Sequence[str]) -> Markup:
     axis = Axis("nats per token", low - room, high + room)
     for row in rows:
         row["places"] = [100 * axis.share(row[key]) for key in ("low", "value", "high")]
-        row["words"] = f"{row['value']:+.4f}"
-        row["between"] = f"[{row['low']:+.4f}, {row['high']:+.4f}]" if row["known"] else ""
+        row["words"] = minus(f"{row['value']:+.4f}")
+        row["between"] = minus(f"[{row['low']:+.4f}, {row['high']:+.4f}]") if row["known"] else ""
     for before, row in zip([None, *rows], rows, strict=False):
         row["first"] = before is None or before["source"] != row["source"]
     spans = {row["source"]: sum(other["source"] == row["source"] for other in rows) for row in rows}

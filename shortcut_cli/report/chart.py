@@ -12,9 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shortcut_cli.formatting import PREFIXES, rounded, to_json
+from shortcut_cli.formatting import PREFIXES, to_json
 from shortcut_cli.report.axis import Axis
-from shortcut_cli.report.page import said, template
+from shortcut_cli.report.page import exact, minus, rounded, said, template
 
 COLOURS = 8  # classes s0 .. s7 of templates/style.css, for light and dark
 # Around (0, 0), in pixels.
@@ -53,7 +53,7 @@ class Line:
     """A line through points, with a gap where one is not finite; with a band if `low` and `high` are given.
 
     label: its name where its values are read; a line without one can't be read. words: the value of each point, if
-    `rounded` does not fit.
+    `exact` does not fit.
     """
 
     style: Style
@@ -100,13 +100,13 @@ def chart(
     placed = [_placed(mark, x, y) for line in lines for mark in _marks(line)]
     placed += [_placed(mark, x, y) for mark in marks]
     read = [_read(line, x, y) for line in lines if line.label]
-    read += [_hover(mark.label, [(at(x, mark.x), rounded(mark.x), mark.words)]) for mark in marks if mark.label]
+    read += [_hover(mark.label, [(at(x, mark.x), exact(mark.x), mark.words)]) for mark in marks if mark.label]
     return _drawn(
         x,
         y,
         label,
         read,
-        x_ticks=[(at(x, value), f"{value:g}") for value in _apart(x, values)] or ticks(x),
+        x_ticks=[(at(x, value), minus(f"{value:g}")) for value in _apart(x, values)] or ticks(x),
         lines=[{"style": line.style, **_paths(line, x, y)} for line in lines],
         marks=[mark for mark in placed if mark],
         rules=[(at(x, rule.x), rule) for rule in rules if _inside(x, rule.x)],
@@ -117,7 +117,7 @@ def bars(edges: Sequence[float], counts: Sequence[int], x: Axis, y_label: str, l
     """A histogram: how many values lie between each edge and the next. label: what a screen reader says instead."""
     y = Axis(y_label, 0.0, max(counts, default=1) * 1.05 or 1.0)
     ends = [(at(x, low), at(x, high)) for low, high in itertools.pairwise(edges)]
-    words = [f"{rounded(low)} to {rounded(high)}" for low, high in itertools.pairwise(edges)]
+    words = [f"{exact(low)} to {exact(high)}" for low, high in itertools.pairwise(edges)]
     known = [entry for entry in zip(ends, words, counts, strict=True) if entry[2]]
     read = _hover(y_label, [((low + high) / 2, between, f"{count:,}") for (low, high), between, count in known])
     return _drawn(
@@ -168,9 +168,9 @@ def _hover(label: str, points: Sequence[tuple[float, str, str]]) -> dict[str, An
 
 
 def _read(line: Line, x: Axis, y: Axis) -> dict[str, Any]:
-    words = line.words or [*map(rounded, line.y)]
+    words = line.words or [*map(exact, line.y)]
     known = [n for n in thinned(line.y) if _inside(x, line.x[n]) and _drawable(y, line.y[n])]
-    return _hover(line.label, [(at(x, line.x[n]), rounded(line.x[n]), words[n]) for n in known])
+    return _hover(line.label, [(at(x, line.x[n]), exact(line.x[n]), words[n]) for n in known])
 
 
 def thinned(values: Sequence[float]) -> list[int]:
@@ -216,16 +216,16 @@ def short(values: Sequence[float]) -> list[str]:
     """Numbers for an axis, all with as many decimals as their distance needs: 0.05, 0.10; 20K; 1.5M."""
     top = max((abs(value) for value in values), default=0.0)
     if top >= 1e15:
-        return [f"{value:.4g}".replace("e+", "e").replace("-", "\u2212") for value in values]
+        return [minus(f"{value:.4g}").replace("e+", "e") for value in values]
     group = min(len(PREFIXES) - 1, max(0, math.floor(math.log10(top)) // 3)) if top >= 10_000 else 0
     if len(values) > 1 and group and values[1] >= 9 * values[0] > 0:  # powers of ten, each with its own prefix
         return [short([value])[0] for value in values]
     scaled, unit = [value / 1000**group for value in values], PREFIXES[group].strip()
     if len(values) == 1:
-        return [f"{scaled[0]:{',.0f' if abs(scaled[0]) >= 100 else '.3g'}}{unit}".replace("-", "\u2212")]
+        return [minus(f"{scaled[0]:{',.0f' if abs(scaled[0]) >= 100 else '.3g'}}{unit}")]
     least = min((b - a for a, b in itertools.pairwise(scaled)), default=1.0)
     decimals = max(0, -math.floor(math.log10(max(least, 1e-9)) + 1e-9))
-    return [f"{value:,.{decimals}f}{unit}".replace("-", "\u2212") if value else "0" for value in scaled]
+    return [minus(f"{value:,.{decimals}f}{unit}") if value else "0" for value in scaled]
 
 
 def _inside(axis: Axis, value: float) -> bool:

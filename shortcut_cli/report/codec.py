@@ -8,12 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from shortcut_cli import files
-from shortcut_cli.formatting import rounded
 from shortcut_cli.kept import codec_scores
 from shortcut_cli.report import curves, page
 from shortcut_cli.report.axis import around
 from shortcut_cli.report.chart import Line, chart, legend, style
-from shortcut_cli.report.page import Section
+from shortcut_cli.report.page import Section, exact
 from shortcut_cli.report.run import duration
 from shortcut_cli.training import conditions, run_log
 
@@ -126,6 +125,6 @@ def _plot(found: Mapping[str, Any], key: str, label: str) -> Markup:
     ]
     x = around("kbit/s", [row["kbps"] for row in (*rows, *opus)])
     y = around(label, [row[key] for row in (*rows, *opus)])
-    told = "; ".join(f"{rounded(row[key])} at {rounded(row['kbps'])} kbit/s" for row in rows)
+    told = "; ".join(f"{exact(row[key])} at {exact(row['kbps'])} kbit/s" for row in rows)
     names = legend((line.style, line.label) for line in lines)
     return page.template("figure.html", drawn=chart(lines, x, y, f"{label}: {told}"), legend=names, caption="")

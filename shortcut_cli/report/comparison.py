@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from shortcut_cli.config import writing
 from shortcut_cli.formatting import ESCAPES
+from shortcut_cli.kept import names
 from shortcut_cli.report import comparison_losses, comparison_runs, page, samples
 from shortcut_cli.report.compared import NAME, Compared, Contrast, number, text
 from shortcut_cli.report.comparison_words import count, decimals, figures, signed, signed_ends
@@ -51,7 +52,7 @@ COPIED = {code: f"\\u{code:04x}" for code in ESCAPES}
 
 def title(folder: Path) -> str:
     """What the comparison in a folder is of. Raises CheckFailed as `sections` does."""
-    return _title(Compared(folder))
+    return _title(folder, Compared(folder))
 
 
 def page_of(folder: Path) -> str:
@@ -59,11 +60,13 @@ def page_of(folder: Path) -> str:
     return page.render(title(folder), sections(folder))
 
 
-def _title(found: Compared) -> str:
-    """What a comparison is of, in a line."""
+def _title(folder: Path, found: Compared) -> str:
+    """What a comparison is of, in a line: its folder, its arms, their shape, its data."""
     asked = [arm.label for arm in found.arms if arm.role in ("plain", "asked")]
     more = f" and {len(asked) - TITLED:,} more" if len(asked) > TITLED else ""
-    return f"Comparison on {found.domain or 'shards'}: {', '.join(asked[:TITLED])}{more}"
+    shape, data = names.shape(found.recipe), names.of_data(found.recipe)
+    arms = f"{', '.join(asked[:TITLED])}{more}{f' {shape}' if shape else ''}"
+    return f"Comparison: {names.of_folder(folder)}, {arms}{f' on {data}' if data else ''}"
 
 
 def sections(folder: Path) -> list[Section]:
@@ -157,7 +160,7 @@ def _sampled(folder: Path, name: str) -> Path | None:
 def _checks(found: Compared) -> Markup:
     diverged = [[arm.label, seed, how] for arm in found.arms for seed, how in arm.diverged.items()]
     diverged += [
-        [one.label, f"pilot at {rate:g}", "its loss is not finite"]
+        [one.label, page.minus(f"pilot at {rate:g}"), "its loss is not finite"]
         for one in found.pilots
         for rate, losses in one.losses.items()
         if any(map(math.isnan, losses))

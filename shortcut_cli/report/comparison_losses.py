@@ -11,7 +11,6 @@ from shortcut_cli.report.chart import Rule, style
 from shortcut_cli.report.compared import FLOPS, LADDER, Arm, Compared, Contrast, Floor, text
 from shortcut_cli.report.comparison_words import (
     FIXED,
-    MINUS,
     UNKNOWN,
     axes,
     count,
@@ -25,7 +24,7 @@ from shortcut_cli.report.comparison_words import (
     style_of,
 )
 from shortcut_cli.report.forest import Row, forest
-from shortcut_cli.report.page import template
+from shortcut_cli.report.page import MINUS, template
 
 NEAR = 1.0  # how many times the width of the losses a floor may be away to be drawn
 ARMS = (
@@ -189,7 +188,7 @@ def _contrast_row(found: Compared, one: Contrast, note: str) -> Row:
 
 def _sizes(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
     """The differences in nats per token and bits per unit: all arms are scored on the same tokens, by one factor."""
-    heads = ["difference", "nats per token", "95 % interval", f"bits per {found.unit}", "95 % in bits"]
+    heads = ["difference", "nats per token", "95 % interval", f"bits per {found.unit}", "95 % interval, bits"]
     rows = []
     for one, _ in entries:
         wins, seeds = (one.facts.get(key, math.nan) for key in ("wins", "seeds"))

@@ -11,7 +11,7 @@ from shortcut_cli.report.axis import Axis, around
 from shortcut_cli.report.chart import Line, Mark, Rule, Style, chart, legend, style
 from shortcut_cli.report.compared import FLOPS, Arm, Compared, Pilots, mean
 from shortcut_cli.report.comparison_words import count, decimals, figures, signed, style_of
-from shortcut_cli.report.page import template
+from shortcut_cli.report.page import minus, template
 
 
 def ladder(found: Compared) -> Markup | None:
@@ -166,7 +166,7 @@ def rates(found: Compared) -> Markup | None:
         steps=count(found.pilots[0].steps),
         seeds=", ".join(found.pilots[0].seeds),
         table=page.table(
-            ["arm", *(f"{rate:g}" for rate in rates), "chosen", "edge"],
+            ["arm", *(minus(f"{rate:g}") for rate in rates), "chosen", "edge"],
             [_rate_row(one, rates, means[one.label]) for one in found.pilots],
             "Lowest validation loss, nats per token, by learning rate: means over the pilot seeds",
         ),
@@ -177,7 +177,7 @@ def _rate_row(one: Pilots, rates: Sequence[float], means: dict[float, float]) ->
     cells = [
         ("diverged" if math.isnan(means[rate]) else decimals(means[rate])) if rate in means else "" for rate in rates
     ]
-    return [one.label, *cells, f"{one.chosen:g}", "at the edge" if one.at_edge else "inside"]
+    return [one.label, *cells, minus(f"{one.chosen:g}"), "at the edge" if one.at_edge else "inside"]
 
 
 def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[float, float]]) -> Markup:
@@ -194,8 +194,9 @@ def _sensitivity(found: Compared, rates: Sequence[float], means: dict[str, dict[
         seeds = ((rate, loss) for rate, losses in one.losses.items() for loss in losses)
         marks += [Mark(Style(own.colour, shape="circle"), *pair, kind="faint small") for pair in seeds]
         chosen = Style(own.colour, shape="up")
-        marks.append(Mark(chosen, one.chosen, y.low, one.label, f"chosen {one.chosen:g}", "chosen"))
-    edges = [Rule(rates[0], f"lowest rate of the grid, {rates[0]:g}"), Rule(rates[-1], f"highest rate, {rates[-1]:g}")]
+        marks.append(Mark(chosen, one.chosen, y.low, one.label, minus(f"chosen {one.chosen:g}"), "chosen"))
+    ends = ((rates[0], "lowest rate of the grid"), (rates[-1], "highest rate"))
+    edges = [Rule(rate, minus(f"{words}, {rate:g}")) for rate, words in ends]
     return chart(lines, x, y, "Loss of the pilots by learning rate", marks=marks, rules=edges, values=rates)
 
 

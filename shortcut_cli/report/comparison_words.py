@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.chart import Style, style
 from shortcut_cli.report.compared import Arm, Compared, text
+from shortcut_cli.report.page import minus
 
 ROLES = {
     "plain": "the plain baseline",
@@ -15,18 +16,17 @@ ROLES = {
     "twin": "A/A twin of gpt",
 }
 UNKNOWN = "\u2013"
-MINUS = "\u2212"
 FIXED = "\u00a0"  # a space at which no line breaks: an interval is one word
 
 
 def decimals(value: float) -> str:
     """A loss: four decimals."""
-    return f"{value:,.4f}" if math.isfinite(value) else UNKNOWN
+    return minus(f"{value:,.4f}") if math.isfinite(value) else UNKNOWN
 
 
 def signed(value: float) -> str:
     """A difference: the same with its sign."""
-    return f"{value:+,.4f}".replace("-", MINUS) if math.isfinite(value) else UNKNOWN
+    return minus(f"{value:+,.4f}") if math.isfinite(value) else UNKNOWN
 
 
 def ends(interval: tuple[float, float] | None) -> str:
@@ -43,14 +43,14 @@ def count(value: float) -> str:
     """A size, with thousands in groups; a small one that is no whole number with three digits."""
     if not math.isfinite(value):
         return UNKNOWN
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+    return minus(f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}")
 
 
 def figures(value: float) -> str:
     """Three digits, or a size."""
     if abs(value) >= 1000:
         return count(value)
-    return f"{value:.3g}".replace("-", MINUS) if math.isfinite(value) else UNKNOWN
+    return minus(f"{value:.3g}") if math.isfinite(value) else UNKNOWN
 
 
 def described(found: Compared, columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -75,4 +75,5 @@ def axes(found: Compared, axis: Axis) -> list[Axis]:
     """An axis in nats, and the same in bits per unit."""
     if not math.isfinite(found.factor):
         return [axis]
-    return [axis, Axis(f"bits per {found.unit}", axis.low * found.factor, axis.high * found.factor)]
+    label = axis.label.replace("nats per token", f"bits per {found.unit}")
+    return [axis, Axis(label, axis.low * found.factor, axis.high * found.factor)]

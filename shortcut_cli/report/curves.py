@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from shortcut_cli.formatting import rounded
 from shortcut_cli.report import page
 from shortcut_cli.report.axis import Axis, around
 from shortcut_cli.report.chart import MOST_MARKS, Line, Style, chart, legend, style
+from shortcut_cli.report.page import exact
 from shortcut_cli.report.run_data import RunData
 
 MOST_ROWS = 200  # of a table of validations
@@ -140,8 +140,8 @@ def _told(label: str, lines: Sequence[Line], axis: str) -> str:
         if known:
             (_, first), (end, last) = known[0], known[-1]
             low = min(y for _, y in known)
-            ends = f"begins at {rounded(first)}, ends at {rounded(last)} at {rounded(end)}"
-            told.append(f"{one.label} {ends}, lowest {rounded(low)}.")
+            ends = f"begins at {exact(first)}, ends at {exact(last)} at {exact(end)}"
+            told.append(f"{one.label} {ends}, lowest {exact(low)}.")
     return " ".join(told)
 
 

@@ -6,6 +6,7 @@ All text goes through Jinja2 with autoescape on, so names and contents of files 
 import base64
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from shortcut_cli import __version__
+from shortcut_cli import __version__, formatting
 from shortcut_cli.errors import ShortcutError
-from shortcut_cli.formatting import cell, shown
+from shortcut_cli.formatting import shown, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKER = '<meta name="generator" content="shortcut report'  # in the head of every page of ours
 LONGEST = 1000  # characters of a value that are shown
+MINUS = "\N{MINUS SIGN}"
+NEGATIVE = re.compile(r"(?:(?<=[\s(\[])|^)-(?=[0-9.])")
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,40 @@ class Section:
     group: str = ""
 
 
+def minus(number: str) -> str:
+    """A number with the sign that print has for it, not a hyphen; 1e-05 too."""
+    return number.replace("-", MINUS)
+
+
+def cell(value: Any) -> str:
+    """As `formatting.cell`; numbers with `minus`."""
+    words = formatting.cell(value)
+    return words if isinstance(value, str) else minus(words)
+
+
+def rounded(value: float) -> str:
+    """As `formatting.rounded`, with `minus`."""
+    return minus(formatting.rounded(value))
+
+
+def exact(value: float) -> str:
+    """A count with all its digits, another number with four; beyond 1e15 with a power of ten."""
+    return rounded(value) if abs(value) >= 1e15 else cell(value)
+
+
+def in_words(sentence: str) -> str:
+    """A sentence that was written for a terminal, its numbers with `minus`; names such as gpt-4x96 stay as they are."""
+    return NEGATIVE.sub(MINUS, sentence)
+
+
 def said(words: str) -> str:
-    """Text as it is shown on a page: cut, and without what a terminal or a reader of text obeys."""
-    return shown(words if len(words) <= LONGEST else f"{words[:LONGEST]}...")
+    """A name or a sentence as it is shown on a page: cut, and with what is obeyed or not seen as an escape."""
+    return visible(words if len(words) <= LONGEST else f"{words[:LONGEST]}...")
+
+
+def prose(words: str) -> str:
+    """The text of a file or a sample, all of it, but for what would be obeyed."""
+    return shown(words.replace("\r\n", "\n"))
 
 
 @cache
@@ -49,7 +83,12 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"cell": cell, "shown": said, "prose": lambda words: said(words.replace("\r\n", "\n"))}
+    made.filters |= {
+        "cell": cell,
+        "shown": said,
+        "sentence": in_words,
+        "prose": prose,
+    }
     return made
 
 

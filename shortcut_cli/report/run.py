@@ -9,14 +9,13 @@ from markupsafe import Markup
 
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import UsageError
-from shortcut_cli.formatting import cell, rounded
-from shortcut_cli.kept import remarks
+from shortcut_cli.kept import names, remarks
 from shortcut_cli.report import curves, page, warnings
 from shortcut_cli.report.axis import around
 from shortcut_cli.report.chart import Style
 from shortcut_cli.report.comparison_words import decimals, ends
 from shortcut_cli.report.forest import Row, forest
-from shortcut_cli.report.page import Section
+from shortcut_cli.report.page import Section, cell, exact
 from shortcut_cli.report.run_data import RunData, read
 
 SPLITS = ("test", "val", "train")
@@ -36,11 +35,11 @@ def sections(folder: Path) -> list[Section]:
 
 
 def title(folder: Path) -> str:
-    """What a run is of: its model, its data, its last step."""
+    """What a run is of: its folder, its network, its data, its last step."""
     run = read(folder)
-    data = Path(str(run.key("data.shards") or "")).name
+    data = names.of_data(run.recipe)
     step = f", step {run.step:,}" if run.step is not None else ""
-    return f"Run of {run.key('model.name')}{f' on {data}' if data else ''}{step}: {run.name}"
+    return f"Run: {run.name}, {names.of_model(run.recipe)}{f' on {data}' if data else ''}{step}"
 
 
 def recipe(folder: Path) -> list[Section]:
@@ -77,7 +76,7 @@ def _facts(run: RunData) -> dict[str, Any]:
         "tokens seen": _seen(run),
         "training FLOPs": _flops(run),
         "training took": duration(run.seconds),
-        "tokens/s, mean": rounded(run.trained_tokens / run.seconds) if run.trained_tokens and run.seconds else None,
+        "tokens/s, mean": exact(run.trained_tokens / run.seconds) if run.trained_tokens and run.seconds else None,
         "lowest validation loss": f"{validation:.4g} nats per token at step {run.content['step']:,}",
         "device": device if here else None,
         "processor": here.get("cpu"),
@@ -110,7 +109,7 @@ def _data(run: RunData) -> str:
     if not run.manifest:
         return f"{named}, which are not at {run.key('data.shards')} now"
     split, unit = run.manifest["splits"]["train"], run.manifest["tokenizer"]["unit"]
-    amount = rounded(split["units"].get(unit, 0))
+    amount = exact(split["units"].get(unit, 0))
     return f"{split['documents']:,} documents, {amount} {unit}s, {split['tokens']:,} tokens; {named}"
 
 
@@ -131,7 +130,7 @@ def _flops(run: RunData) -> str | None:
     tokens = run.trained_tokens
     if not run.costs or tokens is None or not math.isfinite(tokens):
         return None
-    return f"{rounded(run.costs.flops * tokens)} ({rounded(run.costs.flops)} per token)"
+    return f"{exact(run.costs.flops * tokens)} ({exact(run.costs.flops)} per token)"
 
 
 def duration(seconds: float | None) -> str | None:

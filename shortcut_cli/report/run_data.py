@@ -12,7 +12,7 @@ from shortcut_cli import files, registry
 from shortcut_cli.config import reading
 from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.kept import scores
+from shortcut_cli.kept import names, scores
 from shortcut_cli.kept.inputs import is_number
 from shortcut_cli.training import checkpoint, conditions, run_log, tensor_file
 
@@ -103,11 +103,6 @@ class RunData:
         return int(self.manifest["splits"]["train"]["tokens"]) if self.manifest else None
 
 
-def name_of(folder: Path) -> str:
-    """A short name of a folder: its own and that of the one above."""
-    return "/".join(folder.resolve().parts[-2:]).lstrip("/") or str(folder)
-
-
 def read(folder: Path) -> RunData:
     """What is known of the run in a folder. It is read once, as long as its files stay as they are.
 
@@ -142,7 +137,7 @@ def _read(_: Path, folder: Path, __: tuple[tuple[int, int], ...]) -> RunData:
         except OSError as error:
             problems.append(f"{error.filename or folder} can't be read: {error.strerror}")
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return RunData(folder, name_of(folder), content, sha256, written, problems=tuple(problems), **found)
+    return RunData(folder, names.of_folder(folder), content, sha256, written, problems=tuple(problems), **found)
 
 
 def _log(folder: Path, _: Mapping[str, Any], __: str) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from markupsafe import Markup
 from shortcut_cli import files
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError
-from shortcut_cli.formatting import cell
+from shortcut_cli.kept import names
 from shortcut_cli.kept.inputs import is_finite, read
 from shortcut_cli.report import media, music, synth, tracks
 from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.documents import Documents
-from shortcut_cli.report.page import Section, template
+from shortcut_cli.report.page import Section, cell, template
 from shortcut_cli.report.run_data import shards_of
 from shortcut_cli.training import tensor_file
 
@@ -49,8 +49,8 @@ def sections(run_folder: Path) -> list[Section]:
     beside, missing = _held_out(run_folder)
     pairs = []
     for number, (path, sidecar) in enumerate(found[:MOST_SAMPLES]):
-        mine = _figure(path, path.name, _caption(path, sidecar), _given(path, sidecar))
-        pairs.append((mine, _other(beside, sidecar, number)))
+        mine = _sample(run_folder, path, sidecar)
+        pairs.append((mine, _other(beside, sidecar, number, f"beside {_called(run_folder, path)}")))
     kinds = {path.suffix for path, _ in found[:MOST_SAMPLES]}
     body = template(
         "samples.html",
@@ -67,7 +67,17 @@ def sections(run_folder: Path) -> list[Section]:
 def figures(run_folder: Path, most: int) -> list[Markup]:
     """The first samples in RUN/samples, without documents beside them: a comparison sets them beside other runs'."""
     found = _samples(run_folder / "samples")[0][:most]
-    return [_figure(path, path.name, _caption(path, sidecar), _given(path, sidecar)) for path, sidecar in found]
+    return [_sample(run_folder, path, sidecar) for path, sidecar in found]
+
+
+def _sample(run_folder: Path, path: Path, sidecar: dict[str, Any]) -> Markup:
+    caption = _caption(path, sidecar)
+    return _figure(path, path.name, caption, _given(path, sidecar), _called(run_folder, path))
+
+
+def _called(run_folder: Path, path: Path) -> str:
+    """A sample's name that no sample of another run in the page has: who can't see them tells them apart by it."""
+    return f"{path.name} of {names.of_folder(run_folder)}"
 
 
 def excerpts(shards_folder: Path, how_many: int, split: str = "train") -> Markup:
@@ -79,7 +89,8 @@ def excerpts(shards_folder: Path, how_many: int, split: str = "train") -> Markup
         index = number * len(documents.lengths) // count
         tokens = min(EXCERPT_TOKENS, max(1, documents.lengths[index] - 1))
         words = f"of {len(documents.lengths):,} in {split}, decoded from {_first(tokens, documents.lengths[index])}"
-        figures.append(_document(documents, index, tokens, f"document {index + 1}", words))
+        where = f"of {names.of_folder(shards_folder)}"
+        figures.append(_document(documents, index, tokens, f"document {index + 1}", words, where))
     kinds = {"audio": ".wav", "midi": ".mid"}
     return template(
         "samples.html",
@@ -156,9 +167,9 @@ def _caption(path: Path, sidecar: dict[str, Any]) -> str:
     parts = [f"{_whole(sidecar.get('tokens')):,} tokens"]
     if prompt := _whole(sidecar.get("prompt_tokens")):
         parts.append(f"after a prompt of {prompt:,}")
-    names = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p", "seed": "seed"}
+    keys = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p", "seed": "seed"}
     parts += [
-        f"{name} {cell(sampler[key])}" for key, name in names.items() if is_finite(sampler.get(key)) and sampler[key]
+        f"{name} {cell(sampler[key])}" for key, name in keys.items() if is_finite(sampler.get(key)) and sampler[key]
     ]
     if sidecar.get("ended") is True:
         parts.append("ended by itself")
@@ -182,8 +193,8 @@ def _held_out(run_folder: Path) -> tuple[Documents | None, str]:
     return (found, "") if found.lengths else (None, "No held-out documents are shown: the test split is empty.")
 
 
-def _other(beside: Documents | None, sidecar: dict[str, Any], number: int) -> Markup | None:
-    """A held-out document beside a sample, of as many tokens."""
+def _other(beside: Documents | None, sidecar: dict[str, Any], number: int, where: str) -> Markup | None:
+    """A held-out document beside a sample, of as many tokens. where: beside which."""
     if beside is None:
         return None
     tokens = max(1, _begins(sidecar).get("token", _whole(sidecar.get("prompt_tokens"))) + _whole(sidecar.get("tokens")))
@@ -196,21 +207,26 @@ def _other(beside: Documents | None, sidecar: dict[str, Any], number: int) -> Ma
     if start:
         part = f"tokens {start + 1:,} to {start + tokens:,} of its {beside.lengths[index] - 1:,}"
     name = f"held-out document {index + 1}" + (f" from token {start + 1:,} on" if start else "")
-    return _document(beside, index, tokens, name, f"of the test split, decoded from {part}", start)
+    return _document(beside, index, tokens, name, f"of the test split, decoded from {part}", where, start)
 
 
-def _document(documents: Documents, index: int, tokens: int, name: str, caption: str, start: int = 0) -> Markup:
+def _document(
+    documents: Documents, index: int, tokens: int, name: str, caption: str, where: str, start: int = 0
+) -> Markup:
     try:
-        return _figure(documents.file(index, tokens, start), name, caption, Given())
+        return _figure(documents.file(index, tokens, start), name, caption, Given(), f"{name} {where}")
     except (ShortcutError, OSError) as error:
         return template("sample.html", called=name, caption=caption, body="", warning=f"It can't be decoded: {error}")
 
 
-def _figure(path: Path, name: str, caption: str, given: Given) -> Markup:
-    """A file with a player and pictures, or as text; a warning if it can't be read."""
+def _figure(path: Path, name: str, caption: str, given: Given, label: str) -> Markup:
+    """A file with a player and pictures, or as text; a warning if it can't be read.
+
+    label: its name for a screen reader, unique in the page.
+    """
     body, warning = Markup(), ""
     try:
-        body = FORMS[path.suffix](path, name, given)
+        body = FORMS[path.suffix](path, label, given)
     except KeyError:
         warning = f"A {path.suffix} file is not shown."
     except (Rejected, OSError, RuntimeError, ValueError) as error:

@@ -12,11 +12,10 @@ import numpy as np
 from markupsafe import Markup
 
 from shortcut_cli.config import writing
-from shortcut_cli.formatting import rounded
 from shortcut_cli.inference import metrics
-from shortcut_cli.kept import scores
+from shortcut_cli.kept import names, scores
 from shortcut_cli.report import curves, page
-from shortcut_cli.report.comparison_words import decimals, signed
+from shortcut_cli.report.comparison_words import decimals, signed, signed_ends
 from shortcut_cli.report.page import Section
 from shortcut_cli.report.run import duration, ranged
 from shortcut_cli.report.run_data import RunData, read
@@ -35,26 +34,25 @@ def sections(folders: Sequence[Path]) -> list[Section]:
         shared.setdefault(run.content["shards"], []).append(run)
     together = [group for group in shared.values() if len(group) > 1]
     for number, group in enumerate(together, 1):
-        names = [labels[str(run.folder)] for run in group]
-        body = curves.of_runs(group, names, f"runs-axis-{number}") + _differences(group, names)
+        own = [labels[str(run.folder)] for run in group]
+        body = curves.of_runs(group, own, f"runs-axis-{number}") + _differences(group, own)
         where = f" on {_data(group[0])}" if len(together) > 1 else ""
         made.append(Section(f"runs-{number}", f"Differences{where}", body))
     return made
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind those that are there more than once."""
-    count, seen = Counter(names), Counter[str]()
+def distinct(given: Sequence[str]) -> list[str]:
+    """Names, with a number behind those that are there more than once."""
+    count, seen = Counter(given), Counter[str]()
     found = []
-    for name in names:
+    for name in given:
         seen[name] += 1
         found.append(f"{name} ({seen[name]})" if count[name] > 1 else name)
     return found
 
 
 def _data(run: RunData) -> str:
-    named = str(run.key("data.shards") or "")
-    return Path(named).name or f"shards {run.content['shards'][:12]}"
+    return names.of_data(run.recipe) or f"shards {run.content['shards'][:12]}"
 
 
 def _overview(runs: Sequence[RunData], labels: Mapping[str, str]) -> Markup:
@@ -62,7 +60,7 @@ def _overview(runs: Sequence[RunData], labels: Mapping[str, str]) -> Markup:
     several = len({run.content["shards"] for run in runs}) > 1
     caption = "Lower is better." + (" Only losses on the same data can be compared." if several else "")
     columns = ["run", "data", "model", "parameters", "tokens seen", "time", "validation, nats per token"]
-    columns += ["test, nats per token", "5-gram, counted", "bits"]
+    columns += ["test, nats per token", "5-gram, counted", "test, bits"]
     return page.table(columns, (_row(run, labels[str(run.folder)]) for run in runs), caption)
 
 
@@ -73,9 +71,9 @@ def _row(run: RunData, label: str) -> Iterator[Any]:
     bits = score.get("bits_per_unit")
     yield label
     yield _data(run)
-    yield str(run.key("model.name"))
+    yield names.of_model(run.recipe)
     yield run.costs.parameters["total"] if run.costs else None
-    yield None if run.trained_tokens is None else rounded(run.trained_tokens)
+    yield run.trained_tokens
     yield duration(run.seconds)
     validation = run.content["scores"]["validation"]
     yield decimals(validation) if math.isfinite(validation) else None
@@ -84,17 +82,25 @@ def _row(run: RunData, label: str) -> Iterator[Any]:
     yield None if bits is None else f"{bits:.4g} per {score['unit']}"
 
 
-def _differences(runs: Sequence[RunData], names: Sequence[str]) -> Markup:
+def _differences(runs: Sequence[RunData], labels: Sequence[str]) -> Markup:
     """What each run scores beyond the first, and in which keys of their recipes they differ."""
-    first, name = runs[0], names[0]
-    rows = [(label, *_difference(first, run)) for run, label in zip(runs[1:], names[1:], strict=True)]
-    columns = (f"run, against {name}", "nats per token", "95 % interval", "bits per unit", "parameters", "tokens/s")
+    first, name = runs[0], labels[0]
+    rows = [(label, *_difference(first, run)) for run, label in zip(runs[1:], labels[1:], strict=True)]
+    unit = next((run.scores["test"]["unit"] for run in runs if "test" in run.scores), "unit")
+    columns = (
+        f"run, against {name}",
+        "nats per token",
+        "95 % interval, nats",
+        f"bits per {unit}",
+        "parameters",
+        "tokens/s",
+    )
     caption = (
         "Differences on the test split, negative: better than the first. Intervals are over documents, with one "
         "training each; shortcut compare measures what several seeds change."
     )
     tables = page.table(columns, rows, caption)
-    changed = Markup("").join(_recipes(first, run, label) for run, label in zip(runs[1:], names[1:], strict=True))
+    changed = Markup("").join(_recipes(first, run, label) for run, label in zip(runs[1:], labels[1:], strict=True))
     return tables + changed
 
 
@@ -135,8 +141,7 @@ def _interval(first: RunData, run: RunData) -> str | None:
     (nats, tokens), (others, same) = found
     if nats.shape != others.shape or not np.array_equal(tokens, same) or not len(tokens):
         return None
-    low, high = metrics.bootstrap(others - nats, tokens, RESAMPLES)
-    return f"[{low:+.4g},\u00a0{high:+.4g}]"
+    return signed_ends(metrics.bootstrap(others - nats, tokens, RESAMPLES))
 
 
 def _recipes(first: RunData, run: RunData, label: str) -> Markup:

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from shortcut_cli.formatting import cell
 from shortcut_cli.report import media, spectrum
 from shortcut_cli.report.axis import Axis
-from shortcut_cli.report.page import template
+from shortcut_cli.report.page import cell, minus, template
 from shortcut_cli.report.synth import Note
 
 WAVE_PX, MEL_PX, ROW_PX = 56, 150, 7  # heights: of a waveform, of a spectrogram, of a semitone
@@ -83,14 +82,16 @@ def mel(samples: npt.NDArray[np.floating], rate_hz: int) -> Panel:
     """The mel spectrogram of mono samples."""
     loudness = spectrum.mel_db(samples, rate_hz)
     picture = template("picture.html", uri=media.png(spectrum.shades(loudness)))
-    words = f"mel spectrogram from 0 to {rate_hz // 2:,} Hz; the loudest band reaches {loudness.max():.0f} dB"
+    words = (
+        f"mel spectrogram from 0 to {rate_hz // 2:,} Hz; the loudest band reaches {minus(f'{loudness.max():.0f}')} dB"
+    )
     return Panel("Hz", words, picture, MEL_PX, spectrum.ticks(rate_hz))
 
 
 def scale() -> Markup:
     """The bar that says which shade of a spectrogram is how loud."""
     uri = media.png(np.arange(256, dtype=np.uint8)[None])
-    return template("scale.html", uri=uri, low=f"{spectrum.LOWEST_DB:.0f}")
+    return template("scale.html", uri=uri, low=minus(f"{spectrum.LOWEST_DB:.0f}"))
 
 
 def note_name(pitch: int) -> str:

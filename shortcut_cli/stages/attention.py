@@ -92,9 +92,19 @@ def sources_of(reads: Reads) -> tuple[str, ...]:
 
 @torch.no_grad()
 def analyse(
-    run: Run, windows: Ids, folder: Path, *, resamples: int, batch: int, device: str, report: Report
+    run: Run,
+    windows: Ids,
+    folder: Path,
+    *,
+    resamples: int,
+    batch: int,
+    device: str,
+    report: Report,
+    split: str | None = None,
 ) -> dict[str, Any]:
     """Look at windows of ids, int64 (N, T + 1); write attention.png, use.png, attention.npz and attention.json.
+
+    split: that the windows are of; None: they are of a prompt.
 
     attention.npz describes the first window, as an excerpt: `ids` (T,), the tokens that are predicted; `sources` (M,);
     `depth_weights` (H, M, T): the weight of source m in head h when token t is predicted, the mean over its readers;
@@ -142,7 +152,7 @@ def analyse(
             mine = {kind: changed_losses[row, :-1] for kind, changed_losses in changed.items()}
             _add_classes(measured, tokenizer.classes(targets), losses[row], weights[row], mine)
     report(Progress(task="attention", done=len(windows), total=len(windows), unit="windows"))
-    result = _result(run, windows, measured, resamples) | layers.result()
+    result = _result(run, windows, measured, resamples) | {"split": split} | layers.result()
     _write(run, tokenizer, windows[0, 1:], excerpt, result, folder)
     return result
 

@@ -170,7 +170,7 @@ def look(
     if prompt := prompts.found(given, _domain(run)):
         tokenizer = run.tokenizer()
         row = np.concatenate(([tokenizer.eos], prompt.ids(tokenizer)))
-        tokens = len(row)
+        tokens, of = len(row), None
 
         def ids_at(first: int, count: int) -> np.ndarray:
             return row[first : first + count]
@@ -178,7 +178,7 @@ def look(
         opened = _open_shards(run, shards, report)
         check_tokenizer(run, opened)
         ids, eos = opened.split(split), opened.tokenizer["end"]
-        tokens = ids.tokens + 1
+        tokens, of = ids.tokens + 1, split
 
         def ids_at(first: int, count: int) -> np.ndarray:
             return ids.read(first - 1, count) if first else np.concatenate(([eos], ids.read(0, count - 1)))
@@ -186,7 +186,12 @@ def look(
     config = run.recipe.eval
     found = attention.cut(ids_at, tokens, run.recipe.model.context, windows)
     return attention.analyse(
-        run, found, out, resamples=config.resamples, batch=config.batch_size, device=device, report=report
+        *(run, found, out),
+        resamples=config.resamples,
+        batch=config.batch_size,
+        device=device,
+        report=report,
+        split=of,
     )
 
 

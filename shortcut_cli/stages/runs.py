@@ -14,7 +14,7 @@ from typing import Any
 from shortcut_cli import files
 from shortcut_cli.config.schema import SEED
 from shortcut_cli.errors import CheckFailed, UsageError
-from shortcut_cli.kept import scores
+from shortcut_cli.kept import names, scores
 from shortcut_cli.training import checkpoint, conditions, run_log, tensor_file
 from shortcut_cli.training.pickle_program import Described
 
@@ -26,6 +26,8 @@ COUNTS = ("seed", "steps")
 UNKNOWN: dict[str, Any] = {
     "kind": "",
     "model": "",
+    "shape": "",
+    "data": "",
     "seed": None,
     "parameters": None,
     "step": None,  # the last one in the log
@@ -59,9 +61,9 @@ def _places(folder: Path) -> Iterator[tuple[Path, str]]:
         failed.append((Path(os.fsdecode(error.filename)), f"can't be read: {error.strerror}"))
 
     found = []
-    for name, folders, names in os.walk(folder, onerror=note):
+    for name, folders, inside in os.walk(folder, onerror=note):
         place = Path(name)
-        if {*RESULTS, *STATES} & {*names, *folders} or files.owner(place) in OWNERS:
+        if {*RESULTS, *STATES} & {*inside, *folders} or files.owner(place) in OWNERS:
             found.append((place, ""))
     yield from sorted(found + failed)
 
@@ -118,7 +120,8 @@ def _of_tree(recipe: Mapping[str, Any]) -> dict[str, Any]:
     train = recipe.get("train", {})
     numbers = {key: found if isinstance(found := train.get(key), int) and 0 <= found < SEED else None for key in COUNTS}
     name = recipe["codec"]["network"] if codec else recipe["model"]["name"]
-    return {"kind": "codec" if codec else "checkpoint", "model": name[: tensor_file.SHOWN], **numbers}
+    kind, named = "codec" if codec else "checkpoint", name[: tensor_file.SHOWN]
+    return {"kind": kind, "model": named, "shape": names.shape(recipe), "data": names.of_data(recipe), **numbers}
 
 
 def _of_model(path: Path) -> dict[str, Any]:

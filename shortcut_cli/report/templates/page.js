@@ -1,6 +1,6 @@
 "use strict";
 // Hover values: an element with data-tip shows it; a plot with data-series shows the nearest point of each series, also
-// by the arrow keys while it has the focus.
+// by keys while it has the focus: arrows, PageUp and PageDown for ten, Home and End.
 const tip = document.createElement("div");
 tip.className = "tip";
 tip.setAttribute("role", "status");
@@ -67,16 +67,23 @@ function nearest(svg, x) {
   return [`at ${first.at} ${svg.dataset.x}`, ...lines].join("\n");
 }
 
+// Where a key leads among `count` places, from `now`, -1 if it is at none yet; undefined if the key leads nowhere.
+const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
+function moved(event, now, count) {
+  const step = event.altKey || event.ctrlKey || event.metaKey ? undefined : STEPS[event.key];
+  if (!step || !count) return undefined;
+  event.preventDefault();
+  if (now < 0) return step === -1 || step === Infinity ? count - 1 : 0;
+  return Math.max(0, Math.min(count - 1, now + step));
+}
+
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") { hideTip(); return; }
   const svg = event.target.closest?.("svg[data-series]");
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!svg || !step) return;
-  event.preventDefault();
+  if (!svg) return;
   const places = [...new Set(series(svg).flatMap((one) => one.places))].sort((a, b) => a - b);
-  if (!places.length) return;
-  const now = svg.at === undefined ? -1 : places.indexOf(svg.at);
-  const to = now < 0 && step < 0 ? places.length - 1 : Math.max(0, Math.min(places.length - 1, now + step));
+  const to = moved(event, svg.at === undefined ? -1 : places.indexOf(svg.at), places.length);
+  if (to === undefined) return;
   if (held !== svg) hideTip();
   held = svg;
   const words = nearest(svg, places[to]);
@@ -84,15 +91,14 @@ document.addEventListener("keydown", (event) => {
   showTip(box.left + places[to] * box.width / 100 + window.scrollX, box.top + box.height / 3 + window.scrollY, words);
 });
 
-// Marks with values inside of an element with data-walk: while it has the focus, arrow keys go from one to the next.
+// Marks with values inside of an element with data-walk: while it has the focus, the same keys go from one to the next.
 document.addEventListener("keydown", (event) => {
-  const box = event.target, step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!box.matches?.("[data-walk]") || !step) return;
-  event.preventDefault();
+  const box = event.target;
+  if (!box.matches?.("[data-walk]")) return;
   const marks = [...box.querySelectorAll("[data-tip]")];
-  if (!marks.length) return;
   const now = marks.findIndex((mark) => mark.classList.contains("pointed"));
-  const to = now < 0 && step < 0 ? marks.length - 1 : Math.max(0, Math.min(marks.length - 1, now + step));
+  const to = moved(event, now, marks.length);
+  if (to === undefined) return;
   marks[now]?.classList.remove("pointed");
   marks[to].classList.add("pointed");
   marks[to].scrollIntoView({ block: "nearest" });
