@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import quiet, shortcut
 
+from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.kept import codec_scores, remarks
 from shortcut_cli.report import assemble, axis, chart, curves, page, run, run_data, several, shards, warnings
@@ -187,6 +188,45 @@ def test_what_cannot_be_read_is_named_on_the_page(copied, name):
     text = words(assemble.html([copied / "gpt"]))
     assert f"{copied / 'gpt' / name} is" in text
     assert "parameters" in text
+
+
+def altered(folder, change):
+    path = folder / "eval.json"
+    content = json.loads(path.read_text())
+    change(content["splits"]["test"])
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda score: score.update(accuracy=0.5), "it was edited"),
+        (lambda score: score.update(checkpoint_sha256="0" * 64), "it is of another checkpoint"),
+        (lambda score: score.update(split="val"), "it lacks a part, or one has the wrong type"),
+        (lambda score: score.pop("perplexity"), "it lacks a part, or one has the wrong type"),
+        (lambda score: score["groups"].update(file="../x"), "its sums by document are gone, or have changed"),
+    ],
+)
+def test_a_score_that_is_not_shown_is_named_with_the_reason(copied, change, why):
+    altered(copied / "gpt", change)
+    text = words(assemble.html([copied / "gpt"]))
+    assert f"eval.json has a score on test that is not shown: {why}; `shortcut eval` makes it again." in text
+    assert "Not scored yet" in text
+
+
+def test_all_scores_that_are_shown_are_not_named(copied):
+    assert "not shown" not in words(assemble.html([copied / "gpt"]))
+
+
+def test_lines_of_a_log_that_are_not_drawn_are_counted(copied):
+    path = copied / "gpt" / "log.jsonl"
+    lines = path.read_text()
+    path.write_text(lines + '{"step": 99, "loss": 1.0}\n{"step": 100, "other": 1.0}\n')
+    assert "log.jsonl has 2 lines that are of no step, or lack a value." in words(assemble.html([copied / "gpt"]))
+    path.write_text("")
+    assert "log.jsonl has no line of a step: there are no curves." in words(assemble.html([copied / "gpt"]))
+    path.unlink()
+    assert "log.jsonl is missing or damaged" in words(assemble.html([copied / "gpt"]))
 
 
 def test_names_and_contents_are_text(copied):
@@ -372,6 +412,30 @@ def test_a_result_of_codec_eval_is_kept_for_its_codec(tmp_path):
     assert codec_scores.find(tmp_path, "b" * 64) is None
     assert codec_scores.find(tmp_path, "a" * 64)["files"] == 2
     assert "1.5 0.5 Opus 6 0.25" in words(assemble.html([tmp_path]))
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", codec_scores.NAME])
+@pytest.mark.parametrize("how", ["damaged", "folder", "loop"])
+def test_a_codec_that_can_be_read_is_shown_whatever_is_beside_it(tmp_path, name, how):
+    checkpoint = pytest.importorskip("shortcut_cli.codec.checkpoint")
+    recipe = reading.read_codec("codec-mini", [])
+    checkpoint.save(
+        tmp_path / "codec.pt", recipe, checkpoint.network(recipe.codec).state_dict(), step=3, scores={"mel_6kbps": 1.5}
+    )
+    assert name not in words(assemble.html([tmp_path])).partition("Values by keyboard")[0]
+    place = tmp_path / name
+    if how == "damaged":
+        place.write_text('{"step": ')
+    elif how == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(place)
+    text = words(assemble.html([tmp_path])).partition("Values by keyboard")[0]
+    assert f"{place}" in text
+    assert "codebooks" in text
+    if how == "damaged" and name == codec_scores.NAME:
+        place.write_text(json.dumps(RESULT | {"codec_sha256": "b" * 64}))
+        assert "is of another codec; `shortcut codec eval` makes it again." in words(assemble.html([tmp_path]))
 
 
 @pytest.mark.parametrize(

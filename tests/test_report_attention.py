@@ -284,10 +284,37 @@ class TestOdd:
         (folder / "attention" / "attention.json").write_text("{")
         assert "is damaged" in shown(folder)
 
+    def test_a_folder_without_numbers_is_said(self, tmp_path):
+        folder = written(tmp_path, SHARES, {"texts": ["a", "b", "c", "d"]})
+        (folder / "attention" / "attention.json").unlink()
+        assert "holds no attention.json" in shown(folder)
+        (folder / "attention" / "attention.json").symlink_to("attention.json")
+        assert "attention.json can&#39;t be read" in shown(folder)
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            np.ones((2, 3, 4), complex),
+            np.full((2, 3, 4), 1e308),
+            np.ones((2, 3, 4), bool),
+            np.zeros((2, 3, 0)),
+            np.ones(()),
+        ],
+        ids=["complex", "huge", "bool", "empty", "single"],
+    )
+    def test_weights_of_another_kind_are_said(self, tmp_path, array):
+        folder = written(tmp_path, SHARES, {"texts": ["a", "b", "c", "d"]})
+        np.savez(folder / "attention" / "attention.npz", depth_weights=array, sources=np.array(NAMES))
+        assert "The excerpt can&#39;t be shown: " in shown(folder)
+
+    def test_values_that_are_not_finite_are_said_to_be(self, tmp_path):
+        layers = [{"state": "embedding", "lens_nats_per_token": float("inf")}]
+        assert ">not finite</td>" in shown(written(tmp_path, SHARES, {"texts": ["a"] * 4}, layers=layers))
+
     def test_weights_that_are_not_finite_are_refused(self, tmp_path):
         weights = SHARES.copy()
         weights[0, 0] = np.nan
-        assert "its weights do not fit its sources" in shown(written(tmp_path, weights, {"texts": ["a"] * 4}))
+        assert "its weights are not finite" in shown(written(tmp_path, weights, {"texts": ["a"] * 4}))
 
     def test_what_an_earlier_version_wrote_has_its_shares_by_token(self, tmp_path):
         folder = written(tmp_path, SHARES, {})

@@ -16,7 +16,7 @@ import pytest
 import results
 
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.report import chart, comparison, page
+from shortcut_cli.report import chart, compared, comparison, page
 from shortcut_cli.report.axis import Axis
 
 HOSTILE = "a<script>alert(1)</script>&\"'\u202e\x1b[2J\x9b\U0001f3b5"
@@ -597,6 +597,45 @@ def test_whatever_is_in_a_ladders_band_there_is_a_page(tmp_path, key, other):
     broken["ladder"]["band"][1][key] = other
     (tmp_path / "compare.json").write_text(json.dumps(broken))
     assert comparison.sections(tmp_path)
+
+
+# What each part is, in words, and a value that it can't be.
+KINDS = {dict: ("table", [1]), list: ("list", {}), str: ("text", [1]), int: ("number", "x"), float: ("number", "x")}
+
+
+def test_whatever_is_not_shown_of_compare_json_is_named(tmp_path):
+    """Every single part of the whole, as another type."""
+    small = made()
+    for row in small["arms"]:
+        row["curve"] = row["curve"][::5]
+    small["recipe"] = {}
+    unread = {"schema_version", "asked", "model", "found", "open", "at_edge", "scattered", "baselines", "loss"}
+    count = 0
+    for way in places(small):
+        inner = [small]
+        for key in way:
+            inner.append(inner[-1][key])
+        if unread & {*way} or "seeds" in way or inner[-1] is None or way == ("arms",):
+            continue
+        word, other = KINDS[type(inner[-1])]
+        inner[-2][way[-1]], kept = other, inner[-1]
+        (tmp_path / "compare.json").write_text(json.dumps(small))
+        inner[-2][way[-1]] = kept
+        problems = compared.Compared(tmp_path).problems
+        assert [one for one in problems if one.startswith(f"{'.'.join(map(str, way))} is no {word}")] == problems, way
+        assert len(problems) == 1, way
+        count += 1
+    assert count > 300
+    (tmp_path / "compare.json").write_text(json.dumps(small | {"contrasts": 3, "notices": ["a"] * 2000}))
+    words = text(ET.fromstring(f"<x>{comparison.sections(tmp_path)[0].body}</x>"))
+    assert "compare.json is damaged, so a part of it is not shown: contrasts is no list, " in words
+    assert "notices has 2,000 entries, of which 1,000 are read" in words
+
+
+@pytest.mark.parametrize("name", results.names())
+def test_results_of_earlier_versions_are_not_damaged(name):
+    assert compared.Compared(results.FOLDER / name).problems == []
+    assert compared.Compared(results.FOLDER / name).arms
 
 
 def test_a_folder_without_a_comparison_is_an_error(tmp_path):

@@ -1,6 +1,7 @@
 """Samples on pages: the synthesiser against its formula, spectrograms against a plain transform, rolls against mido."""
 
 import base64
+import html
 import io
 import json
 import math
@@ -454,10 +455,38 @@ class TestHeldOut:
 def test_a_sidecar_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "<b>.txt.json").write_text("{")
-    (tmp_path / "samples" / "other.json").write_text("{}")  # nobody's sample
+    (tmp_path / "samples" / "other.json").write_text("{}")
+    whole = json.dumps({"checkpoint_sha256": "0" * 64, "sampler": {}, "number": 0})
+    (tmp_path / "samples" / "gone.txt.json").write_text(whole)
+    (tmp_path / "samples" / "loop.txt.json").write_text(whole)
+    (tmp_path / "samples" / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "samples" / "nowhere.txt.json").symlink_to("missing")
     (section,) = samples.sections(tmp_path)
-    assert "can't be read: &lt;b&gt;.txt.json</p>" in section.body
-    assert "other" not in section.body
+    words = html.unescape(str(section.body))
+    assert "Not shown: <b>.txt.json is damaged: " in words
+    for reason in (
+        "other.json describes no sample",
+        "gone.txt is gone, or no file",
+        "nowhere.txt.json describes no sample",
+    ):
+        assert reason in words
+    assert re.search("loop.txt (can't be read|is gone, or no file)", words)
+
+
+def test_ten_thousand_damaged_sidecars_are_a_short_sentence(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for number in range(10_000):
+        (tmp_path / "samples" / f"{number}.txt.json").touch()
+    (section,) = samples.sections(tmp_path)
+    assert "9,992 more" in section.body
+    assert len(section.body) < 3000
+
+
+@pytest.mark.parametrize("value", [np.inf, 1e30, -2000.0])
+def test_sound_beyond_any_is_a_sentence(tmp_path, value):
+    soundfile.write(tmp_path / "a.wav", np.full(2400, value, np.float32), RATE, subtype="FLOAT")
+    shown = samples._figure(tmp_path / "a.wav", "a.wav", "", samples.Given(), "a.wav")
+    assert "over 1,000 times full scale" in shown
 
 
 def test_all_of_a_text_is_shown(tmp_path):

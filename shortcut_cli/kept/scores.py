@@ -88,6 +88,34 @@ def of_checkpoint(folder: Path, checkpoint_sha256: str) -> dict[str, Score]:
     }
 
 
+def left_out(folder: Path, checkpoint_sha256: str) -> list[str]:
+    """Which scores of a run folder `of_checkpoint` and `others` leave out, with the reason, a sentence each.
+
+    Those of a checkpoint that was replaced count only if they were the newest of their split. Raises CheckFailed if
+    eval.json is damaged.
+    """
+    content = _content(folder)
+    shown = [*of_checkpoint(folder, checkpoint_sha256).values(), *others(folder, checkpoint_sha256)]
+    found = []
+    for name, score in [*content["splits"].items(), *(("other data", score) for score in content["others"])]:
+        of_another = score.get("checkpoint_sha256") != checkpoint_sha256
+        if score in shown or (of_another and name == "other data"):
+            continue
+        why = (
+            "it is of another checkpoint"
+            if of_another
+            else "it lacks a part, or one has the wrong type"
+            if not _is_whole(score) or (name != "other data" and score.get("split") != name)
+            else "its sums by document are gone, or have changed"
+            if not groups(folder, score)
+            else "it was edited"
+        )
+        found.append(
+            f"{folder / NAME} has a score on {name[:LONGEST]} that is not shown: {why}; `shortcut eval` makes it again."
+        )
+    return found
+
+
 def others(folder: Path, checkpoint_sha256: str) -> list[Score]:
     """The scores of a checkpoint on anything but the splits of its own shards, as they were kept.
 

@@ -5,6 +5,7 @@ left to right up.
 """
 
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ CHANGES = {"masked": "masked", "shuffled": "shuffled", "mean_ablated": "mean-abl
 BINS = 400  # of a row of shares
 ROW_PX, HALF, WORDS = 40, 480, 360  # of a row: its height; in thousandths of it how far a value and its tick go
 MOST_BYTES = 256 << 20  # of attention.npz
+MOST_TEXTS = 20_000  # tokens of an excerpt
+GREATEST, MOST_WEIGHT = 1e7, 1e30  # number in an excerpt, such as samples a second; weight, which may be no share
 OWN = "own "  # models.trace.OWN, whose module imports torch
 COLOURS, LINES = 8, 5  # classes k0 .. k7 and u0 .. u4 of a source
 
@@ -52,10 +55,13 @@ class Excerpt:
 def sections(run_folder: Path) -> list[Section]:
     """A section of what `shortcut attention` wrote into RUN/attention; none if there is nothing."""
     folder = run_folder / FOLDER
-    if not (folder / NUMBERS).is_file():
+    if not os.path.lexists(folder):
         return []
     try:
-        body = _body(read(folder / NUMBERS) or {}, folder)
+        found = read(folder / NUMBERS)
+        if found is None:
+            raise CheckFailed(f"{folder} holds no {NUMBERS}: `shortcut attention` has not ended there")
+        body = _body(found, folder)
     except CheckFailed as error:
         body = template("broken.html", words=error.message)
     except WRONG as error:
@@ -109,16 +115,28 @@ def _excerpt(path: Path) -> Excerpt:
             raise ValueError("attention.npz is too large")
         with np.load(stream, allow_pickle=False) as stored:
             parts = {name.removeprefix("excerpt_"): stored[name] for name in stored if name.startswith("excerpt_")}
-            weights, sources = stored["depth_weights"].astype(np.float64).mean(0), list(map(str, stored["sources"]))
-    count = len(parts["texts"]) if "texts" in parts else len(parts.get("token_beats", ())) or weights.shape[1]
-    if weights.ndim != 2 or len(weights) != len(sources) or not np.isfinite(weights).all():
-        raise ValueError("its weights do not fit its sources")
+            by_head, sources = stored["depth_weights"], list(map(str, stored["sources"]))
+    _check("weights", by_head, MOST_WEIGHT)
     for name, part in parts.items():
-        if part.dtype.kind == "f" and not np.isfinite(part).all():
-            raise ValueError(f"its {name} are not finite")
+        if name != "texts":
+            _check(name, part, GREATEST)
+        elif part.dtype.kind != "U" or part.ndim != 1 or len(part) > MOST_TEXTS:
+            raise ValueError(f"its texts are not those of at most {MOST_TEXTS:,} tokens")
+    weights = by_head.astype(np.float64).mean(0)
+    count = len(parts["texts"]) if "texts" in parts else len(parts.get("token_beats", ())) or weights.shape[1]
+    if weights.ndim != 2 or len(weights) != len(sources) or not weights.size:
+        raise ValueError("its weights do not fit its sources")
     if "notes" in parts and not ((parts["notes"][:, 2:] >= 0) & (parts["notes"][:, 2:] <= 127)).all():
         raise ValueError("its notes are none of MIDI")
     return Excerpt(weights[:, :count] if "samples" not in parts else weights[:, :1024], sources, parts)
+
+
+def _check(name: str, part: npt.NDArray[Any], most: float) -> None:
+    """Raise ValueError if an array holds anything but numbers up to `most`."""
+    if part.dtype.kind not in "fiu":
+        raise ValueError(f"its {name} are no numbers")
+    if not (np.abs(part.astype(np.float64)) <= most).all():
+        raise ValueError(f"its {name} are not finite, or too large")
 
 
 def even(result: Mapping[str, Any], sources: Sequence[str]) -> Floats:

@@ -1,13 +1,15 @@
 """The sections of a codec: what it is, its training, and its quality at each bandwidth."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from shortcut_cli import files
+from shortcut_cli.errors import CheckFailed
 from shortcut_cli.kept import codec_scores
 from shortcut_cli.report import curves, page
 from shortcut_cli.report.axis import around
@@ -30,18 +32,34 @@ FIGURES = (
 def sections(folder: Path) -> list[Section]:
     """What a codec is and how its training went, if its codec.pt is in the folder, and what `codec eval` found.
 
-    Raises UsageError or CheckFailed if one of these is damaged.
+    Raises UsageError or CheckFailed if the codec is damaged, or what was found of one that is not there.
     """
     made, sha256 = [], None
     if (folder / RESULT).is_file():
         sha256 = files.sha256(folder / RESULT)
         made.append(Section("codec", "Codec", _facts(folder, sha256)))
-        if (folder / "log.jsonl").is_file():
-            made.append(Section("curves", "Curves", _curves(folder)))
-    found = codec_scores.find(folder, sha256)
-    if found:
-        made.append(Section("bandwidths", "Quality at each bandwidth", _scores(found)))
+        if os.path.lexists(folder / "log.jsonl"):
+            made.append(Section("curves", "Curves", _attempted(lambda: _curves(folder))))
+    if os.path.lexists(folder / codec_scores.NAME):
+        scores = _attempted(lambda: _found(folder, sha256)) if sha256 else _found(folder, sha256)
+        made.append(Section("bandwidths", "Quality at each bandwidth", scores))
     return made
+
+
+def _attempted(make: Callable[[], Markup]) -> Markup:
+    """What `make` makes, or why it can't: of a codec that can be read the rest is shown."""
+    try:
+        return make()
+    except CheckFailed as error:
+        return page.notices([error.message])
+    except OSError as error:
+        return page.notices([f"{error.filename} can't be read: {error.strerror}"])
+
+
+def _found(folder: Path, sha256: str | None) -> Markup:
+    found = codec_scores.find(folder, sha256)
+    other = f"{folder / codec_scores.NAME} is of another codec; `shortcut codec eval` makes it again."
+    return _scores(found) if found else page.notices([other])
 
 
 def _facts(folder: Path, sha256: str) -> Markup:

@@ -1,12 +1,12 @@
 """The content of a compare.json, whatever version of `shortcut compare` wrote it.
 
 Keys that a version did not have are None, NaN or empty here; so is whatever has a type that it should not have, since
-a page can be asked for of any file.
+a page can be asked for of any file. `problems` names the latter.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,7 @@ class Compared:
         self.gate = _table(content.get("gate"))
         self.control = _table(content.get("control"))
         self.looks = _table(content.get("looks"))
+        self.problems = [*itertools.islice(_wrong(content, SHAPE, ""), MOST)]
 
     def arm(self, label: str) -> Arm | None:
         """The arm of a label."""
@@ -182,6 +183,67 @@ class Compared:
 
 
 FLOPS = "training_flops_per_token"
+COSTS = ("lr", "layers", "width", "ffn", "parameters", FLOPS, "tokens_per_s", "peak_mb", "cache_bytes_per_token")
+NUMBERS = (
+    *("mean", "wins", "p", "p_holm", "level", "detectable", "p_equal", "gain", "nats_per_token", "bits_per_unit"),
+    *("step", "validation", "validation_lowest", "validation_highest", "seconds", "cost", "low", "high", "steps"),
+    *("intercept", "slope", "chosen", "baseline", "floor_nats_per_token", "clear_by", "planned", "trained_tokens"),
+)
+# What each part of a compare.json is if it is there and not null: a table by its keys ("" any), a list by its entry.
+ENTRY: dict[str, Any] = dict.fromkeys(NUMBERS, float)
+CONTRAST: dict[str, Any] = ENTRY | {
+    **dict.fromkeys(("arm", "baseline", "verdict", "unavailable"), str),
+    **{key: [float] for key in ("interval_95", "documents_interval_95", "differences")},
+    "gain": {"gain": float, "interval_95": [float], "reason": str},
+}
+CONTRAST["baseline"] = str
+SHAPE: dict[str, Any] = {
+    "recipe": {},
+    "match": str,
+    "split": str,
+    "shards": str,
+    **dict.fromkeys(("margin_nats", "tokens_per_step", "epochs"), float),
+    "arms": [
+        dict.fromkeys(COSTS, float)
+        | {
+            **dict.fromkeys(("label", "role", "unit"), str),
+            **{key: [float] for key in ("nats_per_token", "bits_per_unit", "nats_per_token_interval_95")},
+            "curve": [ENTRY],
+            "diverged": {"": str},
+            "folders": [str],
+            "seeds": [],
+        }
+    ],
+    "contrasts": [CONTRAST],
+    "aa": CONTRAST,
+    "floors": {"trained_tokens": float, "scores": {"": ENTRY}},
+    "ladder": ENTRY | {"cost": str, "rungs": [str], "costs": [float], "band": [ENTRY]},
+    "pilots": {"": ENTRY | {"seeds": [], "validation": {"": [float]}}},
+    "gate": ENTRY | {"floor": str},
+    "control": ENTRY | {"arm": str},
+    "looks": ENTRY | {"seeds": [float], "family": [str]},
+    "notices": [str],
+}
+NAMES = {dict: "table", list: "list", str: "text", float: f"number up to {GREATEST:g}"}
+
+
+def _wrong(value: Any, shape: Any, at: str) -> Iterator[str]:
+    """The parts of a value that have not the type they should have, and so are not shown, with the reason."""
+    kind = shape if isinstance(shape, type) else type(shape)
+    fits = is_number(value) and not abs(value) > GREATEST if kind is float else isinstance(value, kind)
+    if value is None:
+        return
+    if not fits:
+        yield f"{at} is no {NAMES[kind]}"
+    elif isinstance(value, list) and shape:
+        for place, one in enumerate(value[:MOST]):
+            yield from _wrong(one, shape[0], f"{at}.{place}")
+        if len(value) > MOST:
+            yield f"{at} has {len(value):,} entries, of which {MOST:,} are read"
+    elif isinstance(value, dict) and isinstance(shape, dict):
+        for key, one in value.items():
+            if (inner := shape.get(key, shape.get(""))) is not None:
+                yield from _wrong(one, inner, f"{at}.{text(key)}" if at else text(key))
 
 
 def number(value: Any) -> float:

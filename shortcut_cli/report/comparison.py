@@ -100,10 +100,19 @@ def _verdict(found: Compared) -> Markup:
         first=first,
         shut=shut,
         notices=others,
+        problems=_problems(found),
         verdicts=[one.verdict for one in found.contrasts if one.verdict],
         facts=_facts(found),
         columns=WORDS,
     )
+
+
+def _problems(found: Compared) -> str:
+    """What of the file is not shown, and why."""
+    if not found.problems:
+        return ""
+    more = f", and {len(found.problems) - TITLED:,} more" if len(found.problems) > TITLED else ""
+    return f"{NAME} is damaged, so a part of it is not shown: {', '.join(found.problems[:TITLED])}{more}."
 
 
 def _passed(found: Compared) -> str:

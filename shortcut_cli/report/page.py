@@ -5,6 +5,7 @@ All text goes through Jinja2 with autoescape on, so names and contents of files 
 
 import base64
 import hashlib
+import math
 import os
 import re
 import sys
@@ -44,7 +45,9 @@ def minus(number: str) -> str:
 
 
 def cell(value: Any) -> str:
-    """As `formatting.cell`; numbers with `minus`."""
+    """As `formatting.cell`; numbers with `minus`, or in words if they are none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not finite"
     words = formatting.cell(value)
     return words if isinstance(value, str) else minus(words)
 

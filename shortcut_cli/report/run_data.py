@@ -131,7 +131,9 @@ def _read(_: Path, folder: Path, __: tuple[tuple[int, int], ...]) -> RunData:
     found: dict[str, Any] = {"log": [], "validations": [], "scores": {}}
     for part in (_log, _scores, _manifest, _costs):
         try:
-            found |= part(folder, content, sha256)
+            made = part(folder, content, sha256)
+            problems += made.pop("remarks", [])
+            found |= made
         except (CheckFailed, UsageError) as error:
             problems.append(error.message)
         except OSError as error:
@@ -150,11 +152,17 @@ def _log(folder: Path, _: Mapping[str, Any], __: str) -> dict[str, Any]:
             validations.append(values)
         elif values.keys() >= set(STEPS):
             lines.append(values)
-    return {"log": lines, "validations": validations}
+    # A validation is there twice: with its time, and without.
+    unknown = len(every) - len(lines) - len(validations)
+    remarks = [f"{folder / 'log.jsonl'} has no line of a step: there are no curves."] if not lines else []
+    if unknown > 0:
+        remarks.append(f"{folder / 'log.jsonl'} has {unknown:,} lines that are of no step, or lack a value.")
+    return {"log": lines, "validations": validations, "remarks": remarks}
 
 
 def _scores(folder: Path, _: Mapping[str, Any], sha256: str) -> dict[str, Any]:
-    return {"scores": scores.of_checkpoint(folder, sha256), "others": scores.others(folder, sha256)}
+    found = {"scores": scores.of_checkpoint(folder, sha256), "others": scores.others(folder, sha256)}
+    return found | {"remarks": scores.left_out(folder, sha256)}
 
 
 def _manifest(folder: Path, content: Mapping[str, Any], _: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run has sampled, to hear and see, beside held-out documents; and documents of shards in the same form."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from shortcut_cli.report.run_data import shards_of
 from shortcut_cli.training import tensor_file
 
 MOST_SAMPLES = 8  # of a page
+MOST_DAMAGED = 8  # that are named
 MOST_S = 60.0  # of a sample that are shown
 MOST_NOTES = 20_000
+LOUDEST = 1000.0  # of a float sample: more is damage
 MOST_VALUES = 1 << 26  # of sound, in all channels
 MOST_CHARACTERS = 20_000
 EXCERPT_TOKENS = 1500  # of a document of shards
@@ -56,7 +59,7 @@ def sections(run_folder: Path) -> list[Section]:
         "samples.html",
         pairs=pairs,
         missing=missing if found else "",
-        damaged=damaged,
+        damaged=[*damaged[:MOST_DAMAGED], *([f"{len(damaged) - MOST_DAMAGED:,} more"] * (len(damaged) > MOST_DAMAGED))],
         left_out=len(found) - len(pairs),
         scale=tracks.scale() if ".wav" in kinds else "",
         midi=".mid" in kinds,
@@ -108,20 +111,25 @@ def _first(tokens: int, length: int) -> str:
 
 
 def _samples(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """The samples in a folder with their .json, by name; and the names of .json that can't be read.
+    """The samples in a folder with their .json, by name; and of every other .json why there is no sample, in words.
 
-    Other files, and a .json whose sample is gone, are nobody's sample.
+    Files without a .json are nobody's sample.
     """
     found, damaged = [], []
     for place in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        try:
-            content = read(place) or {}
-        except CheckFailed:
-            damaged.append(place.name)
-            continue
         path = place.with_suffix("")
-        if content.keys() >= {"checkpoint_sha256", "sampler", "number"} and path.is_file():
-            found.append((path, content))
+        try:
+            content = read(place)
+            if content is None or not content.keys() >= {"checkpoint_sha256", "sampler", "number"}:
+                damaged.append(f"{place.name} describes no sample")
+            elif not path.is_file():
+                damaged.append(f"{path.name} is gone, or no file")
+            else:
+                found.append((path, content))
+        except CheckFailed as error:
+            damaged.append(error.message.replace(f"{folder}{os.sep}", ""))
+        except OSError as error:  # a link to itself
+            damaged.append(f"{path.name} can't be read: {error.strerror}")
     return found, damaged
 
 
@@ -237,12 +245,15 @@ def _figure(path: Path, name: str, caption: str, given: Given, label: str) -> Ma
 def _sound(path: Path, name: str, given: Given) -> Markup:
     import soundfile
 
-    with files.regular(path) as stream, soundfile.SoundFile(stream) as sound:
+    # libmpg123 writes to stderr what it thinks of a damaged file.
+    with files.regular(path) as stream, files.diverted(2), soundfile.SoundFile(stream) as sound:
         rate_hz, total = sound.samplerate, sound.frames / sound.samplerate
         frames = min(round(MOST_S * rate_hz), MOST_VALUES // sound.channels)
         samples = np.nan_to_num(sound.read(frames, dtype="float32"))
     if not len(samples):
         raise ValueError("it has no samples")
+    if np.abs(samples).max() > LOUDEST:
+        raise ValueError(f"its samples are over {LOUDEST:,.0f} times full scale")
     samples = samples[:, :2] if samples.ndim > 1 and samples.shape[1] > 1 else samples.reshape(-1)
     mono = samples if samples.ndim == 1 else samples.mean(1)
     axis = Axis(_cut("seconds", total), 0.0, len(mono) / rate_hz)

@@ -97,7 +97,7 @@ def _differences(runs: Sequence[RunData], labels: Sequence[str]) -> Markup:
     )
     caption = (
         "Differences on the test split, negative: better than the first. Intervals are over documents, with one "
-        "training each; shortcut compare measures what several seeds change."
+        "training each; shortcut compare measures what several seeds change. Blank: not scored on the same test split."
     )
     tables = page.table(columns, rows, caption)
     changed = Markup("").join(_recipes(first, run, label) for run, label in zip(runs[1:], labels[1:], strict=True))
