@@ -282,6 +282,83 @@ def test_every_text_has_the_contrast_of_wcag_aa(pages, opened, kind, look):
     assert [(words, ink, ground) for words, ink, ground in found if contrast(ink, ground) < 4.5] == []
 
 
+# Each shape of a picture that stands for a value: its colours, and what is behind it.
+SHAPES = """() => {
+  const found = [];
+  for (const shape of document.querySelectorAll("main :is(path, rect, circle, line)")) {
+    const style = getComputedStyle(shape), behind = [];
+    if (!shape.getClientRects().length || style.visibility === "hidden") continue;
+    if (shape.matches(".grid, .band, .seed, .faint path") || shape.closest(".seed, .faint")) continue;
+    for (let at = shape; at; at = at.parentElement) behind.push(getComputedStyle(at).backgroundColor);
+    const inks = [style.fill, style.stroke].filter((ink) => ink !== "none");
+    found.push([shape.outerHTML.slice(0, 80), inks, [...behind, "rgb(255, 255, 255)"]]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", [*KINDS, "audio", "midi"])
+def test_what_is_drawn_can_be_seen(pages, sounding, opened, kind, scheme):
+    """WCAG 2.2, 1.4.11: 3 to 1, of one of the colours of each shape."""
+    page, _ = opened(sounding[kind][0] if kind in sounding else pages[kind], color_scheme=scheme)
+    found = page.evaluate(SHAPES)
+    assert len(found) > 2
+    assert [shape for shape, inks, ground in found if max(contrast(ink, ground) for ink in inks) < 3] == []
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "audio", "midi"])
+def test_tab_goes_through_a_page_in_order_with_the_focus_in_sight(pages, sounding, opened, kind):
+    page, _ = opened(sounding[kind][0] if kind in sounding else pages[kind])
+    walked = []
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        told = page.evaluate(FOCUS)
+        if told is None:
+            break
+        walked.append(told)
+    assert len(walked) > 5
+    assert told is None
+    assert [one["html"] for one in walked if not one["after"]] == []
+    assert [one["html"] for one in walked if not one["ringed"]] == []
+    assert [one["html"] for one in walked if not one["seen"]] == []
+
+
+# Of the element that has the focus: whether it comes after the one before, is outlined, and in the window.
+FOCUS = """() => {
+  const at = document.activeElement, before = window.walkedTo;
+  if (at === document.body) return null;
+  window.walkedTo = at;
+  const style = getComputedStyle(at), box = at.getBoundingClientRect();
+  return {
+    html: at.outerHTML.slice(0, 80),
+    after: !before || before === at || Boolean(before.compareDocumentPosition(at) & Node.DOCUMENT_POSITION_FOLLOWING),
+    ringed: at.matches("audio") || (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1),
+    seen: box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth,
+  };
+}"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_letters_of_twice_the_size_fit(pages, opened, kind):
+    page, _ = opened(pages[kind], width=1000)
+    before = page.evaluate("getComputedStyle(document.querySelector('main p, main dd')).fontSize")
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    after = page.evaluate("getComputedStyle(document.querySelector('main p, main dd')).fontSize")
+    assert float(after[:-2]) == 2 * float(before[:-2])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1000
+
+
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_colours_that_the_reader_chose_leave_edges(pages, opened, kind):
+    page, _ = opened(pages[kind], forced_colors="active")
+    page.locator("svg[data-series], .forest ul[data-walk]").first.focus()
+    page.keyboard.press("ArrowRight")
+    for part in (".tip", ".wide"):
+        style = "((one) => [getComputedStyle(one).borderLeftStyle, getComputedStyle(one).borderLeftWidth])"
+        assert page.locator(part).first.evaluate(style) == ["solid", "1px"]
+
+
 @pytest.mark.parametrize("script", [True, False])
 def test_what_is_closed_is_printed_open(pages, opened, script):
     page, _ = opened(pages["run"], java_script_enabled=script)

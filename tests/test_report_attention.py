@@ -264,6 +264,7 @@ class TestOdd:
             {"sources": None},
             {"sources": [{}]},
             {"reads": 3},
+            {"reads": []},
             {"all_sources": {}},
             {"cka": {"states": ["a"], "matrix": [[1], [2]]}},
             {"layers": [3]},

@@ -726,7 +726,7 @@ def test_the_page_has_our_style_sheet_and_the_names_of_the_arms(tmp_path):
     (tmp_path / "compare.json").write_text(json.dumps(made()))
     made_page = comparison.page_of(tmp_path)
     assert (
-        f"<title>Comparison: {tmp_path.parent.name}/{tmp_path.name}, gpt, conv 6x64 on midi (shards/music)</title>"
+        f"<title>Comparison: {tmp_path.parent.name}/{tmp_path.name}, gpt, conv at 6x64 on midi (shards/music)</title>"
         in made_page
     )
     assert Path(page.TEMPLATES / "comparison.css").read_text() in made_page

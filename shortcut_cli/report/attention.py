@@ -147,6 +147,8 @@ def even(result: Mapping[str, Any], sources: Sequence[str]) -> Floats:
     for reader in result["reads"]:
         for source in reader["sources"]:
             shares[source].append(1 / len(reader["sources"]))
+    if unread := [source for source, found in shares.items() if not found]:
+        raise ValueError(f"no reader reads {unread[0]}")
     return np.array([np.mean(each) for each in shares.values()])
 
 

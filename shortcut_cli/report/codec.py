@@ -35,7 +35,7 @@ def sections(folder: Path) -> list[Section]:
     Raises UsageError or CheckFailed if the codec is damaged, or what was found of one that is not there.
     """
     made, sha256 = [], None
-    if (folder / RESULT).is_file():
+    if os.path.lexists(folder / RESULT):
         sha256 = files.sha256(folder / RESULT)
         made.append(Section("codec", "Codec", _facts(folder, sha256)))
         if os.path.lexists(folder / "log.jsonl"):

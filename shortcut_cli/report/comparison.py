@@ -65,7 +65,7 @@ def _title(folder: Path, found: Compared) -> str:
     asked = [arm.label for arm in found.arms if arm.role in ("plain", "asked")]
     more = f" and {len(asked) - TITLED:,} more" if len(asked) > TITLED else ""
     shape, data = names.shape(found.recipe), names.of_data(found.recipe)
-    arms = f"{', '.join(asked[:TITLED])}{more}{f' {shape}' if shape else ''}"
+    arms = f"{', '.join(asked[:TITLED])}{more}{f' at {shape}' if shape else ''}"
     return f"Comparison: {names.of_folder(folder)}, {arms}{f' on {data}' if data else ''}"
 
 

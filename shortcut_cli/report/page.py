@@ -26,7 +26,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARKER = '<meta name="generator" content="shortcut report'  # in the head of every page of ours
 LONGEST = 1000  # characters of a value that are shown
 MINUS = "\N{MINUS SIGN}"
-NEGATIVE = re.compile(r"(?:(?<=[\s(\[])|^)-(?=[0-9.])")
+NEGATIVE = re.compile(r"((?:^|[\s(\[])(?:[0-9][0-9.]*e)?)-(?=[0-9.])")  # as in -0.5 and 3e-05
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def exact(value: float) -> str:
 
 def in_words(sentence: str) -> str:
     """A sentence that was written for a terminal, its numbers with `minus`; names such as gpt-4x96 stay as they are."""
-    return NEGATIVE.sub(MINUS, sentence)
+    return NEGATIVE.sub(rf"\1{MINUS}", sentence)
 
 
 def said(words: str) -> str:

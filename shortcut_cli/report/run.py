@@ -177,8 +177,8 @@ def score_of(score: Mapping[str, Any], *, elsewhere: bool = False) -> Markup:
     drawn = forest(rows, [axis], heading) if rows else ""
     caption = (
         f"95 % interval over {score['interval_over']}. Counted: simple predictors that count the training split, the "
-        "unigram how often each token occurs, an n-gram how often it follows the n - 1 tokens before it; a model that "
-        "is no better has learned no more. A nat is 1.44 bits."
+        "unigram how often each token occurs, an n-gram how often it follows the n\u00a0\u2212\u00a01 tokens before "
+        "it; a model that is no better has learned no more. A nat is 1.44 bits."
     )
     return page.template(
         "score.html",

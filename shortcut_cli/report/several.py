@@ -37,7 +37,7 @@ def sections(folders: Sequence[Path]) -> list[Section]:
         own = [labels[str(run.folder)] for run in group]
         body = curves.of_runs(group, own, f"runs-axis-{number}") + _differences(group, own)
         where = f" on {_data(group[0])}" if len(together) > 1 else ""
-        made.append(Section(f"runs-{number}", f"Differences{where}", body))
+        made.append(Section(f"runs-{number}", f"Curves and differences{where}", body))
     return made
 
 
