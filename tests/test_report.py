@@ -332,6 +332,13 @@ def test_the_values_of_a_line_can_be_read():
     assert found == {"label": "a <b>", "places": [0, 25, 75, 100], "at": "0\n1\n3\n4", "words": "1\n1.235\n20,000\n2"}
 
 
+def test_where_a_value_is_read_has_all_its_digits():
+    line = chart.Line(chart.Style(0), [1_234_567.0], [2.0], label="a")
+    made = str(chart.chart([line], Axis("tokens", 0, 2e6), Axis("loss", 1, 3), "told"))
+    (found,) = json.loads(html.unescape(re.search(r"data-series='([^']*)'", made)[1]))
+    assert found["at"] == "1,234,567"
+
+
 def test_a_peak_survives_in_a_long_line():
     y = [1.0] * 10_000
     y[4321], y[7777] = 9.0, math.nan
