@@ -608,7 +608,7 @@ def test_whatever_is_not_shown_of_compare_json_is_named(tmp_path):
     small = made()
     for row in small["arms"]:
         row["curve"] = row["curve"][::5]
-    small["recipe"] = {}
+    small["recipe"], small["ladder"]["curvature"] = {}, 0.0
     unread = {"schema_version", "asked", "model", "found", "open", "at_edge", "scattered", "baselines", "loss"}
     count = 0
     for way in places(small):

@@ -187,7 +187,17 @@ COSTS = ("lr", "layers", "width", "ffn", "parameters", FLOPS, "tokens_per_s", "p
 NUMBERS = (
     *("mean", "wins", "p", "p_holm", "level", "detectable", "p_equal", "gain", "nats_per_token", "bits_per_unit"),
     *("step", "validation", "validation_lowest", "validation_highest", "seconds", "cost", "low", "high", "steps"),
-    *("intercept", "slope", "chosen", "baseline", "floor_nats_per_token", "clear_by", "planned", "trained_tokens"),
+    *(
+        "intercept",
+        "slope",
+        "curvature",
+        "chosen",
+        "baseline",
+        "floor_nats_per_token",
+        "clear_by",
+        "planned",
+        "trained_tokens",
+    ),
 )
 # What each part of a compare.json is if it is there and not null: a table by its keys ("" any), a list by its entry.
 ENTRY: dict[str, Any] = dict.fromkeys(NUMBERS, float)
