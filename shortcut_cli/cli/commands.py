@@ -573,10 +573,11 @@ def train(
         from shortcut_cli.cli import launch
 
         raise typer.Exit(launch.processes(sys.argv[1:], processes, max_restarts))
+    from shortcut_cli.compare import watching
     from shortcut_cli.stages import training
 
     where = torchrun.place(devices.choose(device))
-    with console.Reporter(quiet=not torchrun.leads()) as report:
+    with console.Reporter(quiet=not torchrun.leads(), teller=watching.inherited()) as report:
         if dry_run:
             found = training.rehearse(resolved, folder, device=where, report=report, init_from=first)
             console.result(found, tables.rehearsal(found), as_json=as_json)

@@ -72,7 +72,8 @@ def compare(
         checksum = shards.manifest["checksum"]
         if unfinished := warning(files.place(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
-        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"], task or (1, 1))
+        scored = shards.split(resolved.eval.split).tokens
+        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"], task or (1, 1), scored)
         kept = _check_same(out, resolved, match, checksum, rungs)
         planned = _planned(kept, seeds, most_seeds)
         runner.check_shards()
