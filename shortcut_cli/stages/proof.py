@@ -60,8 +60,7 @@ def resume(resolved: Recipe, folder: Path, *, kills: int, seed: int, device: str
 
     Raises UsageError if the folder is not empty, ShortcutError if a training run fails on its own.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another --out")
+    files.check_empty(folder)
     files.make_folder(folder)
     # The recipe's shards folder may be relative to the current folder.
     with conditions.threads(resolved.train.threads):
