@@ -694,7 +694,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-3:] == ["A/A", "first", "second"]
     assert shown.err.splitlines()[-1] == "Page: c/compare.html"
-    laddered = ("--ladder", "48, 8x64", "--contrast", "moda : gpt", "--contrast", "a:b", "--most-seeds", "9")
+    laddered = ("--ladder", "48, 8x72,24", "--contrast", "moda : gpt", "--contrast", "gpt:moda", "--most-seeds", "9")
     call(*base, "--device", "cpu", *laddered)
     shut = {"gate": {"open": False}, "notices": ["No verdict.", "A/A"]}
     monkeypatch.setattr(comparison, "compare", lambda *_, **__: result | shut)
@@ -713,7 +713,8 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     third = (
         usual
         | plain
-        | {"match": "flops", "rungs": ["48", "8x64"], "pairs": [("moda", "gpt"), ("a", "b")], "most_seeds": 9}
+        | {"match": "flops", "rungs": ["48", "8x72", "24"], "pairs": [("moda", "gpt"), ("gpt", "moda")]}
+        | {"most_seeds": 9}
     )
     wanted = (first | plain, usual | plain, third)
     assert [options for _, options in calls] == [given | {"stop": commands.signals} for given in wanted]
@@ -1320,7 +1321,7 @@ def test_a_run_folder_stands_for_its_checkpoint(text_run, tmp_path):
     assert (found["kind"], found["verified"], found["path"]) == ("checkpoint", True, str(run / "run.pt"))
     for flags in (("eval",), ("sample",), ("attention",)):
         done = shortcut(*flags, "--ckpt", text_run / "shards", cwd=tmp_path, check=2)
-        assert "run.pt does not exist" in " ".join(one_panel(done).replace("\u2502", "").split())
+        assert "has no run.pt" in " ".join(one_panel(done).replace("\u2502", "").split())
 
 
 def test_inspect_says_what_it_verified(text_run, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import results
 
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.report import chart, comparison, page
+from shortcut_cli.report import chart, compared, comparison, page
 from shortcut_cli.report.axis import Axis
 
 HOSTILE = "a<script>alert(1)</script>&\"'\u202e\x1b[2J\x9b\U0001f3b5"
@@ -686,3 +686,10 @@ def test_the_page_has_our_style_sheet_and_the_names_of_the_arms(tmp_path):
     made_page = comparison.page_of(tmp_path)
     assert "<title>Comparison on midi: gpt, conv</title>" in made_page
     assert Path(page.TEMPLATES / "comparison.css").read_text() in made_page
+
+
+def test_a_sentence_on_a_page_has_the_minus_of_its_tables():
+    said = "No verdict on gpt-5x96 against a-2 (-0.0503 nats per token, -0.1 to 1e-3, [-2, +3]); lr-1."
+    assert compared.sentence(said) == (
+        "No verdict on gpt-5x96 against a-2 (\u22120.0503 nats per token, \u22120.1 to 1e-3, [\u22122, +3]); lr-1."
+    )
