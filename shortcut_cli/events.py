@@ -5,6 +5,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Whole:
+    """How far a command is whose parts are weighed."""
+
+    share: float  # of all its work that is done
+    over: int  # parts that are over
+    left_s: float | None  # seconds that it goes on, as far as it can be told
+
+
+@dataclass(frozen=True)
 class Progress:
     """How much of a task is done."""
 
@@ -17,7 +26,7 @@ class Progress:
     epochs: float = 0.0  # in training: how often the data were seen so far
     tokens: int = 0  # in training: tokens seen so far
     seconds: float = 0.0  # in training: time spent so far
-    whole: float | None = None  # of a command whose parts are weighed: the share of all its work that is done
+    whole: Whole | None = None  # of a command whose parts are weighed
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Part:
     number: int  # from 1
     total: int
     text: str
-    whole: float | None = None  # the share of all work that is done; None: the parts are not weighed
+    whole: Whole | None = None  # None: the parts are not weighed
 
 
 @dataclass

@@ -324,11 +324,14 @@ def owner(folder: Path) -> str:
     return line.partition(",")[0].strip() if line.startswith("shortcut ") else ""
 
 
+IN_USE = "wait until it ends, or choose another --out"
+
+
 @contextmanager
 def held(
     folder: Path,
     what: str,
-    hint: str = "wait until it ends, or choose another --out",
+    hint: str = IN_USE,
     *,
     known: Callable[[Path], bool] = lambda _: False,
     shared: bool = False,
@@ -345,20 +348,11 @@ def held(
     Raises UsageError if the folder has files and is not one of this command, or if another process, which is named,
     holds it.
     """
-    check_out(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "choose another --out")
-    theirs = "" if (folder / MARKER).is_symlink() else owner(folder)
-    if not theirs and folder.exists() and not _is_free(folder, known):
-        raise UsageError(f"{folder} is not empty, and was not made by `{what}`", "choose another --out")
-    _check_places(folder)
+    _check_ours(folder, what, known)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     stream = _locked(folder / MARKER, f"{folder} is in use", hint, shared=shared)
     with stream:
-        if theirs not in ("", what) and not _is_bare(folder):
-            raise UsageError(f"{folder} belongs to `{theirs}`", "choose another --out")
-
         if shared:  # what others do with it is theirs: nothing is swept, and the marker stays
             _sign(stream, f"{what}, a task")
             yield
@@ -380,6 +374,35 @@ def held(
                 yield
             finally:
                 release()
+
+
+def check_empty(folder: Path) -> None:
+    """Raise UsageError if a folder is neither new nor empty."""
+    check_out(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "choose another --out")
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", "choose another --out")
+
+
+def check_held(folder: Path, what: str, *, known: Callable[[Path], bool] = lambda _: False) -> None:
+    """Raise UsageError if `held` would: a check before anything heavy is loaded, which makes nothing."""
+    _check_ours(folder, what, known)
+    if (folder / MARKER).is_file():
+        _locked(folder / MARKER, f"{folder} is in use", IN_USE).close()
+
+
+def _check_ours(folder: Path, what: str, known: Callable[[Path], bool]) -> None:
+    """Raise UsageError if a folder has files in it and is not one of `what`."""
+    check_out(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "choose another --out")
+    theirs = "" if (folder / MARKER).is_symlink() else owner(folder)
+    if not theirs and folder.exists() and not _is_free(folder, known):
+        raise UsageError(f"{folder} is not empty, and was not made by `{what}`", "choose another --out")
+    _check_places(folder)
+    if theirs not in ("", what) and not _is_bare(folder):
+        raise UsageError(f"{folder} belongs to `{theirs}`", "choose another --out")
 
 
 def _check_places(folder: Path) -> None:

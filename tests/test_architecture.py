@@ -49,7 +49,7 @@ ONE_FILE = {
     "symusic": "tokenizers/midi_reading.py tokenizers/midi_scores.py",
     "sentencepiece": "tokenizers/text_vocabulary.py",
     "typer": "cli/commands.py",
-    "rich": "cli/console.py",
+    "rich": "cli/bars.py cli/console.py",
     "fsspec": "data/objects.py",
     "pebble": "data/workers.py",
     "jinja2": "report/page.py",

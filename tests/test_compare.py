@@ -1007,7 +1007,8 @@ def test_equal_runs_are_made_once_and_all_that_are_known_are_counted(monkeypatch
     steps = planned[0].recipe().train.steps
     few = pilot[0].recipe().train.steps
     done = [0, few, 2 * few, 2 * few + steps, 2 * few + 2 * steps]
-    assert [part.whole for part in parts[:5]] == pytest.approx(
+    assert [part.whole.over for part in parts[:5]] == [0, 1, 2, 3, 4]
+    assert [part.whole.share for part in parts[:5]] == pytest.approx(
         [one / (2 * few + (4 if place < 2 else 3) * steps) for place, one in enumerate(done)]
     )
 
@@ -1035,7 +1036,9 @@ for event in (Progress("train", 3, 12, "steps", loss=1.5), Progress("eval", 10, 
         assert [type(event) for event in events] == [Part]
         return
     name = "gpt-lr0.002-s1"
-    found = list(dict.fromkeys((e.task, e.done, e.total, e.unit, e.loss, e.whole) for e in events[1:]))
+    found = list(
+        dict.fromkeys((e.task, e.done, e.total, e.unit, e.loss, e.whole and e.whole.share) for e in events[1:])
+    )
     assert found == [
         (name, 3, 12, "steps", 1.5, 0.25),
         (name, 12, 12, "steps", 1.5, None),

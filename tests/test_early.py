@@ -22,6 +22,7 @@ for arguments in json.loads(sys.argv[1]):
     except ShortcutError as error:
         print(json.dumps([error.exit_code, error.message, "torch" in sys.modules]))
 """
+SHARDS = "--recipe text-tiny --set data.shards=shards"
 CASES = {
     "sample": "neither --ckpt nor --like",
     "sample --like none.json": "no such file",
@@ -41,6 +42,57 @@ CASES = {
     "codec eval mini none": "none does not exist",
     "train --recipe text-tiny --model gtp": "unknown architecture 'gtp'",
     "train --recipe text-tiny --init-from none": "",
+    # A value that can't be right
+    "demo --device gpu": "device 'gpu' can't be used",
+    "train --recipe text-tiny --device CUDA": "device 'CUDA' can't be used",
+    "eval --ckpt gpt --device cpu,cpu": "device 'cpu,cpu' can't be used",
+    "sample --ckpt gpt --device x": "device 'x' can't be used",
+    "attention --ckpt gpt --device cuda:x": "device 'cuda:x' can't be used",
+    "run --recipe text-tiny texts --device tpu": "device 'tpu' can't be used",
+    "prove resume --recipe text-tiny --device tpu": "device 'tpu' can't be used",
+    "codec train texts --device tpu": "device 'tpu' can't be used",
+    "compare --recipe text-tiny --models gpt --device cpu,tpu": "device 'tpu' can't be used",
+    "compare --recipe text-tiny --models gpt --device ,": "--device ',' names nothing",
+    "compare --recipe text-tiny --models gpt --ladder 7,wide": "--ladder",
+    "compare --recipe text-tiny --models gpt --ladder 48,72": "rungs with the recipe's own",
+    "compare --recipe text-tiny --models gpt --ladder 48,72 --match none": "--ladder needs a cost",
+    "compare --recipe text-tiny --models gpt --contrast gpt": "does not name two models",
+    "compare --recipe text-tiny --models gpt --contrast mudd:gpt": "'mudd' is not among --models",
+    "compare --recipe text-tiny --models gpt --contrast gpt:gpt": "gpt is compared with itself",
+    "compare --recipe text-tiny --models gpt --seeds 3 --most-seeds 2": "--most-seeds 2 is less than --seeds 3",
+    "compare --recipe text-tiny --models gpt --margin nan": "--margin",
+    "compare --recipe text-tiny --models gpt --task 3/2": "--task '3/2' is not I/N",
+    "run --recipe text-tiny texts --max-bad few": "--max-bad few",
+    "eval --ckpt gpt --files texts --max-bad few": "--max-bad few",
+    "prepare text texts --max-bad few --out s": "--max-bad few",
+    "prepare text texts --task 0/1 --out s": "--task '0/1' is not I/N",
+    # What is in the way, or is not there
+    "report none": "none does not exist",
+    "report gpt none": "none does not exist",
+    "report gpt --out texts": "texts is a folder",
+    "runs none": "none does not exist",
+    "diff gpt none": "none does not exist",
+    "inspect none": "none does not exist",
+    "demo --out texts": "texts is not empty, and was not made by `shortcut demo`",
+    "demo --out gpt": "gpt belongs to `shortcut train`",
+    "run --recipe text-tiny texts --out texts": "texts is not empty",
+    "codec train texts --out gpt": "gpt belongs to `shortcut train`",
+    f"train {SHARDS} --out texts": "texts is not empty",
+    f"compare {SHARDS} --models gpt --out texts": "texts is not empty",
+    f"prove resume {SHARDS} --out texts": "texts is not empty",
+    "demo --out gpt/run.pt": "gpt/run.pt is a file",
+    "codec eval none texts": "'none' is neither a file nor one of",
+    "recipes copy text-tiny gpt/recipe.toml": "exists already",
+    # A folder without a checkpoint
+    "eval --ckpt texts": "the folder 'texts' has no run.pt",
+    "sample --ckpt texts": "the folder 'texts' has no run.pt",
+    "attention --ckpt texts": "the folder 'texts' has no run.pt",
+    "diff gpt texts": "the folder 'texts' has no run.pt",
+    f"train {SHARDS} --init-from texts": "the folder 'texts' has no run.pt",
+    "codec eval texts texts": "'texts' is a folder",
+    "eval --ckpt texts/run.pt": "the folder 'texts' has no run.pt",
+    "eval --ckpt gpt/none.pt": "gpt/none.pt does not exist",
+    "inspect texts": "texts is not a shards folder",
 }
 
 
@@ -52,8 +104,8 @@ def test_what_the_arguments_alone_show_is_said_before_torch_is_loaded(text_run):
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(CASES), done.stderr
     for (line, words), (code, message, heavy) in zip(CASES.items(), found, strict=True):
-        assert code in (2, 4), line
-        assert words in message, line
+        assert code == (5 if "can't be used" in words else 2), (line, code)
+        assert words in message, (line, message)
         assert not heavy, line
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from shortcut_cli.cli import console, tables
+from shortcut_cli.cli import bars, console, tables
 from shortcut_cli.cli.layout import Column, Typed, fit, shortened
-from shortcut_cli.events import Part, Progress
+from shortcut_cli.events import Part, Progress, Whole
 from shortcut_cli.formatting import cell, rounded
 
 LONG = "runs/a-folder-with-a-long-name/shortcut_gated-lr0.0040000000000000001-s1234567890"  # more than 80 characters
@@ -240,7 +240,7 @@ def test_the_end_of_a_long_name_is_in_its_bar(monkeypatch, width):
     screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     monkeypatch.setattr(console, "_err", lambda: screen)
     with console.Reporter() as report:
-        report(Part("compare", 2, 9, f"{LONG * 2}-end", whole=0.5))
+        report(Part("compare", 2, 9, f"{LONG * 2}-end", whole=Whole(0.5, 1, 60.0)))
         report(Progress(LONG, 1, 9, "steps"))
         report.live.stop()
         with screen.capture() as drawn:
@@ -291,3 +291,47 @@ def test_a_stream_on_a_terminal_comes_in_whole_words_and_ends_with_the_rest(monk
     finally:
         console._typed.cache_clear()
         console._out.cache_clear()
+
+
+SAYS = {  # of a bar, at its longest
+    "name": "x" * 8,
+    "amount": "1,014,848/1,181,290",
+    "short": "1.01M/1.18M",
+    "loss": "loss 5.8077 nats/token",
+    "value": "5.8077",
+    "epoch": "epoch 1.25",
+    "spent": "0:04",
+    "left": "1:02:43 left",
+    "rate": "6.161 steps/s",
+}
+
+
+@given(
+    st.lists(st.fixed_dictionaries({}, optional={key: st.just(value) for key, value in SAYS.items()}), max_size=3),
+    st.integers(20, 200),
+)
+def test_what_stands_beside_bars_fits_and_is_never_cut(every, room):
+    found = list(bars.rows(every, room, len))
+    for number, line in found:
+        assert sum(width for _, width in line) + len(line) - 1 <= room
+        for key, width in line:
+            assert width >= (len(every[number].get(key, "")) if key != bars.BAR else bars.LEAST)
+    shown = {(number, key) for number, line in found for key, _ in line}
+    assert {number for number, key in shown if key == bars.BAR} == set(range(len(every)))
+
+
+@pytest.mark.parametrize(("room", "lines"), [(20, 4), (40, 4), (60, 4), (80, 2), (110, 2), (200, 2)])
+def test_a_training_says_its_step_loss_and_times_at_every_width(room, lines):
+    """From 60 columns on with the unit of the loss; below 40 the loss is a bare number."""
+    training = SAYS | {"amount": "1,234/1,500", "short": "1.23K/1.5K", "left": "0:51 left"}
+    whole = {"name": "in all", "amount": "2/12 done", "short": "2/12 done", "spent": "0:35", "left": "1:23:10 left"}
+    found = list(bars.rows([training, whole], room, len))
+    assert len(found) == lines
+    first = {key for number, line in found for key, _ in line if number == 0}
+    assert first >= {"left"} | ({"spent"} if room >= 40 else set())
+    assert first & {"amount", "short"}
+    assert ("loss" in first) == (room >= 40)
+    assert {"loss", "value"} & first
+    last = {key for number, line in found for key, _ in line if number == 1}
+    assert last & {"amount", "short"}
+    assert "left" in last

@@ -27,13 +27,14 @@ from shortcut_cli.codec import weights
 from shortcut_cli.config import reading
 from shortcut_cli.config.writing import differences
 from shortcut_cli.data import inputs, shards, workers
+from shortcut_cli.data.inputs import too_many
 from shortcut_cli.data.shards import Shards, source_paths_file, verify
 from shortcut_cli.data.workers import in_order
 from shortcut_cli.demo import material as demo_material
 from shortcut_cli.errors import Rejected, ShortcutError, TooManyRejects, Unfinished, UsageError, unreadable
 from shortcut_cli.events import Note, Progress
 from shortcut_cli.stages import preparation
-from shortcut_cli.stages.preparation import prepare, too_many
+from shortcut_cli.stages.preparation import prepare
 from shortcut_cli.tokenizers import audio, midi
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.tokenizers.midi import MidiTokenizer

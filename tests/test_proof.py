@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +16,11 @@ import torch
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
 from test_preparation import CHARS, DOMAINS, material, run
 
+from shortcut_cli.compare import watching
 from shortcut_cli.config import reading
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.errors import CheckFailed, ShortcutError, UsageError
+from shortcut_cli.events import Part, Progress
 from shortcut_cli.stages import proof
 from shortcut_cli.training import checkpoint, conditions
 
@@ -134,8 +137,12 @@ def test_sources_that_moved_or_changed(material, tmp_path):
 def test_a_run_that_is_killed_while_it_saves_ends_with_the_same_bytes(text_run, tmp_path):
     flags = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "train.steps=20", "train.eval_every=1")
     flags += set_flags("train.eval_windows=4")
-    command = ("prove", "resume", "--recipe", "text-tiny", "--kills", "2", "--json", "--out", "runs", *flags)
-    result = json.loads(shortcut(*command, cwd=tmp_path).stdout)
+    resolved, events = reading.read("text-tiny", flags[1::2]), []
+    result = proof.resume(resolved, tmp_path / "runs", kills=2, seed=1, device="cpu", report=events.append)
+    told = [event for event in events if isinstance(event, Progress)]  # by the trainings themselves
+    assert {(event.task, event.total, event.unit) for event in told} == {("train", 20, "steps")}
+    assert {event.loss_unit for event in told if event.loss is not None} == {"nats per token"}
+    assert {event.whole.over for event in told} >= {0, 3}
     assert result["kills"] == 2
     assert result["equal_weights"] is result["equal_logs"] is True
     assert set(result["killed_sha256"]) == {result["uninterrupted_sha256"]}
@@ -226,6 +233,7 @@ class Trainings:
         self.started, self.waited, self.killed = [], [], []
         self.lasts, self.errors = lasts, errors or {}
         self.weights, self.best, self.logs = {}, {}, {}
+        self.tell = lambda _, __: None
         monkeypatch.setattr(proof, "_start", self.start)
         monkeypatch.setattr(proof, "_saved_step", lambda path: 10 * self.killed.count(path.name))
         monkeypatch.setattr(proof, "weights_sha256", self.hash)
@@ -235,8 +243,9 @@ class Trainings:
         assert path.name in ("run.pt", "resume.pt")
         return (self.best if path.name == "run.pt" else self.weights).get(path.parent.name, path.name)
 
-    def start(self, folder, name, device):
+    def start(self, folder, name, device, told):
         assert (folder / "recipe.toml").exists()
+        self.tell(name, watching.Teller(told))
         self.started.append((name, device))
 
         def wait(timeout):
@@ -292,6 +301,42 @@ def test_the_times_of_the_kills_are_random_and_set_by_the_seed(tmp_path, monkeyp
         assert trainings.waited == [moments.uniform(0, 50), moments.uniform(0, 50)]
 
 
+def test_what_a_training_tells_moves_the_bar_over_all_and_the_time_left(tmp_path, monkeypatch):
+    """Of 50 s without a kill; then there are two kills, of half a training each, and a training to the end."""
+    now = 0.0
+    monkeypatch.setattr(proof.time, "monotonic", lambda: now)
+    monkeypatch.setattr(proof, "POLL_S", 0.01)
+    trainings, events, arrived = Trainings(monkeypatch, {"killed-1": 9}), [], threading.Event()
+
+    def report(event):
+        events.append(event)
+        if isinstance(event, Progress):
+            arrived.set()
+
+    def tell(name, teller):
+        nonlocal now
+        for done, seconds in ((0, 5.0), (1, 9.0)) if name == "whole" else ((2, 10.0),):
+            now += seconds
+            arrived.clear()
+            teller.told = -1.0
+            teller.tell(Progress("train", done, 5, "steps", loss=1.5))
+            assert arrived.wait(20)
+        now += 50.0 - now % 50.0
+
+    trainings.tell = tell
+    resumed(tmp_path, kills=2, report=report)
+    told = [event for event in events if isinstance(event, Progress)]
+    found = {one.whole.over: (one.done, one.loss, round(one.whole.share, 3), one.whole.left_s) for one in told}
+    assert found == {
+        0: (1, 1.5, round(0.2 / 3, 3), pytest.approx(2.8 * 50)),  # 5 s until it begins, and 9 s for a fifth
+        1: (2, 1.5, round(1.2 / 3, 3), pytest.approx(1.8 * 50)),  # 10 of 50 s
+        2: (2, 1.5, round(1.7 / 3, 3), pytest.approx(1.3 * 50)),
+        3: (2, 1.5, round(2.4 / 3, 3), pytest.approx(0.6 * 50)),  # 2 of 5 steps
+    }
+    parts = [(event.number, event.whole.over) for event in events if isinstance(event, Part)]
+    assert parts == [(1, 0), (2, 1), (3, 2), (4, 3)]
+
+
 @pytest.mark.parametrize(
     ("where", "name", "weights", "logs"),
     [
@@ -333,8 +378,9 @@ def test_a_run_that_fails_on_its_own_ends_the_proof_with_its_error_message(tmp_p
 def test_a_run_is_the_train_command_with_the_recipe_of_the_folder(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(proof.cleanup, "start", lambda command, **_: commands.append(command))
-    proof._start(tmp_path, "killed-1", "cuda:1")
+    proof._start(tmp_path, "killed-1", "cuda:1", 7)
     expected = ["train", "--recipe", f"{tmp_path}/recipe.toml", "--out", f"{tmp_path}/killed-1", "--device", "cuda:1"]
+    expected.append("--no-report")
     assert commands == [[sys.executable, "-m", "shortcut_cli", *expected]]
 
 

@@ -15,7 +15,8 @@ from test_significance import power
 from shortcut_cli.cli import tables, worker
 from shortcut_cli.compare import contrasts, looks, runner
 from shortcut_cli.compare import table as arms_table
-from shortcut_cli.compare.arms import ladder, plan
+from shortcut_cli.compare.arms import plan
+from shortcut_cli.compare.asked import ladder
 from shortcut_cli.compare.runner import PlannedRun
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import CheckFailed, Diverged, UsageError

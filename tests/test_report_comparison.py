@@ -730,3 +730,10 @@ def test_the_page_has_our_style_sheet_and_the_names_of_the_arms(tmp_path):
         in made_page
     )
     assert Path(page.TEMPLATES / "comparison.css").read_text() in made_page
+
+
+def test_a_sentence_on_a_page_has_the_minus_of_its_tables():
+    said = "No verdict on gpt-5x96 against a-2 (-0.0503 nats per token, -0.1 to 1e-3, [-2, +3]); lr-1."
+    assert compared.sentence(said) == (
+        "No verdict on gpt-5x96 against a-2 (\u22120.0503 nats per token, \u22120.1 to 1e-3, [\u22122, +3]); lr-1."
+    )

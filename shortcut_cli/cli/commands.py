@@ -191,7 +191,21 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.steps=200. Repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+def _known(given: str) -> str:
+    """The name of a device. Raises Unavailable if it can be none."""
+    return devices.check(given)
+
+
+def _every_known(given: str) -> str:
+    """The names of devices. Raises Unavailable if one can be none, UsageError if there are none."""
+    return ",".join(map(devices.check, _names("--device", given)))
+
+
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.", callback=_known)
+]
 CheckpointOption = typer.Option("--ckpt", metavar="run.pt", help="Checkpoint written by `train`, or its run folder.")
 Checkpoint = Annotated[Path, CheckpointOption]
 ShardsOption = Annotated[
@@ -556,7 +570,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model on shards. If it is interrupted, run it again to resume."""
+    from shortcut_cli import files
     from shortcut_cli.config import reading
+    from shortcut_cli.training import loop
 
     if processes > 1 and dry_run:
         raise UsageError("--dry-run takes no --devices", "it says what one device would do")
@@ -567,16 +583,19 @@ def train(
     resolved = _with_shards(recipe, resolved, settings)
     folder = out or reading.run_folder(recipe, resolved)
     first = None if init_from is None else _checkpoint(init_from)
+    if not dry_run and not torchrun.promised():  # processes of one training hold its folder together
+        files.check_held(folder, "shortcut train", known=loop.is_run_folder)
     if processes > 1 or torchrun.promised():
         torchrun.hush()
     if processes > 1 and not torchrun.promised():
         from shortcut_cli.cli import launch
 
         raise typer.Exit(launch.processes(sys.argv[1:], processes, max_restarts))
+    from shortcut_cli.compare import watching
     from shortcut_cli.stages import training
 
     where = torchrun.place(devices.choose(device))
-    with console.Reporter(quiet=not torchrun.leads()) as report:
+    with console.Reporter(quiet=not torchrun.leads(), teller=watching.inherited()) as report:
         if dry_run:
             found = training.rehearse(resolved, folder, device=where, report=report, init_from=first)
             console.result(found, tables.rehearsal(found), as_json=as_json)
@@ -638,6 +657,7 @@ def evaluate(
     from shortcut_cli.stages import early
 
     early.check_paths(paths)
+    early.check_max_bad(max_bad)
     early.check_shards(shards)
     from shortcut_cli.stages import pipeline
 
@@ -821,14 +841,17 @@ def run_pipeline(
     """Prepare, train, evaluate and sample. Finished stages are skipped."""
     from shortcut_cli.config import reading
     from shortcut_cli.stages import early
+    from shortcut_cli.training import loop
 
     resolved = reading.read(recipe, _settings(settings))
     from shortcut_cli import files
 
     early.check_paths(paths)
+    early.check_max_bad(max_bad)
+    folder = out or reading.run_folder(recipe, resolved)
+    files.check_held(folder, "shortcut train", known=loop.is_run_folder)
     from shortcut_cli.stages import pipeline
 
-    folder = out or reading.run_folder(recipe, resolved)
     if (files.place(resolved.data.shards) / "manifest.json").is_file():
         resolved = _with_shards(recipe, resolved, settings)
     with console.Reporter() as report:
@@ -915,7 +938,13 @@ def compare(
     ] = 0.005,
     out: Annotated[Path | None, _out("Folder of the comparison; default: comparisons/RECIPE.")] = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME,...", help="One device, or several, e.g. cuda:0,cuda:1.")
+        str,
+        typer.Option(
+            "--device",
+            metavar="NAME,...",
+            help="One device, or several, e.g. cuda:0,cuda:1.",
+            callback=_every_known,
+        ),
     ] = "auto",
     task: Annotated[
         str | None, typer.Option("--task", metavar="I/N", help="Train one of N parts of the runs, and judge nothing.")
@@ -925,6 +954,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare architectures with baselines of their cost over seeds. Writes a page with differences and intervals."""
+    from shortcut_cli import files
+    from shortcut_cli.compare import asked
     from shortcut_cli.config import reading
 
     resolved = reading.read(recipe, _settings(settings))
@@ -933,12 +964,15 @@ def compare(
     match = match or ("flops" if rungs else "params")
     if rungs and match == "none":
         raise UsageError("--ladder needs a cost to be laid over", "--match flops, params or time")
-    for name in names:
-        reading.with_settings(resolved, [f"model.name={name}"])  # raises UsageError if there is none of this name
+    share = None if task is None else _task(task)
+    asked.check(resolved, names, rungs, pairs)
+    asked.check_seeds(seeds, most_seeds)
     resolved = _with_shards(recipe, resolved, settings)
+    folder = out or Path("comparisons") / Path(recipe).stem
+    if share is None:  # tasks hold it together
+        files.check_held(folder, "shortcut compare", known=asked.is_comparison)
     from shortcut_cli.stages import comparison
 
-    folder = out or Path("comparisons") / Path(recipe).stem
     with console.Reporter() as report:
         result = comparison.compare(
             resolved,
@@ -955,7 +989,7 @@ def compare(
             report=report,
             stop=signals,
             page=not no_report,
-            task=None if task is None else _task(task),
+            task=share,
         )
     if task is not None:
         console.result(result | {"path": str(folder)}, tables.share(result), as_json=as_json)
@@ -1010,11 +1044,17 @@ def write_report(
 
     A page that an earlier `report` wrote is replaced.
     """
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist", "give folders of runs, comparisons, codecs or shards")
     from shortcut_cli.stages import reporting
 
     with console.Reporter() as report:
         result = reporting.told(paths, out, report)
     console.result(result, result["report"], as_json=as_json, written=[result["report"]])
+    page = Path(result["report"])
+    again = ["report", *map(str, paths), *(["--out", str(out)] if out else []), "--open"]
+    _end(page.parent, [str(page)], [] if show else again, page={"report": str(page)}, as_json=as_json)
     if show:
         console.browse(Path(result["report"]))
 
@@ -1128,6 +1168,8 @@ def prove_resume(
 
     resolved = reading.read(recipe, _settings(settings))
     resolved = _with_shards(recipe, resolved, settings)
+    if out:
+        files.check_empty(out)
     from shortcut_cli.stages import proof
 
     with console.Reporter() as report, files.temporary_folder() as scratch:
@@ -1184,14 +1226,17 @@ def codec_train(
     as_json: AsJson = False,
 ) -> None:
     """Train a codec on sound files. If it is interrupted, run it again to resume."""
+    from shortcut_cli import files
     from shortcut_cli.config import reading
     from shortcut_cli.stages import early
+    from shortcut_cli.training import loop
 
     resolved = reading.read_codec(recipe, _settings(settings))
     early.check_paths(paths)
+    folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
+    files.check_held(folder, "shortcut codec train", known=loop.is_run_folder)
     from shortcut_cli.stages import codec_training
 
-    folder = out or Path("runs") / f"{Path(recipe).stem}-s{resolved.train.seed}"
     with console.Reporter() as report:
         summary = codec_training.train(
             resolved,
@@ -1243,6 +1288,7 @@ def codec_eval(
     from shortcut_cli.stages import early
 
     early.check_paths(paths)
+    early.check_codec(weights)
     from shortcut_cli.stages import codec_evaluation
 
     with console.Reporter() as report:
@@ -1280,9 +1326,12 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run every domain end to end on generated data, offline. Takes about three minutes on two CPU cores."""
-    from shortcut_cli.stages import demo as stage
+    from shortcut_cli import files
 
     folder = out or Path("demo")
+    files.check_held(folder, "shortcut demo")
+    from shortcut_cli.stages import demo as stage
+
     with console.Reporter() as report:
         result = stage.demo(
             folder,

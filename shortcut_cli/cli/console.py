@@ -24,24 +24,25 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
-from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, Typed, fit, records, shortened, wrapped, written
+from shortcut_cli.cli import bars
+from shortcut_cli.cli.bars import PARTS
+from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, Typed, fit, records, wrapped, written
 from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
-from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation
-from shortcut_cli.formatting import cell, shown, to_json, visible
+from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation, Whole
+from shortcut_cli.formatting import rounded, shown, to_json, visible
 
 if TYPE_CHECKING:
     import rich.progress
     import rich.table
     from rich.console import Console
 
+    from shortcut_cli.compare.watching import Teller
+
     Table = rich.table.Table
 
 PLAIN_INTERVAL_S = 10.0
-ROOMY = 110  # columns of the screen from which a bar has everything beside it
-PARTS = "parts"
 OPEN = "PATH..."  # in a command, what its user has to fill in
 WORK = ("steps", "tokens", "windows")  # units of the work of a model, which is nearly all of a part that has it
-PLAIN_WIDTH = 76  # and from which it has more than the loss and the time left
 PIPE_WIDTH = 120  # columns of a table if there is no terminal
 STDERR = 2  # its number, the last of the standard streams'
 COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions, beside the user's own line
@@ -375,69 +376,20 @@ def pairs(title: str, rows: Mapping[str, Any]) -> "Table":
     return table(title, ("", "value"), rows.items())
 
 
-def _bars(width: int) -> "rich.progress.Progress":
-    """Progress bars on stderr: task, done, loss with its unit, epoch, time spent and left, as far as `width` goes."""
-    from rich.cells import cell_len
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.text import Text
-
-    class Name(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(shortened(task.fields["name"], width // 5, cell_len), no_wrap=True)
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{cell(float(speed))} {task.fields['unit']}/s" if speed else "", no_wrap=True)
-
-    class Left(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            left = task.fields["left"](task) if task.fields["unit"] == PARTS else task.time_remaining
-            return Text("" if left is None else f"{_clock(left)} left", no_wrap=True)
-
-    class Bars(Progress):
-        def get_renderables(self) -> Iterator[Any]:
-            """The bar of the parts has a line of its own, since its description would take the others' room."""
-            tasks = self.tasks
-            whole = [task for task in tasks if task.fields["unit"] == PARTS]
-            if whole:
-                yield Text(shortened(whole[0].description, _err().width, cell_len), no_wrap=True)
-            yield self.make_tasks_table([task for task in tasks if task not in whole])
-            yield self.make_tasks_table(whole)
-
-    columns: list[ProgressColumn | str] = [
-        Name(),
-        BarColumn(bar_width=max(7, min(40, width // 10))),
-        TextColumn("{task.fields[amount]}"),
-        TextColumn("{task.fields[loss]}", markup=False),
-    ]
-    columns += [TextColumn("{task.fields[epoch]}")] if width >= ROOMY else []
-    columns += [TimeElapsedColumn()] if width >= PLAIN_WIDTH else []
-    columns += [Left(), *([Rate()] if width >= ROOMY else [])]
-    return Bars(*columns, console=_err(), transient=True)
-
-
-def _clock(seconds: float) -> str:
-    """A time as 1:02, or 1:02:03 from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class Reporter:
     """Shows the events of a stage: live bars on a terminal, otherwise a plain line at most every PLAIN_INTERVAL_S.
 
     Of a command with several parts the first bar is that of the parts, and the others are those of the present one.
-    quiet: shows nothing, as in a process beside one that shows the same.
+    quiet: shows nothing, as in a process beside one that shows the same. teller: to another process, how far this is.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, teller: "Teller | None" = None) -> None:
+        self.quiet, self.teller = quiet, teller
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.whole: rich.progress.TaskID | None = None  # the bar of the parts
         self.part: Part | None = None  # the present one
-        self.began = time.monotonic()  # when the first began
+        self.told: tuple[Whole | None, float] = None, 0.0  # how far all parts are, and when that was said
         self.known: dict[str, Progress] = {}  # the last event of a task that had a loss
         self.printed = time.monotonic()
         self.shown = ExitStack()
@@ -460,6 +412,8 @@ class Reporter:
         if isinstance(event, Sampled):
             stream(event.text)
             return
+        if self.teller and isinstance(event, Progress):
+            self.teller.tell(self.with_loss(event))
         with self.lock, _trying():
             self._show(event)
 
@@ -472,7 +426,7 @@ class Reporter:
             _say(f"step {event.step:,}: validation {scored}{best}")
         elif isinstance(event, Part):
             self._part(event)
-        elif _err().is_terminal:
+        elif _drawn():
             self._bar(self.with_loss(event))
         else:
             self._plain(self.with_loss(event))
@@ -497,18 +451,18 @@ class Reporter:
     def _started(self) -> "rich.progress.Progress":
         """The bars, which are there from the first event on."""
         if not self.live:
-            self.live, _Loading.bars = _bars(_err().width), True
+            self.live, _Loading.bars = bars.made(_err(), self._left), True
             self.shown.enter_context(cleanup.due(lambda: os.write(STDERR, SHOW_CURSOR)))
             self.live.start()
         return self.live
 
     def _part(self, event: Part) -> None:
         """Show that a part begins: nothing of those before it is left, unless they are weighed."""
-        self.began = self.began if self.part else time.monotonic()
         self.part = event
+        self._tell(event.whole)
         said = f"{event.task} {event.number:,} of {event.total:,}: {event.text}"
-        if not _err().is_terminal:
-            left = self._left(event.whole)
+        if not _drawn():
+            left = self._left()
             _say(said if left is None else f"{said}, about {left / 60:,.0f} min left")
             return
         live = self._started()
@@ -518,36 +472,37 @@ class Reporter:
             self.tasks.clear()
             self.known.clear()
         if self.whole is None:
-            fields: dict[str, Any] = {
-                "name": "in all",
-                "unit": PARTS,
-                "loss": "",
-                "epoch": "",
-                "amount": "",
-                "left": self._left_of,
-            }
-            self.whole = live.add_task("", total=1.0, **fields)
-        done = (event.number - 1) / event.total if event.whole is None else event.whole
-        amount = f"{event.number:,}/{event.total:,}"
-        live.update(self.whole, description=shown(said), completed=done, amount=amount)
+            self.whole = live.add_task("", total=1.0, **_fields("in all", PARTS))
+        over = event.number - 1 if event.whole is None else event.whole.over
+        share = over / event.total if event.whole is None else event.whole.share
+        self._move(live, share, over, event.total, description=shown(said))
 
-    def _left(self, whole: float | None) -> float | None:
-        """The seconds that a command of weighed parts goes on, if it goes on as it has done; None: not known."""
-        return (time.monotonic() - self.began) * (1 - whole) / whole if whole else None
+    def _tell(self, whole: Whole | None) -> None:
+        self.told = whole or self.told[0], time.monotonic()
 
-    def _left_of(self, task: Any) -> float | None:
-        return self._left(task.completed) if self.part and self.part.whole is not None else None
+    def _left(self) -> float | None:
+        """The seconds that a command of weighed parts goes on; None: not known."""
+        whole, at = self.told
+        if whole is None or whole.left_s is None:
+            return None
+        return max(0.0, whole.left_s - (time.monotonic() - at))
+
+    def _move(self, live: "rich.progress.Progress", share: float, over: int, total: int, **said: str) -> None:
+        """Move the bar over all parts, which never goes back, and say how many of them are over."""
+        amount = f"{over:,}/{total:,} done"
+        share = max(share, live.tasks[live.task_ids.index(self.whole)].completed)  # type: ignore[arg-type]
+        live.update(self.whole, completed=share, amount=amount, short=amount, **said)  # type: ignore[arg-type]
 
     def _inside(self, live: "rich.progress.Progress", event: Progress) -> None:
         """Move the bar over all parts by what is done of the present one: by the units of work of a model."""
         if self.whole is None or self.part is None:
             return
-        done = event.whole
-        if self.part.whole is None and event.unit in WORK:
-            done = (self.part.number - 1 + event.done / event.total) / self.part.total
-            done = max(done, live.tasks[live.task_ids.index(self.whole)].completed)
-        if done is not None:
-            live.update(self.whole, completed=done)
+        if event.whole:
+            self._tell(event.whole)
+            self._move(live, event.whole.share, event.whole.over, self.part.total)
+        elif self.part.whole is None and event.unit in WORK:
+            over = self.part.number - 1
+            self._move(live, (over + event.done / event.total) / self.part.total, over, self.part.total)
 
     def _bar(self, event: Progress) -> None:
         live = self._started()
@@ -557,19 +512,15 @@ class Reporter:
                 return
             self.tasks[event.task] = live.add_task(
                 shown(event.task),
-                name=shown(event.task),
                 total=event.total,
                 completed=event.done,
-                unit=shown(event.unit),
-                loss="",
-                epoch="",
-                amount="",
+                **_fields(shown(event.task), shown(event.unit)),
             )
         fields: dict[str, Any] = {"amount": f"{event.done:,}/{event.total:,}"}
+        fields["short"] = f"{rounded(event.done)}/{rounded(event.total)}"
         fields |= {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
         if event.loss is not None:
-            short = live.console.width < PLAIN_WIDTH  # then the unit is that of every training
-            fields["loss"] = f"loss {event.loss:.4f}" if short else _loss(event).replace(" per ", "/")
+            fields["loss"] = _loss(event).replace(" per ", "/")
         live.update(self.tasks[event.task], completed=event.done, total=event.total, **fields)
         if event.done >= event.total:
             live.remove_task(self.tasks.pop(event.task))
@@ -588,6 +539,16 @@ class Reporter:
             rate = f", {event.tokens / event.seconds:,.0f} tokens/s" if event.tokens else ""
             line += f"{rate}, {event.seconds:,.0f} s spent, {left:,.0f} s left"
         _say(line)
+
+
+def _drawn() -> bool:
+    """Whether stderr is a terminal on which lines can be drawn again."""
+    return _err().is_terminal and not _err().is_dumb_terminal
+
+
+def _fields(name: str, unit: str) -> dict[str, Any]:
+    """What a bar says in the beginning."""
+    return {"name": name, "unit": unit, "amount": "", "short": "", "loss": "", "epoch": ""}
 
 
 def _loss(event: Progress) -> str:

@@ -13,22 +13,8 @@ from shortcut_cli.cli import console
 from shortcut_cli.cli.signals import guarded, signals
 from shortcut_cli.compare.watching import Teller
 from shortcut_cli.errors import Diverged
-from shortcut_cli.events import Event, Note, Progress
+from shortcut_cli.events import Note
 from shortcut_cli.formatting import to_json
-
-
-class Telling(console.Reporter):
-    """A Reporter that also tells the process of the comparison how far the run is."""
-
-    def __init__(self, teller: Teller | None) -> None:
-        super().__init__()
-        self.teller = teller
-
-    def __call__(self, event: Event) -> None:
-        """Show one event of a stage, and pass it on."""
-        super().__call__(event)
-        if self.teller and isinstance(event, Progress):
-            self.teller.tell(self.with_loss(event))
 
 
 def run(planned: str, folder: Path, device: str, teller: Teller | None = None) -> None:
@@ -43,7 +29,7 @@ def run(planned: str, folder: Path, device: str, teller: Teller | None = None) -
     from shortcut_cli.stages import training
     from shortcut_cli.stages.pipeline import score
 
-    with Telling(teller) as report:
+    with console.Reporter(teller=teller) as report:
         resolved = reading.read(planned)
         shards = files.place(resolved.data.shards)
         try:

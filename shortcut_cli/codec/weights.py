@@ -58,13 +58,22 @@ def resolve(weights: str) -> Path:
         return EMBEDDED[weights]
     if weights in OFFICIAL:
         return fetch(weights)
+    check(weights)
+    return Path(weights)
+
+
+def check(weights: str) -> None:
+    """Raise UsageError if a text is neither a known name nor a file."""
     path = Path(weights)
-    if not path.is_file():
+    if weights not in NAMES and path.is_dir():
+        inside = path / "codec.pt"
+        state = f"give the file in it: {inside}" if inside.is_file() else "it has no codec.pt either"
+        raise UsageError(f"tokenizer.weights {weights!r} is a folder", state)
+    if weights not in NAMES and not path.is_file():
         raise UsageError(
             f"tokenizer.weights {weights!r} is neither a file nor one of {', '.join(NAMES)}",
             "give the path of a codec.pt or of a checkpoint of the `encodec` package, or a known name",
         )
-    return path
 
 
 def seed(weights: str) -> tuple[int, Layout] | None:

@@ -4,22 +4,18 @@ The twin is a plain baseline that differs in nothing that matters: its feed-forw
 two. It goes through the same choices as all arms, and whatever is found between it and the baselines is chance.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from shortcut_cli.compare import baselines
-from shortcut_cli.compare.ladder import LEAST_RUNGS
+from shortcut_cli.compare.asked import BASELINE, ladder
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
-from shortcut_cli.errors import UsageError
 from shortcut_cli.registry import Match
 
 Role = Literal["plain", "asked", "matched", "rung", "twin"]
 TWIN = 64  # one feed-forward unit more for each of so many
-RUNG = re.compile(r"(?:([0-9]{1,9})x)?([0-9]{1,9})")
-SHOWN = 40  # characters of a rung that is wrong
 CONTROL = "conv"  # an arm that is known to help
 
 
@@ -56,8 +52,8 @@ def plan(
 
     Raises UsageError if a model is unknown, has no matching baseline, or a rung is wrong.
     """
-    plain = reading.with_settings(resolved, [f"model.name={baselines.BASELINE}"])
-    arms = {baselines.BASELINE: _arm(baselines.BASELINE, plain, vocabulary, "plain")}
+    plain = reading.with_settings(resolved, [f"model.name={BASELINE}"])
+    arms = {BASELINE: _arm(BASELINE, plain, vocabulary, "plain")}
     for name in models:
         made = reading.with_settings(resolved, [f"model.name={name}"])
         arms.setdefault(name, _arm(name, made, vocabulary, "asked"))
@@ -81,46 +77,12 @@ def _label(baseline: Recipe, plain: Recipe) -> str:
     """The label of a baseline: that of the plain one if it has its shape."""
     shape, own = baseline.model, plain.model
     same = (shape.layers, shape.width, shape.ffn) == (own.layers, own.width, own.ffn)
-    return baselines.BASELINE if same else f"gpt-{shape.layers}x{shape.width}x{shape.ffn}"
-
-
-def ladder(plain: Recipe, rungs: Sequence[str]) -> list[Recipe]:
-    """The recipes of the rungs, the plain baseline among them, from widths, or layers x width: "96", "8x64".
-
-    Heads keep their width, and feed-forward layers their ratio to the width.
-
-    Raises UsageError if a rung is wrong, or if there are too few.
-    """
-    shape = plain.model
-    head, found = shape.width // shape.heads, {(shape.layers, shape.width): plain}
-    for rung in rungs:
-        given = RUNG.fullmatch(rung)
-        if not given:
-            raise UsageError(
-                f"--ladder: {rung[:SHOWN]!r} is neither a width nor layers x width", "for example --ladder 48,64,96"
-            )
-        layers, width = given.groups()
-        place = (int(layers or shape.layers), int(width))
-        if not place[1] or place[1] % head:
-            below = place[1] // head * head
-            raise UsageError(
-                f"--ladder: width {width} is not a multiple of {head}, the width of a head of the recipe",
-                f"take {below} or {below + head}" if below else f"take {head}",
-            )
-        ffn = max(1, round(shape.ffn * place[1] / shape.width))
-        settings = [f"layers={place[0]}", f"width={place[1]}", f"heads={place[1] // head}", f"ffn={ffn}"]
-        found.setdefault(place, reading.with_settings(plain, [f"model.{setting}" for setting in settings]))
-    if len(found) < LEAST_RUNGS:
-        raise UsageError(
-            f"--ladder: {len(found)} rungs with the recipe's own, {shape.layers}x{shape.width}, are too few for a line",
-            f"name at least {LEAST_RUNGS - 1} others",
-        )
-    return [found[place] for place in sorted(found)]
+    return BASELINE if same else f"gpt-{shape.layers}x{shape.width}x{shape.ffn}"
 
 
 def _match(arms: dict[str, Arm], vocabulary: int, match: Match, step_seconds: Callable[[Arm], float]) -> None:
     """Add the matched baselines of each model."""
-    plain = arms[baselines.BASELINE]
+    plain = arms[BASELINE]
     for arm in [arm for arm in arms.values() if arm is not plain]:
         if match == "none":
             arm.baselines = [plain.label]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from shortcut_cli import registry
+from shortcut_cli.compare.asked import BASELINE
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.errors import UsageError
@@ -16,7 +17,6 @@ from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.registry import Match
 
 TOLERANCE = {"params": 0.005, "flops": 0.01}  # relative, by what is matched
-BASELINE = "gpt"
 FARTHEST = 4.0  # times the depth or width of the arm
 
 

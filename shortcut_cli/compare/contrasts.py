@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from shortcut_cli.compare import ladder, significance
 from shortcut_cli.compare.arms import CONTROL, Arm
-from shortcut_cli.compare.baselines import BASELINE
+from shortcut_cli.compare.asked import BASELINE, LEAST_RUNGS
 from shortcut_cli.compare.ladder import Ladder
 from shortcut_cli.compare.significance import Contrast, Noise
 from shortcut_cli.errors import CheckFailed
@@ -77,7 +77,7 @@ class Judge:
         """The rungs whose cost is known, and their ladder, if they are enough."""
         rungs = [label for label in rungs if self._cost(label) is not None]
         costs = [self._cost(label) or 0.0 for label in rungs]
-        if len(rungs) < ladder.LEAST_RUNGS:
+        if len(rungs) < LEAST_RUNGS:
             return rungs, None
         return rungs, ladder.fit(costs, self.losses[[self.whole.index(label) for label in rungs]], self.residual)
 

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from shortcut_cli.compare.asked import LEAST_RUNGS
 from shortcut_cli.compare.significance import Floats, Noise
 
-LEAST_RUNGS = 4
 BAND = 33  # costs at which the band is given
 CURVED = 0.05  # level of the test of c: above it, the line is straight
 POOLED = 0.15  # level of the F-test: above it, the scatter of the rungs is pooled with the variance over seeds

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from shortcut_cli import cleanup, files
-from shortcut_cli.compare import watching
+from shortcut_cli.compare import pace, watching
 from shortcut_cli.compare.arms import Arm
+from shortcut_cli.compare.pace import Load, Pace
 from shortcut_cli.compare.significance import of_mean
 from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import SEED, Recipe
 from shortcut_cli.errors import CheckFailed, Diverged, Interrupted, Missing, ShortcutError, UsageError
-from shortcut_cli.events import Part, Progress, Report
+from shortcut_cli.events import Part, Progress, Report, Whole
 from shortcut_cli.formatting import to_json
 from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, is_number, read
@@ -37,6 +38,7 @@ MOST_VALIDATIONS = 100_000  # of a run, in its curve
 PILOTS = 2  # seeds on which learning rates and matched baselines are chosen
 PILOT_SEED = 1_000_000  # the first of them, after the recipe's: no run that counts has it
 PILOT_SHARE = 4  # of how many steps a pilot has one
+TRAINING_FORWARDS = 3  # FLOPs of a training step, in those of a forward pass
 DIVERGED = "diverged.json"
 
 
@@ -62,11 +64,13 @@ class PlannedRun:
             settings.append(f"train.schedule_steps={-(-train.schedule_steps // PILOT_SHARE)}")
         return reading.with_settings(self.arm.recipe, settings)
 
-    @property
-    def work(self) -> float:
-        """Its training FLOPs, in those of a token: all runs have equal batches."""
-        steps = self.arm.recipe.train.steps
-        return self.arm.size.flops * (-(-steps // PILOT_SHARE) if self.pilot else steps)
+    def load(self, scored: int) -> Load:
+        """Its FLOPs. scored: tokens of the split; a token is read again in each window that it is in."""
+        train, model = self.arm.recipe.train, self.arm.recipe.model
+        steps = -(-train.steps // PILOT_SHARE) if self.pilot else train.steps
+        trained = self.arm.size.flops * steps * train.batch_size * model.context
+        forward = self.arm.size.flops / TRAINING_FORWARDS * scored * model.context / self.arm.recipe.eval.stride
+        return Load(self.arm.label, {pace.START: 1.0, pace.TRAIN: trained, pace.SCORE: forward})
 
 
 def pilots(arm: Arm, lr: float) -> list[PlannedRun]:
@@ -120,7 +124,8 @@ def divergence_of(folder: Path, inputs: dict[str, Any]) -> str:
 class Runner:
     """Trains and scores planned runs on shards with a checksum, one at a time on each device.
 
-    task: the number of this machine, from 1, and of all that share the folder; each trains every n-th run.
+    task: the number of this machine, from 1, and of all that share the folder; each trains every n-th run. scored: how
+    many tokens each run is scored on, which the time left depends on.
     """
 
     def __init__(
@@ -131,8 +136,9 @@ class Runner:
         shards: str,
         vocabulary: int,
         task: tuple[int, int] = (1, 1),
+        scored: int = 0,
     ) -> None:
-        self.task = task
+        self.task, self.scored = task, scored
         self.out, self.report, self.shards, self.vocabulary = out, report, shards, vocabulary
         self.names = list(devices)
         self.devices: queue.Queue[str] = queue.Queue()
@@ -147,7 +153,9 @@ class Runner:
         self.begun = 0  # runs
         self.known: dict[Path, PlannedRun] = {}  # all runs of this command that were not done before it
         self.later: dict[Path, PlannedRun] = {}  # and those that will follow, as far as it is known
-        self.shares: dict[Path, float] = {}  # how much of each is done
+        self.shares: dict[Path, dict[str, float]] = {}  # how much is done of the training and scoring of each
+        self.over: set[Path] = set()
+        self.pace = Pace()
         self.told: dict[Path, Progress] = {}  # what each run that goes on told last
         self.lock = threading.Lock()
 
@@ -178,10 +186,14 @@ class Runner:
                 "run the same command again once they have",
             )
 
-    def _whole(self) -> float:
-        """The share of all work that is done."""
-        done = sum(share * self.known[folder].work for folder, share in self.shares.items())
-        return done / sum(planned.work for planned in (self.known | self.later).values())
+    def _whole(self) -> Whole:
+        """How far all runs are."""
+        loads = {folder: planned.load(self.scored) for folder, planned in (self.known | self.later).items()}
+        phases = (pace.TRAIN, pace.SCORE)
+        every = sum(load.work[phase] for load in loads.values() for phase in phases)
+        done = sum(loads[run].work[phase] * share for run, each in self.shares.items() for phase, share in each.items())
+        waiting = [load for folder, load in loads.items() if folder not in self.shares]
+        return Whole(done / every, len(self.over), self.pace.left(waiting, self.width))
 
     def mine(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """The runs that fall to this task: all tasks agree, since they plan the same runs in the same order."""
@@ -239,11 +251,15 @@ class Runner:
                 files.write(recipe, writing.dump(planned.recipe()))
             with self.lock:
                 self.begun += 1
+                self.shares[folder] = {}
+                self.pace.begin(folder.name, planned.load(self.scored))
                 total = len(self.known | self.later)
                 self.report(Part("compare", self.begun, total, f"{folder.name} on {device}", self._whole()))
             self._process(recipe, folder, device)
             with self.lock:
-                self.shares[folder] = 1.0
+                self.shares[folder] = {pace.TRAIN: 1.0, pace.SCORE: 1.0}
+                self.over.add(folder)
+                self.pace.end(folder.name)
                 self._over(folder)
         finally:
             self.devices.put(device)
@@ -294,7 +310,9 @@ class Runner:
         trains = event.unit == "steps"
         event = replace(event, task=folder.name if trains else f"{event.task} {folder.name}")
         with self.lock:
-            self.shares[folder] = event.done / event.total if trains else 1.0
+            phase, share = pace.TRAIN if trains else pace.SCORE, event.done / event.total
+            self.shares[folder] = {phase: share} if trains else {pace.TRAIN: 1.0, phase: share}
+            self.pace.move(folder.name, phase, share)
             if (last := self.told.get(folder)) and last.task != event.task:
                 self._over(folder)
             self.told[folder] = event

@@ -13,6 +13,7 @@ from shortcut_cli.formatting import to_json
 
 SIZE = 1024  # bytes of an event
 EVERY_S = 0.1
+FILE = "_SHORTCUT_TELL"  # the variable with the number of the file, for a process that is started as a command
 
 
 class Teller:
@@ -29,6 +30,12 @@ class Teller:
             self.told = now
             text = to_json(asdict(event)).encode()
             os.pwrite(self.number, text.ljust(SIZE)[:SIZE], 0)
+
+
+def inherited() -> Teller | None:
+    """What the process that started this one asked for, if it did; nobody further down is asked."""
+    number = os.environ.pop(FILE, "")
+    return Teller(int(number)) if number.isdecimal() else None
 
 
 def newest(number: int) -> Progress | None:

@@ -1,10 +1,11 @@
 """Finding input files: folders are walked, files and globs taken, each real file once, in an order that is fixed."""
 
 import glob
+import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -219,3 +220,23 @@ def _not_a_file(path: Path) -> tuple[str, bool]:
         reason = unreadable(error)
         return str(reason), reason.passing
     return "" if stat.S_ISREG(mode) else "is not a regular file", False
+
+
+def too_many(rejected: Sequence[tuple[int, int]], limit: str) -> bool:
+    """Whether more was rejected than `limit` allows.
+
+    rejected: for files and for records, how many of how many were rejected. limit: "3" files and records together, or
+    "1%" of the files and of the records.
+
+    Raises UsageError if the limit is neither.
+    """
+    text, percent = limit.removesuffix("%").strip(), limit.endswith("%")
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not math.isfinite(number) or number < 0 or (not percent and number != int(number)):
+        raise UsageError(f"--max-bad {limit} is neither a number nor a percentage", "for example 3 or 1%")
+    if percent:
+        return any(bad > total * number / 100 for bad, total in rejected)
+    return sum(bad for bad, _ in rejected) > number

@@ -6,6 +6,7 @@ a page can be asked for of any file. `problems` names the latter.
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from shortcut_cli.kept.inputs import is_number, read
 NAME = "compare.json"
 LADDER = "ladder"
 LONGEST = 80  # characters of a name
+NEGATIVE = re.compile(r"(?<![\w.\-])-(?=\d)")  # the sign of a number, no hyphen in a name or an exponent
 LONGEST_SENTENCE = 2000
 MOST = 1000  # arms, contrasts, rates and sentences that are shown
 GREATEST = 1e30  # number: more than the FLOPs of any training
@@ -274,8 +276,8 @@ def text(value: Any, longest: int = LONGEST) -> str:
 
 
 def sentence(value: Any) -> str:
-    """A verdict or a notice."""
-    return text(value, LONGEST_SENTENCE)
+    """A verdict or a notice, with the minus of all numbers on a page; in JSON and on a terminal it is a hyphen."""
+    return NEGATIVE.sub("\N{MINUS SIGN}", text(value, LONGEST_SENTENCE))
 
 
 def _table(value: Any) -> dict[str, Any]:

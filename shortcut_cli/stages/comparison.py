@@ -10,8 +10,8 @@ from typing import Any
 
 from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.compare import looks
-from shortcut_cli.compare.arms import Arm, ladder, plan
-from shortcut_cli.compare.baselines import BASELINE
+from shortcut_cli.compare.arms import Arm, plan
+from shortcut_cli.compare.asked import BASELINE, COMPARISON, check, check_seeds, is_comparison, ladder
 from shortcut_cli.compare.contrasts import LADDER, Judge, Named, gate, judged, notices
 from shortcut_cli.compare.rates import Curve, search
 from shortcut_cli.compare.runner import PlannedRun, Runner, differing, pilots
@@ -24,12 +24,11 @@ from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import floors
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
-from shortcut_cli.registry import Match, did_you_mean
+from shortcut_cli.registry import Match
 from shortcut_cli.report.comparison import page_of
 from shortcut_cli.report.page import attempted
 from shortcut_cli.training.loop import Stop
 
-COMPARISON = "comparison.json"
 PAGE = "compare.html"
 
 
@@ -55,7 +54,7 @@ def compare(
 
     match: what a baseline shares with its arm; with a ladder, the cost that it is laid over. lrs: learning rates that
     the search on pilots begins with; of fewer than two, that one, or the recipe's, serves all arms. margin: of
-    equivalence, in nats per token. rungs: see `arms.ladder`. pairs: of arms that are compared with each other too.
+    equivalence, in nats per token. rungs: see `asked.ladder`. pairs: of arms that are compared with each other too.
     most_seeds: how many there may be in the end; 0: as many as now, or as were planned. Returns the content of
     compare.json, and the path of the page as "report", or as "no_report" why it could not be written.
     docs/protocol.md says what is tested, and how.
@@ -67,12 +66,14 @@ def compare(
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
     """
-    with files.held(out, "shortcut compare", known=_is_comparison, shared=task is not None):
+    check(resolved, models, rungs, pairs)
+    with files.held(out, "shortcut compare", known=is_comparison, shared=task is not None):
         shards = Shards(files.place(resolved.data.shards))
         checksum = shards.manifest["checksum"]
         if unfinished := warning(files.place(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
-        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"], task or (1, 1))
+        scored = shards.split(resolved.eval.split).tokens
+        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"], task or (1, 1), scored)
         kept = _check_same(out, resolved, match, checksum, rungs)
         planned = _planned(kept, seeds, most_seeds)
         runner.check_shards()
@@ -140,21 +141,10 @@ def _page(out: Path) -> dict[str, str]:
 
 
 def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:
-    """The contrasts that are named before anything is trained, each once.
-
-    Raises UsageError if a pair names an arm that was not asked for.
-    """
+    """The contrasts that are named before anything is trained, each once."""
     asked = [label for label, arm in arms.items() if arm.role == "asked"]
     named = [Named(label, LADDER) if rungs else Named(label, "", matched=True) for label in asked]
-    for pair in pairs:
-        for label in pair:
-            if label not in (*asked, BASELINE):
-                raise UsageError(
-                    f"--contrast: {label!r} is not among --models", did_you_mean(label, (*asked, BASELINE))
-                )
-        if pair[0] == pair[1]:
-            raise UsageError(f"--contrast: {pair[0]} is compared with itself")
-        named.append(Named(*pair))
+    named += [Named(*pair) for pair in pairs]
     return list({one.name: one for one in reversed(named)}.values())[::-1]
 
 
@@ -179,8 +169,7 @@ def _planned(kept: dict[str, Any], seeds: int, most_seeds: int) -> int:
 
     Raises UsageError if verdicts were given under another plan.
     """
-    if most_seeds and most_seeds < seeds:
-        raise UsageError(f"--most-seeds {most_seeds} is less than --seeds {seeds}")
+    check_seeds(seeds, most_seeds)
     before = kept.get("looks", {}).get("planned", 0)
     if before and most_seeds not in (0, before):
         raise UsageError(
@@ -214,15 +203,6 @@ def _floors(out: Path, shards: Shards, split: str, report: Report) -> dict[str, 
         found = kept_floors.sealed(inputs, floors.measure(shards, shards, split, report))
         files.write(path, to_json(content | {"floors": found}, indent=1) + "\n")
     return found
-
-
-def _is_comparison(folder: Path) -> bool:
-    """Whether a folder without a marker holds a comparison."""
-    try:
-        kept = read(folder / COMPARISON) or {}
-    except CheckFailed:
-        return False
-    return kept.keys() >= {"schema_version", "inputs"}
 
 
 def _check_same(out: Path, resolved: Recipe, match: Match, shards: str, rungs: Sequence[str]) -> dict[str, Any]:

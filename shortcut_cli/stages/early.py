@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortcut_cli import files, registry
+from shortcut_cli.codec import weights
 from shortcut_cli.config import reading
 from shortcut_cli.data import inputs, shards
 from shortcut_cli.errors import CheckFailed, UsageError
@@ -20,6 +21,17 @@ MOST_LOOKED_AT = 1000  # samples that may be in the way
 def check_paths(paths: Sequence[str]) -> None:
     """Raise UsageError if a path or glob names nothing."""
     inputs.check(paths)
+
+
+def check_max_bad(limit: str) -> None:
+    """Raise UsageError if a limit is neither a number nor a percentage."""
+    inputs.too_many([], limit)
+
+
+def check_codec(name: str) -> None:
+    """Raise UsageError if there is no codec of a name, nor such a file."""
+    if weights.seed(name) is None:
+        weights.check(name)
 
 
 def check_shards(folder: str | None) -> None:

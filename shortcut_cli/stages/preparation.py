@@ -10,12 +10,11 @@ fall to it and leaves what it found by the hash of their bytes, so that `prepare
 import copy
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -79,26 +78,6 @@ class Reject:
         variant = {"variant": self.variant} if self.variant else {}
         passing = {"passing": True} if self.passing else {}
         return {"source": self.source, "sha256": self.sha256, **variant, "reason": self.reason, **passing}
-
-
-def too_many(rejected: Sequence[tuple[int, int]], limit: str) -> bool:
-    """Whether more was rejected than `limit` allows.
-
-    rejected: for files and for records, how many of how many were rejected. limit: "3" files and records together, or
-    "1%" of the files and of the records.
-
-    Raises UsageError if the limit is neither.
-    """
-    text, percent = limit.removesuffix("%").strip(), limit.endswith("%")
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not math.isfinite(number) or number < 0 or (not percent and number != int(number)):
-        raise UsageError(f"--max-bad {limit} is neither a number nor a percentage", "for example 3 or 1%")
-    if percent:
-        return any(bad > total * number / 100 for bad, total in rejected)
-    return sum(bad for bad, _ in rejected) > number
 
 
 def prepare(
@@ -231,7 +210,7 @@ def _prepare(
     execute: executors.Executor | None = None,
 ) -> dict[str, Any]:
     """What `prepare` and `tokenize` do. kind: data.split, or "test" for all documents in that split."""
-    too_many([], max_bad)  # raises UsageError before any work if it is neither a number nor a percentage
+    inputs.too_many([], max_bad)  # raises UsageError before any work if it is neither a number nor a percentage
     paths = list(paths)
     fetched = folder / ".staging" / "fetched"
     found, assigned, outside = _found(recipe, tokenizer, kind, paths, folder, fetched, report)
@@ -323,7 +302,7 @@ def _check_rejects(folder: Path, manifest: dict[str, Any], max_bad: str, *, kept
 
     kept: whether the user finds the folder afterwards.
     """
-    if not too_many([(manifest[bad], manifest[total]) for _, bad, total in JUDGED], max_bad):
+    if not inputs.too_many([(manifest[bad], manifest[total]) for _, bad, total in JUDGED], max_bad):
         return
     counts, *first = _rejected(folder, manifest)
     where = f"the rest is complete in {folder}; {folder / 'rejects.jsonl'} has all reasons; " if kept else ""

@@ -7,34 +7,37 @@ documents of a shards folder, tokenized again from their sources in blocks of an
 import hashlib
 import json
 import math
+import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files, registry
+from shortcut_cli.compare import watching
 from shortcut_cli.config import reading, writing
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.data import inputs
 from shortcut_cli.data.documents import Document, Source
 from shortcut_cli.data.shards import SPLITS, Shards, Split, read_lines, source_paths_file
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, UsageError
-from shortcut_cli.events import Part, Progress, Report
+from shortcut_cli.events import Part, Progress, Report, Whole
 from shortcut_cli.kept.inputs import is_number
 from shortcut_cli.tokenizers.base import Tokenizer
 from shortcut_cli.training import checkpoint, conditions, run_log
 
 POLL_S = 0.2
+KILLED = 0.5  # of a training, that is done until a kill on average
 SCALES = (0.4, 3.7, 30.0)  # factors on the size of the blocks in which `tokens` reads and computes
 
 
@@ -57,8 +60,7 @@ def resume(resolved: Recipe, folder: Path, *, kills: int, seed: int, device: str
 
     Raises UsageError if the folder is not empty, ShortcutError if a training run fails on its own.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another --out")
+    files.check_empty(folder)
     files.make_folder(folder)
     # The recipe's shards folder may be relative to the current folder.
     with conditions.threads(resolved.train.threads):
@@ -66,31 +68,29 @@ def resume(resolved: Recipe, folder: Path, *, kills: int, seed: int, device: str
     shards = f"data.shards={files.place(resolved.data.shards).resolve()}"
     tree = reading.with_settings(resolved, [shards, f"train.threads={here['threads']}"])
     files.write(folder / "recipe.toml", writing.dump(tree))
-    watched = partial(_watched, steps=resolved.train.steps, report=report)
-    report(Part(task="prove resume", number=1, total=kills + 2, text="training without interruption"))
-    began = time.monotonic()
-    with watched(folder / "whole"):
-        _finish(_start(folder, "whole", device))
-    seconds = time.monotonic() - began
+    ahead = _Ahead(kills, report)
+    ahead.begin("training without interruption")
+    with ahead.watched() as told:
+        _finish(_start(folder, "whole", device, told))
+    ahead.seconds = time.monotonic() - ahead.began
     generator, resumed_at = random.Random(seed), list[int]()  # noqa: S311
     names = ["killed-1"]
     while len(resumed_at) < kills:
-        part = f"training until kill {len(resumed_at) + 1} of {kills}"
-        report(Part(task="prove resume", number=len(resumed_at) + 2, total=kills + 2, text=part))
-        training = _start(folder, names[-1], device)
-        try:
-            with watched(folder / names[-1]):
-                training.wait(generator.uniform(0, seconds))
-        except subprocess.TimeoutExpired:
-            training.kill()
-            training.communicate()
-            resumed_at.append(_saved_step(folder / names[-1]))
-        else:
-            _finish(training)
-            names.append(f"killed-{len(names) + 1}")
-    report(Part(task="prove resume", number=kills + 2, total=kills + 2, text="training to the end"))
-    with watched(folder / names[-1]):
-        _finish(_start(folder, names[-1], device))
+        ahead.begin(f"training until kill {len(resumed_at) + 1} of {kills}", over=len(resumed_at) + 1)
+        with ahead.watched() as told:
+            training = _start(folder, names[-1], device, told)
+            try:
+                training.wait(generator.uniform(0, ahead.seconds))
+            except subprocess.TimeoutExpired:
+                training.kill()
+                training.communicate()
+                resumed_at.append(_saved_step(folder / names[-1]))
+                continue
+        _finish(training)
+        names.append(f"killed-{len(names) + 1}")
+    ahead.begin("training to the end", over=kills + 1)
+    with ahead.watched() as told:
+        _finish(_start(folder, names[-1], device, told))
     whole, *killed = (weights_sha256(folder / name / "resume.pt") for name in ("whole", *names))
     best = {weights_sha256(folder / name / "run.pt") for name in ("whole", *names)}
     log, *logs = (_log(folder / name) for name in ("whole", *names))
@@ -106,31 +106,65 @@ def resume(resolved: Recipe, folder: Path, *, kills: int, seed: int, device: str
     }
 
 
-def _start(folder: Path, name: str, device: str) -> "subprocess.Popen[str]":
+def _start(folder: Path, name: str, device: str, told: int) -> "subprocess.Popen[str]":
+    """Start `shortcut train`, which tells in an open file how far it is."""
     command = [sys.executable, "-m", "shortcut_cli", "train", "--recipe", str(folder / "recipe.toml")]
-    command += ["--out", str(folder / name), "--device", device]
-    return cleanup.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command += ["--out", str(folder / name), "--device", device, "--no-report"]
+    environment = os.environ | {watching.FILE: str(told)}
+    return cleanup.start(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=[told]
+    )
 
 
-@contextmanager
-def _watched(run: Path, steps: int, report: Report) -> Iterator[None]:
-    """Report the log of the training that another process does in this block."""
-    ended = threading.Event()
+class _Ahead:
+    """How far `resume` is: a training, then half a one until each kill, on average, and at most one to the end."""
 
-    def watch() -> None:
-        while not ended.wait(POLL_S):
-            line = run_log.newest(run)
-            if line and 0 < line["step"] <= steps:
-                loss = line["loss"]
-                report(Progress("train", line["step"], steps, "steps", loss=loss, loss_unit="nats per token"))
+    def __init__(self, kills: int, report: Report) -> None:
+        self.report, self.kills = report, kills
+        self.seconds = 0.0  # that the uninterrupted training took; 0: not known yet
+        self.over = 0  # parts
+        self.began = 0.0
+        self.first: tuple[float, float] | None = None  # what was told first of that training: share, seconds spent
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+    def begin(self, text: str, over: int = 0) -> None:
+        """A part begins."""
+        self.over, self.began = over, time.monotonic()
+        self.report(Part("prove resume", over + 1, self.kills + 2, text, self.whole(0.0, 0.0)))
+
+    def whole(self, share: float, spent: float) -> Whole:
+        """How far it is all in all. share: of the steps of this training; spent: seconds in this part."""
+        seconds = self.seconds or self._expected(share, spent)
+        done = share if self.over in (0, self.kills + 1) else min(KILLED, spent / self.seconds)
+        done += min(self.over, 1) + KILLED * max(0, self.over - 1)
+        every = 2 + KILLED * self.kills
+        return Whole(done / every, self.over, (every - done) * seconds if seconds else None)
+
+    def _expected(self, share: float, spent: float) -> float:
+        """How long the first training takes: until its first step, and the steps; 0: not known yet."""
+        if spent and not self.first:
+            self.first = share, spent
+        at, since = self.first or (0.0, 0.0)
+        return since + (spent - since) / (share - at) if share > at else 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[int]:
+        """Report what another process tells in this block; yields the number of the file in which it does."""
+        ended = threading.Event()
+
+        def watch(number: int) -> None:
+            while not ended.wait(POLL_S):
+                if event := watching.newest(number):
+                    whole = self.whole(event.done / event.total, time.monotonic() - self.began)
+                    self.report(replace(event, whole=whole))
+
+        with tempfile.TemporaryFile() as told:
+            watcher = threading.Thread(target=watch, args=(told.fileno(),), daemon=True)
+            watcher.start()
+            try:
+                yield told.fileno()
+            finally:
+                ended.set()
+                watcher.join()
 
 
 def _finish(training: "subprocess.Popen[str]") -> None:

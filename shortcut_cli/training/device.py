@@ -1,10 +1,20 @@
 """Choosing the device to run on, and whether it has room for a model."""
 
 import os
+import re
 
 from shortcut_cli.errors import Unavailable, UsageError
 
+KNOWN = "auto, cpu, cuda, cuda:1, mps"
+NAME = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|mtia|meta)(:[0-9]{1,4})?")
 LEAST_BYTES = 8  # of a parameter that is trained: it and its gradient, in fp32; an optimizer has more
+
+
+def check(name: str) -> str:
+    """A name that PyTorch may know. Raises Unavailable otherwise, without importing it."""
+    if not NAME.fullmatch(name):
+        raise Unavailable(f"device {name!r} can't be used: it is none of {KNOWN}", "--device cpu")
+    return name
 
 
 def choose(name: str) -> str:

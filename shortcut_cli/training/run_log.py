@@ -11,7 +11,6 @@ from shortcut_cli.errors import CheckFailed, Unavailable
 from shortcut_cli.formatting import to_json
 from shortcut_cli.kept.inputs import is_number, move_away
 
-TAIL_BYTES = 8192  # of a log, in which its newest lines are looked for
 MOST_WAITING = 10_000  # validations between two other lines
 MOST_CHARACTERS = 1_000_000  # of a line: far more than any has
 REMEDY = "move its run folder away, then train it again"
@@ -127,21 +126,6 @@ def _line(text: bytes) -> dict[str, Any] | None:
     step = values.get("step") if isinstance(values, dict) else None
     known = isinstance(step, int) and not isinstance(step, bool)
     return values if known and all(value is None or is_number(value) for value in values.values()) else None
-
-
-def newest(folder: Path) -> dict[str, Any]:
-    """The newest line of log.jsonl with a training loss among its last TAIL_BYTES, of a run that is being trained.
-
-    Empty if there is none, or the log can't be read: this is only for display.
-    """
-    try:
-        with files.regular(folder / "log.jsonl") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
-            texts = stream.read(TAIL_BYTES).split(b"\n")
-    except OSError:
-        return {}
-    found = (values for text in reversed(texts[:-1]) if (values := _line(text)))
-    return next((values for values in found if values.get("loss") is not None), {})
 
 
 def read_log(folder: Path) -> Iterator[dict[str, Any]]:

@@ -142,8 +142,9 @@ def recognise(path: Path, name: str) -> None:
     name: what such a file is called, a key of WRITERS.
     """
     if not path.is_file():
-        state = "is no regular file" if path.exists() else "does not exist"
-        raise UsageError(f"{name} {path} {state}", WRITERS[name])
+        if path.name == name and path.parent.is_dir() and not os.path.lexists(path):
+            raise UsageError(f"the folder {str(path.parent)!r} has no {name}", WRITERS[name])
+        raise UsageError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}", WRITERS[name])
     with files.regular(path) as stream:
         head = stream.read(2)
     if head in (b"", bytes(2)):  # as a power cut leaves a file
