@@ -82,8 +82,8 @@ def train(settings, folders, stops=None, code=75):
 def validate(settings, folders):
     """The validation loss of the first weights."""
     resolved = reading.read("text-tiny", settings)
-    trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
     with parallel.joined("cpu", 60) as processes:
+        trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
         trainer.connect(processes)
         return trainer.validation_loss()
 
@@ -97,7 +97,8 @@ def arms(settings, folders, named):
             for shard, again in (("none", "false"), ("fsdp", "true")):
                 way = [f"model.name={name}", f"train.shard={shard}", f"train.checkpoint_activations={again}"]
                 resolved = reading.read("text-tiny", [*settings, *section, *way])
-                trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
+                shares = processes.count if shard == "fsdp" else 1
+                trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet, shares=shares)
                 trainer.connect(processes)
                 losses = [trainer.step(number).item() for number in range(2)]
                 parts = sum(sharded.local(weight).numel() for weight in trainer.model.parameters())

@@ -24,7 +24,7 @@ from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.kept import remarks
-from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel
+from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel, parts
 from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
 from shortcut_cli.training.parallel import Processes
@@ -60,7 +60,7 @@ def train(
     with conditions.threads(resolved.train.threads), parallel.joined(device, resolved.train.timeout_s) as processes:
         if processes.leads:
             return _lead(resolved, folder, device, resume, report, stop, init_from, extend, processes)
-        _follow(folder, device, stop, processes)
+        _follow(folder, device, stop, init_from, processes)
         return {}
 
 
@@ -81,28 +81,45 @@ def _lead(
             ancestor = lineage.read(init_from) if init_from else None
             held.enter_context(files.held(folder, "shortcut train", known=loop.is_run_folder))
             resume = "auto" if processes.begun() else resume
-            content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
+            divided = processes.count > 1 and resolved.train.shard == "fsdp"
+            read = ""
+
+            def load(path: Path) -> dict[str, Any]:
+                nonlocal read
+                found = checkpoint.load(path, apart=divided and not extend)
+                read = path.name
+                return found
+
+            content = loop.saved_state(folder, Trainer.result, resume, report, load)
             if init_from and content is None and folder.resolve() == init_from.resolve().parent:
                 raise UsageError(
                     f"{init_from} is in {folder}, whose run this one would replace", "choose another folder with --out"
                 )
             if extend:
                 resolved = extension.planned(resolved, content, folder, report)
-            trainer = Trainer(resolved, folder, device, report, ancestor)
+            ends = content is not None and content["step"] == resolved.train.steps
+            shares = processes.count if divided and not ends else 1
+            trainer = Trainer(resolved, folder, device, report, ancestor, 1 if extend else shares)
             processes.part(trainer.config.batch_size, trainer.config.accumulation)
-            keeper = Keeper(trainer)
             if unfinished := warning(files.place(resolved.data.shards), trainer.shards.manifest):
                 report(Note(text=unfinished))
             if extend and content:
-                content = extension.extended(trainer, content)
+                content, read = extension.extended(trainer, content), loop.STATE
+            if trainer.shares != shares:
+                trainer = Trainer(resolved, folder, device, report, ancestor, shares)
+            keeper = Keeper(trainer)
             if content is None:
                 keeper.clear()
+            elif ends and "parts" in content:
+                content = parts.whole(folder, content)
             worked = loop.start(trainer, content)
+            parts.sweep(folder, loop.STATE, loop.PREVIOUS)
             processes.begin()
             if worked:
                 _remark(trainer, report)
         trainer.began = time.monotonic() - trainer.state.seconds
-        processes.copied(trainer.saved() if processes.count > 1 else None)
+        if processes.count > 1:
+            processes.copied(trainer.saved() | {"shares": shares, "read": read})
         if worked and processes.count > 1:
             trainer.connect(processes)
         with stop as asked:
@@ -126,7 +143,7 @@ def _remark(trainer: Trainer, report: Report) -> None:
         report(Note(text=f"Note: {said}"))
 
 
-def _follow(folder: Path, device: str, stop: Stop, processes: Processes) -> None:
+def _follow(folder: Path, device: str, stop: Stop, init_from: Path | None, processes: Processes) -> None:
     """Train in a process beside the one that writes the files: the same steps from the same state."""
     processes.wait()
     content = processes.copied(None)
@@ -134,8 +151,15 @@ def _follow(folder: Path, device: str, stop: Stop, processes: Processes) -> None
     resolved = reading.with_settings(
         reading.validate(content["recipe"], "the leading process"), ["train.tensorboard=false"]
     )
-    trainer = Trainer(resolved, folder, device, lambda _: None)
-    trainer.load_state(content)
+    shares, read = content["shares"], content["read"]
+    begins = shares > 1 and not read
+    ancestor = lineage.read(init_from) if begins and init_from else None
+    trainer = Trainer(resolved, folder, device, lambda _: None, ancestor, shares)
+    if shares > 1:
+        trainer.source = checkpoint.load(folder / read, apart=True) if read else None
+        trainer.load_rest(content)
+    else:
+        trainer.load_state(content)
     if trainer.state.step < trainer.config.steps:
         trainer.connect(processes)
     with stop as asked:

@@ -72,7 +72,10 @@ class Trainable(Protocol):
         """Log a validation, and save the weights if they are the best so far."""
 
     def save(self) -> None:
-        """Write resume.pt."""
+        """Write resume.pt, or begin to: the next step need not wait for the disk."""
+
+    def saved_all(self) -> None:
+        """Wait until the last `save` has ended."""
 
     def check_result(self, path: Path) -> None:
         """Raise UsageError or CheckFailed if the file with the best weights is missing, damaged or of another run."""
@@ -272,8 +275,11 @@ def run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | No
         if last or validates:
             trainer.save()
         code = asked()
+        if last:
+            trainer.saved_all()
         if code is not None and not last:
             trainer.save()
+            trainer.saved_all()
             raise Interrupted(
                 f"stopped at step {state.step} of {config.steps}; the state is saved in {trainer.folder}",
                 "run the same command again to resume",
