@@ -10,7 +10,9 @@ import os
 import resource
 import statistics
 import time
-from contextlib import ExitStack
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.kept import remarks
-from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel, parts
+from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel, parts, torchrun
 from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
 from shortcut_cli.training.parallel import Processes
@@ -45,23 +47,43 @@ def train(
     stop: Stop,
     init_from: Path | None = None,
     extend: bool = False,
+    logs: bool = False,
 ) -> dict[str, Any]:
     """Train the recipe's model into a run folder, resuming the run in it if it is unfinished.
 
     resume: "auto", or "never" to start from scratch. init_from: the checkpoint whose weights the run begins with.
-    extend: the run in the folder may have fewer steps, and gets those of the recipe. Returns a summary; "worked" says
-    whether there was anything to do. It is empty in a process that torchrun has started beside the first.
+    extend: the run in the folder may have fewer steps, and gets those of the recipe. logs: each process that torchrun
+    has started writes a log of its own steps, rank-N.jsonl, and rank-N.txt if it ends with an error. Returns a
+    summary; "worked" says whether there was anything to do. It is empty in a process that torchrun has started beside
+    the first.
 
     Raises UsageError if the folder holds a run of a different recipe, of other shards or of other first weights, or
     the checkpoint that a new run is to begin with,
     Interrupted after a signal, Diverged if the loss is not finite.
     """
     _prepare(resolved)
-    with conditions.threads(resolved.train.threads), parallel.joined(device, resolved.train.timeout_s) as processes:
+    with (
+        conditions.threads(resolved.train.threads),
+        _ending_told(folder, logs),
+        parallel.joined(device, resolved.train.timeout_s, logs) as processes,
+    ):
         if processes.leads:
             return _lead(resolved, folder, device, resume, report, stop, init_from, extend, processes)
         _follow(folder, device, stop, init_from, processes)
         return {}
+
+
+@contextmanager
+def _ending_told(folder: Path, logs: bool) -> Iterator[None]:
+    """If each process has a log: with which error this one has ended, in rank-N.txt."""
+    try:
+        yield
+    except Exception:
+        if logs and torchrun.promised() and folder.is_dir():
+            path, flags = folder / f"rank-{os.environ['RANK']}.txt", os.O_APPEND | os.O_CREAT | os.O_WRONLY
+            with open(os.open(path, flags | os.O_NOFOLLOW, 0o666), "a", encoding="utf-8") as stream:
+                stream.write(traceback.format_exc())
+        raise
 
 
 def _lead(

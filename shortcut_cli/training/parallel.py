@@ -58,6 +58,7 @@ class Processes:
     sharded: bool = False  # whether each has only its part of the weights
     states: Any = None  # through which they talk about states that are written while they train, if `sharded`
     timeout_s: float = START_S  # how long one waits for another
+    logs: bool = False  # whether each writes a log of its own steps
 
     def with_parts(self) -> "Processes":
         """The same, each with its part of the weights; all call this."""
@@ -261,11 +262,11 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(device: str, timeout_s: float) -> Iterator[Processes]:
+def joined(device: str, timeout_s: float, logs: bool = False) -> Iterator[Processes]:
     """The processes that torchrun has started; one by itself if it has not.
 
-    timeout_s: how long one waits for another, once all have started. Raises Lost if that is over, or another one has
-    gone, UsageError if there are more of them than GPUs.
+    timeout_s: how long one waits for another, once all have started. logs: each has a log of its own. Raises Lost if
+    that is over, or another one has gone, UsageError if there are more of them than GPUs.
     """
     if not torchrun.promised():
         yield ALONE
@@ -281,7 +282,7 @@ def joined(device: str, timeout_s: float) -> Iterator[Processes]:
         patience = timedelta(seconds=max(START_S, timeout_s))
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience)
         group = dist.new_group(timeout=timedelta(seconds=timeout_s))
-        processes = Processes(rank, count, group, _board(), timeout_s=timeout_s)
+        processes = Processes(rank, count, group, _board(), timeout_s=timeout_s, logs=logs)
     with processes.answering():
         try:
             yield processes

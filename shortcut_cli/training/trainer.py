@@ -109,6 +109,7 @@ class Trainer:
         self.norm = 0.0  # of the gradient of the last step that was read, before clipping
         self.validated: dict[int, float] = {}  # the newest validation loss, by its step
         self.log = Log(folder, self.config.tensorboard)
+        self.own_log: Log = NoLog()  # of this process, if each has one
         self.processes, self.part = ALONE, self.config.batch_size
         if shares == 1:
             self.connect(ALONE)
@@ -133,6 +134,9 @@ class Trainer:
         self.nats = processes.forward(self._compiled(loss) if self.config.compile else loss)
         if not processes.leads:
             self.log = NoLog()
+        if processes.logs:
+            self.own_log = Log(self.folder, False, f"rank-{processes.rank}.jsonl")
+            self.own_log.cut(self.state.step)
         if self.shares > 1 and processes.told(self.owes_result):
             self.save_result()
 
@@ -162,6 +166,7 @@ class Trainer:
         if len(self.unread) == MOST_UNREAD:
             self.settle()
         self.processes.at(number)
+        began = time.monotonic()
         config, processes, rank = self.config, self.processes, self.processes.rank
         if self.recipe.model.dropout:
             torch.manual_seed(windows.key(config.seed, number, *([rank] if rank else [])) >> 1)
@@ -174,9 +179,14 @@ class Trainer:
                     loss = self.nats(x, y) / config.accumulation
                 loss.backward()
             total += loss.detach()
+        if processes.logs:
+            own, computed = total.item(), time.monotonic()
         self.unread.append((number, processes.mean(total), self.optimizer.clip()))
         with bf16.products(self.precision == "bf16"):  # of Muon, on a CPU
             self.optimizer.step(number)
+        if processes.logs:
+            seconds = {"computed_s": computed - began, "seconds": time.monotonic() - began}
+            self.own_log.write(step=number + 1, loss=own, **{key: round(value, 4) for key, value in seconds.items()})
         return total
 
     def _divide(self, processes: Processes) -> None:
@@ -330,7 +340,7 @@ class Trainer:
         state = {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best}
         state["best_step"] = self.state.best_step
         if self.shares > 1 and not self.processes.sharded:
-            return self.content({}) | {"state": state}
+            return self.content({name: torch.empty(0) for name in self.model.state_dict()}) | {"state": state}
         return self.content(self.model.state_dict()) | self.optimizer.state() | {"state": state}
 
     def load_state(self, content: dict[str, Any]) -> None:
