@@ -136,6 +136,32 @@ def test_a_table_that_does_not_fit_is_damage(tmp_path, at, value):
             checkpoint.load(folder / "resume.pt", apart=apart)
 
 
+def test_a_folder_elsewhere_is_not_read(tmp_path):
+    folder = tmp_path / "run"
+    write(folder)
+    shutil.copytree(folder / "state-7", tmp_path / "state-7")
+    content = checkpoint.load(folder / "resume.pt", apart=True)
+    content["parts"]["folder"] = "../state-7"
+    checkpoint.save(folder / "resume.pt", content)
+    with pytest.raises(CheckFailed, match="is not a resume"):
+        checkpoint.load(folder / "resume.pt")
+
+
+def test_parts_that_overlap_and_leave_a_gap_are_damage(tmp_path):
+    """As many rows as there should be, and files that agree."""
+    folder = tmp_path / "run"
+    write(folder)
+    content = checkpoint.load(folder / "resume.pt", apart=True)
+    part = folder / "state-7" / "1.pt"
+    held = {name: tensor.clone() for name, tensor in tensor_file.load(part, "resume.pt").items()}
+    held["model.head.weight@4"] = held.pop("model.head.weight@5")
+    content["parts"]["files"]["1.pt"] = tensor_file.save(part, held)
+    content["parts"]["tensors"]["model.head.weight"][2][1][0] = 4
+    checkpoint.save(folder / "resume.pt", content)
+    with pytest.raises(CheckFailed, match="is not a resume"):
+        checkpoint.load(folder / "resume.pt")
+
+
 class Bomb:
     """Runs code where it is unpickled."""
 
