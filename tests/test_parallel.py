@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from torch.distributed import TCPStore
 
 from shortcut_cli import registry
 from shortcut_cli.cli import launch, signals
-from shortcut_cli.errors import Interrupted, UsageError
+from shortcut_cli.errors import Diverged, Interrupted, UsageError
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
-from shortcut_cli.training import activations, checkpoint, parallel
+from shortcut_cli.training import activations, checkpoint, loop, parallel
 from shortcut_cli.training.parallel import Left, Lost, Processes, joined
 from shortcut_cli.training.run_log import read_log
 from shortcut_cli.training.torchrun import PROMISED, QUIET
@@ -384,6 +385,33 @@ def test_a_result_of_divided_weights_that_is_missing_is_made_again(together, set
     together(2, "train", settings=asked, folders=[str(tmp_path)], stops={"0": 1})
     assert checkpoint.load(tmp_path / "resume.pt")["step"] == 10
     assert (tmp_path / "run.pt").read_bytes() == before
+
+
+def test_a_state_that_is_being_written_is_waited_for_if_the_next_step_diverges():
+    done = []
+
+    def step(number):
+        done.append(f"step {number}")
+        if number == 2:
+            raise Diverged("not finite")
+
+    def said(what):
+        return lambda *_: done.append(what)
+
+    config = SimpleNamespace(steps=9, log_every=9, eval_every=2)
+    trainer = SimpleNamespace(
+        config=config,
+        state=loop.State(),
+        step=step,
+        report=lambda _: None,
+        task="train",
+        validate=lambda: None,
+        save=said("begin to save"),
+        saved_all=said("saved"),
+    )
+    with pytest.raises(Diverged):
+        loop.run(trainer, lambda: None)
+    assert done == ["step 0", "step 1", "begin to save", "step 2", "saved"]
 
 
 def test_a_process_that_does_not_see_the_run_folder_says_so(together, settings, tmp_path):

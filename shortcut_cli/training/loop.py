@@ -249,8 +249,17 @@ def run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | No
     """Train from the current step to the last, logging, validating and saving as the config says.
 
     At the last step all three are done in any case, after what is done there because of its number: a longer run does
-    that too. Raises Interrupted, after saving, if `asked` returns an exit code.
+    that too. Raises Interrupted, after saving, if `asked` returns an exit code, and what the trainer raises: Diverged
+    after the state before it is written.
     """
+    try:
+        _run(trainer, asked, keeper)
+    except Diverged:
+        trainer.saved_all()
+        raise
+
+
+def _run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | None) -> None:
     config, state = trainer.config, trainer.state
     trainer.began = time.monotonic() - state.seconds
     while state.step < config.steps:
