@@ -131,7 +131,7 @@ def wait_for(ready, *processes):
 def test_two_hosts_train_one_run_until_the_link_between_them_is_cut(hosts, text_run, tmp_path, shard):
     """Each end says at which step the other does not answer; the run then goes on on one to the weights of one."""
     settings = [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", *TINY, *PLAIN, f"train.shard={shard}"]
-    settings += ["train.steps=400", "train.eval_every=20", "train.eval_windows=4", "train.timeout_s=8"]
+    settings += ["train.steps=200", "train.eval_every=20", "train.eval_windows=4", "train.timeout_s=8"]
     out = tmp_path / "run"
     both = list(torchrun(hosts, tmp_path, settings, out))
     wait_for(lambda: (out / "resume.pt").exists() and len(log_lines(out)) > 30, *both)

@@ -90,12 +90,12 @@ def _allocate(
 
 
 def _mesh(device: str, group: Any, timeout_s: float) -> Any:
-    """All processes, which wait as long as `group` does; (nodes, processes of each) if there are several nodes."""
+    """All processes, which wait as long as `group` does; (nodes, processes of each) if both are several."""
     from torch.distributed.device_mesh import DeviceMesh
 
     count, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     kind = device.partition(":")[0]
-    if not (0 < local < count and count % local == 0):
+    if not (1 < local < count and count % local == 0):
         return DeviceMesh.from_group(group, kind)
     ranks = torch.arange(count).view(-1, local)
     patience = timedelta(seconds=timeout_s)
