@@ -180,7 +180,7 @@ def training(generator):
         ("network per GPU and step, FSDP2 over all", f"{fsdp / 1e9:.1f} GB, {fsdp / value('nic'):.2f} s"),
         ("checkpoint, CPU s of one process that saves all of it", f"{saved * value('save'):.0f} s"),
         (
-            "checkpoint, if all wrote it (today the first process does, alone)",
+            'checkpoint, if all write it (as with train.shard = "fsdp")',
             f"{saved / 1e9:.1f} GB, {write:.1f} s if nothing hides it",
         ),
         ("best interval between checkpoints (Young)", f"{interval / 60:.0f} min"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,11 +20,12 @@ from torch.distributed import TCPStore
 
 from shortcut_cli import registry
 from shortcut_cli.cli import launch, signals
-from shortcut_cli.errors import Interrupted, UsageError
+from shortcut_cli.errors import Diverged, Interrupted, UsageError
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
-from shortcut_cli.training import activations, checkpoint, parallel
+from shortcut_cli.training import activations, checkpoint, loop, parallel
 from shortcut_cli.training.parallel import Left, Lost, Processes, joined
+from shortcut_cli.training.run_log import read_log
 from shortcut_cli.training.torchrun import PROMISED, QUIET
 
 PLAIN = ("train.precision=fp32", "train.batch_size=12", "train.log_every=1", "model.layers=2", "train.timeout_s=60")
@@ -241,7 +243,7 @@ def divided(together, settings, tmp_path_factory):
     asked = [*settings, "train.eval_every=4", "train.ema=0.9", "train.clip=0.05", "train.accumulation=2"]
     asked += ["train.batch_size=24", "train.optimizer=muon", "train.schedule=wsd", "train.keep='best,last,every:4'"]
     together(2, "train", settings=asked, folders=[str(folder / "whole")])
-    together(2, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(folder / "fsdp"), str(folder / "other")])
+    together(2, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(folder / "fsdp")])
     return folder, asked
 
 
@@ -249,8 +251,11 @@ def test_a_run_with_divided_weights_writes_the_same_files(divided):
     folder, _ = divided
     near(folder / "fsdp", folder / "whole")
     names = sorted(path.name for path in (folder / "whole").iterdir())
-    assert sorted(path.name for path in (folder / "fsdp").iterdir()) == names
-    assert not (folder / "other").exists()
+    parts = ["state-12", "state-8"]  # those of resume.pt and resume.prev.pt
+    assert sorted(path.name for path in (folder / "fsdp").iterdir()) == sorted([*names, *parts])
+    assert [sorted(path.name for path in (folder / "fsdp" / name).iterdir()) for name in parts] == [
+        ["0.pt", "1.pt"]
+    ] * 2
     assert {"run.pt", "last.pt", "step-8.pt", "stable.pt"} <= set(names)
     for name in (name for name in names if name.endswith(".pt")):
         assert_near(checkpoint.load(folder / "fsdp" / name), checkpoint.load(folder / "whole" / name))
@@ -287,6 +292,134 @@ def test_a_whole_run_goes_on_with_divided_weights(together, divided, tmp_path):
     together(1, "train", settings=asked, folders=[str(tmp_path)], stops={"0": 5})
     together(2, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(tmp_path)])
     near(tmp_path, folder / "whole")
+
+
+@pytest.fixture(scope="module")
+def divided_by_four(together, begun, tmp_path_factory):
+    """A run that stopped halfway, with weights divided over four processes."""
+    folder = tmp_path_factory.mktemp("four") / "run"
+    together(4, "train", settings=[*begun[1], "train.shard=fsdp"], folders=[str(folder)], stops={"3": 8})
+    content = checkpoint.load(folder / "resume.pt", apart=True)
+    assert sorted(content["parts"]["files"]) == ["0.pt", "1.pt", "2.pt", "3.pt"]
+    parts = [(folder / content["parts"]["folder"] / f"{rank}.pt").stat().st_size for rank in range(4)]
+    assert max(parts) < 0.3 * sum(parts)
+    return folder
+
+
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_run_with_weights_divided_by_four_goes_on(together, begun, divided_by_four, tmp_path, after, shard):
+    folder, asked = begun
+    shutil.copytree(divided_by_four, tmp_path / "run")
+    ended = together(after, "train", settings=[*asked, f"train.shard={shard}"], folders=[str(tmp_path / "run")])
+    assert not any(one["ended"] for one in ended)
+    assert len(losses(tmp_path / "run")) == 24
+    near(tmp_path / "run", folder / "whole")
+    plain = after == 1 or shard == "none"
+    assert ("parts" in checkpoint.load(tmp_path / "run" / "resume.pt", apart=True)) != plain
+
+
+def test_a_resume_with_divided_weights_is_the_run_that_never_stopped_to_the_bit(
+    together, begun, divided_by_four, tmp_path
+):
+    _, asked = begun
+    shutil.copytree(divided_by_four, tmp_path / "parts")
+    for name in ("parts", "whole"):
+        together(4, "train", settings=[*asked, "train.shard=fsdp"], folders=[str(tmp_path / name)])
+    one, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_every_arm_begins_with_the_same_weights_on_any_number_of_processes(together, settings, tmp_path):
+    """To the bit, though no process has them all: of tied and untied heads, and either kind of initialisation."""
+    named = [(name, {}) for name in registry.MODELS]
+    named += [("shortcut", {"mode": "gated"}), ("value_residual", {"gate": "token"}), ("attnres", {"variant": "block"})]
+    asked = [*settings, "model.layers=3"]
+    for more in ([], ["model.tied=false", "model.init=fan_in"]):
+        (alone,) = together(1, "first", settings=[*asked, *more], folders=[str(tmp_path)], named=named)
+        for count in (2, 3, 4):
+            found = together(count, "first", settings=[*asked, *more], folders=[str(tmp_path)], named=named)
+            assert found == [alone] * count
+
+
+def test_no_process_holds_more_than_its_part_and_a_layer_at_the_start(together, settings, tmp_path):
+    """The most bytes that its weights had at once, of 8 equal layers."""
+    asked = [*settings, "model.layers=8", "model.name=gpt", "model.width=128", "model.ffn=256"]
+    for count in (2, 4):
+        found = together(count, "most", settings=asked, folders=[str(tmp_path)])
+        for whole, layer, rest, most in found:
+            assert most < whole / count + layer + rest + 20_000, (count, whole, layer, rest, most)
+            assert most > layer
+
+
+def test_a_run_with_divided_weights_begins_with_those_of_another(together, settings, tmp_path):
+    asked = [*settings, "train.eval_every=6"]
+    together(1, "train", settings=asked, folders=[str(tmp_path / "first")])
+    path = str(tmp_path / "first" / "run.pt")
+    for shard in ("none", "fsdp"):
+        together(2, "train", settings=[*asked, f"train.shard={shard}"], folders=[str(tmp_path / shard)], init_from=path)
+    near(tmp_path / "fsdp", tmp_path / "none")
+    one, other = (checkpoint.load(tmp_path / name / "run.pt")["lineage"] for name in ("none", "fsdp"))
+    assert one == other
+
+
+def test_a_run_with_divided_weights_is_extended(together, settings, tmp_path):
+    asked = [*settings, "train.schedule=constant", "train.eval_every=4", "train.shard=fsdp"]
+    longer, shorter = ([*asked, f"train.steps={steps}"] for steps in (12, 8))
+    together(2, "train", settings=longer, folders=[str(tmp_path / "long")])
+    together(2, "train", settings=shorter, folders=[str(tmp_path / "short")])
+    together(2, "train", settings=longer, folders=[str(tmp_path / "short")], extend=True)
+    one, other = weights(tmp_path / "short"), weights(tmp_path / "long")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(tmp_path / "short") == losses(tmp_path / "long")
+
+
+def test_a_result_of_divided_weights_that_is_missing_is_made_again(together, settings, tmp_path):
+    asked = [*settings, "train.eval_every=8", "train.shard=fsdp"]
+    together(2, "train", settings=asked, folders=[str(tmp_path)], stops={"0": 7})
+    state = checkpoint.load(tmp_path / "resume.pt")
+    assert (state["step"], state["state"]["best_step"]) == (8, 8)
+    before = (tmp_path / "run.pt").read_bytes()
+    (tmp_path / "run.pt").unlink()
+    together(2, "train", settings=asked, folders=[str(tmp_path)], stops={"0": 1})
+    assert checkpoint.load(tmp_path / "resume.pt")["step"] == 10
+    assert (tmp_path / "run.pt").read_bytes() == before
+
+
+def test_a_state_that_is_being_written_is_waited_for_if_the_next_step_diverges():
+    done = []
+
+    def step(number):
+        done.append(f"step {number}")
+        if number == 2:
+            raise Diverged("not finite")
+
+    def said(what):
+        return lambda *_: done.append(what)
+
+    config = SimpleNamespace(steps=9, log_every=9, eval_every=2)
+    trainer = SimpleNamespace(
+        config=config,
+        state=loop.State(),
+        step=step,
+        report=lambda _: None,
+        task="train",
+        validate=lambda: None,
+        save=said("begin to save"),
+        saved_all=said("saved"),
+    )
+    with pytest.raises(Diverged):
+        loop.run(trainer, lambda: None)
+    assert done == ["step 0", "step 1", "begin to save", "step 2", "saved"]
+
+
+def test_a_process_that_does_not_see_the_run_folder_says_so(together, settings, tmp_path):
+    folders = [str(tmp_path / "first"), str(tmp_path / "second")]
+    ended = together(2, "train", settings=[*settings, "train.shard=fsdp"], folders=folders)
+    assert [one["ended"][:2] for one in ended] == [["Left", 77], ["UsageError", 2]]
+    assert "process 1 does not see" in ended[1]["ended"][2]
+    assert not (tmp_path / "first" / "resume.pt").exists()
 
 
 def saved_bytes(model, ids, narrow):
@@ -445,8 +578,10 @@ def long(settings):
     return [*settings, "train.steps=400", "train.eval_every=20", "train.eval_windows=4"]
 
 
-def test_a_killed_process_is_started_again_and_a_signal_stops_all(together, long, tmp_path):
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+def test_a_killed_process_is_started_again_and_a_signal_stops_all(together, long, tmp_path, shard):
     """After both, the run goes on to the weights of one that never stopped."""
+    long = [*long, f"train.shard={shard}"]
     together(2, "train", settings=long, folders=[str(tmp_path / "whole")])
     command = Command(long, tmp_path / "killed")
     first = command.wait_for(30)
@@ -464,12 +599,15 @@ def test_a_killed_process_is_started_again_and_a_signal_stops_all(together, long
     assert checkpoint.load(tmp_path / "killed" / "resume.pt")["step"] < 400
     together(2, "train", settings=long, folders=[str(tmp_path / "killed")])
     for name in ("resume.pt", "run.pt"):
-        assert weights_hash(tmp_path / "killed", name) == weights_hash(tmp_path / "whole", name)
+        one, other = (weights(tmp_path / which, name) for which in ("killed", "whole"))
+        assert all(torch.equal(one[key], other[key]) for key in other)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-def test_a_process_that_does_not_answer_is_named(long, tmp_path):
-    command = Command([*long, "train.timeout_s=8"], tmp_path, "--max-restarts", 0)
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+def test_a_process_that_does_not_answer_is_named(long, tmp_path, shard):
+    asked = [*long, "train.timeout_s=8", f"train.shard={shard}"]
+    command = Command(asked, tmp_path, "--max-restarts", 0, "--logs-per-rank")
     os.kill(command.wait_for(10)[1], signal.SIGSTOP)
     code, _, errors = command.end()
     assert code == 1, errors
@@ -478,6 +616,35 @@ def test_a_process_that_does_not_answer_is_named(long, tmp_path):
     assert "process 1 of 2 did not answer" in errors
     assert "Traceback" not in errors
     assert not command.workers()
+    assert f"process 1 of 2 does not answer at step {step}" in (tmp_path / "rank-0.txt").read_text()
+    logs = [list(read_log(tmp_path, f"rank-{rank}.jsonl")) for rank in (0, 1)]
+    assert len(logs[0]) in (int(step) - 1, int(step))  # that of its own step it may have taken
+    assert [line["step"] for line in logs[0]] == list(range(1, len(logs[0]) + 1))
+    for one, other, both in zip(*logs, (line for line in log_lines(tmp_path) if "loss" in line), strict=False):
+        assert (one["loss"] + other["loss"]) / 2 == pytest.approx(both["loss"], abs=1e-6)
+        assert 0 < one["computed_s"] <= one["seconds"]
+
+
+def test_a_hang_with_weights_divided_within_nodes_ends_in_time(settings, tmp_path):
+    """Two nodes of two processes: one sleeps, and only those of its node, or of its rank there, wait for it."""
+    apart = Together()
+    try:
+        asked = [*settings, "train.steps=40", "train.shard=fsdp", "train.timeout_s=8"]
+        began = time.monotonic()
+        ended = apart(4, "train", local=2, settings=asked, folders=[str(tmp_path)], sleeps={"3": [6, 40]})
+        assert time.monotonic() - began < PATIENCE_S
+        told = [one["ended"] for one in ended[:3]]
+        assert {(kind, code) for kind, code, _ in told} == {("Lost", 76)}
+        assert any("process 3 of 4 does not answer at step 6" in message for _, _, message in told), told
+    finally:
+        for process in apart.processes:
+            process.kill()
+        apart.close()
+
+
+def test_logs_of_each_process_need_several(tmp_path):
+    done = shortcut("train", "--recipe", "text-tiny", "--logs-per-rank", cwd=tmp_path, check=2)
+    assert "--logs-per-rank is for several processes" in done.stderr
 
 
 @pytest.mark.parametrize(

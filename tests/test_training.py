@@ -1049,6 +1049,9 @@ class Scripted:
     def save(self):
         self.calls.append(f"save at {self.state.step}")
 
+    def saved_all(self):
+        self.calls.append("saved")
+
 
 def test_the_loop_steps_logs_validates_and_saves_in_turn(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 500.0)
@@ -1061,7 +1064,7 @@ def test_the_loop_steps_logs_validates_and_saves_in_turn(monkeypatch):
         *("step(3)", "validate at 4", "save at 4"),
         "step(4)",
         *("step(5)", "log at 6 of [3.0, 4.0, 5.0]", "validate at 6", "save at 6"),
-        *("step(6)", "log at 7 of [6.0]", "validate at 7", "save at 7"),
+        *("step(6)", "log at 7 of [6.0]", "validate at 7", "save at 7", "saved"),
     ]
     # What is logged is reported there; every other step has an event of its own, so that a bar moves at each.
     assert [(event.task, event.done, event.total) for event in trainer.said] == [
@@ -1082,7 +1085,7 @@ def test_the_loop_saves_and_leaves_with_the_code_that_it_is_given(code):
     with pytest.raises(Interrupted, match="stopped at step 3 of 7; the state is saved in runs/x") as left:
         loop.run(trainer, lambda: code if trainer.state.step == 3 else None)
     assert left.value.exit_code == code
-    assert trainer.calls == ["step(0)", "step(1)", "step(2)", "save at 3"]
+    assert trainer.calls == ["step(0)", "step(1)", "step(2)", "save at 3", "saved"]
     assert trainer.state.pending == [0.0, 1.0, 2.0]
 
 

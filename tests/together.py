@@ -4,10 +4,12 @@ Reads jobs as lines of JSON: the name of a function below, its arguments, and th
 Answers each with what the function returned.
 """
 
+import gc
 import hashlib
 import json
 import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,28 +54,42 @@ class Recorded:
         windows.Windows.batch, muon.orthogonalise = self.batch, self.orthogonalise
 
 
-def asked_after(steps, code):
-    """A `stop` that returns `code` after that many steps; None: never."""
+def asked_after(steps, code, sleeps_at=0, sleep_s=0):
+    """A `stop` that returns `code` after that many steps; None: never. It sleeps after the step `sleeps_at`."""
     done = 0
 
     def asked():
         nonlocal done
         done += 1
+        if done == sleeps_at:
+            time.sleep(sleep_s)
         return code if steps is not None and done >= steps else None
 
     return nullcontext(asked)
 
 
-def train(settings, folders, stops=None, code=75):
-    """Train; folders: of each rank, or of all; stops: after how many steps a rank is asked to leave."""
+def train(settings, folders, stops=None, code=75, init_from=None, extend=False, sleeps=None):
+    """Train; folders: of each rank, or of all; stops: after how many steps a rank is asked to leave.
+
+    sleeps: after how many steps a rank sleeps, and for how many seconds.
+    """
     rank = int(os.environ["RANK"])
     folder = Path(folders[min(rank, len(folders) - 1)])
     resolved = reading.read("text-tiny", settings)
-    stop = asked_after((stops or {}).get(str(rank)), code)
+    stop = asked_after((stops or {}).get(str(rank)), code, *(sleeps or {}).get(str(rank), ()))
     ended = 0
     with Recorded() as recorded:
         try:
-            training.train(resolved, folder, device="cpu", resume="auto", report=quiet, stop=stop)
+            training.train(
+                resolved,
+                folder,
+                device="cpu",
+                resume="auto",
+                report=quiet,
+                stop=stop,
+                init_from=Path(init_from) if init_from else None,
+                extend=extend,
+            )
         except ShortcutError as error:
             ended = [type(error).__name__, error.exit_code, error.message]
     return {"ended": ended, "rows": recorded.rows, "matrices": recorded.matrices}
@@ -82,8 +98,8 @@ def train(settings, folders, stops=None, code=75):
 def validate(settings, folders):
     """The validation loss of the first weights."""
     resolved = reading.read("text-tiny", settings)
-    trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
     with parallel.joined("cpu", 60) as processes:
+        trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
         trainer.connect(processes)
         return trainer.validation_loss()
 
@@ -97,7 +113,8 @@ def arms(settings, folders, named):
             for shard, again in (("none", "false"), ("fsdp", "true")):
                 way = [f"model.name={name}", f"train.shard={shard}", f"train.checkpoint_activations={again}"]
                 resolved = reading.read("text-tiny", [*settings, *section, *way])
-                trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet)
+                shares = processes.count if shard == "fsdp" else 1
+                trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet, shares=shares)
                 trainer.connect(processes)
                 losses = [trainer.step(number).item() for number in range(2)]
                 parts = sum(sharded.local(weight).numel() for weight in trainer.model.parameters())
@@ -108,7 +125,47 @@ def arms(settings, folders, named):
     return found
 
 
-JOBS = SimpleNamespace(train=train, validate=validate, arms=arms)
+def first(settings, folders, named):
+    """A hash of the first weights of each arm, divided if there are several processes."""
+    found = {}
+    with parallel.joined("cpu", 60) as processes:
+        for name, options in named:
+            section = [f"model.{name}.{key}={json.dumps(value)}" for key, value in options.items()]
+            resolved = reading.read("text-tiny", [*settings, *section, f"model.name={name}", "train.shard=fsdp"])
+            trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet, shares=processes.count)
+            trainer.connect(processes)
+            weights = sharded.whole(trainer.model.state_dict(), keep=True)
+            parts = [f"{key} {weight.numpy().tobytes().hex()}" for key, weight in weights.items()]
+            found[f"{name} {json.dumps(options)}"] = hashlib.sha256("".join(parts).encode()).hexdigest()
+    return found
+
+
+def most(settings, folders):
+    """Bytes of all weights, of a layer's, of those outside of layers, and the most that tensors had at once."""
+    resolved, peak = reading.read("text-tiny", [*settings, "train.shard=fsdp"]), 0
+
+    def held():
+        tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+        storages = [each.untyped_storage() for each in tensors if not each.is_meta]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    with parallel.joined("cpu", 60) as processes:
+        trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet, shares=processes.count)
+        before = held()
+
+        def start(name, weight):
+            nonlocal peak
+            trainer.model.draw(name, weight, 1)
+            if name.endswith("feed_forward.out.weight"):  # a layer's last
+                peak = max(peak, held() - before)
+
+        sharded.divide(trainer.model, "cpu", processes.group, 60, start)
+        whole = 4 * trainer.model.count()["total"]
+        layer = 4 * sum(weight.numel() for weight in trainer.model.blocks[0].parameters())
+    return whole, layer, whole - layer * len(trainer.model.blocks), peak
+
+
+JOBS = SimpleNamespace(train=train, validate=validate, arms=arms, first=first, most=most)
 
 
 def main():

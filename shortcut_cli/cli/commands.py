@@ -565,6 +565,10 @@ def train(
         int,
         _number("--max-restarts", "With --devices: how often processes that fail are started again.", 0, MOST_RUNS),
     ] = 3,
+    logs_per_rank: Annotated[
+        bool,
+        typer.Option("--logs-per-rank", help="Of several processes, each logs its own steps into the run folder."),
+    ] = False,
     settings: Settings = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -576,6 +580,8 @@ def train(
 
     if processes > 1 and dry_run:
         raise UsageError("--dry-run takes no --devices", "it says what one device would do")
+    if logs_per_rank and processes == 1 and not torchrun.promised():
+        raise UsageError("--logs-per-rank is for several processes", "give --devices, or start them with torchrun")
     if extend and (dry_run or resume == "never"):
         raise UsageError(f"--extend goes on with a run: it takes no {'--dry-run' if dry_run else '--resume never'}")
     flags = {"model__name": ("--model", model), "train__seed": ("--seed", seed), "train__steps": ("--extend", extend)}
@@ -609,6 +615,7 @@ def train(
             stop=signals,
             init_from=first,
             extend=extend is not None,
+            logs=logs_per_rank,
         )
         if not summary:  # of a process beside the one that speaks
             return

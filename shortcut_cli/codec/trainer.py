@@ -132,6 +132,9 @@ class CodecTrainer:
         }
         tensor_file.save(self.folder / STATE, content, self.folder / PREVIOUS)
 
+    def saved_all(self) -> None:
+        """Nothing is left to wait for."""
+
     def load_state(self, content: dict[str, Any]) -> None:
         """Restore what `save` wrote."""
         self.network.load_state_dict(content["network"])

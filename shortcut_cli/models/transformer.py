@@ -275,12 +275,16 @@ class Decoder(nn.Module):
     def initialise(self, seed: int) -> None:
         """Draw the matrices as `model.init` says; vectors stay."""
         for name, weight in self.named_parameters():
-            if weight.dim() < 2:
-                continue
-            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-            weight.copy_(torch.randn(weight.shape, generator=generator) * self.initial_std(name, weight))
+            self.draw(name, weight, seed)
         self.init_extra()
+
+    def draw(self, name: str, weight: Tensor, seed: int) -> None:
+        """Draw a weight, if it is a matrix."""
+        if weight.dim() < 2:
+            return
+        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        weight.copy_(torch.randn(weight.shape, generator=generator) * self.initial_std(name, weight))
 
     def initial_std(self, name: str, weight: Tensor) -> float:
         """Standard deviation of the initial values of a matrix (outputs, inputs).
@@ -298,7 +302,7 @@ class Decoder(nn.Module):
         return weight.shape[1] ** -0.5 if name in {*self.matrices(), "embedding.weight", "head.weight"} else INIT_STD
 
     def init_extra(self) -> None:
-        """Set what an architecture starts differently, after all matrices are drawn: gates, routers, static mixes."""
+        """Set what an architecture starts differently, outside of `blocks`: gates, routers, static mixes."""
 
     def routers(self) -> list[str]:
         """Parameters that route, by the ends of their names: no weight decay, learning rate times `train.router_lr`."""

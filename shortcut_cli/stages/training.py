@@ -10,7 +10,9 @@ import os
 import resource
 import statistics
 import time
-from contextlib import ExitStack
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.kept import remarks
-from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel
+from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel, parts, torchrun
 from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
 from shortcut_cli.training.parallel import Processes
@@ -45,23 +47,43 @@ def train(
     stop: Stop,
     init_from: Path | None = None,
     extend: bool = False,
+    logs: bool = False,
 ) -> dict[str, Any]:
     """Train the recipe's model into a run folder, resuming the run in it if it is unfinished.
 
     resume: "auto", or "never" to start from scratch. init_from: the checkpoint whose weights the run begins with.
-    extend: the run in the folder may have fewer steps, and gets those of the recipe. Returns a summary; "worked" says
-    whether there was anything to do. It is empty in a process that torchrun has started beside the first.
+    extend: the run in the folder may have fewer steps, and gets those of the recipe. logs: each process that torchrun
+    has started writes a log of its own steps, rank-N.jsonl, and rank-N.txt if it ends with an error. Returns a
+    summary; "worked" says whether there was anything to do. It is empty in a process that torchrun has started beside
+    the first.
 
     Raises UsageError if the folder holds a run of a different recipe, of other shards or of other first weights, or
     the checkpoint that a new run is to begin with,
     Interrupted after a signal, Diverged if the loss is not finite.
     """
     _prepare(resolved)
-    with conditions.threads(resolved.train.threads), parallel.joined(device, resolved.train.timeout_s) as processes:
+    with (
+        conditions.threads(resolved.train.threads),
+        _ending_told(folder, logs),
+        parallel.joined(device, resolved.train.timeout_s, logs) as processes,
+    ):
         if processes.leads:
             return _lead(resolved, folder, device, resume, report, stop, init_from, extend, processes)
-        _follow(folder, device, stop, processes)
+        _follow(folder, device, stop, init_from, processes)
         return {}
+
+
+@contextmanager
+def _ending_told(folder: Path, logs: bool) -> Iterator[None]:
+    """If each process has a log: with which error this one has ended, in rank-N.txt."""
+    try:
+        yield
+    except Exception:
+        if logs and torchrun.promised() and folder.is_dir():
+            path, flags = folder / f"rank-{os.environ['RANK']}.txt", os.O_APPEND | os.O_CREAT | os.O_WRONLY
+            with open(os.open(path, flags | os.O_NOFOLLOW, 0o666), "a", encoding="utf-8") as stream:
+                stream.write(traceback.format_exc())
+        raise
 
 
 def _lead(
@@ -81,28 +103,45 @@ def _lead(
             ancestor = lineage.read(init_from) if init_from else None
             held.enter_context(files.held(folder, "shortcut train", known=loop.is_run_folder))
             resume = "auto" if processes.begun() else resume
-            content = loop.saved_state(folder, Trainer.result, resume, report, checkpoint.load)
+            divided = processes.count > 1 and resolved.train.shard == "fsdp"
+            read = ""
+
+            def load(path: Path) -> dict[str, Any]:
+                nonlocal read
+                found = checkpoint.load(path, apart=divided and not extend)
+                read = path.name
+                return found
+
+            content = loop.saved_state(folder, Trainer.result, resume, report, load)
             if init_from and content is None and folder.resolve() == init_from.resolve().parent:
                 raise UsageError(
                     f"{init_from} is in {folder}, whose run this one would replace", "choose another folder with --out"
                 )
             if extend:
                 resolved = extension.planned(resolved, content, folder, report)
-            trainer = Trainer(resolved, folder, device, report, ancestor)
+            ends = content is not None and content["step"] == resolved.train.steps
+            shares = processes.count if divided and not ends else 1
+            trainer = Trainer(resolved, folder, device, report, ancestor, 1 if extend else shares)
             processes.part(trainer.config.batch_size, trainer.config.accumulation)
-            keeper = Keeper(trainer)
             if unfinished := warning(files.place(resolved.data.shards), trainer.shards.manifest):
                 report(Note(text=unfinished))
             if extend and content:
-                content = extension.extended(trainer, content)
+                content, read = extension.extended(trainer, content), loop.STATE
+            if trainer.shares != shares:
+                trainer = Trainer(resolved, folder, device, report, ancestor, shares)
+            keeper = Keeper(trainer)
             if content is None:
                 keeper.clear()
+            elif ends and "parts" in content:
+                content = parts.whole(folder, content)
             worked = loop.start(trainer, content)
+            parts.sweep(folder, loop.STATE, loop.PREVIOUS)
             processes.begin()
             if worked:
                 _remark(trainer, report)
         trainer.began = time.monotonic() - trainer.state.seconds
-        processes.copied(trainer.saved() if processes.count > 1 else None)
+        if processes.count > 1:
+            processes.copied(trainer.saved() | {"shares": shares, "read": read})
         if worked and processes.count > 1:
             trainer.connect(processes)
         with stop as asked:
@@ -126,7 +165,7 @@ def _remark(trainer: Trainer, report: Report) -> None:
         report(Note(text=f"Note: {said}"))
 
 
-def _follow(folder: Path, device: str, stop: Stop, processes: Processes) -> None:
+def _follow(folder: Path, device: str, stop: Stop, init_from: Path | None, processes: Processes) -> None:
     """Train in a process beside the one that writes the files: the same steps from the same state."""
     processes.wait()
     content = processes.copied(None)
@@ -134,8 +173,15 @@ def _follow(folder: Path, device: str, stop: Stop, processes: Processes) -> None
     resolved = reading.with_settings(
         reading.validate(content["recipe"], "the leading process"), ["train.tensorboard=false"]
     )
-    trainer = Trainer(resolved, folder, device, lambda _: None)
-    trainer.load_state(content)
+    shares, read = content["shares"], content["read"]
+    begins = shares > 1 and not read
+    ancestor = lineage.read(init_from) if begins and init_from else None
+    trainer = Trainer(resolved, folder, device, lambda _: None, ancestor, shares)
+    if shares > 1:
+        trainer.source = checkpoint.load(folder / read, apart=True) if read else None
+        trainer.load_rest(content)
+    else:
+        trainer.load_state(content)
     if trainer.state.step < trainer.config.steps:
         trainer.connect(processes)
     with stop as asked:

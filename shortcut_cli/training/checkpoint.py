@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortcut_cli.config.schema import binding
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.training import tensor_file
+from shortcut_cli.training import parts, tensor_file
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +80,10 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
     tensor_file.save(path, content, previous)
 
 
-def load(path: Path, device: str = "cpu") -> dict[str, Any]:
+def load(path: Path, device: str = "cpu", *, apart: bool = False) -> dict[str, Any]:
     """Read a checkpoint, verifying its checksum and running no code from it; its recipe has the keys of `BEFORE`.
+
+    apart: if its tensors are in the files of several processes (`training.parts`), leave them there.
 
     Raises UsageError if the file is not a checkpoint, CheckFailed if it is damaged or has another format.
     """
@@ -94,6 +96,9 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
         if isinstance(table, dict):
             for key, value in values.items():
                 table.setdefault(key, value)
+    if "parts" in content:
+        parts.check(path, content)
+        return content if apart else parts.whole(path.parent, content, device)
     return content
 
 

@@ -30,14 +30,17 @@ def choose(name: str) -> str:
     return name
 
 
-def check_room(parameters: int, vocabulary: int, device: str) -> None:
+def check_room(parameters: int, vocabulary: int, device: str, shares: int = 1) -> None:
     """Raise UsageError if the weights and gradients of a model have no room in a device's memory.
 
     Without this the system may end other processes, and this one without a word. Vocabularies come from manifests.
+    shares: of how many processes, each with a device of its own, each has one; on a CPU they share the memory.
     """
-    there = _memory_bytes(device)
-    if there is not None and parameters * LEAST_BYTES > there:
-        gigabytes = f"{parameters * LEAST_BYTES / 1e9:,.1f} GB"
+    there, needed = _memory_bytes(device), parameters * LEAST_BYTES
+    if device.startswith("cuda"):
+        needed //= shares
+    if there is not None and needed > there:
+        gigabytes = f"{needed / 1e9:,.1f} GB" + (f" on each of {shares} devices" if shares > 1 else "")
         raise UsageError(
             f"the {parameters:,} parameters of this model, with a vocabulary of {vocabulary:,}, and their gradients "
             f"take {gigabytes}; {device} has {there / 1e9:,.1f} GB",

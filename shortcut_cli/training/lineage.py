@@ -18,7 +18,7 @@ from shortcut_cli import files, registry
 from shortcut_cli.config import writing
 from shortcut_cli.errors import UsageError
 from shortcut_cli.models.transformer import Decoder
-from shortcut_cli.training import checkpoint, tensor_file
+from shortcut_cli.training import checkpoint, sharded, tensor_file
 
 LISTED = 20  # names in a line for the user
 
@@ -47,7 +47,7 @@ class Ancestor:
                 "`shortcut diff` shows how two recipes differ",
             )
         for name in taken:
-            own[name].copy_(found[name])
+            sharded.local(own[name]).copy_(sharded.local(sharded.part(found[name], own[name])))
         used = {found[name].data_ptr() for name in taken}  # a tied weight is used under either name
         unused = [name for name, weight in found.items() if name not in taken and weight.data_ptr() not in used]
         before = self.content.get("lineage") or {}

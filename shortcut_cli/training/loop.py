@@ -72,7 +72,10 @@ class Trainable(Protocol):
         """Log a validation, and save the weights if they are the best so far."""
 
     def save(self) -> None:
-        """Write resume.pt."""
+        """Write resume.pt, or begin to: the next step need not wait for the disk."""
+
+    def saved_all(self) -> None:
+        """Wait until the last `save` has ended."""
 
     def check_result(self, path: Path) -> None:
         """Raise UsageError or CheckFailed if the file with the best weights is missing, damaged or of another run."""
@@ -246,8 +249,17 @@ def run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | No
     """Train from the current step to the last, logging, validating and saving as the config says.
 
     At the last step all three are done in any case, after what is done there because of its number: a longer run does
-    that too. Raises Interrupted, after saving, if `asked` returns an exit code.
+    that too. Raises Interrupted, after saving, if `asked` returns an exit code, and what the trainer raises: Diverged
+    after the state before it is written.
     """
+    try:
+        _run(trainer, asked, keeper)
+    except Diverged:
+        trainer.saved_all()
+        raise
+
+
+def _run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | None) -> None:
     config, state = trainer.config, trainer.state
     trainer.began = time.monotonic() - state.seconds
     while state.step < config.steps:
@@ -272,8 +284,11 @@ def run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | No
         if last or validates:
             trainer.save()
         code = asked()
+        if last:
+            trainer.saved_all()
         if code is not None and not last:
             trainer.save()
+            trainer.saved_all()
             raise Interrupted(
                 f"stopped at step {state.step} of {config.steps}; the state is saved in {trainer.folder}",
                 "run the same command again to resume",

@@ -11,8 +11,8 @@ from shortcut_cli.config.schema import ScheduleConfig, TrainConfig
 from shortcut_cli.training import sharded
 from shortcut_cli.training.muon import Muon
 
-ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
-MUON_STATE = {"momentum"}
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+MUON_STATE = ("momentum",)
 FIRST_MOMENTUM = 0.85  # of Muon, before its warm-up (Jordan et al. 2024, modded-nanogpt)
 OF_THE_STEP = {"lr", "momentum"}  # settings that `Optimizer.step` sets anew
 
@@ -110,7 +110,7 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], names: C
             raise ValueError(f"the optimizer has another {different[0]}")
     optimizer.load_state_dict(dict(saved))
     for parameter, state in optimizer.state.items():
-        if state.keys() != names:
+        if state.keys() != set(names):
             raise ValueError("the optimizer lacks a part of its state")
         for name, value in state.items():
             if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size(())):
@@ -178,22 +178,16 @@ class Optimizer:
         """The weights to validate and to keep: the EMA's, or the model's own if there is no EMA."""
         return self.ema.weights if self.ema else self.model.state_dict()
 
-    def divided(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What `state` of an optimizer of the whole model returned, with tensors divided as this one's weights are."""
-        found = dict(state)
-        for name, optimizer in (("optimizer", self.adamw), ("muon", self.muon)):
-            if optimizer:
-                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-                found[name] = dict(state[name]) | {
-                    "state": {
-                        index: {key: sharded.part(value, weights[index]) for key, value in each.items()}
-                        for index, each in state[name]["state"].items()
-                    }
+    def allocate(self) -> None:
+        """Make room for the state that a step leaves, to be read into: all zeros."""
+        for optimizer, names in ((self.adamw, ADAMW_STATE), (self.muon, MUON_STATE)):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]] if optimizer else []
+            for weight in weights:
+                assert optimizer
+                optimizer.state[weight] = {
+                    name: torch.zeros((), device=weight.device) if name == "step" else torch.zeros_like(weight)
+                    for name in names
                 }
-        if self.ema:
-            kept = state["average"]
-            found["average"] = {name: sharded.part(kept[name], like) for name, like in self.ema.weights.items()}
-        return found
 
     def state(self) -> dict[str, Any]:
         """The part of resume.pt that `load_state` restores."""

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,14 @@ class Processes:
     group: Any = None  # through which they talk about steps
     board: Any = None  # on which each says at which step it is
     sharded: bool = False  # whether each has only its part of the weights
+    states: Any = None  # through which they talk about states that are written while they train, if `sharded`
+    timeout_s: float = START_S  # how long one waits for another
+    logs: bool = False  # whether each writes a log of its own steps
+
+    def with_parts(self) -> "Processes":
+        """The same, each with its part of the weights; all call this."""
+        patience = timedelta(seconds=max(START_S, self.timeout_s))
+        return replace(self, sharded=True, states=dist.new_group(backend="gloo", timeout=patience))
 
     @property
     def leads(self) -> bool:
@@ -139,6 +147,10 @@ class Processes:
         """Wait until the leading process has done what it does by itself. Raises Left if that has failed."""
         if self._tell(WELL) == FAILED:
             raise Left("the leading process failed")
+
+    def told(self, value: bool) -> bool:
+        """The value that the leading process has, in all."""
+        return bool(self._tell(int(value)))
 
     def _tell(self, word: int) -> int:
         """What the leading process tells all."""
@@ -250,11 +262,11 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(device: str, timeout_s: float) -> Iterator[Processes]:
+def joined(device: str, timeout_s: float, logs: bool = False) -> Iterator[Processes]:
     """The processes that torchrun has started; one by itself if it has not.
 
-    timeout_s: how long one waits for another, once all have started. Raises Lost if that is over, or another one has
-    gone, UsageError if there are more of them than GPUs.
+    timeout_s: how long one waits for another, once all have started. logs: each has a log of its own. Raises Lost if
+    that is over, or another one has gone, UsageError if there are more of them than GPUs.
     """
     if not torchrun.promised():
         yield ALONE
@@ -270,7 +282,7 @@ def joined(device: str, timeout_s: float) -> Iterator[Processes]:
         patience = timedelta(seconds=max(START_S, timeout_s))
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience)
         group = dist.new_group(timeout=timedelta(seconds=timeout_s))
-        processes = Processes(rank, count, group, _board())
+        processes = Processes(rank, count, group, _board(), timeout_s=timeout_s, logs=logs)
     with processes.answering():
         try:
             yield processes

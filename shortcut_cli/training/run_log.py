@@ -22,8 +22,8 @@ class Log:
     Raises Unavailable if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool) -> None:
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path, tensorboard: bool, name: str = "log.jsonl") -> None:
+        self.path = folder / name
         self.events: Any = None
         if tensorboard:
             try:
@@ -128,12 +128,12 @@ def _line(text: bytes) -> dict[str, Any] | None:
     return values if known and all(value is None or is_number(value) for value in values.values()) else None
 
 
-def read_log(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of log.jsonl, one at a time: numbers by name, None for what is not finite.
+def read_log(folder: Path, name: str = "log.jsonl") -> Iterator[dict[str, Any]]:
+    """The lines of log.jsonl, or of a log of one process, one at a time: numbers by name, None for what is not finite.
 
     Raises CheckFailed at one that can't be read.
     """
-    path = folder / "log.jsonl"
+    path = folder / name
     try:
         with files.regular(path) as stream:
             for number, text in enumerate(iter(lambda: stream.readline(MOST_CHARACTERS), b""), 1):

@@ -1,31 +1,68 @@
 """`train.shard = "fsdp"`: each process keeps its part of every weight, of its gradient and of the optimizer's state.
 
 FSDP2 of PyTorch. A layer's weights are put together while it computes, and dropped again. If there are several nodes,
-weights are divided within each, and gradients are averaged over them (HSDP). Files stay what they are without it: the
-parts are put together to write one, and divided after it is read.
+weights are divided within each, and gradients are averaged over them (HSDP). No process has the whole weights at any
+time: a model is made with `unallocated` matrices, and `divide` gives memory to one layer after the other. run.pt stays
+what it is without this: the parts are put together to write it. The state of a run is in `training.parts`.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from shortcut_cli.models.transformer import Decoder
 
 OTHER_WAYS_IN = ("delta", "read")  # methods of layers that architectures call in place of `forward`
 
 
-def divide(model: nn.Module, device: str, group: Any) -> None:
-    """Divide the weights of a model, in place, one layer after the other, over all processes, which are `group`.
+class _Unallocated(TorchFunctionMode):
+    """New tensors of two and more axes get no memory; vectors do, with their values."""
+
+    MADE = (torch.empty, torch.zeros, torch.ones, torch.full)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in self.MADE:
+            found = func(*args, **given | {"device": "meta"})
+            if found.dim() > 1:
+                return found
+        return func(*args, **given)
+
+
+@contextmanager
+def unallocated() -> Iterator[None]:
+    """A model that is made in this block has no memory for its matrices, until `divide` gives it some."""
+    with _Unallocated():
+        yield
+
+
+def divide(model: Decoder, device: str, group: Any, timeout_s: float, start: Callable[[str, Tensor], None]) -> None:
+    """Divide the weights of an unallocated model, in place, over all processes, which are `group`.
+
+    The memory for the whole of a layer is there until it is divided, and no longer. timeout_s: how long `group` waits.
+    start: gives a matrix, which it gets with its name, its first values.
 
     Weights and gradients travel in fp32, and are rounded where they are multiplied, as without this: so what is fp32
     in a layer, such as norms and static mixes, stays that.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = _mesh(device, group)
-    blocks: Iterable[nn.Module] = model.blocks  # type: ignore[assignment]
+    mesh = _mesh(device, group, timeout_s)
+    names = {weight: name for name, weight in model.named_parameters()}
+    in_blocks = set(model.blocks.modules())
+    _allocate([module for module in model.modules() if module not in in_blocks], names, device, start)
+    with torch.no_grad():
+        model.init_extra()
+    blocks: Iterable[nn.Module] = model.blocks
     for block in blocks:
+        _allocate(block.modules(), names, device, start)
         fully_shard(block, mesh=mesh)
         for name in OTHER_WAYS_IN:
             if hasattr(block, name):
@@ -33,15 +70,39 @@ def divide(model: nn.Module, device: str, group: Any) -> None:
     fully_shard(model, mesh=mesh)  # what is not in layers
 
 
-def _mesh(device: str, group: Any) -> Any:
-    """All processes, which wait as long as `group` does; (nodes, processes of each) if there are several nodes."""
-    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+@torch.no_grad()
+def _allocate(
+    modules: Iterable[nn.Module], names: dict[nn.Parameter, str], device: str, start: Callable[[str, Tensor], None]
+) -> None:
+    """Give the weights of modules memory and first values on a device; weights that are tied stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in modules:
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight not in made:
+                values = torch.empty_like(weight, device=device) if weight.is_meta else weight.to(device)
+                made[weight] = nn.Parameter(values)
+            setattr(module, name, made[weight])
+        for name, values in list(module.named_buffers(recurse=False)):
+            setattr(module, name, values.to(device))
+    for weight, new in made.items():  # once it is the model's: some first values depend on which weight it is
+        if weight.is_meta:
+            start(names[weight], new)
+
+
+def _mesh(device: str, group: Any, timeout_s: float) -> Any:
+    """All processes, which wait as long as `group` does; (nodes, processes of each) if both are several."""
+    from torch.distributed.device_mesh import DeviceMesh
 
     count, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     kind = device.partition(":")[0]
-    if 0 < local < count and count % local == 0:
-        return init_device_mesh(kind, (count // local, local), mesh_dim_names=("nodes", "processes"))
-    return DeviceMesh.from_group(group, kind)
+    if not (1 < local < count and count % local == 0):
+        return DeviceMesh.from_group(group, kind)
+    ranks = torch.arange(count).view(-1, local)
+    patience = timedelta(seconds=timeout_s)
+    groups: list[Any] = [  # those of this process
+        dist.new_subgroups_by_enumeration(each.tolist(), timeout=patience)[0] for each in (ranks.T, ranks)
+    ]
+    return DeviceMesh.from_group(groups, kind, ranks, mesh_dim_names=("nodes", "processes"))
 
 
 def is_part(value: object) -> bool:

@@ -50,8 +50,8 @@ def versions() -> dict[str, str]:
     return {"shortcut": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Write a file, complete or not at all, with the SHA-256 of all its bytes at its end.
+def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> str:
+    """Write a file, complete or not at all, with the SHA-256 of all its bytes at its end, which is returned.
 
     The checksum is the comment of the zip file that PyTorch writes.
 
@@ -65,6 +65,7 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.write(SEAL + digest.encode())
+    return digest
 
 
 class _Stream:
@@ -134,6 +135,13 @@ def is_sealed(path: Path) -> bool:
     with files.regular(path) as stream:
         stream.seek(max(0, path.stat().st_size - SEAL_BYTES))
         return stream.read(len(SEAL)) == SEAL
+
+
+def sealed_digest(path: Path) -> str:
+    """The checksum at the end of a file that `save` wrote, in hexadecimal; it is not verified."""
+    with files.regular(path) as stream:
+        stream.seek(-64, os.SEEK_END)
+        return stream.read().decode("ascii", "replace")
 
 
 def recognise(path: Path, name: str) -> None:

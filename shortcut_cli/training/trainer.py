@@ -5,7 +5,7 @@ The windows, the learning rate and the dropout of a step depend only on the reci
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,17 @@ from shortcut_cli.kept.inputs import differences
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.models.transformer import Decoder
-from shortcut_cli.training import activations, checkpoint, conditions, lineage, loop, precision, sharded, tensor_file
+from shortcut_cli.training import (
+    activations,
+    checkpoint,
+    conditions,
+    lineage,
+    loop,
+    parts,
+    precision,
+    sharded,
+    tensor_file,
+)
 from shortcut_cli.training.device import check_room
 from shortcut_cli.training.loop import PREVIOUS, STATE
 from shortcut_cli.training.optim import Optimizer, learning_rate
@@ -52,9 +62,18 @@ class Trainer:
     result = "run.pt"
 
     def __init__(
-        self, resolved: Recipe, folder: Path, device: str, report: Report, ancestor: lineage.Ancestor | None = None
+        self,
+        resolved: Recipe,
+        folder: Path,
+        device: str,
+        report: Report,
+        ancestor: lineage.Ancestor | None = None,
+        shares: int = 1,
     ) -> None:
-        """ancestor: the checkpoint that the run begins with, if any."""
+        """ancestor: the checkpoint that the run begins with, if any.
+
+        shares: among how many processes the weights are divided, which have no values then before `connect`.
+        """
         self.recipe: Recipe = resolved
         self.config: TrainConfig = resolved.train
         self.folder, self.device, self.report = folder, device, report
@@ -67,12 +86,22 @@ class Trainer:
         vocabulary = self.shards.tokenizer["vocabulary"]
         with torch.device("meta"):  # to be counted, it takes no memory
             count = kind(resolved.model, vocabulary).count()
-        check_room(count["total"], vocabulary, device)
-        self.model: Decoder = kind(resolved.model, vocabulary, self.config.seed).to(device)
+        check_room(count["total"], vocabulary, device, shares)
+        self.model: Decoder
+        if shares > 1:
+            with sharded.unallocated():
+                self.model = kind(resolved.model, vocabulary)
+        else:
+            self.model = kind(resolved.model, vocabulary, self.config.seed).to(device)
+        self.ancestor, self.shares = ancestor, shares
         self.lineage: dict[str, Any] = ancestor.give(self.model) if ancestor else {}
         if self.config.checkpoint_activations:
             activations.forget(self.model.blocks)
-        self.optimizer = self._optimizer()
+        if shares == 1:
+            self.optimizer = self._optimizer()
+        self.source: dict[str, Any] | None = None  # of the resume.pt that divided weights come from
+        self.saving: Future[Any] | None = None  # a state that is being written
+        self.owes_result = False  # whether run.pt is to be made again, once there are weights
         self.precision = precision.choose(resolved, device)
         self.state = loop.State()
         self.began = 0.0  # see loop.Trainable
@@ -80,7 +109,10 @@ class Trainer:
         self.norm = 0.0  # of the gradient of the last step that was read, before clipping
         self.validated: dict[int, float] = {}  # the newest validation loss, by its step
         self.log = Log(folder, self.config.tensorboard)
-        self.connect(ALONE)
+        self.own_log: Log = NoLog()  # of this process, if each has one
+        self.processes, self.part = ALONE, self.config.batch_size
+        if shares == 1:
+            self.connect(ALONE)
         self.model.train()
 
     def _optimizer(self) -> Optimizer:
@@ -90,9 +122,10 @@ class Trainer:
 
     def connect(self, processes: Processes) -> None:
         """Train together with other processes, all of which do this now, from the same state."""
-        if processes.count > 1 and self.config.shard == "fsdp":
-            processes = replace(processes, sharded=True)
-            self._divide(processes.group)
+        if self.shares > 1:
+            assert processes.count == self.shares, (processes.count, self.shares)
+            processes = processes.with_parts()
+            self._divide(processes)
         self.processes = processes
         self.part = processes.part(self.config.batch_size, self.config.accumulation)  # windows computed at once
         if self.optimizer.muon:
@@ -101,6 +134,11 @@ class Trainer:
         self.nats = processes.forward(self._compiled(loss) if self.config.compile else loss)
         if not processes.leads:
             self.log = NoLog()
+        if processes.logs:
+            self.own_log = Log(self.folder, False, f"rank-{processes.rank}.jsonl")
+            self.own_log.cut(self.state.step)
+        if self.shares > 1 and processes.told(self.owes_result):
+            self.save_result()
 
     def describe(self) -> str:
         """Size and cost of the model, how often it sees the training data, and which weights it begins with."""
@@ -128,6 +166,7 @@ class Trainer:
         if len(self.unread) == MOST_UNREAD:
             self.settle()
         self.processes.at(number)
+        began = time.monotonic()
         config, processes, rank = self.config, self.processes, self.processes.rank
         if self.recipe.model.dropout:
             torch.manual_seed(windows.key(config.seed, number, *([rank] if rank else [])) >> 1)
@@ -140,17 +179,38 @@ class Trainer:
                     loss = self.nats(x, y) / config.accumulation
                 loss.backward()
             total += loss.detach()
+        if processes.logs:
+            own, computed = total.item(), time.monotonic()
         self.unread.append((number, processes.mean(total), self.optimizer.clip()))
         with bf16.products(self.precision == "bf16"):  # of Muon, on a CPU
             self.optimizer.step(number)
+        if processes.logs:
+            seconds = {"computed_s": computed - began, "seconds": time.monotonic() - began}
+            self.own_log.write(step=number + 1, loss=own, **{key: round(value, 4) for key, value in seconds.items()})
         return total
 
-    def _divide(self, group: Any) -> None:
-        """Keep only this process' part of the weights and of the optimizer's state. group: of all processes."""
-        state = self.optimizer.state()
-        sharded.divide(self.model, self.device, group)
+    def _divide(self, processes: Processes) -> None:
+        """Make this process' part of the weights and of the optimizer's state, and give it the values it begins with.
+
+        These are in the state that `load_state` was given; else they come from the seed, and an ancestor.
+        """
+        from shortcut_cli.training import resharding  # PyTorch's part of which takes a second to import
+
+        content, seed = self.source, self.config.seed
+
+        def start(name: str, weight: Tensor) -> None:
+            if content is None:
+                self.model.draw(name, weight, seed)
+
+        sharded.divide(self.model, self.device, processes.group, processes.timeout_s, start)
+        if self.ancestor and content is None:
+            self.ancestor.give(self.model)
         self.optimizer = self._optimizer()
-        self.optimizer.load_state(self.optimizer.divided(state), self.device)
+        if content is not None:
+            self.optimizer.allocate()
+            own = {"model": self.model.state_dict()} | self.optimizer.state()
+            self.optimizer.load_state(resharding.load(self.folder, content, own, processes), self.device)
+        self.source = None
 
     def _compiled(self, loss: nn.Module) -> nn.Module:
         """The loss compiled with the model: by itself it reads and writes all logits several times.
@@ -241,17 +301,36 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write resume.pt."""
-        self.write(STATE, self.saved, previous=self.folder / PREVIOUS)
+        """Write resume.pt; with divided weights the next steps are taken meanwhile."""
+        if self.processes.sharded:
+            from shortcut_cli.training import resharding
 
-    def write(self, name: str, content: Callable[[], dict[str, Any]], previous: Path | None = None) -> None:
+            self.saved_all()
+            self.saving = resharding.save(self.folder, self.saved(), self.processes, self._commit)
+        else:
+            self._commit(self.saved() if self.processes.leads else None)
+
+    def _commit(self, content: dict[str, Any] | None) -> None:
+        if content:
+            checkpoint.save(self.folder / STATE, content, previous=self.folder / PREVIOUS)
+            parts.sweep(self.folder, STATE, PREVIOUS)
+
+    def saved_all(self) -> None:
+        """Wait until what `save` began is written. Raises what went wrong with it."""
+        if self.saving:
+            from shortcut_cli.training import resharding
+
+            saving, self.saving = self.saving, None
+            resharding.wait(saving, self.processes.rank)
+
+    def write(self, name: str, content: Callable[[], dict[str, Any]]) -> None:
         """Write a file of the run, if this process leads; all help to make its content if each has only a part."""
         if self.processes.sharded:
             found = sharded.whole(content(), self.processes.leads)
         elif self.processes.leads:
             found = content()
         if self.processes.leads:
-            checkpoint.save(self.folder / name, found, previous=previous)
+            checkpoint.save(self.folder / name, found)
 
     def saved(self) -> dict[str, Any]:
         """The content of a resume.pt: everything that the next step needs. The disk has the log after this."""
@@ -260,13 +339,25 @@ class Trainer:
         self.state.seconds = time.monotonic() - self.began
         state = {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best}
         state["best_step"] = self.state.best_step
+        if self.shares > 1 and not self.processes.sharded:
+            return self.content({name: torch.empty(0) for name in self.model.state_dict()}) | {"state": state}
         return self.content(self.model.state_dict()) | self.optimizer.state() | {"state": state}
 
     def load_state(self, content: dict[str, Any]) -> None:
-        """Restore what `save` wrote."""
+        """Restore what `save` wrote; divided weights get their values by `connect`."""
+        if self.shares > 1:
+            from shortcut_cli.training import resharding
+
+            resharding.check(content, self.model)
+            self.source = content
+        else:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state(content, self.device)
+        self.load_rest(content)
+
+    def load_rest(self, content: dict[str, Any]) -> None:
+        """Restore what is not in tensors."""
         self.lineage = content.get("lineage") or {}
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state(content, self.device)
         self.precision = precision.of(content)
         made = conditions.parts(content.get("conditions"))
         self.state = loop.State(step=content["step"], conditions=made, **content["state"])
@@ -283,8 +374,11 @@ class Trainer:
             self.save_result()
 
     def save_result(self) -> None:
-        """Write run.pt, with the weights of this step."""
-        self.write(self.result, lambda: self.content(self.optimizer.weights()))
+        """Write run.pt, with the weights of this step; if they are to be divided, as soon as they are."""
+        if self.shares > 1 and not self.processes.sharded:
+            self.owes_result = True
+        else:
+            self.write(self.result, lambda: self.content(self.optimizer.weights()))
 
     def check_result(self, path: Path) -> None:
         """Raise CheckFailed or UsageError if run.pt is missing, damaged, or another run's."""
