@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shortcut_cli import __version__, cleanup, files, registry
 from shortcut_cli.config.schema import Recipe
@@ -534,33 +535,36 @@ class Work(Rows[Item]):
     def __init__(self, sources: Sources, assign: Assign, names: list[str], train: Places, scans: Scans) -> None:
         """names: of the forms. train: places of the sources that have them. scans: of `Variants`."""
         self.sources, self.assign, self.names, self.scans = sources, assign, sorted(names), scans
-        # A source and the number of a form by name, or 0, in one number.
-        self.step = len(names) + 1
-        self.entries: Places = np.arange(len(sources), dtype=np.int64) * self.step
+        # If there are forms: a source and the number of a form by name, or 0, in one number.
+        self.step, self.entries = len(names) + 1, np.zeros(0, np.int64)
         if len(train):
             files, forms = np.divmod(np.flatnonzero(scans.found), len(names))
             ranks = np.array([1 + self.names.index(name) for name in names])
-            self.entries = np.sort(np.concatenate([self.entries, train[files] * self.step + ranks[forms]]))
+            alone = np.arange(len(sources)) * self.step
+            self.entries = np.sort(np.concatenate([alone, train[files] * self.step + ranks[forms]]))
         self.train, self.forms = train, [names.index(name) for name in self.names]
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) if len(self.train) else len(self.sources)
 
     def _form(self, place: int, rank: int) -> int:
         """The number of the scan of a form."""
         return int(self.train.searchsorted(place)) * len(self.names) + self.forms[rank - 1]
 
-    def sizes(self) -> Places:
+    def sizes(self) -> npt.NDArray[Any]:
         """The size of each."""
+        if not len(self.train):
+            sizes: npt.NDArray[Any] = self.sources.scans.size.values[self.sources.numbers]
+            return sizes
         places, ranks = np.divmod(self.entries, self.step)
-        found = self.sources.scans.size.values[self.sources.numbers[places]].astype(np.int64)
+        found: Places = self.sources.scans.size.values[self.sources.numbers[places]].astype(np.int64)
         for at in np.flatnonzero(ranks).tolist():
             found[at] = self.scans.size[self._form(int(places[at]), int(ranks[at]))]
         return found
 
     def row(self, at: int) -> Item:
         """A source or a form, with the names of the files that have its bytes."""
-        place, rank = divmod(int(self.entries[at]), self.step)
+        place, rank = divmod(int(self.entries[at]), self.step) if len(self.train) else (at, 0)
         number = int(self.sources.numbers[place])
         file = self.sources.inputs[number]
         source, assign = self.sources[place], self.assign

@@ -69,7 +69,7 @@ class PartEncoder:
                     add(one.split, chain(one.ids, [eos]), one.units, one.record)
 
 
-def parts(sizes: npt.NDArray[np.int64], size: int) -> list[tuple[int, int]]:
+def parts(sizes: npt.NDArray[Any], size: int) -> list[tuple[int, int]]:
     """(first, after the last) of the items of each part, in order; parts have just over `size` bytes or tokens."""
     ends, found, first = np.cumsum(sizes, dtype=np.int64), list[tuple[int, int]](), 0
     while first < len(ends):
