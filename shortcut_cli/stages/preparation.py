@@ -734,6 +734,8 @@ class _Preparation:
             ranks = np.array([PREFERRED.index(everything.inputs.split(number)) for number in order.tolist()], np.uint8)
             order = order[np.argsort(ranks, kind="stable")]
         self.dropped = everything.scans.dropped(starts, order)
+        if not self.dropped.documents:
+            return everything
         begins = starts[everything.numbers]
         ends = begins + sizes[everything.numbers]
         left = self.dropped.befores(ends) - self.dropped.befores(begins) < ends - begins
