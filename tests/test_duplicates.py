@@ -50,7 +50,7 @@ def test_all_but_the_first_in_the_order_of_preference_are_dropped(sources, rando
     order = list(placed)
     if random:
         random.shuffle(order)
-    with patch.object(duplicates, "BLOCK", block):
+    with patch.object(duplicates, "BLOCK", block), patch.object(duplicates, "SOURCES", block):
         dropped = find(order)
     seen, expected = set(), {}
     for _, mine in order:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 Row = TypeVar("Row")
 Places = npt.NDArray[np.int64]
 
-RUN = 1 << 16  # texts that are sorted at once, as Python objects
+RUN = 1 << 14  # texts that are sorted at once, as Python objects
 
 
 class Rows(Sequence[Row]):

@@ -11,6 +11,7 @@ from shortcut_cli.data.documents import Document
 # The first 128 bits of the hash, and the size: where the documents of a source begin follows from their sizes.
 KEY = np.dtype([("low", "<u8"), ("high", "<u8"), ("size", "<i8")])
 BLOCK = 1 << 18  # documents that are dealt with at once
+SOURCES = 1 << 14  # whose keys are moved at once
 PARTS = 16  # looked through one after the other, by the last bits of the hash, to save memory
 
 Offsets = npt.NDArray[np.int64]
@@ -72,10 +73,10 @@ def in_order(content: bytearray, firsts: npt.NDArray[Any], counts: npt.NDArray[A
     if len(ends) == 0 or (int(ends[-1]) == len(keys) and (firsts == ends - counts).all()):
         return keys[: int(ends[-1]) if len(ends) else 0]
     found = np.empty(int(ends[-1]), KEY)
-    for done in range(0, len(counts), BLOCK):
-        some, begin = counts[done : done + BLOCK], int(ends[done - 1]) if done else 0
-        moves = firsts[done : done + BLOCK].astype(np.int64) - (ends[done : done + BLOCK] - some)
-        end = int(ends[min(done + BLOCK, len(ends)) - 1])
+    for done in range(0, len(counts), SOURCES):
+        some, begin = counts[done : done + SOURCES], int(ends[done - 1]) if done else 0
+        moves = firsts[done : done + SOURCES].astype(np.int64) - (ends[done : done + SOURCES] - some)
+        end = int(ends[min(done + SOURCES, len(ends)) - 1])
         found[begin:end] = keys[np.repeat(moves, some) + np.arange(begin, end)]
     return found
 
