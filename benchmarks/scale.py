@@ -15,6 +15,7 @@ workers: seconds of `shortcut prepare text FOLDER` with a divided write pass, by
 import argparse
 import hashlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from shortcut_cli.tokenizers.encoding import PartEncoder
 from shortcut_cli.tokenizers.scanning import Scanned
 
 TOKENS = 1000  # of each document
+PART = int(os.environ.get("PART", "10000"))  # documents of a part, which are Python objects while they are handed on
 PRIME = 1_000_003  # in steps of which files are found
 
 
@@ -142,7 +144,7 @@ def drive(count, folder, remote, in_order):
         write(*arguments)
 
     made._write = timed
-    preparation.WORTH_PARTS, preparation.PART_SIZE = 0, 10_000 * TOKENS
+    preparation.WORTH_PARTS, preparation.PART_SIZE = 0, PART * TOKENS
     made.run(hashed, request)
     whole = began
     yield "scan and divide", marks["write"] - whole
