@@ -59,7 +59,7 @@ ONE_FILE = {
 }
 LIGHT = re.compile(
     r"(__init__|__main__|accounts|cleanup|errors|events|formatting|files|registry)\.py|(config|kept)/.*"
-    r"|data/(__init__|inputs|workers)\.py"
+    r"|data/(__init__|workers)\.py"
 )
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

@@ -710,6 +710,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     first = {"seeds": 2, "match": "time", "lrs": [5e-4, 1.0], "margin": 0.25, "devices": ["cpu:0", "cpu"]}
     usual = {"seeds": 3, "match": "params", "lrs": [], "margin": 0.005, "devices": ["cpu"]}
     plain = {"rungs": [], "pairs": [], "most_seeds": 0, "page": True, "task": None}
+    plain |= {"executor": "local", "run_cpus": 1, "ray_address": ""}
     third = (
         usual
         | plain

@@ -28,6 +28,17 @@ def corpus(sources):
     return found
 
 
+def find(sources):
+    """What `duplicates.find` finds. sources: in order of preference, where each begins and its documents."""
+    counts = np.array([len(mine) for _, mine in sources], np.uint16)
+    starts = np.array([start for start, _ in sources], np.int64)
+    content, firsts = bytearray(), np.zeros(len(sources), np.uint16)
+    for number in sorted(range(len(sources)), key=lambda number: number * 7919 % 11):  # scans end in any order
+        firsts[number] = len(content) // duplicates.KEY.itemsize
+        content += b"".join(map(duplicates.key, sources[number][1]))
+    return duplicates.find(starts, counts, duplicates.in_order(content, firsts, counts))
+
+
 CONTENTS = st.sampled_from(["a", "b", "cc", "dd", "eee", "ffff"])
 
 
@@ -39,8 +50,8 @@ def test_all_but_the_first_in_the_order_of_preference_are_dropped(sources, rando
     order = list(placed)
     if random:
         random.shuffle(order)
-    with patch.object(duplicates, "BLOCK", block):
-        dropped = duplicates.find((start, b"".join(map(duplicates.key, mine))) for start, mine in order)
+    with patch.object(duplicates, "BLOCK", block), patch.object(duplicates, "SOURCES", block):
+        dropped = find(order)
     seen, expected = set(), {}
     for _, mine in order:
         for one in mine:
@@ -59,7 +70,7 @@ def test_all_but_the_first_in_the_order_of_preference_are_dropped(sources, rando
 
 
 def test_without_duplicates_nothing_is_dropped():
-    for dropped in (duplicates.Dropped(), duplicates.find([]), duplicates.find([(0, duplicates.key(document("a")))])):
+    for dropped in (duplicates.Dropped(), find([]), find([(0, [document("a")])])):
         assert (dropped.documents, dropped.size, dropped.holds(0), dropped.before(9)) == (0, 0, False, 0)
 
 
@@ -67,7 +78,7 @@ def test_documents_are_equal_if_128_bits_of_their_hashes_are():
     low, high = "0" * 16, "1" * 16
     hashes = [low + high, low + low, high + high, low + high]
     documents = [Document(digest + "5" * 32, 7 * n, 7) for n, digest in enumerate(hashes)]
-    dropped = duplicates.find([(0, b"".join(map(duplicates.key, documents)))])
+    dropped = find([(0, documents)])
     assert dropped.offsets.tolist() == [21]
 
 
@@ -79,14 +90,14 @@ def test_the_order_of_many_documents_is_kept():
         if number in first:
             expected.append(place)
         first.add(number)
-    dropped = duplicates.find([(0, b"".join(map(duplicates.key, documents)))])
+    dropped = find([(0, documents)])
     assert dropped.offsets.tolist() == expected
 
 
 @given(st.lists(CONTENTS, min_size=1, max_size=12))
 def test_a_contiguous_split_cuts_the_corpus_that_is_left(contents):
     ((_, documents),) = corpus([contents])
-    dropped = duplicates.find([(0, b"".join(map(duplicates.key, documents)))])
+    dropped = find([(0, documents)])
     kept = "".join(dict.fromkeys(contents))
     total = splits.Tally(0.25, 0.25, size=len(kept))
     assign = splits.without(dropped, splits.contiguous(total))

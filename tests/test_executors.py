@@ -175,10 +175,20 @@ def test_without_slurm_its_executor_is_not_there(tmp_path, monkeypatch):
 def test_batches_hold_all_jobs_in_order():
     for count in (0, 1, 5, 100):
         for workers in (1, 3, 200):
-            batches = executors._batches(range(count), workers)
+            batches = list(executors._batches(range(count), workers))
             assert [job for batch in batches for job in batch] == list(range(count))
             assert all(batches)
             assert len(batches) <= executors.BATCHES * workers
+
+
+def test_of_very_many_jobs_only_some_are_made_at_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(executors, "BATCH", 3)
+    batches = executors._batches((made.append(job) or job for job in range(100)), 2)
+    for number, batch in enumerate(batches, 1):
+        assert batch == list(range(3 * number - 3, min(3 * number, 100)))
+        assert len(made) <= max(executors.BATCHES * 2 * 3, 3 * number)
+    assert made == list(range(100))
 
 
 def test_a_lost_machine_is_an_error_that_says_what_to_do():

@@ -820,8 +820,8 @@ def test_a_bpe_learns_the_ids_of_the_training_part_of_a_document(tmp_path, piece
     found = source(tmp_path, pieces[0])
     ids = MidiTokenizer(MidiOptions(name="midi")).prompt(pieces[0]).tolist()
     assign = lambda d: [("val", 40), ("train", 60), ("test", d.size - 130), ("train", 30)]  # noqa: E731
-    parts = list(tokenizer._training_parts(found, assign))
-    seen = [text for (text,) in midi._Corpus(tokenizer.base, parts)]
+    parts = [number for part in tokenizer._training_parts(found, assign) for number in (1, *part)]
+    seen = [text for (text,) in midi._Corpus(tokenizer.base, [None, found], parts)]
     assert seen == [tokenizer.base._ids_to_bytes(part, as_one_str=True) for part in (ids[40:100], ids[-30:])]
 
 

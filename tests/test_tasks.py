@@ -189,7 +189,7 @@ def test_a_hash_of_a_file_that_has_just_changed_is_not_listed(tmp_path):
     known = hashes.Hashes(tmp_path / "lists", keep=True)
     known.sha256("a.txt", path)
     known.save("1-of-1")
-    assert (tmp_path / "lists" / "1-of-1.jsonl").read_text() == ""
+    assert (tmp_path / "lists" / "1-of-1.txt").read_text() == ""
 
 
 @pytest.mark.usefixtures("in_this_process")

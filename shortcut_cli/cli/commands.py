@@ -144,6 +144,15 @@ MOST_WINDOWS = 10**9  # and files to check: more than there are
 MOST_STEPS = 10**9
 LARGEST_SEED = 2**63 - 1
 Executor = Literal["local", "ray", "slurm"]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="Ray cluster; default: $RAY_ADDRESS, else one here.",
+        show_default=False,
+    ),
+]
 MOST_SAID = 10_000  # a limit of a number that its help names
 
 
@@ -471,15 +480,7 @@ def prepare(
         bool, typer.Option("--merge", help="Put together what all tasks have left; scan nothing.")
     ] = False,
     executor: Annotated[Executor, _among("--executor", Executor, "Where the files are scanned.")] = "local",
-    ray_address: Annotated[
-        str,
-        typer.Option(
-            "--ray-address",
-            metavar="HOST:PORT",
-            help="Ray cluster; default: $RAY_ADDRESS, else one here.",
-            show_default=False,
-        ),
-    ] = "",
+    ray_address: RayAddress = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -956,6 +957,11 @@ def compare(
     task: Annotated[
         str | None, typer.Option("--task", metavar="I/N", help="Train one of N parts of the runs, and judge nothing.")
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray"], _among("--executor", Literal["local", "ray"], "Where the runs are trained.")
+    ] = "local",
+    run_cpus: Annotated[int, _number("--run-cpus", "CPUs and threads of each run on Ray.", 1, 1024)] = 1,
+    ray_address: RayAddress = "",
     settings: Settings = None,
     no_report: NoReport = False,
     as_json: AsJson = False,
@@ -974,6 +980,12 @@ def compare(
     share = None if task is None else _task(task)
     asked.check(resolved, names, rungs, pairs)
     asked.check_seeds(seeds, most_seeds)
+    chosen = _names("--device", device)
+    if executor == "ray":
+        if task is not None:
+            raise UsageError("--task and --executor exclude each other", "--executor ray divides the runs itself")
+        if chosen[0] not in ("auto", "cpu", "cuda") or len(chosen) > 1:
+            raise UsageError(f"--device {device} is not of every machine", "with --executor ray: auto, cpu or cuda")
     resolved = _with_shards(recipe, resolved, settings)
     folder = out or Path("comparisons") / Path(recipe).stem
     if share is None:  # tasks hold it together
@@ -992,7 +1004,10 @@ def compare(
             most_seeds=most_seeds,
             lrs=rates,
             margin=margin,
-            devices=[devices.choose(name) for name in _names("--device", device)],
+            devices=chosen if executor == "ray" else [devices.choose(name) for name in chosen],
+            executor=executor,
+            run_cpus=run_cpus,
+            ray_address=ray_address,
             report=report,
             stop=signals,
             page=not no_report,

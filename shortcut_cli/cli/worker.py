@@ -1,11 +1,14 @@
 """One run of a comparison, in a process of its own: train, score, and write down what it cost.
 
-`shortcut compare` starts it as `python -m shortcut_cli.cli.worker RECIPE FOLDER DEVICE NUMBER`, with the number of an
-open file in which it is told how far the run is, see `compare.watching`.
+`shortcut compare` starts it as `python -m shortcut_cli.cli.worker RECIPE FOLDER DEVICE NUMBER [PIPE]`, with the number
+of an open file in which it is told how far the run is, see `compare.watching`. PIPE is the number of one that is open
+for as long as the process that started this one lives: without it this one ends too.
 """
 
+import os
 import resource
 import sys
+import threading
 from pathlib import Path
 
 from shortcut_cli import files
@@ -47,5 +50,13 @@ def run(planned: str, folder: Path, device: str, teller: Teller | None = None) -
         score(checkpoint, shards, None, resolved.eval, device=device, report=report, with_floors=False)
 
 
+def end_with(pipe: int) -> None:
+    """End this process once nobody has the other end of a pipe any more."""
+    os.read(pipe, 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 5:
+        threading.Thread(target=end_with, args=(int(sys.argv[5]),), daemon=True).start()
     guarded(lambda: run(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Teller(int(sys.argv[4]))))

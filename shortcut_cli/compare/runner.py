@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from shortcut_cli.training.device import check_room
 from shortcut_cli.training.run_log import REMEDY, read_log, timed
 
 POLL_S = 0.2
+WAIT_S = 60  # for a process whose parent was killed to be gone
 MOST_PAIRS = 100_000  # of lines of a log that its speed is the median of
 MOST_VALIDATIONS = 100_000  # of a run, in its curve
 PILOTS = 2  # seeds on which learning rates and matched baselines are chosen
@@ -121,11 +123,66 @@ def divergence_of(folder: Path, inputs: dict[str, Any]) -> str:
     return how if isinstance(how, str) else ""
 
 
+Elsewhere = Callable[[Callable[[Any], Any], Iterable[Any], Callable[[], bool]], Iterator[tuple[Any, Any]]]
+"""Runs a function of a job on other machines: see `data/executors.py`, `Cluster`."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trains and scores a run in a process of its own, on a machine that sees the folder of the comparison."""
+
+    output: str  # a file for what the process prints
+    device: str
+    threads: int
+
+    def __call__(self, job: tuple[str, str]) -> tuple[int, str]:
+        """job: the run folder, and its recipe as TOML. Returns the exit code of the process, and what it complained of.
+
+        The process ends if this one is killed, so that the run can be begun again, and after an interruption once it
+        has saved its state. Raises UsageError if another process has the folder for longer than WAIT_S.
+        """
+        folder = Path(job[0])
+        self._write(folder, job[1])
+        command = [sys.executable, "-m", "shortcut_cli.cli.worker", str(folder / "run.toml"), job[0], self.device]
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "COLUMNS": "76"}
+        ours, theirs = os.pipe()
+        with open(self.output, "ab") as output, tempfile.TemporaryFile() as told, open(theirs, "wb"), open(ours, "rb"):
+            process = cleanup.start(
+                [*command, str(told.fileno()), str(ours)],
+                stdout=output,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=environment,
+                pass_fds=[told.fileno(), ours],
+            )
+            try:
+                _, errors = process.communicate()
+            except KeyboardInterrupt:
+                process.terminate()
+                _, errors = process.communicate()
+            output.write(errors)
+        return process.returncode, errors.decode(errors="replace")
+
+    def _write(self, folder: Path, recipe: str) -> None:
+        """Write the recipe of the run; the process of a try before this one may be about to end."""
+        until = time.monotonic() + WAIT_S
+        while True:
+            try:
+                with files.held(folder, "shortcut train", known=loop.is_run_folder):
+                    files.write(folder / "run.toml", recipe)
+                return
+            except UsageError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(POLL_S)
+
+
 class Runner:
     """Trains and scores planned runs on shards with a checksum, one at a time on each device.
 
     task: the number of this machine, from 1, and of all that share the folder; each trains every n-th run. scored: how
-    many tokens each run is scored on, which the time left depends on.
+    many tokens each run is scored on, which the time left depends on. elsewhere: where runs are trained, each on the
+    first of the devices; None: here. threads: of each run there.
     """
 
     def __init__(
@@ -137,8 +194,10 @@ class Runner:
         vocabulary: int,
         task: tuple[int, int] = (1, 1),
         scored: int = 0,
+        elsewhere: Elsewhere | None = None,
+        threads: int = 1,
     ) -> None:
-        self.task, self.scored = task, scored
+        self.task, self.scored, self.elsewhere, self.threads = task, scored, elsewhere, threads
         self.out, self.report, self.shards, self.vocabulary = out, report, shards, vocabulary
         self.names = list(devices)
         self.devices: queue.Queue[str] = queue.Queue()
@@ -172,12 +231,15 @@ class Runner:
         device has no room for a model, ShortcutError if a run fails.
         """
         left = {one.folder(self.out): one for one in self.mine(runs) if self._finished(one) is None}
-        for planned, device in itertools.product(left.values(), self.names):
+        for planned, device in itertools.product(left.values(), [] if self.elsewhere else self.names):
             check_room(planned.arm.size.total, self.vocabulary, device)
         self.known |= left
         self.later = {} if last else self.later
-        with ThreadPoolExecutor(self.width) as pool:
-            deque(pool.map(self._train, left.values()), maxlen=0)
+        if self.elsewhere:
+            self._train_elsewhere(left, self.elsewhere)
+        else:
+            with ThreadPoolExecutor(self.width) as pool:
+                deque(pool.map(self._train, left.values()), maxlen=0)
         missing = [one for one in runs if self._finished(one) is None] if self.task[1] > 1 and not last else []
         if missing:
             names = ", ".join(one.folder(self.out).name for one in missing[:3])
@@ -263,6 +325,22 @@ class Runner:
                 self._over(folder)
         finally:
             self.devices.put(device)
+
+    def _train_elsewhere(self, left: Mapping[Path, PlannedRun], elsewhere: Elsewhere) -> None:
+        """Train runs on other machines, in any order. Raises what `_train` raises; the others are stopped then."""
+        cell = Cell(os.path.abspath(self.out / "output.txt"), self.names[0], self.threads)
+        jobs = {os.path.abspath(folder): folder for folder in left}
+        recipes = [(name, writing.dump(left[folder].recipe())) for name, folder in jobs.items()]
+        total = len(self.known | self.later)
+        for (name, _), (code, errors) in elsewhere(cell, recipes, lambda: self.asked() is not None):
+            if code and self.asked() is None:
+                tail = "\n".join(_plain(errors)[-12:])
+                raise ShortcutError(f"{name} on {self.names[0]} exited with {code}\n{tail}")
+            self.begun += 1
+            self.shares[jobs[name]] = {pace.TRAIN: 1.0, pace.SCORE: 1.0}
+            self.over.add(jobs[name])
+            self.report(Part("compare", self.begun, total, f"{jobs[name].name} is done", self._whole()))
+        self._check_stop()
 
     def _check_stop(self) -> None:
         """Raise Interrupted after a signal."""

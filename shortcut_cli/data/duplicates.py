@@ -1,7 +1,7 @@
 """Equal documents: which of them are dropped, found over all sources from 24 bytes per document."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from shortcut_cli.data.documents import Document
 # The first 128 bits of the hash, and the size: where the documents of a source begin follows from their sizes.
 KEY = np.dtype([("low", "<u8"), ("high", "<u8"), ("size", "<i8")])
 BLOCK = 1 << 18  # documents that are dealt with at once
+SOURCES = 1 << 14  # whose keys are moved at once
 PARTS = 16  # looked through one after the other, by the last bits of the hash, to save memory
 
 Offsets = npt.NDArray[np.int64]
@@ -38,6 +39,11 @@ class Dropped:
         """The sum of their sizes."""
         return int(self.sizes[-1])
 
+    def befores(self, offsets: Offsets) -> Offsets:
+        """`before` of many offsets."""
+        found: Offsets = self.sizes[self.offsets.searchsorted(offsets)]
+        return found
+
     def holds(self, offset: int) -> bool:
         """Whether the document that begins at this offset of the corpus is one of them."""
         place = self._place(offset)
@@ -60,34 +66,44 @@ class Dropped:
         return int(self.offsets.searchsorted(offset))
 
 
-def find(sources: Iterable[tuple[int, bytes]]) -> Dropped:
+def in_order(content: bytearray, firsts: npt.NDArray[Any], counts: npt.NDArray[Any]) -> npt.NDArray[np.void]:
+    """Keys, source after source. content: all keys. firsts, counts: of each source, its first key and their number."""
+    keys = np.frombuffer(content, KEY)
+    ends = np.cumsum(counts, dtype=np.int64)
+    if len(ends) == 0 or (int(ends[-1]) == len(keys) and (firsts == ends - counts).all()):
+        return keys[: int(ends[-1]) if len(ends) else 0]
+    found = np.empty(int(ends[-1]), KEY)
+    for done in range(0, len(counts), SOURCES):
+        some, begin = counts[done : done + SOURCES], int(ends[done - 1]) if done else 0
+        moves = firsts[done : done + SOURCES].astype(np.int64) - (ends[done : done + SOURCES] - some)
+        end = int(ends[min(done + SOURCES, len(ends)) - 1])
+        found[begin:end] = keys[np.repeat(moves, some) + np.arange(begin, end)]
+    return found
+
+
+def find(starts: Offsets, counts: npt.NDArray[Any], keys: npt.NDArray[np.void]) -> Dropped:
     """All documents but the first of each group of equal ones.
 
-    sources: for each, in the order of preference, where it begins in the corpus and the keys of its documents.
+    starts, counts: of each source, in the order of preference, where it begins in the corpus and how many documents it
+    has. keys: of all documents in this order; they are changed.
 
-    Takes 24 bytes per document, and once more while the keys are joined; up to 50 more while equal ones are sought, if
-    most are equal; then 16 per document that is dropped.
+    Takes up to 50 bytes per document while equal ones are sought, if most are equal; then 16 per document that is
+    dropped.
     """
-    starts, contents = [], []
-    for start, content in sources:
-        starts.append(start)
-        contents.append(content)
-    ends = np.cumsum([len(content) // KEY.itemsize for content in contents], dtype=np.int64)
-    keys = np.frombuffer(bytearray().join(contents), KEY)
-    contents.clear()
     repeated = _repeated(keys)
     if not len(repeated):
         return Dropped()
+    ends = np.cumsum(counts, dtype=np.int64)
     sizes = keys["size"][repeated]
     up_to = np.cumsum(keys["size"], out=keys["size"])  # in the order of preference
-    begins, firsts = np.array(starts, np.int64), np.concatenate([[0], ends[:-1]])
+    firsts = ends - counts
     offsets = np.empty(len(repeated), np.int64)
     for done in range(0, len(repeated), BLOCK):  # each step below makes an array of its own
         block = repeated[done : done + BLOCK]
         source = np.searchsorted(ends, block, side="right")
         first = firsts[source]  # the first document of its source
         began = np.where(first > 0, up_to[first - 1], 0)
-        offsets[done : done + BLOCK] = begins[source] + up_to[block] - sizes[done : done + BLOCK] - began
+        offsets[done : done + BLOCK] = starts[source] + up_to[block] - sizes[done : done + BLOCK] - began
     del keys, up_to, repeated
     order = np.argsort(offsets)
     return Dropped(offsets[order], np.concatenate([[0], np.cumsum(sizes[order])]))

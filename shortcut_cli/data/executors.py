@@ -9,10 +9,12 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,8 @@ from shortcut_cli.data import workers
 from shortcut_cli.errors import ShortcutError, Unavailable, UsageError
 
 BATCHES = 4  # for each worker, so that a slow one holds up little, and starting processes costs little
+BATCH = 1000  # jobs in a batch, at most: a preparation of ten million files keeps only some of them in memory
+POLL_S = 0.2
 RETRIES = 3  # of a batch whose machine was lost
 ANSWER_S = 5  # within which a cluster must
 STORE_BYTES = 100_000_000  # of a Ray that is started here, whose tasks return little
@@ -52,11 +56,15 @@ class Batch:
     folder: str  # the working directory
     cache: str | None
 
-    def __call__(self, jobs: Sequence[Any]) -> list[Any]:
-        """The results of jobs, in order. Raises OSError if this machine lacks the working directory."""
+    def enter(self) -> None:
+        """Make this process one like that which has the jobs. Raises OSError if it lacks the working directory."""
         os.chdir(self.folder)
         if self.cache is not None:
             os.environ[files.CACHE_VARIABLE] = self.cache
+
+    def __call__(self, jobs: Sequence[Any]) -> list[Any]:
+        """The results of jobs, in order. Raises OSError as `enter` does."""
+        self.enter()
         return [result for _, result in workers.in_order(self.work, jobs, self.fixed, workers=1, **self.limits)]
 
 
@@ -98,11 +106,14 @@ def _run(batch: Batch, jobs: Sequence[Any]) -> list[Any]:
         vars(sys.modules["__main__"])["__file__"] = script
 
 
-def _batches(jobs: Iterable[Any], workers: int) -> list[list[Any]]:
-    """The jobs in order, in a few batches for each worker."""
-    everything = list(jobs)
-    size = max(1, -(-len(everything) // (BATCHES * workers)))
-    return [everything[first : first + size] for first in range(0, len(everything), size)]
+def _batches(jobs: Iterable[Any], workers: int) -> Iterator[list[Any]]:
+    """The jobs in order, in a few batches for each worker; in more, made as they are asked for, if there are many."""
+    rest = iter(jobs)
+    head = list(islice(rest, BATCHES * workers * BATCH))
+    size = max(1, -(-len(head) // (BATCHES * workers)))
+    every = chain(head, rest)
+    while batch := list(islice(every, size)):
+        yield batch
 
 
 def _batch(work: Callable[..., Any], fixed: tuple[Any, ...], limits: dict[str, Any]) -> Batch:
@@ -120,7 +131,7 @@ def _on_ray(
     **limits: Any,
 ) -> Iterator[tuple[Any, Any]]:
     """Each batch is a Ray task with one CPU and the memory of a job."""
-    with _connected(ray, address, workers):
+    with _connected(ray, address, {"num_cpus": workers}):
         memory = limits["memory_mb"] * 1_000_000
         largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if memory > largest:
@@ -131,26 +142,100 @@ def _on_ray(
             )
         task = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES)(_run)
         batch_of = ray.put(_batch(work, fixed, limits))
-        batches = _batches(jobs, int(ray.cluster_resources()["CPU"]))
-        futures = [task.remote(batch_of, batch) for batch in batches]
-        for batch in batches:
+        workers = int(ray.cluster_resources()["CPU"])
+        batches = ((batch, task.remote(batch_of, batch)) for batch in _batches(jobs, workers))
+        waiting = deque(islice(batches, BATCHES * workers))
+        while waiting:
+            batch, future = waiting.popleft()
             try:
-                results = ray.get(futures.pop(0))
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, ShortcutError) else error from error
+                results = ray.get(future)
             except ray.exceptions.RayError as error:
-                lost = str(error).splitlines()[0]
-                raise ShortcutError(
-                    f"Ray lost a task {RETRIES + 1} times: {lost}", "run the same command again"
-                ) from error
+                raise _lost(ray, error) from error
+            waiting.extend(islice(batches, 1))
             yield from zip(batch, results, strict=True)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster to which there is a connection, for jobs that each take a while."""
+
+    ray: Any
+    cpus: int  # that each job needs
+    gpus: int
+
+    def __call__(
+        self, work: Callable[[Any], Any], jobs: Iterable[Any], stopped: Callable[[], bool]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Run `work(job)` for each job as a Ray task, and yield (job, result) as they end.
+
+        A job whose process or machine is lost is run again, RETRIES times. Once `stopped`, KeyboardInterrupt is raised
+        in the jobs that run, and no other is begun: their results are not yielded.
+
+        Raises ShortcutError if a job is lost too often.
+        """
+        task = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(_call)
+        setup = self.ray.put(_batch(work, (), {}))
+        waiting = {task.remote(setup, job): job for job in jobs}
+        cancelled = False
+        while waiting:
+            ended, _ = self.ray.wait([*waiting], timeout=POLL_S)
+            if stopped() and not cancelled:
+                cancelled = True
+                for future in waiting:
+                    self.ray.cancel(future)
+            for future in ended:
+                job = waiting.pop(future)
+                try:
+                    result = self.ray.get(future)
+                except self.ray.exceptions.RayError as error:
+                    if cancelled:
+                        continue
+                    raise _lost(self.ray, error) from error
+                yield job, result
+
+
 @contextmanager
-def _connected(ray: Any, address: str, workers: int) -> Iterator[None]:
-    """A connection to the cluster at an address, or to one that is started here for the block."""
+def cluster(device: str, *, cpus: int, ray_address: str = "") -> Iterator[tuple[Cluster, str]]:
+    """A connection to a Ray cluster, and on which device its jobs run: with "auto", on a GPU each if there are any.
+
+    cpus: that each job needs. Without an address, and without RAY_ADDRESS, Ray is started here for the block.
+
+    Raises Unavailable if Ray is not installed, UsageError if a cluster does not answer or has no machine for a job.
+    """
+    ray, address = _imported("ray"), ray_address or os.environ.get("RAY_ADDRESS", "")
+    with _answering(address):
+        _check_answers(address)
+    with _connected(ray, address, {}):
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = int(device == "cuda" or (device == "auto" and any(has.get("GPU", 0) >= 1 for has in machines)))
+        if not any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus for has in machines):
+            raise UsageError(
+                f"no machine of the Ray cluster has {cpus} CPUs{' and a GPU' if gpus else ''} for a run",
+                "--run-cpus 1" if cpus > 1 else "--device cpu",
+            )
+        yield Cluster(ray, cpus, gpus), "cuda" if gpus else "cpu"
+
+
+def _call(setup: Batch, job: Any) -> Any:
+    """In a process of Ray: the result of a job."""
+    setup.enter()
+    return setup.work(job)
+
+
+def _lost(ray: Any, error: Exception) -> Exception:
+    """What to raise for an error of a Ray task."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = getattr(error, "cause", None)
+        return cause if isinstance(cause, ShortcutError) else error
+    lost = str(error).splitlines()[0]
+    return ShortcutError(f"Ray lost a task {RETRIES + 1} times: {lost}", "run the same command again")
+
+
+@contextmanager
+def _connected(ray: Any, address: str, here: dict[str, Any]) -> Iterator[None]:
+    """A connection to the cluster at an address, or to one that is started here with these options for the block."""
     # "local", since without an address Ray looks for one that was started here, even if it has ended.
-    here = {"address": "local", "num_cpus": workers, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    here = here | {"address": "local", "object_store_memory": STORE_BYTES, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     with cleanup.due(ray.shutdown):
         try:
@@ -186,6 +271,11 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
 
 
+def _cancel(jobs: Iterable[Any]) -> None:
+    for job in jobs:
+        job.cancel()
+
+
 def _on_slurm(
     submitit: Any,
     folder: Path,
@@ -197,8 +287,6 @@ def _on_slurm(
     **limits: Any,
 ) -> Iterator[tuple[Any, Any]]:
     """Each batch is an element of a job array, of which `workers` run at once; sbatch's variables say on what."""
-    batches = _batches(jobs, workers)
-    most = max(map(len, batches), default=0)
     try:
         executor = submitit.SlurmExecutor(folder=folder)
     except RuntimeError as error:
@@ -208,14 +296,17 @@ def _on_slurm(
         array_parallelism=workers,
         cpus_per_task=1,
         mem=f"{limits['memory_mb'] + 1000}M",
-        time=max(1, -(-int(most * limits["timeout_s"]) // 60)),
     )
-    submitted = executor.map_array(_batch(work, fixed, limits), batches)
-    with cleanup.due(lambda: [job.cancel() for job in submitted]):
-        for batch, job in zip(batches, submitted, strict=True):
-            try:
-                results = job.result()
-            except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
-                lost = str(error).splitlines()[0]
-                raise ShortcutError(f"Slurm lost job {job.job_id}: {lost}", "run the same command again") from error
-            yield from zip(batch, results, strict=True)
+    every = _batches(jobs, workers)
+    while batches := list(islice(every, BATCHES * workers)):
+        most = max(map(len, batches))
+        executor.update_parameters(time=max(1, -(-int(most * limits["timeout_s"]) // 60)))
+        submitted = executor.map_array(_batch(work, fixed, limits), batches)
+        with cleanup.due(partial(_cancel, submitted)):
+            for batch, job in zip(batches, submitted, strict=True):
+                try:
+                    results = job.result()
+                except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+                    lost = str(error).splitlines()[0]
+                    raise ShortcutError(f"Slurm lost job {job.job_id}: {lost}", "run the same command again") from error
+                yield from zip(batch, results, strict=True)

@@ -1,42 +1,117 @@
 """Finding input files: folders are walked, files and globs taken, each real file once, in an order that is fixed."""
 
 import glob
+import hashlib
 import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from shortcut_cli import files
 from shortcut_cli.data import objects
+from shortcut_cli.data.columns import Places, Rows, Texts, repeated
 from shortcut_cli.errors import PASSING_ERRORS, UsageError, unreadable
 
 MAGIC = re.compile(r"[*?[]")
+KEY_BYTES = 16  # of the hash of a real path
 
 
-@dataclass(frozen=True)
+class Files(Rows[tuple[str, Path]]):
+    """Files and objects: (path below its root, path) of each. The path of an object is a place for its bytes.
+
+    Takes 12 bytes for each and its path below the root; for an object, its version and 8 more.
+    """
+
+    def __init__(self, suffixes: tuple[str, ...] = (), fetched: Path | None = None) -> None:
+        """suffixes: of the domain. fetched: the folder of the paths of objects."""
+        self.suffixes, self.fetched = suffixes, fetched
+        self.names, self.versions = Texts(), Texts()  # the second is empty if there are no objects
+        self.roots: list[tuple[str, objects.Store | None]] = []
+        self.known: dict[tuple[str, int], int] = {}  # places in `roots`
+        self.root = array("I")
+
+    def add(self, name: str, root: str, store: objects.Store | None = None, version: str = "") -> None:
+        """Append a file, or an object of a store, with a name below a root. version: see `Object.packed`."""
+        key = root, id(store)
+        if key not in self.known:
+            self.known[key] = len(self.roots)
+            self.roots.append((root, store))
+        if store is not None or self.versions:
+            self.versions = self.versions or Texts([""] * len(self.names))
+            self.versions.append(version)
+        self.names.append(name)
+        self.root.append(self.known[key])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def row(self, place: int) -> tuple[str, Path]:
+        """Path below its root, and path."""
+        name = self.names[place]
+        root, store = self.roots[self.root[place]]
+        if store is None:
+            return name, Path(root, name)
+        assert self.fetched is not None, name
+        suffix = max((end for end in self.suffixes if name.lower().endswith(end)), key=len)
+        return name, self.fetched / f"{place:08d}{suffix}"  # a key may be no name for a file
+
+    def is_object(self, place: int) -> bool:
+        """Whether it is an object of a store."""
+        return self.roots[self.root[place]][1] is not None
+
+    def object(self, place: int) -> objects.Object | None:
+        """The object of a store; None if it is a file."""
+        root, store = self.roots[self.root[place]]
+        if store is None:
+            return None
+        return objects.Object.unpacked(store, f"{root}/{self.names[place]}", self.versions[place])
+
+    def named(self, place: int) -> Path:
+        """The path as it was named; of an object, its bucket and key."""
+        return Path(self.roots[self.root[place]][0], self.names[place])
+
+    def taken(self, places: Places) -> "Files":
+        """Some of them, in the order of `places`."""
+        found = Files(self.suffixes, self.fetched)
+        found.roots, found.known = self.roots, self.known
+        found.names = self.names.taken(places)
+        found.versions = self.versions.taken(places) if self.versions else self.versions
+        found.root = array("I", np.frombuffer(self.root, np.uint32)[places].tobytes()) if self.root else self.root
+        return found
+
+
+@dataclass
 class Found:
     """The input files behind command-line arguments."""
 
-    files: list[tuple[str, Path]]  # (path below its root, path), sorted by the first
+    files: Files  # sorted by their paths below their roots
     rejects: list[tuple[str, str]]  # (path below its root, reason)
-    ignored: list[str]  # files in folders whose suffix is not of the domain, by their paths below their roots, sorted
+    ignored: Sequence[
+        str
+    ]  # files in folders whose suffix is not of the domain, by their paths below their roots, sorted
     outputs: list[str]  # folders that were left out since they are ours, sorted
     passing: set[str] = field(default_factory=set)  # paths of `rejects` whose reason may pass
-    remote: dict[Path, objects.Object] = field(default_factory=dict)  # paths that `sha256` fetches objects to
 
-    def sha256(self, path: Path) -> str:
+    @property
+    def remote(self) -> bool:
+        """Whether there are objects."""
+        return any(store for _, store in self.files.roots)
+
+    def sha256(self, place: int) -> str:
         """Hex SHA-256 of a file's bytes; an object is fetched to its path meanwhile.
 
         Raises OSError as `files.sha256` does, Rejected if an object can't be fetched.
         """
-        return self.remote[path].fetch(path) if path in self.remote else files.sha256(path)
-
-    def named(self, path: Path) -> Path:
-        """The path as it was named; of an object, its bucket and key."""
-        return Path(self.remote[path].name) if path in self.remote else path
+        (_, path), found = self.files[place], self.files.object(place)
+        return files.sha256(path) if found is None else found.fetch(path)
 
 
 def check(arguments: Iterable[str]) -> None:
@@ -63,7 +138,7 @@ def find(
     Raises UsageError if an argument names nothing, or is a URL while there is no `fetched`, ShortcutError if objects
     can't be listed.
     """
-    search = _Search(suffixes, out)
+    search = _Search(suffixes, out, fetched)
     for argument in arguments:
         if not files.is_url(argument):
             for root in _expand(str(files.place(argument))):
@@ -72,7 +147,7 @@ def find(
             objects.check(argument)
             raise UsageError(f"{argument} is a URL; this command takes files of this machine", "copy them here first")
         else:
-            search.add_objects(objects.Store(argument), fetched)
+            search.add_objects(objects.Store(argument))
     return search.result()
 
 
@@ -92,97 +167,127 @@ def _within_ours(path: Path, above: Path) -> bool:
     return any(files.owner(folder) for folder in between)
 
 
-@dataclass(frozen=True, order=True)
-class _Candidate:
-    """One of the names of a file; the smallest is the one it is listed under."""
+class _Names:
+    """Names of files below their roots, as they are found, with what tells files apart: several are names of one."""
 
-    height: int  # minus the number of folders above it; a file below two roots is named by the outer one
-    relative: str  # path below its root
-    path: Path
-    reason: str  # why it can't be an input, or nothing
+    def __init__(self, found: Files, rank: Callable[[Files, int], Any]) -> None:
+        """found: where they are kept. rank: of the names of a file, the one that is left has the smallest."""
+        self.files, self.rank = found, rank
+        self.keys = bytearray()
+        self.removed = array("Q")
+
+    def add(self, name: str, root: str, real: str, store: objects.Store | None = None, version: str = "") -> None:
+        """Add a name. real: is equal for two names of one file."""
+        self.files.add(name, root, store, version)
+        self.keys += hashlib.blake2b(os.fsencode(real), digest_size=KEY_BYTES).digest()
+
+    def remove(self, first: int, condition: Callable[[str], bool]) -> None:
+        """Forget the names from a place on for which a condition holds."""
+        names = self.files.names
+        self.removed.extend(place for place in range(first, len(names)) if condition(names[place]))
+
+    def result(self) -> Files:
+        """One name of each file, in order; equal names in the order of their roots."""
+        left = np.ones(len(self.files), bool)
+        left[np.array(self.removed, np.int64)] = False
+        for places in repeated(self.keys, KEY_BYTES):
+            best = min((place for place in places if left[place]), key=lambda at: self.rank(self.files, at), default=-1)
+            left[[place for place in places if place != best]] = False
+        self.keys.clear()
+        kept = np.flatnonzero(left)
+        found = self.files.taken(kept) if len(kept) < len(left) else self.files
+        order = found.names.order()
+        if len(found.roots) > 1:  # else no two have the same name
+            first = 0
+            for _, same in groupby(order.tolist(), found.names.encoded):
+                many = sorted(same, key=found.named)
+                order[first : first + len(many)] = many
+                first += len(many)
+        return found.taken(order)
+
+
+def _outermost(found: Files, place: int) -> tuple[int, str, Path]:
+    """Orders the names of a file: one that is below two roots is named by the outer one."""
+    name = found.names[place]
+    return -name.count("/"), name, found.named(place)
 
 
 class _Search:
     """What has been found below the roots so far."""
 
-    def __init__(self, suffixes: tuple[str, ...], out: Path | None) -> None:
+    def __init__(self, suffixes: tuple[str, ...], out: Path | None, fetched: Path | None) -> None:
         self.suffixes = suffixes
         self.out = None if out is None else Path(os.path.realpath(out))
-        self.named: dict[str, _Candidate] = {}  # by real path
-        self.ignored: dict[str, str] = {}  # real path -> the smallest of its paths below the roots
+        self.names = _Names(Files(suffixes, fetched), _outermost)
+        self.ignored = _Names(Files(), lambda found, place: found.names[place])
+        self.unusable: dict[str, tuple[int, str, Path, str]] = {}  # real path -> as `_outermost`, and why
         self.rejects: set[tuple[str, str]] = set()
         self.outputs: set[str] = set()
         self.passing: set[str] = set()
         self.misnamed: dict[str, Path] = {}  # folders that are named like files of the domain
-        self.remote: dict[Path, objects.Object] = {}
 
     def add(self, root: Path) -> None:
         """Add a file, or all files below a folder."""
-        for relative, path in self._walk(root):
+        for relative, path, above in self._walk(root):
             if path.name.lower().endswith(self.suffixes):
                 reason, passing = _not_a_file(path)
-                self.passing |= {relative} if passing else set()
-                candidate = _Candidate(-relative.count("/"), relative, path, reason)
-                real = os.path.abspath(path) if reason else os.path.realpath(path)
-                self.named[real] = min(self.named.get(real, candidate), candidate)
+                if reason:
+                    self.passing |= {relative} if passing else set()
+                    one, real = (-relative.count("/"), relative, path, reason), os.path.abspath(path)
+                    self.unusable[real] = min(self.unusable.get(real, one), one)
+                else:
+                    self.names.add(relative, above, os.path.realpath(path))
             elif path == root:
                 self.rejects.add((path.name, f"its suffix is none of {' '.join(self.suffixes)}"))
             else:
-                real = os.path.realpath(path)
-                self.ignored[real] = min(self.ignored.get(real, relative), relative)
+                self.ignored.add(relative, above, os.path.realpath(path))
 
-    def add_objects(self, store: objects.Store, fetched: Path) -> None:
+    def add_objects(self, store: objects.Store) -> None:
         """Add an object, or all objects below a folder of keys."""
-        ours, listed = set[str](), list[tuple[str, objects.Object]]()
+        ours, first = set[str](), len(self.names.files)
         for relative, found in store.listed():
             folder, slash, name = relative.rpartition("/")
             if name == files.MARKER and slash and store.is_marker(found):
                 ours.add(f"{folder}/")
             elif name:
-                self._add_object(relative, found, listed)
+                self._add_object(relative, found)
             elif found.size and folder.lower().endswith(self.suffixes):
                 self.rejects.add((relative, "its key ends in /, as that of a folder"))
         self.outputs |= {f"{store.url.rstrip('/')}/{folder[:-1]}" for folder in ours}
-        for relative, found in listed:
-            if not any(relative.startswith(folder) for folder in ours):
-                suffix = max((end for end in self.suffixes if relative.lower().endswith(end)), key=len)
-                path = fetched / f"{len(self.remote):08d}{suffix}"  # a key may be no name for a file
-                self.remote[path] = found
-                candidate = _Candidate(-relative.count("/"), relative, path, "")
-                self.named[found.url] = min(self.named.get(found.url, candidate), candidate)
+        if ours:
+            self.names.remove(first, lambda name: any(map(name.startswith, ours)))
 
-    def _add_object(self, relative: str, found: objects.Object, listed: list[tuple[str, objects.Object]]) -> None:
-        """Add an object to `listed` if it is of the domain."""
+    def _add_object(self, relative: str, found: objects.Object) -> None:
+        """Add an object, if it is of the domain."""
+        root = found.name.removesuffix(f"/{relative}")
         if relative.lower().endswith(self.suffixes):
-            listed.append((relative, found))
+            self.names.add(relative, root, found.url, found.store, found.packed())
         elif found.is_root:
             self.rejects.add((relative, f"its suffix is none of {' '.join(self.suffixes)}"))
         else:
-            self.ignored[found.url] = min(self.ignored.get(found.url, relative), relative)
+            self.ignored.add(relative, root, found.url)
 
     def result(self) -> Found:
         """Everything that was found, sorted."""
-        named = sorted((one.relative, one.path) for one in self.named.values() if not one.reason)
-        rejects = self.rejects | {(one.relative, one.reason) for one in self.named.values() if one.reason}
+        named = self.names.result()
+        rejects = self.rejects | {(relative, reason) for _, relative, _, reason in self.unusable.values()}
         for relative, folder in self.misnamed.items():
             if not any(folder in path.parents for _, path in named):
                 rejects.add((relative, "is a folder, without files of this kind in it"))
-        return Found(
-            named, sorted(rejects), sorted(self.ignored.values()), sorted(self.outputs), self.passing, self.remote
-        )
+        return Found(named, sorted(rejects), self.ignored.result().names, sorted(self.outputs), self.passing)
 
     def _is_output(self, folder: Path) -> bool:
         """Whether a command has written a folder, or is about to."""
         return bool(files.owner(folder)) or Path(os.path.realpath(folder)) == self.out
 
-    def _walk(self, root: Path) -> Iterator[tuple[str, Path]]:
-        """(path below the root, path) of every file."""
+    def _walk(self, root: Path) -> Iterator[tuple[str, Path, str]]:
+        """(path below the root, path, the root) of every file; of a root that is a file, the folder that it is in."""
         real = Path(os.path.realpath(root))
         if self.out and (real == self.out or (self.out in real.parents and files.owner(self.out))):
             self.outputs.add(str(root))
             return
         if not root.is_dir():
-            yield root.name, root
+            yield root.name, root, str(root.parent)
             return
         visited: set[tuple[int, int]] = set()
 
@@ -207,7 +312,7 @@ class _Search:
             self.misnamed |= {os.path.relpath(Path(folder, name), root): Path(folder, name) for name in like_files}
             for name in sorted(file_names):
                 path = Path(folder, name)
-                yield path.relative_to(root).as_posix(), path
+                yield path.relative_to(root).as_posix(), path, str(root)
 
 
 def _not_a_file(path: Path) -> tuple[str, bool]:

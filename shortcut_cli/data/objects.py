@@ -6,6 +6,7 @@ read their settings and credentials from the environment (docs/object-stores.md)
 
 import errno
 import hashlib
+import json
 import os
 import random
 import re
@@ -128,6 +129,18 @@ class Object:
     name: str  # as its file system names it: for S3, bucket and key
     version: tuple[tuple[str, Any], ...]  # those of VERSION_KEYS that were listed
     is_root: bool = False  # the URL of the store names the object itself
+
+    def packed(self) -> str:
+        """Its version, short."""
+        known = dict(self.version)
+        values = [known.get(key) for key in VERSION_KEYS]
+        return json.dumps(values[: max((at + 1 for at, value in enumerate(values) if value is not None), default=0)])
+
+    @classmethod
+    def unpacked(cls, store: "Store", name: str, version: str) -> "Object":
+        """An object whose version was `packed`."""
+        pairs = zip(VERSION_KEYS, json.loads(version), strict=False)
+        return cls(store, name, tuple((key, value) for key, value in pairs if value is not None))
 
     @property
     def size(self) -> int | None:

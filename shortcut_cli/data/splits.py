@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from shortcut_cli.data.documents import Assign, Document, RejectedRecord
-from shortcut_cli.data.duplicates import Dropped
+from shortcut_cli.data.duplicates import Dropped, Offsets
 from shortcut_cli.data.shards import SPLITS
 
 ENOUGH = len(SPLITS)  # distinct documents needed to fill every split
@@ -134,7 +134,7 @@ def contiguous(tally: Tally) -> Division:
 
 @dataclass(frozen=True)
 class _AsGiven(Division):
-    starts: Sequence[int]
+    starts: Sequence[int] | Offsets
     names: Sequence[str]
 
     def __call__(self, document: Document) -> list[tuple[str, int]]:
@@ -145,7 +145,7 @@ class _AsGiven(Division):
         return _AsGiven(self.starts[first:last], self.names[first:last])
 
 
-def as_given(starts: Sequence[int], names: Sequence[str]) -> Division:
+def as_given(starts: Sequence[int] | Offsets, names: Sequence[str]) -> Division:
     """Whole documents, each in the split of its source: starts[i] is where source i begins, names[i] its split."""
     return _AsGiven(starts, names)
 

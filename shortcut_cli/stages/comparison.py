@@ -5,6 +5,7 @@ peak memory can be measured and several devices work in parallel.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shortcut_cli.compare.rates import Curve, search
 from shortcut_cli.compare.runner import PlannedRun, Runner, differing, pilots
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import MOST_RATE, Recipe, binding
+from shortcut_cli.data import executors
 from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Note, Report
@@ -49,6 +51,9 @@ def compare(
     most_seeds: int = 0,
     page: bool = True,
     task: tuple[int, int] | None = None,
+    executor: str = "local",
+    run_cpus: int = 1,
+    ray_address: str = "",
 ) -> dict[str, Any]:
     """Train and score every arm and its baselines, and write compare.json and, if `page`, compare.html into `out`.
 
@@ -63,17 +68,26 @@ def compare(
     and no file but runs and comparison.json written; "task", "runs" and "mine" say how many runs there are, and how
     many were this task's. Raises Missing if what comes next depends on runs that others have not done yet.
 
+    executor: "ray" trains each run as a task of a Ray cluster with `run_cpus` CPUs, and a GPU if that is the device.
+
     Raises UsageError if a model is unknown or `out` holds a different comparison, Interrupted after a signal; the same
     command then resumes.
     """
     check(resolved, models, rungs, pairs)
-    with files.held(out, "shortcut compare", known=is_comparison, shared=task is not None):
+    with ExitStack() as stack:
+        elsewhere: executors.Cluster | None = None
+        if executor == "ray":
+            elsewhere, device = stack.enter_context(
+                executors.cluster(devices[0], cpus=run_cpus, ray_address=ray_address)
+            )
+            devices = [device]
+        stack.enter_context(files.held(out, "shortcut compare", known=is_comparison, shared=task is not None))
         shards = Shards(files.place(resolved.data.shards))
         checksum = shards.manifest["checksum"]
         if unfinished := warning(files.place(resolved.data.shards), shards.manifest):
             report(Note(text=unfinished))
-        scored = shards.split(resolved.eval.split).tokens
-        runner = Runner(out, devices, report, checksum, shards.tokenizer["vocabulary"], task or (1, 1), scored)
+        vocabulary, scored = shards.tokenizer["vocabulary"], shards.split(resolved.eval.split).tokens
+        runner = Runner(out, devices, report, checksum, vocabulary, task or (1, 1), scored, elsewhere, threads=run_cpus)
         kept = _check_same(out, resolved, match, checksum, rungs)
         planned = _planned(kept, seeds, most_seeds)
         runner.check_shards()
@@ -81,7 +95,7 @@ def compare(
         numbers = range(first, first + seeds)
         with stop as asked:
             runner.asked = asked
-            arms = plan(resolved, models, shards.tokenizer["vocabulary"], match, runner.step_seconds, rungs)
+            arms = plan(resolved, models, vocabulary, match, runner.step_seconds, rungs)
             named = _named(arms, pairs, rungs)
             _warn(arms, match, bool(rungs), report)
             files.write(out / COMPARISON, to_json(kept, indent=1) + "\n")  # a command that is wrong leaves nothing

@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,13 +23,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from shortcut_cli import __version__, cleanup, files, registry
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.config.writing import differences
 from shortcut_cli.data import duplicates, executors, inputs, objects, splits, workers
 from shortcut_cli.data.assembly import PartWriter, ShardMaker, laid_out
+from shortcut_cli.data.columns import Places, Rows
 from shortcut_cli.data.documents import Assign, Document, Source, check_unchanged
 from shortcut_cli.data.given import PREFERRED, Given, check_filled
+from shortcut_cli.data.hashed import HASH_BYTES, Input, Inputs
 from shortcut_cli.data.hashes import Hashes
 from shortcut_cli.data.shards import (
     PREPARE,
@@ -52,9 +58,9 @@ from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.formatting import to_json
 from shortcut_cli.tokenizers.base import Tokenizer
 from shortcut_cli.tokenizers.encoding import Item, PartEncoder, encoded, parts
-from shortcut_cli.tokenizers.scanning import Scanned, Scanner, rejected_records
+from shortcut_cli.tokenizers.scanning import Scanned, Scanner, Scans, rejected_records
 
-HASHED = 1 << 14  # files that are given to threads at once
+HASHED = 1 << 12  # files that are given to threads at once
 PART_SIZE = 1 << 24  # bytes of text, or tokens, that a process encodes at once if the write pass is divided
 WORTH_PARTS = 8  # from this many on, starting processes here costs little beside them
 WRITE_TIMES = 16  # a part has many files, but no more than this much of the work of the largest that is allowed
@@ -131,10 +137,11 @@ def prepare_part(
     fetched = folder / ".staging" / f"fetched-{task[0]}-of-{task[1]}"
     found, assigned, _ = _found(recipe, tokenizer, kind, list(paths), folder, fetched, report)
     total, number = len(found.files), f"{task[0]}-of-{task[1]}"
-    found.files[:] = [one for one in found.files if _task_of(one[0], task[1]) == task[0]]
+    mine = np.array([at for at, name in enumerate(found.files.names) if _task_of(name, task[1]) == task[0]], np.int64)
+    found.files, assigned = found.files.taken(mine), assigned and [assigned[at] for at in mine]
     found.rejects.clear()  # `prepare` finds them too
     with files.held(folder, PREPARE, known=is_shards, shared=True), _removed(fetched):
-        result = {"task": "/".join(map(str, task)), "files": total, "mine": len(found.files), "rejected": 0}
+        result = {"task": "/".join(map(str, task)), "files": total, "mine": len(mine), "rejected": 0}
         if _is_complete(folder, recipe, tokenizer):
             return result | {"worked": False}
         if found.remote:
@@ -240,7 +247,7 @@ def _prepare(
 
 def _found(
     recipe: Recipe, tokenizer: Tokenizer, kind: str, paths: list[str], folder: Path, fetched: Path, report: Report
-) -> tuple[inputs.Found, dict[Path, str], list[Reject]]:
+) -> tuple[inputs.Found, list[str] | None, list[Reject]]:
     """The files behind `paths`; if splits come with them, the split of each, and those that are in none.
 
     fetched: the folder that objects will be fetched to.
@@ -252,7 +259,7 @@ def _found(
         raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
     if found.ignored:
         report(Note(text=_ignored(found.ignored)))
-    assigned, outside = _assigned(recipe, found) if kind == "given" else ({}, [])
+    assigned, outside = _assigned(recipe, found) if kind == "given" else (None, [])
     return found, assigned, outside
 
 
@@ -272,7 +279,7 @@ def _removed(folder: Path) -> Iterator[None]:
             remove()
 
 
-def _ignored(names: list[str]) -> str:
+def _ignored(names: Sequence[str]) -> str:
     """Which files were ignored because of their suffix: how many of each suffix, and the first three."""
     counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)
     suffixes = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))
@@ -282,19 +289,19 @@ def _ignored(names: list[str]) -> str:
     )
 
 
-def _assigned(recipe: Recipe, found: inputs.Found) -> tuple[dict[Path, str], list[Reject]]:
+def _assigned(recipe: Recipe, found: inputs.Found) -> tuple[list[str], list[Reject]]:
     """The split of each file that data.splits names, and the files that it does not, which are left out of `found`."""
-    lists = recipe.data.splits
+    lists, every = recipe.data.splits, found.files
     given = Given({"train": lists.train, "val": lists.val, "test": lists.test}, lists.table)
-    assigned = {path: given.split_of(relative, found.named(path)) for relative, path in found.files}
-    check_filled(assigned.values(), "no file")
+    assigned = [given.split_of(name, every.named(at)) for at, name in enumerate(every.names)]
+    check_filled(assigned, "no file")
     outside = [
-        Reject(relative, None, "is in none of data.splits", bad=False)
-        for relative, path in found.files
-        if not assigned[path]
+        Reject(name, None, "is in none of data.splits", bad=False)
+        for name, split in zip(every.names, assigned, strict=True)
+        if not split
     ]
-    found.files[:] = [(relative, path) for relative, path in found.files if assigned[path]]
-    return assigned, outside
+    found.files = every.taken(np.array([at for at, split in enumerate(assigned) if split], np.int64))
+    return [split for split in assigned if split], outside
 
 
 def _check_rejects(folder: Path, manifest: dict[str, Any], max_bad: str, *, kept: bool) -> None:
@@ -362,73 +369,59 @@ def _remember_paths(manifest: dict[str, Any], paths: list[str], report: Report) 
         report(Note(text=f"`shortcut prove tokens` will need the paths as arguments: {path}: {error.strerror}"))
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A file with its hash, and the other files that have the same bytes."""
-
-    relative: str
-    path: Path
-    sha256: str
-    duplicates: tuple[str, ...] = ()
-    split: str = ""  # the one that data.splits gives it to
-
-
 def _hash(
     found: inputs.Found,
     threads: int,
     report: Report,
-    assigned: Mapping[Path, str] | None = None,
+    assigned: Sequence[str] | None = None,
     hashes: Hashes | None = None,
-) -> tuple[list[Input], list[Reject]]:
+) -> tuple[Inputs, list[Reject]]:
     """Hash every file; equal files are kept once, under the first of their names.
 
-    assigned: the split of each path, if they come with the corpus; then the first is sought in test, val, then train.
+    assigned: the split of each file, if they come with the corpus; then the first is sought in test, val, then train.
     hashes: those that are known already.
     """
     rejects = [Reject(relative, None, reason, passing=relative in found.passing) for relative, reason in found.rejects]
-    by_hash: dict[str, list[tuple[str, Path]]] = {}
+    listed, digests, unread = found.files, bytearray(HASH_BYTES * len(found.files)), list[int]()
 
-    def digest(one: tuple[str, Path]) -> str | Rejected:
-        relative, path = one
+    def digest(place: int) -> str | Rejected:
         try:
-            return found.sha256(path) if hashes is None or path in found.remote else hashes.sha256(relative, path)
+            if hashes is None or listed.is_object(place):
+                return found.sha256(place)
+            return hashes.sha256(*listed[place])
         except Rejected as reason:
             return reason
         except OSError as error:
-            if path in found.remote:
+            if listed.is_object(place):
                 raise  # it is the disk that is full, not an input that can't be read
             return unreadable(error)
 
     with ThreadPoolExecutor(max(threads, objects.THREADS) if found.remote else threads) as pool:
-        blocks = (found.files[first : first + HASHED] for first in range(0, len(found.files), HASHED))
+        blocks = (range(len(listed))[first : first + HASHED] for first in range(0, len(listed), HASHED))
         results = chain.from_iterable(pool.map(digest, block) for block in blocks)  # each waits in a future of its own
-        for done, ((relative, path), result) in enumerate(zip(found.files, results, strict=True), 1):
+        for place, result in enumerate(results):
             if isinstance(result, Rejected):
-                rejects.append(Reject(relative, None, str(result), passing=result.passing))
+                rejects.append(Reject(listed.names[place], None, str(result), passing=result.passing))
+                unread.append(place)
             else:
-                by_hash.setdefault(result, []).append((relative, path))
-            report(Progress(task="read", done=done, total=len(found.files), unit="files"))
-    kept = []
-    for sha, same in by_hash.items():
-        if assigned:
-            same.sort(key=lambda one: PREFERRED.index(assigned[one[1]]))
-        (relative, path), *others = same
-        split = assigned[path] if assigned else ""
-        kept.append(Input(relative, path, sha, tuple(name for name, _ in others), split))
-    return sorted(kept, key=lambda file: (file.relative, file.sha256)), rejects
+                digests[HASH_BYTES * place : HASH_BYTES * (place + 1)] = bytes.fromhex(result)
+            report(Progress(task="read", done=place + 1, total=len(listed), unit="files"))
+    return Inputs(listed, digests, unread, assigned), rejects
 
 
-def _request(recipe: Recipe, tokenizer: Tokenizer, hashed: list[Input]) -> dict[str, Any]:
+def _request(recipe: Recipe, tokenizer: Tokenizer, hashed: Iterable[Input]) -> dict[str, Any]:
     """Everything that was asked for, to tell whether a command is the same as an earlier one."""
-    lines = [json.dumps([file.relative, file.sha256, *file.duplicates]) + file.split for file in hashed]
+    digest, count = hashlib.sha256(), 0
+    for number, file in enumerate(hashed):
+        line = json.dumps([file.relative, file.sha256, *file.duplicates]) + file.split
+        digest.update(("\n" * (number > 0) + line).encode())
+        count += 1 + len(file.duplicates)
     data = recipe.data.model_dump(exclude={"shards", "file_timeout_s", "file_memory_mb"})
-    sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    count = sum(1 + len(file.duplicates) for file in hashed)
     return {
         "data": data,
         "tokenizer": recipe.tokenizer.model_dump(),
         "depends_on": tokenizer.depends_on,
-        "inputs": {"files": count, "sha256": sha256},
+        "inputs": {"files": count, "sha256": digest.hexdigest()},
     }
 
 
@@ -449,6 +442,115 @@ def _finished(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
             "choose another --out, or remove the folder",
         )
     return manifest
+
+
+Make = Callable[[Input, str], Source]  # of a file and a variant
+
+
+class Some(Rows[Source]):
+    """Some sources of a sequence."""
+
+    def __init__(self, sources: Sequence[Source], numbers: Sequence[int]) -> None:
+        self.sources, self.numbers = sources, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def row(self, place: int) -> Source:
+        """One of them."""
+        return self.sources[self.numbers[place]]
+
+
+class Sources(Rows[Source]):
+    """Sources of files, with their sizes and their places in the corpus if they were scanned."""
+
+    def __init__(self, hashed: Inputs, make: Make, numbers: Places, scans: Scans | None = None) -> None:
+        """numbers: of the files, and of their scans."""
+        self.inputs, self.make, self.numbers = hashed, make, numbers
+        self.found = scans
+        self.starts = scans.starts() if scans else np.zeros(0, np.int64)
+
+    @property
+    def scans(self) -> Scans:
+        """What was found in all files."""
+        assert self.found is not None
+        return self.found
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def row(self, place: int) -> Source:
+        """The source of a file."""
+        number = int(self.numbers[place])
+        source = self.make(self.inputs[number], "")
+        return replace(source, size=self.found.size[number], start=int(self.starts[number])) if self.found else source
+
+    def only(self, numbers: Places) -> "Sources":
+        """Those of some of the files."""
+        found = copy.copy(self)
+        found.numbers = numbers
+        return found
+
+
+class Variants(Rows[Source]):
+    """The augmented forms of files, all those of a file after each other."""
+
+    def __init__(self, hashed: Inputs, make: Make, numbers: Places, names: list[str]) -> None:
+        """numbers: of the files. names: of the forms."""
+        self.inputs, self.make, self.numbers, self.names = hashed, make, numbers, names
+
+    def __len__(self) -> int:
+        return len(self.numbers) * len(self.names)
+
+    def row(self, place: int) -> Source:
+        """A form of a file."""
+        file, form = divmod(place, len(self.names))
+        return self.make(self.inputs[int(self.numbers[file])], self.names[form])
+
+
+class Work(Rows[Item]):
+    """All that is written, in order: sources, and after each its augmented forms, which are for the training split."""
+
+    def __init__(self, sources: Sources, assign: Assign, names: list[str], train: Places, scans: Scans) -> None:
+        """names: of the forms. train: places of the sources that have them. scans: of `Variants`."""
+        self.sources, self.assign, self.names, self.scans = sources, assign, sorted(names), scans
+        # If there are forms: a source and the number of a form by name, or 0, in one number.
+        self.step, self.entries = len(names) + 1, np.zeros(0, np.int64)
+        if len(train):
+            files, forms = np.divmod(np.flatnonzero(scans.found), len(names))
+            ranks = np.array([1 + self.names.index(name) for name in names])
+            alone = np.arange(len(sources)) * self.step
+            self.entries = np.sort(np.concatenate([alone, train[files] * self.step + ranks[forms]]))
+        self.train, self.forms = train, [names.index(name) for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.entries) if len(self.train) else len(self.sources)
+
+    def _form(self, place: int, rank: int) -> int:
+        """The number of the scan of a form."""
+        return int(self.train.searchsorted(place)) * len(self.names) + self.forms[rank - 1]
+
+    def sizes(self) -> npt.NDArray[Any]:
+        """The size of each."""
+        if not len(self.train):
+            sizes: npt.NDArray[Any] = self.sources.scans.size.values[self.sources.numbers]
+            return sizes
+        places, ranks = np.divmod(self.entries, self.step)
+        found: Places = self.sources.scans.size.values[self.sources.numbers[places]].astype(np.int64)
+        for at in np.flatnonzero(ranks).tolist():
+            found[at] = self.scans.size[self._form(int(places[at]), int(ranks[at]))]
+        return found
+
+    def row(self, at: int) -> Item:
+        """A source or a form, with the names of the files that have its bytes."""
+        place, rank = divmod(int(self.entries[at]), self.step) if len(self.train) else (at, 0)
+        number = int(self.sources.numbers[place])
+        file = self.sources.inputs[number]
+        source, assign = self.sources[place], self.assign
+        if rank:
+            form = self.sources.make(file, self.names[rank - 1])
+            source, assign = replace(form, size=self.scans.size[self._form(place, rank)]), splits.AllIn("train")
+        return Item(source, assign, file.duplicates, self.sources.scans.records_empty[number])
 
 
 class _Preparation:
@@ -488,7 +590,7 @@ class _Preparation:
         self.rejects = [*rejects, *changed]
         self.dropped = duplicates.Dropped()
 
-    def run(self, hashed: list[Input], request: dict[str, Any]) -> dict[str, Any]:
+    def run(self, hashed: Inputs, request: dict[str, Any]) -> dict[str, Any]:
         """Scan, drop duplicates, split, fit and write; returns the manifest.
 
         If a file could be scanned, and has changed when it is read again, splits and vocabulary have seen what it was.
@@ -506,13 +608,12 @@ class _Preparation:
                     found = self._changed(left)
                     if not found:
                         raise ShortcutError(f"a file {reason}", "run the same command again") from reason
-                    names = {reject.sha256 for reject in found}
-                    left, changed = [file for file in left if file.sha256 not in names], changed + found
-                    self.report(Note(text=f"{found[0].source} {found[0].reason}; preparing the other files again"))
+                    left, changed = left.without(found), [*changed, *found.values()]
+                    first = next(iter(found.values()))
+                    self.report(Note(text=f"{first.source} {first.reason}; preparing the other files again"))
                     self._begin(changed)
         except (UsageError, TooManyRejects):
-            equal = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
-            lines = self._reject_lines(equal, [])
+            lines = self._reject_lines(hashed, [])
             files.write(self.folder / "rejects.jsonl", "".join(to_json(line) + "\n" for line in lines))
             raise
         finally:
@@ -520,30 +621,33 @@ class _Preparation:
                 self.staging.rmdir()
                 self.staging.parent.rmdir()
 
-    def scan_part(self, hashed: list[Input]) -> None:
+    def scan_part(self, hashed: Inputs) -> None:
         """Scan files, and the variants of those that the training split gets if no split is empty; keep the results."""
         self.scanner = replace(self.scanner, keep=True)
-        names = {file.sha256: file.split for file in hashed}
-        scanned = self._scan([self._source(file) for file in hashed], "scan")
-        if self.kind != "contiguous":
-            train = [source for source, one in scanned if self._trains(source, one, names)]
-            self._scan(self._variants_of(train), "augment")
+        sources = self._sources(hashed)
+        scans = self._scan(sources, "scan", self._tally())
+        if self.kind != "contiguous" and self.tokenizer.variants:
+            train = [number for number in np.flatnonzero(scans.found).tolist() if self._trains(hashed, scans, number)]
+            self._scan(self._variants_of(sources, np.array(train, np.int64)), "augment")
 
-    def _trains(self, source: Source, one: Scanned, names: Mapping[str, str]) -> bool:
-        """Whether the training split gets a source, as far as its name or hash tells. names: as in `_assign`."""
-        if not self.tokenizer.variants:
-            return False
-        split = names[source.sha256] if self.kind == "given" else splits.split_of(one.only, *self._shares)
-        return split == "train"
+    def _trains(self, hashed: Inputs, scans: Scans, number: int) -> bool:
+        """Whether the training split gets a source, as far as its name or hash tells."""
+        if self.kind == "given":
+            return hashed.split(number) == "train"
+        return splits.split_of(scans.only(number), *self._shares) == "train"
 
     @property
     def _shares(self) -> tuple[float, float]:
         return self.recipe.data.val, self.recipe.data.test
 
-    def _changed(self, hashed: list[Input]) -> list[Reject]:
-        """The files whose bytes are not those any more that were hashed."""
+    def _tally(self) -> splits.Tally:
+        return splits.Tally(*self._shares)
 
-        def check(file: Input) -> Reject | None:
+    def _changed(self, hashed: Inputs) -> dict[int, Reject]:
+        """The files whose bytes are not those any more that were hashed, by their numbers."""
+
+        def check(number: int) -> Reject | None:
+            file = hashed[number]
             try:
                 check_unchanged(file.path, file.sha256)
             except Rejected as reason:
@@ -551,81 +655,76 @@ class _Preparation:
             return None
 
         with ThreadPoolExecutor(self.n_workers) as pool:
-            return [reject for reject in pool.map(check, hashed) if reject]
+            blocks = (range(len(hashed))[first : first + HASHED] for first in range(0, len(hashed), HASHED))
+            checked = enumerate(chain.from_iterable(pool.map(check, block) for block in blocks))
+            return {number: reject for number, reject in checked if reject}
 
-    def _run(self, hashed: list[Input], left: list[Input], request: dict[str, Any]) -> dict[str, Any]:
+    def _run(self, hashed: Inputs, left: Inputs, request: dict[str, Any]) -> dict[str, Any]:
         """One try. hashed: all files; left: those to be used."""
-        names = {file.sha256: file.split for file in left if file.split}
-        everything = _with_places(self._scan([self._source(file) for file in left], "scan"))
-        total = self._total(everything)
-        scanned = self._without_duplicates(everything, names)
-        assign = self._assign(scanned, replace(total, size=total.size - self.dropped.size), names)
-        sources = [source for source, _ in scanned]
+        total = self._tally()
+        scans = self._scan(self._sources(left), "scan", total)
+        if not total.documents:
+            raise _all_rejected([reject for reject in self.rejects if reject.bad], self._rejects_path)
+        everything = self._sources(left, scans)
+        scanned = self._without_duplicates(everything)
+        assign = self._assign(scanned, replace(total, size=total.size - self.dropped.size))
         if self.tokenizer.needs_fit:
             self.report(Note(text="training the tokenizer on the training split"))
-            note = self.tokenizer.fit(sources, assign)
+            note = self.tokenizer.fit(scanned, assign)
             if note:
                 self.report(Note(text=note))
-        work = [(source, assign) for source in sources] + self._variants(scanned, assign)
-        work.sort(key=lambda item: (item[0].relative, item[0].sha256, item[0].variant))
-        equal = {file.sha256: list(file.duplicates) for file in hashed if file.duplicates}
-        empty = {source.sha256: one.records_empty for source, one in scanned if one.records_empty}
+        work = Work(scanned, assign, *self._variants(scanned, assign))
         vocabulary, eos = self.tokenizer.vocabulary, self.tokenizer.eos
         with FolderWriter(self.folder, vocabulary, self.recipe.data.shard_tokens, eos=eos) as writer:
-            self._write(writer, work, equal, empty)
+            self._write(writer, work)
             fields = {"request": request, "split": self.kind, **self._manifest_fields(hashed, total)}
-            bad = [source for source, one in everything if one.records_rejected]
-            manifest = writer.finish(self._reject_lines(equal, bad), fields)
+            bad = everything.only(np.flatnonzero(scans.records_rejected.values))
+            manifest = writer.finish(self._reject_lines(hashed, bad), fields)
         if not manifest["unfinished"]:
             shutil.rmtree(self.folder / ".staging", ignore_errors=True)  # it may be a link to another disk
         self._say_if_uneven(manifest)
         return manifest
 
-    def fails_again(self, hashed: list[Input]) -> bool:
+    def fails_again(self, hashed: Inputs) -> bool:
         """Whether all files that an earlier preparation could not read because of the machine still can't be read.
 
         Then its folder is what another preparation of the same files would write, too.
         """
-        files_by_hash, before = {file.sha256: file for file in hashed}, len(self.rejects)
-        lines = list(_passing(self.folder))
+        before, lines = len(self.rejects), list(_passing(self.folder))
         unread = {line["source"] for line in lines if not line["sha256"]}
         if unread != {reject.source for reject in self.rejects if reject.passing}:
             return False  # what could not be hashed then is gone or rejected now
         lines = [line for line in lines if line["sha256"]]
-        if any(line["sha256"] not in files_by_hash for line in lines):
+        known = {file.sha256: file for _, file in hashed.of({line["sha256"] for line in lines})}
+        if any(line["sha256"] not in known for line in lines):
             return False
-        wanted = [self._source(files_by_hash[line["sha256"]], line.get("variant", "")) for line in lines]
-        read = self._scan(wanted, "try again")
+        wanted = [self._source(known[line["sha256"]], line.get("variant", "")) for line in lines]
+        read = self._scan(wanted, "try again").found.any()
         again = self.rejects[before:]
         del self.rejects[before:]
         return not read and all(reject.passing for reject in again)
 
-    def _without_duplicates(
-        self, scanned: list[tuple[Source, Scanned]], names: Mapping[str, str]
-    ) -> list[tuple[Source, Scanned]]:
-        """Find the documents to drop; returns the sources without those that hold no others.
-
-        names: the split of each source, by its hash, if the splits come with the corpus.
-        """
+    def _without_duplicates(self, everything: "Sources") -> "Sources":
+        """Find the documents to drop; returns the sources without those that hold no others."""
         if self.recipe.data.duplicates == "keep":
-            return scanned
+            return everything
+        order, starts, sizes = everything.numbers, everything.starts, everything.scans.size.values
         if self.kind == "given":
-            order = sorted(scanned, key=lambda one: PREFERRED.index(names[one[0].sha256]))
-        else:
-            order = scanned
-        self.dropped = duplicates.find((source.start, one.keys) for source, one in order)
-        kept = []
-        for source, one in scanned:
-            one.keys = b""
-            if self.dropped.within(source.start, source.size) < source.size:
-                kept.append((source, one))
-            else:
-                check_unchanged(source.path, source.sha256)  # nobody reads it again
-                reason = "all of its documents are duplicates of others"
-                self.rejects.append(Reject(source.relative, source.sha256, reason, bad=False))
-        return kept
+            ranks = np.array([PREFERRED.index(everything.inputs.split(number)) for number in order.tolist()], np.uint8)
+            order = order[np.argsort(ranks, kind="stable")]
+        self.dropped = everything.scans.dropped(starts, order)
+        if not self.dropped.documents:
+            return everything
+        begins = starts[everything.numbers]
+        ends = begins + sizes[everything.numbers]
+        left = self.dropped.befores(ends) - self.dropped.befores(begins) < ends - begins
+        for source in everything.only(everything.numbers[~left]):
+            check_unchanged(source.path, source.sha256)  # nobody reads it again
+            reason = "all of its documents are duplicates of others"
+            self.rejects.append(Reject(source.relative, source.sha256, reason, bad=False))
+        return everything.only(everything.numbers[left])
 
-    def _assign(self, scanned: list[tuple[Source, Scanned]], total: splits.Tally, names: Mapping[str, str]) -> Assign:
+    def _assign(self, scanned: "Sources", total: splits.Tally) -> Assign:
         """How documents are divided; total: of all that are left. Sets `kind` to the kind of split that it comes to."""
         if self.kind == "documents" and total.distinct < splits.ENOUGH:
             self.report(Note(text="fewer than three different documents: the corpus is cut into train, val and test"))
@@ -633,10 +732,10 @@ class _Preparation:
         if self.kind == "contiguous":
             assign = splits.contiguous(total)
         elif self.kind == "given":
-            starts = [source.start - self.dropped.before(source.start) for source, _ in scanned]
-            given = [names[source.sha256] for source, _ in scanned]
+            begins = scanned.starts[scanned.numbers]
+            given = [scanned.inputs.split(number) for number in scanned.numbers.tolist()]
             check_filled(given, "no document that can be used")
-            assign = splits.as_given(starts, given)
+            assign = splits.as_given(begins - self.dropped.befores(begins), given)
         else:
             assign = splits.by_document(total) if self.kind == "documents" else splits.AllIn("test")
         return splits.without(self.dropped, assign)
@@ -659,44 +758,73 @@ class _Preparation:
         name = f"{file.sha256}{suffix}{'.' + variant if variant else ''}.ids"
         return Source(file.path, file.relative, file.sha256, self.staging / name, variant)
 
-    def _scan(self, sources: list[Source], task: str, own: Collection[str] = ()) -> list[tuple[Source, Scanned]]:
-        """Scan in worker processes what no other process has; rejected sources are recorded and left out.
+    def _sources(self, hashed: Inputs, scans: Scans | None = None) -> "Sources":
+        """Sources of files: all, or those in which a scan has found something."""
+        numbers = np.arange(len(hashed)) if scans is None else np.flatnonzero(scans.found)
+        return Sources(hashed, self._source, numbers, scans)
 
-        own: hashes of sources whose scans were nobody else's to leave.
+    def _scan(
+        self, sources: Sequence[Source], task: str, total: splits.Tally | None = None, own: Collection[str] = ()
+    ) -> Scans:
+        """Scan in worker processes what no other process has; rejected sources are recorded.
+
+        total: see `Scans`. own: hashes of sources whose scans were nobody else's to leave.
         """
-        found = {source: result for source in sources if (result := self.scanner.kept(source)) is not None}
-        missing = [source for source in sources if source not in found]
+        scans = Scans(len(sources), total, only=bool(total and self.tokenizer.variants))
+        rejected, done = dict[int, Rejected](), 0
+
+        def note(number: int, result: Scanned | Rejected) -> None:
+            nonlocal done
+            done += 1
+            if isinstance(result, Rejected):
+                rejected[number] = result
+            else:
+                scans.put(number, result)
+
+        missing = array("Q")
+        staged = any(self.staging.iterdir())
+        for number, source in enumerate(sources):
+            if staged and (result := self.scanner.kept(source)) is not None:
+                note(number, result)
+            else:
+                missing.append(number)
         if self.merge:
-            _check_none([source for source in missing if source.sha256 not in own], len(sources))
-        groups = self.tokenizer.group(missing, self.n_workers)
-        while groups:
-            broken: list[Source] = []
-            for group, results in self._in_workers(groups):
+            _check_none([n for n in missing if sources[n].sha256 not in own], sources)
+        at_once, groups = deque[Sequence[int]](), Some(sources, missing)
+        every: Iterable[Sequence[int]] = self.tokenizer.group(groups, self.n_workers)
+        while True:
+            broken = list[int]()
+            jobs = _noted(groups, every, at_once)
+            for group, results in self._in_workers(jobs, len(groups)):
+                numbers = at_once.popleft()
                 if isinstance(results, Rejected):
                     if len(group) > 1:
-                        broken += group  # one of them crashed the process; scanning each on its own will tell which
+                        broken += numbers  # one of them crashed the process; scanning each on its own will tell which
                         continue
                     if self.scanner.keep:
                         self.scanner.leave(group[0], results)
-                found |= zip(group, [results] if isinstance(results, Rejected) else results, strict=True)
-                self.report(Progress(task=task, done=len(found), total=len(sources), unit="files"))
-            groups = [[source] for source in broken]
-        kept: list[tuple[Source, Scanned]] = []
-        for source in sources:
-            result = found[source]
-            if isinstance(result, Rejected):
-                reason, passing = str(result), result.passing
-                self.rejects.append(Reject(source.relative, source.sha256, reason, source.variant, passing=passing))
-            else:
-                kept.append((source, result))
-        return kept
+                for number, result in zip(
+                    numbers, [results] if isinstance(results, Rejected) else results, strict=True
+                ):
+                    note(number, result)
+                self.report(Progress(task=task, done=done, total=len(sources), unit="files"))
+            if not broken:
+                break
+            groups, every = Some(sources, broken), ([place] for place in range(len(broken)))
+        for number in sorted(rejected):
+            source, reason = sources[number], rejected[number]
+            text, passing = str(reason), reason.passing
+            self.rejects.append(Reject(source.relative, source.sha256, text, source.variant, passing=passing))
+        return scans
 
-    def _in_workers(self, groups: list[list[Source]]) -> Iterator[tuple[list[Source], Any]]:
+    def _in_workers(self, groups: Iterable[list[Source]], most: int) -> Iterator[tuple[list[Source], Any]]:
+        if not most:
+            return iter(())
         return (self.execute or workers.in_order)(
             self.scanner,
             groups,
             (),
-            workers=max(1, min(self.n_workers, len(groups))),
+            workers=min(self.n_workers, most),
             timeout_s=self.recipe.data.file_timeout_s,
             memory_mb=self.recipe.data.file_memory_mb,
         )
@@ -706,67 +834,52 @@ class _Preparation:
         """Where a user finds the reasons; None if the folder is a temporary one."""
         return None if self.kind == "test" else self.folder / "rejects.jsonl"
 
-    def _total(self, scanned: list[tuple[Source, Scanned]]) -> splits.Tally:
-        """The tally of all documents. Raises TooManyRejects if there are none."""
-        total = splits.Tally(self.recipe.data.val, self.recipe.data.test)
-        for _, one in scanned:
-            total.merge(one.tally(total.val, total.test))
-        if not total.documents:
-            raise _all_rejected([reject for reject in self.rejects if reject.bad], self._rejects_path)
-        return total
-
-    def _variants(self, scanned: list[tuple[Source, Scanned]], assign: Assign) -> list[tuple[Source, Assign]]:
-        """The augmented forms of the training documents, scanned, all of them for the training split."""
+    def _variants(self, scanned: "Sources", assign: Assign) -> tuple[list[str], Places, Scans]:
+        """The augmented forms of the training documents, scanned: their names, see `Work`."""
         names = self.tokenizer.variants
         if not names:
-            return []
+            return [], np.zeros(0, np.int64), Scans(0)
         if self.kind == "contiguous":
             raise UsageError("augmentation needs at least three different files and data.split = 'documents'")
-        train = [source for source, one in scanned if _is_train(source, one, assign)]
-        given = self.kind == "given"
-        # A document that fills a split that would be empty has variants that no task could know of.
-        moved = set() if given else {s.sha256 for s, one in scanned if not self._trains(s, one, {})}
-        kept = self._scan(self._variants_of(train), "augment", own=moved)
-        return [(replace(source, size=one.size), splits.AllIn("train")) for source, one in kept]
+        scans = scanned.scans
+        train, moved = array("q"), set[str]()
+        for place, source in enumerate(scanned):
+            number = int(scanned.numbers[place])
+            if assign(Document(scans.only(number), source.start, source.size)) == [("train", source.size)]:
+                train.append(place)
+                # A document that fills a split that would be empty has variants that no task could know of.
+                if self.kind != "given" and not self._trains(scanned.inputs, scans, number):
+                    moved.add(source.sha256)
+        chosen = np.array(train, np.int64)
+        return names, chosen, self._scan(self._variants_of(scanned, chosen), "augment", own=moved)
 
-    def _variants_of(self, sources: list[Source]) -> list[Source]:
-        files_ = [Input(source.relative, source.path, source.sha256) for source in sources]
-        return [self._source(file, name) for file in files_ for name in self.tokenizer.variants]
+    def _variants_of(self, sources: "Sources", places: Places) -> "Variants":
+        return Variants(sources.inputs, self._source, sources.numbers[places], self.tokenizer.variants)
 
-    def _write(
-        self,
-        writer: FolderWriter,
-        work: list[tuple[Source, Assign]],
-        equal: dict[str, list[str]],
-        empty: dict[str, int],
-    ) -> None:
-        """Write all ids. equal, empty: by the hash of a source, its equal files and how many empty records it has."""
-        items = [
-            Item(source, assign, tuple(equal.get(source.sha256, ())), empty.get(source.sha256, 0))
-            for source, assign in work
-        ]
-        divided = list(parts(items, PART_SIZE)) if self.n_workers > 1 or self.execute else []
+    def _write(self, writer: FolderWriter, work: "Work") -> None:
+        """Write all ids."""
+        divided = parts(work.sizes(), PART_SIZE) if self.n_workers > 1 or self.execute else []
         if len(divided) > (1 if self.execute else WORTH_PARTS):
-            self._assemble(writer, divided)
+            self._assemble(writer, work, divided)
         else:
-            for done, item in enumerate(items, 1):
+            for done, item in enumerate(work, 1):
                 for one in encoded(self.tokenizer, item, self.n_workers):
                     writer.add(one.split, one.ids, one.units, one.record)
-                self.report(Progress(task="write", done=done, total=len(items), unit="files"))
+                self.report(Progress(task="write", done=done, total=len(work), unit="files"))
         self.tokenizer.save(writer.partial / "tokenizer")
 
-    def _assemble(self, writer: FolderWriter, divided: list[tuple[int, list[Item]]]) -> None:
+    def _assemble(self, writer: FolderWriter, work: "Work", divided: list[tuple[int, int]]) -> None:
         """Write all ids in worker processes: parts of the corpus first, then shards."""
         writer.leave_shards()
         made = PartWriter(writer.partial / "parts", self.tokenizer.vocabulary)
         files.make_folder(made.folder)
-        jobs = ((number, _within(items)) for number, items in divided)
-        done, total = 0, sum(len(items) for _, items in divided)
+        jobs = ((number, _within(work[first:last])) for number, (first, last) in enumerate(divided))
+        done = 0
         for (_, items), result in self._writing(PartEncoder(self.tokenizer, made), jobs, len(divided)):
             if isinstance(result, Rejected):
                 raise result
             done += len(items)
-            self.report(Progress(task="write", done=done, total=total, unit="files"))
+            self.report(Progress(task="write", done=done, total=len(work), unit="files"))
         shards = laid_out(made, len(divided), self.recipe.data.shard_tokens, writer.place)
         for shard, result in self._writing(ShardMaker(writer.partial, made), shards, len(divided)):
             if isinstance(result, Rejected):
@@ -785,9 +898,8 @@ class _Preparation:
             memory_mb=data.file_memory_mb,
         )
 
-    def _manifest_fields(self, hashed: list[Input], total: splits.Tally) -> dict[str, Any]:
+    def _manifest_fields(self, hashed: Inputs, total: splits.Tally) -> dict[str, Any]:
         """What the manifest says about the tokenizer, the files and their documents."""
-        equal = sum(len(file.duplicates) for file in hashed)
         unread = sum(reject.sha256 is None for reject in self.rejects)
         return {
             "tokenizer": {
@@ -799,8 +911,8 @@ class _Preparation:
                 "unit": self.tokenizer.unit,
                 **self.tokenizer.description,
             },
-            "inputs": len(hashed) + equal + unread,
-            "duplicates": equal,
+            "inputs": len(hashed) + hashed.equal + unread,
+            "duplicates": hashed.equal,
             "documents_duplicated": self.dropped.documents,
             "rejected": sum(reject.bad and not reject.variant for reject in self.rejects),
             "unfinished": sum(reject.passing for reject in self.rejects),
@@ -810,8 +922,10 @@ class _Preparation:
             "records_rejected": total.records_rejected,
         }
 
-    def _reject_lines(self, equal: dict[str, list[str]], bad: list[Source]) -> Iterator[dict[str, Any]]:
+    def _reject_lines(self, hashed: Inputs, bad: Iterable[Source]) -> Iterator[dict[str, Any]]:
         """The lines of rejects.jsonl: files, records (of the sources `bad`), variants, files that were not wanted."""
+        rejected = hashed.of({reject.sha256 for reject in self.rejects if reject.sha256})
+        equal = {file.sha256: list(file.duplicates) for _, file in rejected if file.duplicates}
         yield from self._file_lines(equal, lambda reject: reject.bad and not reject.variant)
         for source in bad:
             with open(rejected_records(source), encoding="utf-8") as stream:
@@ -827,28 +941,22 @@ class _Preparation:
         return sorted(lines, key=json.dumps)
 
 
-def _check_none(missing: list[Source], total: int) -> None:
+def _noted(sources: Some, groups: Iterable[Sequence[int]], at_once: deque[Sequence[int]]) -> Iterator[list[Source]]:
+    """The sources of each group of places, once the numbers of its sources are appended to `at_once`."""
+    for places in groups:
+        at_once.append([sources.numbers[place] for place in places])
+        yield [sources[place] for place in places]
+
+
+def _check_none(missing: list[int], sources: Sequence[Source]) -> None:
     """Raise Missing, with the first three names, if there are scans that no task has left."""
     if missing:
-        names = "".join(f"\n  {one.relative}{' ' + one.variant if one.variant else ''}" for one in missing[:3])
+        first = [sources[number] for number in missing[:3]]
+        names = "".join(f"\n  {one.relative}{' ' + one.variant if one.variant else ''}" for one in first)
         raise Missing(
-            f"no task has scanned {len(missing):,} of {total:,} files{names}",
+            f"no task has scanned {len(missing):,} of {len(sources):,} files{names}",
             "run the tasks that were killed again, or leave out --merge: then this process scans them",
         )
-
-
-def _with_places(scanned: list[tuple[Source, Scanned]]) -> list[tuple[Source, Scanned]]:
-    """The sources with their sizes and their places in the corpus."""
-    start = 0
-    for place, (source, one) in enumerate(scanned):  # in place: there may be very many
-        scanned[place] = replace(source, size=one.size, start=start), one
-        start += one.size
-    return scanned
-
-
-def _is_train(source: Source, one: Scanned, assign: Assign) -> bool:
-    size = one.size
-    return assign(Document(one.only, source.start, size)) == [("train", size)]
 
 
 def _within(items: list[Item]) -> list[Item]:

@@ -165,19 +165,21 @@ class AudioTokenizer(Tokenizer):
             "weights_sha256": self._weights_sha256,
         }
 
-    def group(self, sources: Sequence[Source], n_workers: int) -> list[list[Source]]:
+    def group(self, sources: Sequence[Source], n_workers: int) -> Iterator[Sequence[int]]:
         """Large files first, each on its own; then small ones by size, in groups that get smaller towards the end."""
         known = weights.layout(self.options.weights)
         if self.options.weights in weights.EMBEDDED or (known and known.segment):
-            return super().group(sources, n_workers)
-        rest = sorted(sources, key=lambda source: -_bytes(source.path))
-        groups = [[source] for source in rest if _bytes(source.path) > SMALL_BYTES]
-        rest = rest[len(groups) :]
-        while rest:
+            yield from super().group(sources, n_workers)
+            return
+        sizes = np.fromiter((_bytes(source.path) for source in sources), np.int64, len(sources))
+        rest = np.argsort(-sizes, kind="stable")
+        large = int((sizes > SMALL_BYTES).sum())
+        yield from ([place] for place in rest[:large].tolist())
+        rest = rest[large:]
+        while len(rest):
             count = min(max(1, len(rest) // (2 * n_workers)), GROUP)
-            groups.append(rest[:count])
+            yield rest[:count].tolist()
             rest = rest[count:]
-        return groups
 
     def scan(self, source: Source) -> Iterator[Document]:
         """One document, its ids staged. Raises Rejected for what `SoundReader` does."""

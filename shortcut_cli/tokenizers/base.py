@@ -149,10 +149,13 @@ class Tokenizer(ABC):
         """The documents of a scan, without the records that can't be used."""
         return (found for found in self.scan(source) if isinstance(found, Document))
 
-    def group(self, sources: Sequence[Source], n_workers: int) -> list[list[Source]]:
-        """Divide a scan among `n_workers` processes; each group is passed to `stage` before its sources are scanned."""
+    def group(self, sources: Sequence[Source], n_workers: int) -> Iterator[Sequence[int]]:
+        """Divide a scan among `n_workers` processes; each group is passed to `stage` before its sources are scanned.
+
+        Yields the places of the sources of each group. There are at least as many as workers, or sources.
+        """
         del n_workers
-        return [[source] for source in sources]
+        return ([place] for place in range(len(sources)))
 
     def stage(self, sources: Sequence[Source]) -> None:
         """Write the staged files of several sources at once, if that is faster; `scan` writes any that are missing."""

@@ -1,11 +1,12 @@
 """Scanned sources -> ids and their lines of documents.jsonl: one after the other, or a part of them in a file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shortcut_cli.data.assembly import PartWriter
 from shortcut_cli.data.documents import Assign, Source
@@ -68,14 +69,12 @@ class PartEncoder:
                     add(one.split, chain(one.ids, [eos]), one.units, one.record)
 
 
-def parts(items: Iterable[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
-    """Items in order, in parts that have just over `size` bytes or tokens."""
-    number, part, sum_ = 0, list[Item](), 0
-    for item in items:
-        part.append(item)
-        sum_ += item.source.size
-        if sum_ >= size:
-            yield number, part
-            number, part, sum_ = number + 1, [], 0
-    if part:
-        yield number, part
+def parts(sizes: npt.NDArray[Any], size: int) -> list[tuple[int, int]]:
+    """(first, after the last) of the items of each part, in order; parts have just over `size` bytes or tokens."""
+    ends, found, first = np.cumsum(sizes, dtype=np.int64), list[tuple[int, int]](), 0
+    while first < len(ends):
+        before = int(ends[first - 1]) if first else 0
+        last = min(int(ends.searchsorted(before + size)) + 1, len(ends))
+        found.append((first, last))
+        first = last
+    return found

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 import warnings
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -237,20 +238,23 @@ class MidiTokenizer(Tokenizer):
                 f"--set tokenizer.bpe={4 * len(self.base)}",
             )
         full = _from_json(self.options.scheme, json.dumps(self.base.to_dict()))
-        parts = [part for source in sources for part in self._training_parts(source, assign)]
+        parts = array("q")  # number of the source, first id, number of ids
+        for number, source in enumerate(sources):
+            for first, size in self._training_parts(source, assign):
+                parts.extend((number, first, size))
         with files.diverted(1):  # the native trainer prints empty lines to stdout, which MidiTok has no option against
             # The merges do not depend on the number of threads or the order of files: ties are broken by id.
-            full.train(self.options.bpe, "BPE", iterator=_Corpus(full, parts))
+            full.train(self.options.bpe, "BPE", iterator=_Corpus(full, sources, parts))
         content = json.loads(json.dumps(full.to_dict()))  # keys that are numbers are sorted as the texts they become
         self.trained = json.dumps(content, sort_keys=True)
 
-    def _training_parts(self, source: Source, assign: Assign) -> Iterator[tuple[Path, int, int]]:
-        """(staged file, first id, number of ids) of each part of a source that the training split gets."""
+    def _training_parts(self, source: Source, assign: Assign) -> Iterator[tuple[int, int]]:
+        """(first id, number of ids) of each part of a source that the training split gets."""
         (document,) = self.scan(source)
         first = 0
         for split, size in assign(document):
             if split == "train":
-                yield source.staged, first, size
+                yield first, size
             first += size
 
     def encode(self, source: Source, assign: Assign, threads: int) -> Iterator[Chunk]:
@@ -518,16 +522,18 @@ def _rounded(amount: float) -> float:
 class _Corpus:
     """The training parts in the form that MidiTok's BPE trainer expects, read from disk one at a time."""
 
-    def __init__(self, tokenizer: Any, parts: list[tuple[Path, int, int]]) -> None:
+    def __init__(self, tokenizer: Any, sources: Sequence[Source], parts: "array[int]") -> None:
+        """parts: of each the number of its source, its first id and how many it has."""
         self.tokenizer = tokenizer
-        self.parts = parts
+        self.sources, self.parts = sources, parts
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.parts) // 3
 
     def __iter__(self) -> Iterator[list[str]]:
-        for path, first, size in self.parts:
-            ids = np.fromfile(path, "<u2", size, offset=2 * first)
+        for at in range(0, len(self.parts), 3):
+            number, first, size = self.parts[at : at + 3]
+            ids = np.fromfile(self.sources[number].staged, "<u2", size, offset=2 * first)
             yield [self.tokenizer._ids_to_bytes(ids.tolist(), as_one_str=True)]
 
 

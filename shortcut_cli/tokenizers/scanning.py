@@ -1,4 +1,4 @@
-"""What a scan found in a source, kept by the hash of its bytes, so that no other process has to scan it again."""
+"""What scans found: in columns, and kept by the hash of a source's bytes, so that no other process scans it again."""
 
 import base64
 import hashlib
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shortcut_cli import files
 from shortcut_cli.data import duplicates, splits
+from shortcut_cli.data.columns import Numbers, Places
 from shortcut_cli.data.documents import RejectedRecord, Source
 from shortcut_cli.data.shards import SPLITS
 from shortcut_cli.errors import Rejected
@@ -22,7 +25,7 @@ HASH_BYTES = 32
 
 @dataclass(slots=True)
 class Scanned:
-    """What a scan found in one source, small: a preparation keeps one for each file. The numbers are of its tally."""
+    """What a scan found in one source. The numbers are of its tally."""
 
     documents: int
     size: int
@@ -52,6 +55,56 @@ class Scanned:
         """The hash of its document, if it has but one."""
         assert self.documents == 1, self.documents
         return self.smallest[1:].hex()
+
+
+class Scans:
+    """What scans found in the sources of a sequence: of those that were rejected, or not yet scanned, nothing.
+
+    Takes about 15 bytes for each, if it has few documents, and 24 for each document while duplicates are sought.
+    """
+
+    def __init__(self, count: int, total: splits.Tally | None = None, *, only: bool = False) -> None:
+        """total: the tally of all documents; None if only their sizes count. only: keep the hash of a document."""
+        self.total = total
+        self.found = np.zeros(count, bool)
+        self.documents, self.size = Numbers(count), Numbers(count)
+        self.records_rejected, self.records_empty = Numbers(count), Numbers(count)
+        self.keys, self.first = bytearray(), Numbers(count)  # of documents, and which of them is the first of a source
+        self.hashes = bytearray(HASH_BYTES * count) if only else None
+
+    def put(self, number: int, scanned: Scanned) -> None:
+        """What was found in a source, by its number."""
+        self.found[number] = True
+        self.size[number] = scanned.size
+        if self.total is None:
+            return
+        self.total.merge(scanned.tally(self.total.val, self.total.test))
+        for name in ("documents", "records_rejected", "records_empty"):
+            getattr(self, name)[number] = getattr(scanned, name)
+        self.first[number] = len(self.keys) // duplicates.KEY.itemsize
+        self.keys += scanned.keys
+        if self.hashes is not None and scanned.documents == 1:
+            self.hashes[HASH_BYTES * number : HASH_BYTES * (number + 1)] = bytes.fromhex(scanned.only)
+
+    def only(self, number: int) -> str:
+        """The hash of a source's document, if it has but one."""
+        assert self.hashes is not None
+        assert self.documents[number] == 1, number
+        return self.hashes[HASH_BYTES * number : HASH_BYTES * (number + 1)].hex()
+
+    def starts(self) -> Places:
+        """Where each source begins in the corpus, if they follow each other."""
+        sizes = self.size.values
+        found = np.cumsum(sizes, dtype=np.int64)
+        found -= sizes
+        return found
+
+    def dropped(self, starts: Places, numbers: Places) -> duplicates.Dropped:
+        """The documents to drop of sources in order of preference; after this, their keys are gone."""
+        counts = self.documents.values[numbers]
+        keys = duplicates.in_order(self.keys, self.first.values[numbers], counts)
+        self.keys, self.first = bytearray(), Numbers(0)
+        return duplicates.find(starts[numbers], counts, keys)
 
 
 @dataclass(frozen=True)
