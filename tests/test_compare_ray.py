@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TEXT_SETTINGS, set_flags, shortcut
 
 from shortcut_cli.data import executors
 from shortcut_cli.errors import UsageError
+from shortcut_cli.training import checkpoint
 
 pytest.importorskip("ray", reason="needs Ray (the extra `ray`)")
 PATIENCE_S = 300
@@ -84,14 +86,15 @@ def test_killed_workers_cost_only_their_runs_and_nothing_of_the_result(command, 
         assert not Path(f"/proc/{child}").exists()  # it ended with its parent
     found, expected = (json.loads((tmp_path / name / "compare.json").read_text()) for name in ("ray", "local"))
     assert without_times(found) == without_times(expected)
-    weights = {run.name: (run / "run.pt").read_bytes() for run in (tmp_path / "local" / "runs").iterdir()}
-    assert len(weights) == 3  # gpt, shortcut and the twin
-    begun = {}
-    for name in weights:
+    names = [run.name for run in (tmp_path / "local" / "runs").iterdir()]
+    assert len(names) == 3  # gpt, shortcut and the twin
+    for name in names:
         lines = (tmp_path / "ray" / "runs" / name / "log.jsonl").read_text().splitlines()
         steps = [json.loads(line).get("step") for line in lines]
-        begun[name] = steps
         assert steps == sorted(steps)
+        here, there = (checkpoint.load(tmp_path / where / "runs" / name / "run.pt") for where in ("local", "ray"))
+        assert here["model"].keys() == there["model"].keys()
+        assert all(torch.equal(tensor, there["model"][key]) for key, tensor in here["model"].items())
     # A finished comparison needs no run, but Ray would be asked where it is.
     again = shortcut(*command, "--out", "ray", cwd=tmp_path)
     assert json.loads(again.stdout)["contrasts"] == found["contrasts"]
