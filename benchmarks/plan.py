@@ -160,7 +160,7 @@ def training(generator):
     total = steps * step
     share = (GPUS - 1) / GPUS
     ddp = 2 * share * 4 * value("parameters")
-    fsdp = share * (4 + 4 + 4) * value("parameters")  # weights twice, gradients once, all in fp32
+    fsdp = share * (2 + 2 + 4) * value("parameters")  # weights twice in bf16, gradients once in fp32
     saved = 12 * value("parameters")  # fp32 weights and two moments
     write = saved / value("disk")
     rate = GPUS / NODE / (value("node_mtbf") * HOUR)

@@ -236,6 +236,18 @@ def test_every_arm_trains_the_same_with_divided_weights(together, settings, tmp_
         assert first[f"{name} fsdp"] == pytest.approx(first[f"{name} none"], rel=1e-6), name
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_matrices_that_travel_in_bf16_change_nothing_of_a_training_in_bf16(together, settings, tmp_path, count):
+    """To the bit, in every arm; of three processes some have no row of a matrix, or fewer than others."""
+    named = [(name, {}) for name in registry.MODELS]
+    named += [("shortcut", {"mode": "gated"}), ("value_residual", {"gate": "token"}), ("moda", {"feed_forward": True})]
+    found, *others = together(count, "narrow", settings=[*settings, "model.layers=3"], folders=["x"], named=named)
+    assert others == [found] * (count - 1)
+    for name, (half, whole) in found.items():
+        assert half[:-1] == whole[:-1], name
+        assert (half[-1], whole[-1]) == (1, 0), name
+
+
 @pytest.fixture(scope="module")
 def divided(together, settings, tmp_path_factory):
     """A run on two processes, whole and with divided weights, and what it takes to make it."""

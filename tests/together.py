@@ -125,6 +125,43 @@ def arms(settings, folders, named):
     return found
 
 
+def narrow(settings, folders, named):
+    """Losses of two steps in bf16 and the weights after them of each arm, as matrices travel in bf16 and in fp32.
+
+    And how many matrices, of those that Muon is for, were sent in bf16.
+    """
+    found, sent, whole = {}, [], sharded._Narrow.sent
+
+    def wide(model):
+        """Leave all in fp32."""
+
+    def counted(self, mesh, size, _stride, _module, _policy):  # PyTorch counts them
+        (part,), size = whole(self, mesh, size, _stride, _module, _policy)
+        assert part.dtype == torch.bfloat16
+        sent.append(id(self))
+        return (part,), size
+
+    sharded._Narrow.sent, narrow = counted, sharded.narrow
+    with parallel.joined("cpu", 60) as processes:
+        for name, options in named:
+            section = [f"model.{name}.{key}={json.dumps(value)}" for key, value in options.items()]
+            asked = [*settings, *section, f"model.name={name}", "train.shard=fsdp", "train.precision=bf16"]
+            resolved, ways = reading.read("text-tiny", asked), []
+            for way in (narrow, wide):
+                sharded.narrow = way
+                trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet, shares=processes.count)
+                trainer.connect(processes)
+                losses = [trainer.step(number).item() for number in range(2)]
+                weights = sharded.whole(trainer.optimizer.weights(), keep=True)
+                bits = [f"{key} {weight.numpy().tobytes().hex()}" for key, weight in weights.items()]
+                ways.append([*losses, trainer.validation_loss(), hashlib.sha256("".join(bits).encode()).hexdigest()])
+                ways[-1].append(len(set(sent)) / len(trainer.model.matrices()))
+                sent.clear()
+            found[f"{name} {json.dumps(options)}"] = ways
+    sharded._Narrow.sent, sharded.narrow = whole, narrow
+    return found
+
+
 def first(settings, folders, named):
     """A hash of the first weights of each arm, divided if there are several processes."""
     found = {}
@@ -165,7 +202,7 @@ def most(settings, folders):
     return whole, layer, whole - layer * len(trainer.model.blocks), peak
 
 
-JOBS = SimpleNamespace(train=train, validate=validate, arms=arms, first=first, most=most)
+JOBS = SimpleNamespace(train=train, validate=validate, arms=arms, narrow=narrow, first=first, most=most)
 
 
 def main():

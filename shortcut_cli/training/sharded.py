@@ -49,8 +49,7 @@ def divide(model: Decoder, device: str, group: Any, timeout_s: float, start: Cal
     The memory for the whole of a layer is there until it is divided, and no longer. timeout_s: how long `group` waits.
     start: gives a matrix, which it gets with its name, its first values.
 
-    Weights and gradients travel in fp32, and are rounded where they are multiplied, as without this: so what is fp32
-    in a layer, such as norms and static mixes, stays that.
+    Weights and gradients travel in fp32, but for those of `narrow`.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -68,6 +67,49 @@ def divide(model: Decoder, device: str, group: Any, timeout_s: float, start: Cal
             if hasattr(block, name):
                 register_fsdp_forward_method(block, name)
     fully_shard(model, mesh=mesh)  # what is not in layers
+
+
+def narrow(model: Decoder) -> None:
+    """Send the matrices of a divided model in bf16, half of the bytes, where the others need them.
+
+    For a model that multiplies them in bf16: it would round them itself, so that its losses and gradients stay the
+    same, to the bit. PyTorch's MixedPrecisionPolicy would round all weights of a layer, norms and mixes over depth too.
+    Gradients are added up in fp32.
+    """
+    for name, weight in model.named_parameters():
+        if name in model.matrices():
+            _Narrow().put_on(weight)
+
+
+class _Narrow:
+    """What FSDP2 asks a part of a weight about how to put the whole together, its "all-gather extension"."""
+
+    def put_on(self, weight: nn.Parameter) -> None:
+        """FSDP2 asks the tensor itself that a weight's part is in, of which `to_local` gives a view."""
+        whole: Any = weight
+        self.part: Tensor = whole._local_tensor
+        hooks: Any = self.part
+        hooks.fsdp_pre_all_gather, hooks.fsdp_post_all_gather = self.sent, self.received
+
+    def sent(
+        self, mesh: Any, size: torch.Size, _stride: Any, _module: nn.Module, _policy: Any
+    ) -> tuple[tuple[Tensor], torch.Size]:
+        """What this process sends: its part, (ceil(rows / processes), columns), with zeros where it has fewer rows."""
+        missing = -(-size[0] // mesh.size()) - len(self.part)
+        part = self.part.detach().bfloat16()
+        return (torch.nn.functional.pad(part, (0, 0, 0, missing)) if missing else part,), size
+
+    def received(
+        self, outputs: tuple[Tensor], size: torch.Size, dtype: torch.dtype, *, out: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor]] | None:
+        """The whole weight in fp32, in `out` if that is given, from what all have sent."""
+        whole = outputs[0][: size[0]]
+        if out is None:
+            made = whole.to(dtype)
+            return made, (made,)
+        with torch.no_grad():
+            out.copy_(whole)
+        return None
 
 
 @torch.no_grad()

@@ -203,6 +203,8 @@ class Trainer:
                 self.model.draw(name, weight, seed)
 
         sharded.divide(self.model, self.device, processes.group, processes.timeout_s, start)
+        if self.precision == "bf16":
+            sharded.narrow(self.model)
         if self.ancestor and content is None:
             self.ancestor.give(self.model)
         self.optimizer = self._optimizer()
