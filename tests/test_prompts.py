@@ -376,6 +376,22 @@ class TestMidi:
         assert notes_in(tmp_path / "b.mid") == []
 
 
+@pytest.mark.parametrize("only_new", [False, True])
+def test_a_sampled_note_that_goes_back_within_its_bar_is_new(tmp_path, only_new):
+    """It begins before the last note of the prompt, and is neither lost nor part of the prompt."""
+    tokenizer = MidiTokenizer(MidiOptions(name="midi", scheme="REMI"))
+    ids = tokenizer.prompt(score(tmp_path / "a.mid")).tolist()
+    ends = [n + 1 for n, i in enumerate(ids) if tokenizer.grammar.spelled[i][0].startswith("Duration")]
+    count = ends[16]  # the note at beat 7.5 is the prompt's last
+    back = [int(tokenizer.base[word]) for word in ("Position_0", "Pitch_90", "Velocity_63", "Duration_1.0.12")]
+    written = tokenizer.decode_after([*ids[:count], *back, tokenizer.eos], tmp_path / "b.mid", count, only_new=only_new)
+    notes = notes_in(tmp_path / "b.mid")
+    assert [one for one in notes if one[2] == 90] == [(0.0 if only_new else 6.0, 1.0, 90)]
+    assert len(notes) == (1 if only_new else 18)
+    assert written.left_out["beat"] == (6 if only_new else 0)
+    assert written.begins["beat"] == (0 if only_new else 6)
+
+
 def test_ids_of_a_bpe_can_be_cut_within_a_note(tmp_path):
     folder = tmp_path / "pieces"
     material.write_midi(folder, pieces=2, seed=3)

@@ -32,6 +32,7 @@ from shortcut_cli.tokenizers.midi_meters import known_meters
 from shortcut_cli.tokenizers.midi_reading import read_score
 from shortcut_cli.tokenizers.midi_scores import (
     Rules,
+    added,
     arrange,
     barline,
     natural_units,
@@ -343,17 +344,19 @@ class MidiTokenizer(Tokenizer):
     def decode_after(
         self, ids: Sequence[int], path: Path, count: int, *, recorded: Path | None = None, only_new: bool = False
     ) -> Written:
-        """The new part begins where a note would that came right after the prompt.
+        """The new part begins where a note would that came right after the prompt, or with the first note that is new.
 
-        Alone, it begins at the barline before, so that its notes stay where they are in their bars, with the tempo and
-        the time signature that hold there. What began in the prompt is left out.
+        That one may be earlier: a sampled position may go back within its bar. Alone, the new part begins at the
+        barline before, so that its notes stay where they are in their bars, with the tempo and the time signature that
+        hold there. What began in the prompt is left out.
         """
         del recorded
         score, dropped = self._score(ids)
-        tick, start = self._now(ids[:count])[0], 0
+        old, tick, start = self._score(ids[:count])[0], self._now(ids[:count])[0], 0
+        if not self.base_grammar.by_off:  # else a new NoteOff may end a note of the prompt, which is not new
+            tick = min([tick, *(note.time for notes in added(score, old) for note in notes)])
         left_out = _place(score, 0)
         if only_new:
-            old = self._score(ids[:count])[0]
             start = barline(score, tick)
             left_out = _place(score, start)
             score = since(score, old, tick, start)

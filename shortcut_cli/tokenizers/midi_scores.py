@@ -338,6 +338,20 @@ def barline(score: Any, tick: int) -> int:
     return int(tick - (tick - begins) % bar)
 
 
+def added(score: Any, old: Any) -> list[list[Any]]:
+    """The notes of each track of a score that `old`, which is its beginning, does not have."""
+    known = Counter((_player(track), *_values(note)) for track in old.tracks for note in track.notes)
+    found: list[list[Any]] = []
+    for track in score.tracks:
+        found.append([])
+        for note in track.notes:
+            key = _player(track), *_values(note)
+            known[key] -= 1
+            if known[key] < 0:
+                found[-1].append(note)
+    return found
+
+
 def since(score: Any, old: Any, tick: int, start: int) -> Any:
     """What a score has more than `old`, which is its beginning up to a tick, with `start` as its tick 0.
 
@@ -352,13 +366,10 @@ def since(score: Any, old: Any, tick: int, start: int) -> Any:
         for one in events[first:]:
             one.time = max(0, one.time - start)
             getattr(result, name).append(one)
-    known = Counter((_player(track), *_values(note)) for track in old.tracks for note in track.notes)
-    for track in score.tracks:
+    for track, notes in zip(score.tracks, added(score, old), strict=True):
         made: Any = symusic.Track(track.name, track.program, track.is_drum)
-        for note in track.notes:
-            key = _player(track), *_values(note)
-            known[key] -= 1
-            if known[key] < 0 and note.time >= tick:
+        for note in notes:
+            if note.time >= tick:
                 made.notes.append(symusic.Note(note.time - start, note.duration, note.pitch, note.velocity))
         for pedal in track.pedals:
             if (end := pedal.time + pedal.duration) > tick:
