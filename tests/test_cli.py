@@ -437,6 +437,7 @@ def test_the_options_of_train_reach_its_stage(monkeypatch, capsys, prepared, tmp
     (tmp_path / "first" / "run.pt").write_bytes(b"PK")
     call(*base, "--device", "cpu", "--extend", 999, "--init-from", tmp_path / "first", "--set", "train.steps=5")
     usual = {"device": "cpu", "resume": "auto", "stop": commands.signals, "init_from": None, "extend": False}
+    usual |= {"logs": False}
     assert [(str(arguments[1]), options) for arguments, options in calls] == [
         ("o", usual | {"device": "cpu:0", "resume": "never"}),
         ("runs/text-tiny/shortcut-s1", usual),

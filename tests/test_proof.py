@@ -142,7 +142,9 @@ def test_a_run_that_is_killed_while_it_saves_ends_with_the_same_bytes(text_run, 
     told = [event for event in events if isinstance(event, Progress)]  # by the trainings themselves
     assert {(event.task, event.total, event.unit) for event in told} == {("train", 20, "steps")}
     assert {event.loss_unit for event in told if event.loss is not None} == {"nats per token"}
-    assert {event.whole.over for event in told} >= {0, 3}
+    over = [event.whole.over for event in told]
+    assert over == sorted(over)
+    assert over[0] == 0 < over[-1]  # the last training may end between two looks
     assert result["kills"] == 2
     assert result["equal_weights"] is result["equal_logs"] is True
     assert set(result["killed_sha256"]) == {result["uninterrupted_sha256"]}

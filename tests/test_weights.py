@@ -232,8 +232,10 @@ def test_where_weights_are_cached_and_downloaded_from(tmp_path, monkeypatch):
     (tmp_path / "mine.pt").write_bytes(b"")
     assert weights.resolve(str(tmp_path / "mine.pt")) == tmp_path / "mine.pt"
     assert weights.resolve("mini").name == "mini.pt"
-    with pytest.raises(UsageError, match="neither a file"):
+    with pytest.raises(UsageError, match="is a folder"):
         weights.resolve(str(tmp_path))
+    with pytest.raises(UsageError, match="neither a file"):
+        weights.resolve(str(tmp_path / "none"))
 
 
 def test_a_name_determines_the_seed_and_the_layout():
