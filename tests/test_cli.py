@@ -37,7 +37,7 @@ from shortcut_cli.codec import weights
 from shortcut_cli.compare import table as compared
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, Unavailable, UsageError
-from shortcut_cli.events import Note, Part, Progress, Validation, Whole
+from shortcut_cli.events import Note, Part, Progress, Sampled, Validation, Whole
 from shortcut_cli.formatting import cell
 from shortcut_cli.inference import prompts, runs
 from shortcut_cli.stages import (
@@ -620,6 +620,35 @@ def test_the_options_of_sample_like_reach_its_stage(monkeypatch, ckpt, tmp_path)
         again = sampling.Like(Path("c/run.pt"), None, ["sample.n=5"], number, "cpu", {})
         with pytest.raises(CheckFailed, match=f"is sample {number} of 5"):
             call("sample", "--like", sidecar)
+
+
+@pytest.mark.parametrize("terminals", [(), ("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_what_is_streamed_is_whole_before_a_page_is_written(monkeypatch, ckpt, terminals):
+    """The page has a bar, which would take the line of the last words."""
+    screens = {name: io.TextIOWrapper(io.BytesIO(), newline="", write_through=True) for name in ("stdout", "stderr")}
+    for name, screen in screens.items():
+        screen.isatty = lambda name=name: name in terminals
+        monkeypatch.setattr(console.sys, name, screen)
+
+    def shown():
+        return [screen.buffer.getvalue().decode() for screen in screens.values()]
+
+    def draw(*_, report, **__):
+        for part in ("it was", " life", "ly"):
+            report(Sampled(part))
+        return [Path("out/sample-1-000.txt")]
+
+    at_page = []
+    monkeypatch.setattr(pipeline, "draw", draw)
+    monkeypatch.setattr(commands, "_refreshed", lambda *_: at_page.extend(shown()) or {})
+    monkeypatch.setattr(commands, "_end", lambda *_, **__: None)
+    console._typed.cache_clear()
+    try:
+        call("sample", "--ckpt", ckpt, "--stream")
+    finally:
+        console._typed.cache_clear()
+    below = "\n" if terminals else ""
+    assert at_page == shown() == ["it was lifely", f"{below}out/sample-1-000.txt\n"]
 
 
 def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):

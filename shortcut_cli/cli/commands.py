@@ -767,12 +767,12 @@ def sample(
     with console.Reporter() as report:
         paths = pipeline.draw(ckpt, like, given, settings, out, device=device, report=report, stream=stream)
         signals.close()  # its files are complete, and would be in the way of the same command
+        listed = [str(path) for path in paths]
+        if stream:
+            console.end_stream(*listed)  # before anything else is shown on the line of its last word
         page = _refreshed(None if out or ckpt is None else _run_folder(ckpt), no_report, report)
-    listed = [str(path) for path in paths]
     written = endings.of_samples(listed)
-    if stream:
-        console.end_stream(*listed)
-    else:
+    if not stream:
         console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json, written=_all(written, page))
     if ckpt is not None:
         folder = Path(listed[0]).parent if listed else ckpt.parent

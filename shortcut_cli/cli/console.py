@@ -244,13 +244,11 @@ def stream(words: str) -> None:
 
 
 def end_stream(*paths: str) -> None:
-    """Print what is left, and say on stderr which files have all of it, below it if that is on the same terminal."""
+    """Print what is left, and say on stderr which files have all of it, below it if a terminal may show both."""
     if sys.stdout.isatty():
         text(_typed().end())
-    text(
-        "".join(f"{'' if number or not sys.stdout.isatty() else chr(10)}{path}\n" for number, path in enumerate(paths)),
-        error=True,
-    )
+    below = "\n" if paths and any(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr)) else ""
+    text(below + "".join(f"{path}\n" for path in paths), error=True)
 
 
 def standard_input(most: int) -> bytes:

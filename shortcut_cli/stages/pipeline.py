@@ -235,9 +235,9 @@ def draw(
     if again is None:
         have = _sampled(folder, _sampler_inputs(ckpt, config, prompt, where))
         if len(have) == config.n:
+            report(Note(text=f"{folder} already has these samples"))
             if stream:
                 report(Sampled(have[0].read_bytes().decode()))
-            report(Note(text=f"{folder} already has these samples"))
             return have
         if out is None:
             _make_room(folder, config, report, have, whole=False)
