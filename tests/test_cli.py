@@ -874,7 +874,7 @@ def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     assert shown.splitlines()[-1] == "a.txt"
     (row,) = (line for line in shown.splitlines() if "text-tiny" in line)  # the heading can take several lines
     cells = [cell.strip() for cell in row.strip("\u2502").split("\u2502")]
-    assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 bits per byte"]
+    assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 byte"]
     assert calls == [
         ((Path("o"),), {"n_workers": 3, "device": "cpu:0", "stop": commands.signals, "page": True}),
         ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": commands.signals, "page": True}),

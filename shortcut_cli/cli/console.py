@@ -29,7 +29,7 @@ from shortcut_cli.cli.bars import PARTS
 from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, Typed, fit, records, wrapped, written
 from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
 from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation, Whole
-from shortcut_cli.formatting import rounded, shown, to_json, visible
+from shortcut_cli.formatting import alike, rounded, shown, to_json, visible
 
 if TYPE_CHECKING:
     import rich.progress
@@ -314,6 +314,8 @@ def table(
     named = [one if isinstance(one, Column) else Column(one, min(1, number)) for number, one in enumerate(columns)]
     named = [Column(shown(one.heading), one.rank) for one in named]
     every = [tuple(row) for row in rows]
+    if len(named) > 2:  # of two columns the second has values of all kinds
+        every = [*zip(*(alike(column) for column in zip(*every, strict=True)), strict=True)]
     made: Table = _fitting()(title=Text(shown(title), "bold"), title_justify="left")
     shown_rows = every[:MOST_ROWS]
     vars(made).update(named=named, values=shown_rows, more=len(every) - len(shown_rows))
