@@ -159,14 +159,21 @@ def _mute(stream: TextIO) -> None:
 
 @contextmanager
 def _showing() -> Iterator[None]:
-    """Raises ShortcutError if what is printed on stdout in this block does not arrive."""
+    """Raises ReaderLeft or ShortcutError if what is printed on stdout in this block does not arrive."""
     _Loading.over()
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        _mute(sys.stdout)
-        raise _lost(str(error.strerror)) from error
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> ShortcutError:
+    """What to raise if stdout can't be written, which leads nowhere from here on."""
+    _mute(sys.stdout)
+    if isinstance(error, BrokenPipeError):
+        return ReaderLeft("nobody reads stdout any more")
+    return _lost(str(error.strerror))
 
 
 def _lost(reason: str) -> ShortcutError:
@@ -199,7 +206,7 @@ def panel(error: ShortcutError) -> None:
 
 
 def text(words: str, *, error: bool = False) -> None:
-    """Print text, on stdout or stderr. Raises ShortcutError if stdout can't be written."""
+    """Print text, on stdout or stderr. Raises ReaderLeft or ShortcutError if stdout can't be written."""
     with _trying() if error else _showing():
         (sys.stderr if error else sys.stdout).write(shown(words))
 
@@ -235,12 +242,8 @@ def stream(words: str) -> None:
     try:
         bare.write(words.encode())
         bare.flush()
-    except BrokenPipeError as error:
-        _mute(sys.stdout)
-        raise ReaderLeft("nobody reads stdout any more") from error
     except OSError as error:
-        _mute(sys.stdout)
-        raise _lost(str(error.strerror)) from error
+        raise _unwritten(error) from error
 
 
 def end_stream(*paths: str) -> None:
