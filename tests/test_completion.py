@@ -1,5 +1,6 @@
 """Completion with Tab: what each key offers, and what bash, zsh and fish put into the line."""
 
+import errno
 import fcntl
 import os
 import pty
@@ -119,7 +120,8 @@ def test_a_shell_completes_from_the_first_tab_on(tmp_path, shell):
         pytest.skip(f"{shell} is not installed")
     home = tmp_path / "home"
     (home / "bin").mkdir(parents=True)
-    shortcut("--install-completion", shell, cwd=tmp_path, fresh=True, HOME=str(home))
+    config = {"XDG_CONFIG_HOME": str(home / ".config"), "ZDOTDIR": str(home)}
+    shortcut("--install-completion", shell, cwd=tmp_path, fresh=True, HOME=str(home), **config)
     stub = home / "bin" / "shortcut"
     real = f'exec "{sys.executable}" -m shortcut_cli "$@"'
     stub.write_text(
@@ -130,13 +132,17 @@ def test_a_shell_completes_from_the_first_tab_on(tmp_path, shell):
     prompt = f"function fish_prompt; echo '{PROMPT}'; end" if shell == "fish" else f"PS1='{PROMPT}'"
     with settings.open("a") as file:
         file.write(f"\n{prompt}\n")
-    env = os.environ | {
-        "HOME": str(home),
-        "ZDOTDIR": str(home),
-        "TERM": "xterm",
-        "PATH": f"{stub.parent}:{os.environ['PATH']}",
-    }
-    env |= {"XDG_CONFIG_HOME": str(home / ".config"), "XDG_DATA_HOME": str(home / "data")}
+    env = (
+        os.environ
+        | config
+        | {
+            "HOME": str(home),
+            "ZDOTDIR": str(home),
+            "TERM": "xterm",
+            "PATH": f"{stub.parent}:{os.environ['PATH']}",
+        }
+    )
+    env |= {"XDG_DATA_HOME": str(home / "data")}
     lead, follow = pty.openpty()
     fcntl.ioctl(follow, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     own = subprocess.Popen(
@@ -158,3 +164,29 @@ def test_a_shell_completes_from_the_first_tab_on(tmp_path, shell):
         os.killpg(own.pid, signal.SIGKILL)
         own.wait()
         os.close(lead)
+
+
+@pytest.mark.parametrize(("shell", "name"), [("bash", ".bashrc"), ("zsh", ".zshrc")])
+def test_what_the_user_has_in_the_settings_of_a_shell_stays(tmp_path, monkeypatch, shell, name):
+    """Their file is only added to, once, and a script that can't be written leaves it as it was."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ZDOTDIR", raising=False)
+    mine = tmp_path / name
+    mine.write_bytes(b"export A=\xff")
+    number = mine.stat().st_ino
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(completion.files, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            completion.install(shell)
+    assert mine.read_bytes() == b"export A=\xff"
+    path = completion.install(shell)
+    assert path.read_text() == completion.script(shell) + "\n"
+    once = mine.read_bytes()
+    assert once.startswith(b"export A=\xff\n")
+    assert once.count(b"\n") == 2
+    completion.install(shell)
+    assert (mine.read_bytes(), mine.stat().st_ino) == (once, number)

@@ -1387,12 +1387,8 @@ def _root(
 
 def _complete(install: str | None, show: str | None) -> None:
     """Set up completion in a shell, or print the script that does."""
-    from typer.completion import install as install_script  # type: ignore[attr-defined]
-
     if install:
-        _, path = install_script(shell=install, prog_name="shortcut", complete_var=console.COMPLETION)
-        path.write_text(f"{completion.script(install)}\n")
-        console.text(f"{path}\n")
+        console.text(f"{completion.install(install)}\n")
         console.note("completion begins in a new shell")
     if show:
         console.text(f"{completion.script(show)}\n")

@@ -4,12 +4,13 @@ No torch is loaded, and Pydantic only for the values of a key: keys are read fro
 """
 
 import os
+import shlex
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortcut_cli import registry
+from shortcut_cli import files, registry
 from shortcut_cli.cli.console import COMPLETION
 
 
@@ -166,6 +167,31 @@ def script(shell: str) -> str:
 
     own = SCRIPTS.get(shell, "").strip().replace("VARIABLE", COMPLETION)
     return own or str(get_completion_script(prog_name="shortcut", complete_var=COMPLETION, shell=shell))
+
+
+def install(shell: str) -> Path:
+    """Set completion up in a shell: the script in its own file, and a line, once, at the end of the user's own.
+
+    That file is never written anew: it is the user's, and the disk may be full.
+    """
+    home = Path.home()
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    path, settings, line = {
+        "bash": (home / ".bash_completions" / "shortcut.sh", home / ".bashrc", "source {path}"),
+        "zsh": (
+            home / ".zfunc" / "_shortcut",
+            Path(os.environ.get("ZDOTDIR") or home) / ".zshrc",
+            "fpath+=~/.zfunc; autoload -Uz compinit; compinit",
+        ),
+        "fish": (own / "fish" / "completions" / "shortcut.fish", None, ""),
+    }[shell]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, f"{script(shell)}\n")
+    line = line.format(path=shlex.quote(str(path)))
+    if settings and line not in (settings.read_text(errors="replace").splitlines() if settings.is_file() else ()):
+        with settings.open("a") as file:
+            file.write(f"\n{line}\n")
+    return path
 
 
 def begin() -> None:
