@@ -9,7 +9,7 @@
       CheckFailed           4    a check failed: a file is damaged or belongs to something else
       Unavailable           5    a dependency, weights or a device is missing
       Interrupted      75, 130   stopped by a signal; the state is saved
-      ReaderLeft            141  whoever read a stream of text has left; not shown
+      ReaderLeft            141  whoever read stdout has left; not shown
 
 `Rejected` is separate: it concerns one input file and does not stop the command.
 """
@@ -97,7 +97,7 @@ class Interrupted(ShortcutError):
 
 
 class ReaderLeft(ShortcutError):
-    """Whoever read a stream of text has closed it, as `head` does: the command ends without a word.
+    """Whoever read stdout has closed it, as `head` does: the command ends without a word.
 
     The exit code is what a shell says of a program that ends by SIGPIPE.
     """

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What a terminal obeys instead of showing: control characters but tab and newline, of both sets, and those that change
@@ -23,6 +23,7 @@ UNSEEN = re.compile(
     "|(?<![^\x00-\x7f])(?<![#*0-9])[\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 
+MOST_PLACES = 4  # decimals of numbers of which some are 1 or more
 PREFIXES = " KMBT"  # thousands, millions, 1e9, 1e12: of large numbers in terminals and on pages, bytes excepted
 
 
@@ -73,6 +74,36 @@ def cell(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(cell, value))}]"
     return str(value)
+
+
+def alike(values: Sequence[Any]) -> list[Any]:
+    """Values as `cell` has them, but with one number of decimals: the most that any of them has there.
+
+    As they are if they are not all numbers or lists of numbers, or are too far apart for one form.
+    """
+    numbers = [number for value in values for number in (value if isinstance(value, (list, tuple)) else [value])]
+    numbers = [number for number in numbers if number is not None]
+    known = all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+    if not known or not any(isinstance(one, float) and math.isfinite(one) for one in numbers):
+        return [*values]
+    finite = [one for one in numbers if math.isfinite(one)]
+    written, largest = [cell(one) for one in finite], max(map(abs, finite))
+    places = max(len(one.partition(".")[2]) for one in written)
+    if any("e" in one for one in written) or largest >= 9999.5 or (largest >= 1 and places > MOST_PLACES):
+        return [*values]
+    return [_placed(value, places) for value in values]
+
+
+def _placed(value: Any, places: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(str(_placed(one, places)) for one in value)}]"
+    return value if value is None else f"{value:,.{places}f}"
+
+
+def apart(first: Any, second: Any) -> tuple[Any, Any]:
+    """Two values as `alike` has them, or with all their digits if they differ and would look the same."""
+    one, other = alike([first, second])
+    return (repr(first), repr(second)) if first != second and cell(one) == cell(other) else (one, other)
 
 
 def rounded(value: float) -> str:

@@ -48,7 +48,7 @@ ONE_FILE = {
     "miditok": "tokenizers/midi.py",
     "symusic": "tokenizers/midi_reading.py tokenizers/midi_scores.py",
     "sentencepiece": "tokenizers/text_vocabulary.py",
-    "typer": "cli/commands.py",
+    "typer": "cli/commands.py cli/completion.py",
     "rich": "cli/bars.py cli/console.py",
     "fsspec": "data/objects.py",
     "pebble": "data/workers.py",

@@ -125,6 +125,21 @@ def test_a_page_opens_without_an_error_and_asks_for_nothing_else(pages, opened, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_numbers_have_a_minus_not_a_hyphen(pages, opened, kind):
+    """In whatever can be read, also by a screen reader; recipes and samples apart, which are what a file has."""
+    page, _ = opened(pages[kind])
+    said = page.evaluate("""() => {
+        document.querySelectorAll("pre, code, script, style").forEach((each) => each.remove());
+        const names = ["aria-label", "aria-valuetext", "alt", "title"];
+        const every = [...document.querySelectorAll("*")];
+        const labels = every.flatMap((each) => names.map((name) => each.getAttribute(name)));
+        return [document.body.textContent, ...labels.filter(Boolean)].join("\\n");
+    }""")
+    assert re.findall(r".{0,40}(?:(?<![\w-])-|(?<=\de)-)[\d.]+", said) == []
+    assert len(said) > 500
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_names_with_markup_are_text(pages, opened, kind):
     page, _ = opened(pages[kind])
     assert page.evaluate("window.hit") is None

@@ -904,7 +904,7 @@ def test_the_options_of_demo_reach_its_stage(monkeypatch, capsys):
     assert shown.splitlines()[-1] == "a.txt"
     (row,) = (line for line in shown.splitlines() if "text-tiny" in line)  # the heading can take several lines
     cells = [cell.strip() for cell in row.strip("\u2502").split("\u2502")]
-    assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 bits per byte"]
+    assert cells == ["text-tiny", "gpt", "5", "1.5", "2.5", "0.25", "2.75 byte"]
     assert calls == [
         ((Path("o"),), {"n_workers": 3, "device": "cpu:0", "stop": commands.signals, "page": True}),
         ((Path("demo"),), {"n_workers": 61, "device": "cpu", "stop": commands.signals, "page": True}),
@@ -1166,9 +1166,7 @@ NOBODY = '"$@" | { exec <&-; cat /dev/zero | head -c 1 > /dev/null; sleep 3; }; 
 @pytest.mark.parametrize(
     "arguments", [["recipes", "list"], ["recipes", "show", "music"], ["recipes", "list", "--json"]]
 )
-@pytest.mark.parametrize(
-    ("command", "reason"), [('"$@" >&-', "Bad file"), ('"$@" > /dev/full', "No space"), (NOBODY, "")]
-)
+@pytest.mark.parametrize(("command", "reason"), [('"$@" >&-', "Bad file"), ('"$@" > /dev/full', "No space")])
 def test_a_stdout_that_takes_nothing_is_one_panel(tmp_path, arguments, command, reason):
     code, out, err = through(command, *arguments, cwd=tmp_path)
     assert (code, out) == (1, "")
@@ -1176,6 +1174,23 @@ def test_a_stdout_that_takes_nothing_is_one_panel(tmp_path, arguments, command, 
     assert err.count("\u256d") == 1
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["recipes", "list"], ["recipes", "show", "music"], ["recipes", "list", "--json"]]
+)
+def test_who_reads_no_further_is_not_told(tmp_path, arguments):
+    """As after `| head -1`: a command ends as others do by SIGPIPE, without a word."""
+    assert through(NOBODY, *arguments, cwd=tmp_path) == (141, "", "")
+
+
+@pytest.mark.parametrize("columns", [0, 20, 40, 80, 200])
+def test_the_panel_of_a_signal_fits_the_terminal(monkeypatch, columns):
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    lines = ending._panel(2).decode().splitlines()
+    assert {len(line) for line in lines} == {columns or 80}
+    words = " ".join("".join(letter for letter in " ".join(lines) if letter.isascii()).split())
+    assert words == "Interrupted interrupted Hint: run the same command again to resume"
 
 
 @pytest.mark.parametrize("command", ['"$@" >&-', '"$@" > /dev/full', NOBODY])

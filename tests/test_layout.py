@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.console import Console
 from shortcut_cli.cli import bars, console, tables
 from shortcut_cli.cli.layout import Column, Typed, fit, shortened
 from shortcut_cli.events import Part, Progress, Whole
-from shortcut_cli.formatting import cell, rounded
+from shortcut_cli.formatting import alike, cell, rounded
 
 LONG = "runs/a-folder-with-a-long-name/shortcut_gated-lr0.0040000000000000001-s1234567890"  # more than 80 characters
 WIDE = "\u97f3\u697d-\u306e-\u30d5\u30a9\u30eb\u30c0"  # characters that take two columns of the screen
@@ -335,3 +335,54 @@ def test_a_training_says_its_step_loss_and_times_at_every_width(room, lines):
     last = {key for number, line in found for key, _ in line if number == 1}
     assert last & {"amount", "short"}
     assert "left" in last
+
+
+def decimals(text):
+    return {len(number.partition(".")[2]) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", text)}
+
+
+@given(st.lists(st.floats(-9999, 9999).filter(lambda x: x == 0 or abs(x) > 0.01), min_size=1, max_size=8))
+@example([1.5, 24.0, 3.0])
+@example([2.1, 2.0004, 1.9])
+def test_the_numbers_of_a_column_have_one_form(values):
+    """Each is within half a unit of the last place of its value, and has at least the four digits of `cell`."""
+    found = alike([*values, None])
+    assert found[-1] is None
+    if max(map(abs, values)) >= 1 and max(len(cell(one).partition(".")[2]) for one in values) > 4:
+        assert found[:-1] == values  # too far apart
+        return
+    (places,) = {one for text in found[:-1] for one in decimals(text)}
+    for text, value in zip(found[:-1], values, strict=True):
+        assert abs(float(text.replace(",", "")) - value) <= 0.5000001 * 10.0**-places
+        assert len(text) >= len(cell(value))
+
+
+def test_what_is_not_of_one_kind_stays_as_it_is():
+    for values in ([1, 2], ["a", 1.5], [1e-7, 2.0], [12_345.0, 1.5], [True, 1.5], [None], [0.0123456, 12.3]):
+        assert alike(values) == values
+    assert alike([[0.5, -0.25], None, [1.0, 12.0]]) == ["[0.50, -0.25]", None, "[1.00, 12.00]"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_runs_and_diff_show_numbers_of_one_form(width):
+    every = []
+    for number, loss in enumerate((2.1, 1.98765, 3.0)):
+        entry = {"run": f"run-{number}", "model": "gpt", "shape": "4x64", "data": "text", "step": 9, "steps": 9}
+        entry |= {"validation": loss, "kind": "checkpoint", "problem": ""}
+        test = {"nats_per_token": loss, "bits_per_unit": loss / 2, "unit": "second" if number else "byte"}
+        every.append(entry | {"scores": {"test": test}})
+    lines = [line for part in tables.runs("runs", {"runs": every}) for line in drawn(part, width)]
+    cells = [[one.strip() for one in line.split("\u2502")] for line in lines if "run-" in line]
+    for row in zip(*cells, strict=True):
+        numbers = [text.split()[0] for text in row if re.match(r"\d+\.\d+", text)]
+        assert len({one for text in numbers for one in decimals(text)}) <= 1 + ("byte" in str(row))
+    assert "2.100" in str(cells)
+    changes = {"train.lr": [0.001, 0.0005], "scores.loss": [2.00001, 2.00002], "train.steps": [9, 10], "x": [None, 1.5]}
+    lines = [
+        line for part in tables.difference({"runs": ["a", "b"], "differences": changes}) for line in drawn(part, width)
+    ]
+    cells = {row[1]: row[2:4] for line in lines if len(row := [one.strip() for one in line.split("\u2502")]) == 5}
+    assert cells["train.lr"] == ["0.0010", "0.0005"]
+    assert cells["scores.loss"] == ["2.00001", "2.00002"]
+    assert cells["train.steps"] == ["9", "10"]
+    assert cells["x"] == ["-", "1.5"]

@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from shortcut_cli import __version__, registry
-from shortcut_cli.cli import console, endings, tables
+from shortcut_cli.cli import completion, console, endings, tables
 from shortcut_cli.cli.signals import guarded, signals
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Progress
@@ -175,29 +175,21 @@ def _among(flag: str, choices: Any, text: str) -> Any:
     return typer.Option(flag, metavar="|".join(get_args(choices)), help=text)
 
 
-def _recipe_names(incomplete: str) -> list[str]:
-    """Names of recipes, for the completion of a shell; with none of them it goes on with files."""
-    from shortcut_cli.config import reading
-
-    return [name for name in reading.names() if name.startswith(incomplete)]
-
-
-def _model_names(incomplete: str) -> list[str]:
-    """Names of architectures, also behind a comma, for the completion of a shell."""
-    before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in registry.MODELS if name.startswith(last)]
-
-
 RecipeOption = Annotated[
     str,
-    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=_recipe_names),
+    typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=completion.recipes),
 ]
 RecipeName = Annotated[
-    str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.", autocompletion=_recipe_names)
+    str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.", autocompletion=completion.recipes)
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.steps=200. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a recipe key, e.g. train.steps=200. Repeatable.",
+        autocompletion=completion.settings,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
@@ -467,7 +459,7 @@ def prepare(
             "--recipe",
             metavar="NAME|FILE",
             help="Recipe name or .toml file; default: the domain's.",
-            autocompletion=_recipe_names,
+            autocompletion=completion.recipes,
         ),
     ] = None,
     out: Annotated[str | None, _out("Shards folder, or a URL such as s3://; default: the recipe's.")] = None,
@@ -541,7 +533,7 @@ def train(
             "--model",
             metavar="NAME",
             help=f"Architecture, of {MODEL_LIST}; default: the recipe's.",
-            autocompletion=_model_names,
+            autocompletion=completion.models,
         ),
     ] = None,
     seed: Annotated[int | None, _seed("Seed; default: the recipe's.")] = None,
@@ -906,7 +898,7 @@ def compare(
             "--models",
             metavar="A,B,...",
             help=f"Architectures, of {MODEL_LIST}; gpt is always included.",
-            autocompletion=_model_names,
+            autocompletion=completion.models,
         ),
     ],
     seeds: Annotated[int, _number("--seeds", "Runs per architecture, one per seed.", 1, MOST_RUNS)] = 3,
@@ -1154,7 +1146,8 @@ def recipes_copy(
 @recipes_app.command("check", epilog=_examples("recipes check mine.toml"))
 def recipes_check(
     paths: Annotated[
-        list[str], typer.Argument(metavar="FILE", help="Recipe names or .toml files.", autocompletion=_recipe_names)
+        list[str],
+        typer.Argument(metavar="FILE", help="Recipe names or .toml files.", autocompletion=completion.recipes),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -1300,7 +1293,10 @@ def codec_get(
     "eval", epilog=_examples("codec eval mini ./wavs", "codec eval runs/codec/codec.pt ./wavs --out decoded")
 )
 def codec_eval(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A codec.pt, or a name such as mini.")],
+    weights: Annotated[
+        str,
+        typer.Argument(metavar="WEIGHTS", help="A codec.pt, or a name such as mini.", autocompletion=completion.codecs),
+    ],
     paths: Paths,
     out: Annotated[Path | None, _out("Keep the reconstructions in this folder.")] = None,
     no_report: NoReport = False,
@@ -1391,16 +1387,11 @@ def _root(
 
 def _complete(install: str | None, show: str | None) -> None:
     """Set up completion in a shell, or print the script that does."""
-    from typer.completion import get_completion_script  # type: ignore[attr-defined]
-    from typer.completion import install as install_script  # type: ignore[attr-defined]
-
     if install:
-        _, path = install_script(shell=install, prog_name="shortcut", complete_var=console.COMPLETION)
-        console.text(f"{path}\n")
+        console.text(f"{completion.install(install)}\n")
         console.note("completion begins in a new shell")
     if show:
-        script = get_completion_script(prog_name="shortcut", complete_var=console.COMPLETION, shell=show)
-        console.text(f"{script}\n")
+        console.text(f"{completion.script(show)}\n")
 
 
 def main() -> None:
@@ -1414,9 +1405,7 @@ def dispatch(arguments: list[str] | None) -> Any:
     Raises UsageError, which points to the help of the command, if the arguments are wrong.
     """
     if console.COMPLETION in os.environ:
-        from typer.completion import completion_init  # type: ignore[attr-defined]
-
-        completion_init()
+        completion.begin()
     try:
         return app(arguments, prog_name="shortcut", standalone_mode=False)
     except typer.TyperException as error:

@@ -29,7 +29,7 @@ from shortcut_cli.cli.bars import PARTS
 from shortcut_cli.cli.layout import MOST_ROWS, Column, Fitted, Typed, fit, records, wrapped, written
 from shortcut_cli.errors import ReaderLeft, ShortcutError, UsageError
 from shortcut_cli.events import Event, Note, Part, Progress, Sampled, Validation, Whole
-from shortcut_cli.formatting import rounded, shown, to_json, visible
+from shortcut_cli.formatting import alike, rounded, shown, to_json, visible
 
 if TYPE_CHECKING:
     import rich.progress
@@ -159,14 +159,21 @@ def _mute(stream: TextIO) -> None:
 
 @contextmanager
 def _showing() -> Iterator[None]:
-    """Raises ShortcutError if what is printed on stdout in this block does not arrive."""
+    """Raises ReaderLeft or ShortcutError if what is printed on stdout in this block does not arrive."""
     _Loading.over()
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        _mute(sys.stdout)
-        raise _lost(str(error.strerror)) from error
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> ShortcutError:
+    """What to raise if stdout can't be written, which leads nowhere from here on."""
+    _mute(sys.stdout)
+    if isinstance(error, BrokenPipeError):
+        return ReaderLeft("nobody reads stdout any more")
+    return _lost(str(error.strerror))
 
 
 def _lost(reason: str) -> ShortcutError:
@@ -199,7 +206,7 @@ def panel(error: ShortcutError) -> None:
 
 
 def text(words: str, *, error: bool = False) -> None:
-    """Print text, on stdout or stderr. Raises ShortcutError if stdout can't be written."""
+    """Print text, on stdout or stderr. Raises ReaderLeft or ShortcutError if stdout can't be written."""
     with _trying() if error else _showing():
         (sys.stderr if error else sys.stdout).write(shown(words))
 
@@ -235,12 +242,8 @@ def stream(words: str) -> None:
     try:
         bare.write(words.encode())
         bare.flush()
-    except BrokenPipeError as error:
-        _mute(sys.stdout)
-        raise ReaderLeft("nobody reads stdout any more") from error
     except OSError as error:
-        _mute(sys.stdout)
-        raise _lost(str(error.strerror)) from error
+        raise _unwritten(error) from error
 
 
 def end_stream(*paths: str) -> None:
@@ -312,6 +315,8 @@ def table(
     named = [one if isinstance(one, Column) else Column(one, min(1, number)) for number, one in enumerate(columns)]
     named = [Column(shown(one.heading), one.rank) for one in named]
     every = [tuple(row) for row in rows]
+    if len(named) > 2:  # of two columns the second has values of all kinds
+        every = [*zip(*(alike(column) for column in zip(*every, strict=True)), strict=True)]
     made: Table = _fitting()(title=Text(shown(title), "bold"), title_justify="left")
     shown_rows = every[:MOST_ROWS]
     vars(made).update(named=named, values=shown_rows, more=len(every) - len(shown_rows))

@@ -24,11 +24,13 @@ from typing import Any, NoReturn
 from shortcut_cli import cleanup
 from shortcut_cli.cli import console
 from shortcut_cli.cli.console import STDERR
+from shortcut_cli.cli.layout import wrapped
 from shortcut_cli.errors import Interrupted, ReaderLeft, ShortcutError, UsageError
 from shortcut_cli.training import torchrun
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75}
 REPEAT_S = 1.0  # the same request can arrive twice: at the process and at its group, or from a hasty supervisor
+USUAL_COLUMNS, LEAST_COLUMNS = 80, 20  # of a terminal, for a panel
 WRITE_S = 0.5  # longest wait for a stderr that nobody reads
 # What the system can refuse at any time, with or without the name of a file.
 SYSTEM_ERRORS = {
@@ -134,12 +136,12 @@ def _end(code: int, stderr: int) -> NoReturn:
 def _panel(stderr: int) -> bytes:
     """What `console.panel` prints, drawn without Rich, which may be half imported or hold a lock."""
     try:
-        columns = os.get_terminal_size(stderr).columns
+        columns = os.get_terminal_size(stderr).columns or USUAL_COLUMNS  # 0: it does not know
     except OSError:
-        columns = 80
+        columns = USUAL_COLUMNS
     said, hint = INTERRUPTED
-    width = max(len(hint) + 10, columns) - 4
-    rows = (said, "", f"Hint: {hint}")
+    width = max(LEAST_COLUMNS, columns) - 4
+    rows = [line for row in (said, "", f"Hint: {hint}") for line in wrapped(row, width, len).split("\n")]
     top = f"\u256d\u2500 {Interrupted.title} ".ljust(width + 3, "\u2500") + "\u256e"
     lines = [top, *(f"\u2502 {row:{width}} \u2502" for row in rows), f"\u2570{chr(0x2500) * (width + 2)}\u256f"]
     text = "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """How the results of the commands look on a screen."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from shortcut_cli import accounts
 from shortcut_cli.cli.console import Prose, pairs, table
 from shortcut_cli.cli.layout import Column
 from shortcut_cli.compare import table as compared
-from shortcut_cli.formatting import cell
+from shortcut_cli.formatting import alike, apart, cell
 
 if TYPE_CHECKING:
     from shortcut_cli.cli.console import Table
@@ -200,23 +200,39 @@ def runs(folder: str, result: Result) -> Iterator["Table | str"]:
     if readable:
         columns = [Column("run", 0), Column("model", 4), Column("data", 6), Column("steps", 5), Column("val., nats", 1)]
         columns += [Column("test, nats", 2), Column("bits per unit", 3)]
-        yield table(folder, columns, map(_run_row, readable))
+        bits = _with_units([_test(entry) for entry in readable])
+        yield table(folder, columns, map(_run_row, readable, bits))
     if broken:
         yield table("damaged or incomplete", ("run", Column("reason", 0)), broken, "left")
 
 
-def _run_row(entry: Result) -> tuple[Any, ...]:
+def _test(entry: Result) -> Result:
+    found: Result = entry["scores"].get("test", {}) if entry["kind"] == "checkpoint" else {}
+    return found
+
+
+def _with_units(scored: Sequence[Result]) -> list[str | None]:
+    """The bits per unit of scores, with the unit; those of one unit have one number of decimals."""
+    texts: dict[int, str] = {}
+    for unit in dict.fromkeys(one["unit"] for one in scored if one.get("bits_per_unit") is not None):
+        places = [
+            place for place, one in enumerate(scored) if one.get("bits_per_unit") is not None and one["unit"] == unit
+        ]
+        values = alike([scored[place]["bits_per_unit"] for place in places])
+        texts |= {place: f"{cell(value)} {unit}" for place, value in zip(places, values, strict=True)}
+    return [texts.get(place) for place in range(len(scored))]
+
+
+def _run_row(entry: Result, bits: str | None) -> tuple[Any, ...]:
     done, planned = entry["step"], entry["steps"]
-    test = entry["scores"].get("test", {}) if entry["kind"] == "checkpoint" else {}
     steps = cell(done) if done == planned else f"{'?' if done is None else cell(done)}/{cell(planned)}"
-    bits = None if test.get("bits_per_unit") is None else f"{cell(test['bits_per_unit'])} {test['unit']}"
     model = f"{entry['model']} {entry['shape']}".rstrip()
-    return entry["run"], model, entry["data"], steps, entry["validation"], test.get("nats_per_token"), bits
+    return entry["run"], model, entry["data"], steps, entry["validation"], _test(entry).get("nats_per_token"), bits
 
 
 def difference(result: Result) -> Iterator["Table | str"]:
     """The result of `diff`: one row for each thing that differs."""
-    rows = [(key, *(_short(value) for value in values)) for key, values in result["differences"].items()]
+    rows = [(key, *map(cell, apart(*map(_short, values)))) for key, values in result["differences"].items()]
     if rows:
         yield table("differences", ("", *(Column(run, 0) for run in result["runs"])), rows, "left")
     else:
@@ -279,7 +295,7 @@ def demo(result: Result) -> "Table":
     keys = ("recipe", "model", "parameters", "nats_per_token", "unigram_entropy", "accuracy")
     columns = [Column("recipe", 0), Column("model", 0), Column("parameters", 4), Column("nats per token", 0)]
     columns += [Column("unigram entropy", 2), Column("accuracy", 3), Column("bits per unit", 1)]
-    rows = (
-        (*(row[key] for key in keys), f"{cell(row['bits_per_unit'])} bits per {row['unit']}") for row in result["rows"]
+    bits = _with_units(result["rows"])
+    return table(
+        "test split", columns, ((*map(row.get, keys), one) for row, one in zip(result["rows"], bits, strict=True))
     )
-    return table("test split", columns, rows)

@@ -548,6 +548,20 @@ def is_text(kind: type[BaseModel], key: str) -> bool:
     return bool(types) and all(_is_text(each) for each in types)
 
 
+def choices(kind: Any, key: str) -> list[str]:
+    """The values that a dotted key of a section can have, as --set takes them, if they are few; else none."""
+    types: list[Any] = [kind]
+    for part in key.split("."):
+        types = [found for each in types for found in _members(each, part)]
+    return [value for each in types for value in _few(each)]
+
+
+def _few(kind: Any) -> list[str]:
+    if kind is bool:
+        return ["true", "false"]
+    return [value for value in get_args(kind) if isinstance(value, str)] if get_origin(kind) is Literal else []
+
+
 def _members(holder: Any, name: str) -> list[Any]:
     """The types that a key can have within a section, a table with free keys, or one of several sections."""
     if isinstance(holder, type) and issubclass(holder, BaseModel):
