@@ -205,6 +205,15 @@ def test_the_twin_differs_in_a_hundredth_of_its_feed_forward_layers():
     assert arms["twin"].size.flops / arms["gpt"].size.flops < 1.02
 
 
+@pytest.mark.parametrize(("documents", "words"), [(1, "1 document,"), (2, "2 documents,")])
+def test_intervals_over_blocks_are_called_so(scripted, monkeypatch, documents, words):
+    monkeypatch.setattr(scripts, "REST", scripts.REST | {"interval_over": "blocks", "documents": documents})
+    result = scripted("shortcut", seeds=3)
+    (said,) = [notice for notice in result["notices"] if "over blocks" in notice]
+    assert said.startswith(f"The test split has {words} too few to be drawn from")
+    assert {(row["documents"], row["interval_over"]) for row in result["arms"]} == {(documents, "blocks")}
+
+
 def test_there_is_no_verdict_unless_the_baseline_is_clearly_below_the_floors(scripted):
     scripted.measure = None
     comparison.floors.measure = lambda *_: {

@@ -313,6 +313,14 @@ def notices(result: Mapping[str, Any]) -> list[str]:
         for rate, losses in curve["validation"].items()
         if any(loss is None or not math.isfinite(loss) for loss in losses)
     ]
+    found += list(
+        {
+            f"The {result['split']} split has {row['documents']} document{'s' * (row['documents'] != 1)}, too few to be "
+            'drawn from: what is called "over documents" is over blocks of them, and says nothing of other documents.'
+            for row in result["arms"]
+            if row["interval_over"] == "blocks"
+        }
+    )
     if result["ladder"] and result["ladder"]["scattered"]:
         found.append(
             "The rungs scatter more about the line than seeds explain: intervals are those of the rungs alone."

@@ -458,6 +458,8 @@ class Runner:
             "nats_per_token_interval_95": of_mean(losses),
             "bits_per_unit": [result.score.get("bits_per_unit") for result in results],
             "unit": next((result.score["unit"] for result, _ in whole), None),
+            "documents": next((result.score["documents"] for result, _ in whole), None),
+            "interval_over": next((result.score["interval_over"] for result, _ in whole), None),
             "diverged": {str(seed): one.diverged for seed, one in zip(seeds, results, strict=True) if one.diverged},
             "folders": [str(folder.relative_to(self.out)) for folder in folders],
             "curve": _curve([folder for _, folder in whole]),

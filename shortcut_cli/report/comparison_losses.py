@@ -55,7 +55,7 @@ DIFFERENCES = (
     (
         "95 % over documents",
         "In nats: a bootstrap that draws documents of the split and, independently, seeds: what another split might "
-        "have shown.",
+        "have shown. A split with too few documents is drawn from in blocks; the verdicts say so.",
     ),
     ("seeds won", "At how many seeds the arm has the lower loss."),
     ("p", "Of a two-sided t-test for no difference."),
