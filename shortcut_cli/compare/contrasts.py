@@ -316,7 +316,7 @@ def notices(result: Mapping[str, Any]) -> list[str]:
     found += list(
         {
             f"The {result['split']} split has {row['documents']} document{'s' * (row['documents'] != 1)}, too few to "
-            'be drawn from: what is called "over documents" is over blocks of them, and says nothing of other documents.'
+            'be drawn from: what is called "over documents" is over blocks of them, and says nothing of others.'
             for row in result["arms"]
             if row["interval_over"] == "blocks"
         }
