@@ -27,6 +27,7 @@ from shortcut_cli.codec import weights
 from shortcut_cli.config import reading
 from shortcut_cli.config.writing import differences
 from shortcut_cli.data import inputs, shards, workers
+from shortcut_cli.data.hashes import Hashes
 from shortcut_cli.data.inputs import too_many
 from shortcut_cli.data.shards import Shards, source_paths_file, verify
 from shortcut_cli.data.workers import in_order
@@ -504,7 +505,7 @@ def test_equal_files_are_kept_once_under_the_first_of_their_names(tmp_path):
     found = inputs.find([str(tmp_path)], (".txt",))
     found.files.add("gone.txt", str(tmp_path))
     found.rejects.append(("pipe.txt", "is not a regular file"))
-    kept, rejects = preparation._hash(found, 3, quiet)
+    kept, rejects = preparation._hash(found, 3, quiet, None, Hashes(tmp_path / "hashes"))
     sha256 = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()}
     assert list(kept) == [
         preparation.Input("a.txt", tmp_path / "a.txt", sha256["a.txt"], ("c.txt", "e.txt")),

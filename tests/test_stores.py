@@ -29,7 +29,7 @@ from shortcut_cli import files
 from shortcut_cli.config import reading
 from shortcut_cli.data import inputs, objects, shards
 from shortcut_cli.demo import material as demo_material
-from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError, Unavailable, Unfinished, UsageError
+from shortcut_cli.errors import CheckFailed, Missing, Rejected, ShortcutError, Unavailable, Unfinished, UsageError
 from shortcut_cli.stages import preparation, stores
 
 NEEDS_S3 = pytest.mark.skipif(
@@ -38,12 +38,13 @@ NEEDS_S3 = pytest.mark.skipif(
 SECRET = "a-secret-of-the-test"
 
 
-def prepare(paths, out, *settings, name="text-tiny", max_bad="0", report=quiet):
+def prepare(paths, out, *settings, name="text-tiny", max_bad="0", report=quiet, merge=False):
     """What `shortcut prepare` does in one process; out: a folder or a URL."""
     given = TEXT_SETTINGS if name == "text-tiny" else ()
     recipe = reading.read(name, [*given, f"data.shards={out}", *settings])
     with stores.kept(str(out), report) as folder:
-        return preparation.prepare(recipe, map(str, paths), folder, n_workers=1, max_bad=max_bad, report=report)
+        options = {"n_workers": 1, "max_bad": max_bad, "report": report, "merge": merge}
+        return preparation.prepare(recipe, map(str, paths), folder, **options)
 
 
 @pytest.fixture
@@ -357,6 +358,69 @@ def test_what_cannot_be_fetched_is_a_reject_and_the_same_command_tries_it_again(
     assert folder_sha256(tmp_path / "out") == folder_sha256(local)
 
 
+def part(paths, out, task, *settings, name="text-tiny"):
+    """What `shortcut prepare --task` does in one process."""
+    given = TEXT_SETTINGS if name == "text-tiny" else ()
+    recipe = reading.read(name, [*given, f"data.shards={out}", *settings])
+    return preparation.prepare_part(recipe, map(str, paths), out, task=task, n_workers=1, report=quiet)
+
+
+def test_a_merge_takes_the_objects_that_tasks_have_kept(given, texts, local, tmp_path, in_this_process):
+    content = {}
+    fill(lambda key, found: content.__setitem__(f"top/{key}", found), texts)
+    content["top/copy.txt"] = content["top/003.txt"]
+    given(content)
+    out, kept = tmp_path / "out", tmp_path / "out" / ".staging" / "objects"
+    for number in (1, 2):
+        part(["given://top"], out, (number, 2))
+    wanted = {name: len(found) for name, found in content.items() if name.endswith((".txt", ".jsonl"))}
+    assert Given.read == wanted
+    assert {path.name for path in kept.iterdir()} == {
+        hashlib.sha256(content[name]).hexdigest() + Path(name).suffix for name in wanted
+    }
+    assert {path.name for path in kept.parent.iterdir() if path.name.startswith("fetched")} == set()
+    part(["given://top"], out, (1, 2))  # again, as if its end had not been seen
+    assert Given.read == wanted
+
+    def place(name):
+        return kept / f"{hashlib.sha256(content[name]).hexdigest()}.txt"
+
+    place("top/001.txt").write_bytes(content["top/001.txt"][::-1])  # damaged
+    place("top/002.txt").unlink()
+    content["top/004.txt"] += b"and more"  # its ETag changes with it
+    given(content)
+    Given.read.clear()
+    shutil.copytree(out, tmp_path / "other", symlinks=True)
+    with pytest.raises(Missing, match=r"1 of 14 files\n  004\.txt"):
+        prepare(["given://top"], out, merge=True)
+    again = {name: len(content[name]) for name in ("top/001.txt", "top/002.txt", "top/004.txt")}
+    assert Given.read == again
+    part(["given://top"], out, (preparation._task_of("004.txt", 2), 2))
+    Given.read.clear()
+    prepare(["given://top"], out, merge=True)
+    assert set(Given.read) <= {"top/001.txt", "top/002.txt"}  # one of the two may be that task's
+    prepare(["given://top"], tmp_path / "other")  # no merge: it scans what is missing
+    prepare(["given://top"], tmp_path / "whole")
+    whole = folder_sha256(tmp_path / "whole")
+    assert folder_sha256(out) == folder_sha256(tmp_path / "other") == whole
+    assert not (out / ".staging").exists()
+
+
+def test_objects_whose_versions_are_not_told_apart_are_fetched_again(given, tmp_path, monkeypatch, in_this_process):
+    content = {f"top/{n}.txt": f"text {n}".encode() for n in range(4)}
+    given(content)
+    info = Given.info
+    monkeypatch.setattr(
+        Given, "info", lambda self, path, **_: {k: v for k, v in info(self, path).items() if k != "ETag"}
+    )
+    part(["given://top"], tmp_path / "out", (1, 1))
+    Given.read.clear()
+    content["top/2.txt"] = b"txet 2"
+    with pytest.raises(Missing, match=r"1 of 4 files\n  2\.txt"):
+        prepare(["given://top"], tmp_path / "out", merge=True)
+    assert set(Given.read) == set(content)
+
+
 def test_a_listing_that_breaks_off_ends_the_command(given, tmp_path, in_this_process):
     given({"top/a.txt": b"a", "top/b.txt": b"b"}, lambda *_: 1 / 0)
     with pytest.raises(ShortcutError, match="given://top can't be listed: ZeroDivisionError"):
@@ -404,8 +468,8 @@ def test_an_object_is_named_once_by_the_outer_of_its_folders(texts, memory, tmp_
         assert [name for name, _ in found.files] == ["a/b.txt", "a/c/d.txt"]
         assert list(found.ignored) == ["a/c/e.png"]
     (place,) = (place for place, (name, _) in enumerate(found.files) if name == "a/b.txt")
-    path = found.files[place][1]
-    assert found.sha256(place) == hashlib.sha256(b"a/b.txt").hexdigest()
+    path, one = found.files[place][1], found.files.object(place)
+    assert one.fetch(path) == hashlib.sha256(b"a/b.txt").hexdigest()
     assert path.read_bytes() == b"a/b.txt"
 
 
@@ -758,6 +822,24 @@ def test_s3_with_music_and_sound(s3, tmp_path, in_this_process, recipe, write):
     prepare(["s3://bucket/in"], tmp_path / "objects", name=recipe, max_bad="1")
     assert folder_sha256(tmp_path / "local") == folder_sha256(tmp_path / "objects")
     assert "broken" in (tmp_path / "objects" / "rejects.jsonl").read_text()
+
+
+@NEEDS_S3
+@pytest.mark.parametrize(
+    ("recipe", "write"), [("text-tiny", write_texts), ("music-tiny", write_pieces), ("audio-tiny", write_sounds)]
+)
+def test_a_merge_over_s3_fetches_nothing_again(s3, tmp_path, in_this_process, recipe, write):
+    write(tmp_path / "in")
+    fill(lambda key, content: s3.put(f"in/{key}", content), tmp_path / "in")
+    prepare([tmp_path / "in"], tmp_path / "local", name=recipe, max_bad="1")
+    for task in ((1, 3), (2, 3), (3, 3)):
+        s3.seen.clear()
+        part(["s3://bucket/in"], tmp_path / "tasks", task, name=recipe)
+    assert any(method == "GET" and "list-type" not in path for method, path, _ in s3.seen)
+    s3.seen.clear()
+    prepare(["s3://bucket/in"], tmp_path / "tasks", name=recipe, max_bad="1", merge=True)
+    assert {path.partition("?")[0] for method, path, _ in s3.seen if method == "GET"} == {"/bucket"}  # listings
+    assert folder_sha256(tmp_path / "local") == folder_sha256(tmp_path / "tasks")
 
 
 @NEEDS_S3

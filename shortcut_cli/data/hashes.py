@@ -1,8 +1,8 @@
-"""The hashes of files that were read already, for another process that would read all of them again.
+"""The hashes of files and objects that were read already, for another process that would read all of them again.
 
 A file counts as unchanged by what git's index goes by: its size, its inode, and the times of its last change. One that
 changed in the last moment before it was hashed is not listed, since a change in the same tick of the clock would not
-show.
+show. An object counts as unchanged by what its store lists as its version; its bytes are kept too, and hashed again.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from shortcut_cli import files
+from shortcut_cli.data.objects import Object
 
 ENTRY = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{64})\n")
 KEY_BYTES, HASH_BYTES = 16, 32
@@ -26,8 +27,12 @@ class Hashes:
     """Hashes by the name of a file and what it looked like; 56 bytes for each."""
 
     def __init__(self, folder: Path, *, keep: bool = False) -> None:
-        """folder: where lists of them are, if there are any. keep: those that are asked for will be saved there."""
+        """folder: where lists of them are, if there are any. keep: those that are asked for will be saved there.
+
+        The bytes of objects are kept in a folder beside it.
+        """
         self.folder, self.keep = folder, keep
+        self.objects = folder.with_name("objects")
         self.lock = threading.Lock()
         self.used = bytearray()  # a key and a hash after the other
         known = bytearray()
@@ -55,6 +60,36 @@ class Hashes:
         self.note(key, sha256)
         return sha256
 
+    def fetched(self, wanted: Object, path: Path) -> str:
+        """Hex SHA-256 of an object, whose bytes are at `path` then: fetched, unless another process has kept them.
+
+        Raises Rejected and OSError as `Object.fetch` does.
+        """
+        if not (self.keep or self.known) or not wanted.is_told_apart:
+            return wanted.fetch(path)
+        key = _digest(wanted.url, wanted.packed())
+        sha256 = self._find(key)
+        if sha256 is None or not self._linked(sha256, path):
+            sha256 = wanted.fetch(path)
+            if self.keep:
+                files.make_folder(self.objects)
+                os.replace(path, self._kept(sha256, path))
+                _link(path, self._kept(sha256, path))
+        self.note(key, sha256)
+        return sha256
+
+    def _linked(self, sha256: str, path: Path) -> bool:
+        """Whether the bytes of an object were kept and still have their hash; then `path` leads to them."""
+        kept = self._kept(sha256, path)
+        if not kept.is_file() or files.sha256(kept) != sha256:
+            return False
+        _link(path, kept)
+        return True
+
+    def _kept(self, sha256: str, path: Path) -> Path:
+        """Where the bytes of an object are kept. path: has its suffix."""
+        return self.objects / f"{sha256}{''.join(path.suffixes)}"
+
     def _find(self, key: bytes) -> str | None:
         """The hash that is known for a key; None if there is none."""
         first = np.frombuffer(key, "<u8")[0]
@@ -81,5 +116,14 @@ class Hashes:
 
 
 def _key(relative: str, status: os.stat_result) -> bytes:
-    seen = (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-    return hashlib.blake2b(json.dumps([relative, *seen]).encode(), digest_size=KEY_BYTES).digest()
+    return _digest(relative, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _digest(*seen: str | int) -> bytes:
+    return hashlib.blake2b(json.dumps(seen).encode(), digest_size=KEY_BYTES).digest()
+
+
+def _link(path: Path, kept: Path) -> None:
+    """Make a path lead to a file, whatever a killed process has left in its place."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(os.path.relpath(kept, path.parent))

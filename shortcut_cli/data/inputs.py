@@ -63,10 +63,6 @@ class Files(Rows[tuple[str, Path]]):
         suffix = max((end for end in self.suffixes if name.lower().endswith(end)), key=len)
         return name, self.fetched / f"{place:08d}{suffix}"  # a key may be no name for a file
 
-    def is_object(self, place: int) -> bool:
-        """Whether it is an object of a store."""
-        return self.roots[self.root[place]][1] is not None
-
     def object(self, place: int) -> objects.Object | None:
         """The object of a store; None if it is a file."""
         root, store = self.roots[self.root[place]]
@@ -104,14 +100,6 @@ class Found:
     def remote(self) -> bool:
         """Whether there are objects."""
         return any(store for _, store in self.files.roots)
-
-    def sha256(self, place: int) -> str:
-        """Hex SHA-256 of a file's bytes; an object is fetched to its path meanwhile.
-
-        Raises OSError as `files.sha256` does, Rejected if an object can't be fetched.
-        """
-        (_, path), found = self.files[place], self.files.object(place)
-        return files.sha256(path) if found is None else found.fetch(path)
 
 
 def check(arguments: Iterable[str]) -> None:

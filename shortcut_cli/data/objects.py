@@ -149,6 +149,11 @@ class Object:
         return found
 
     @property
+    def is_told_apart(self) -> bool:
+        """Whether its version differs from that of other bytes of the same size."""
+        return any(key != "size" for key, _ in self.version)
+
+    @property
     def url(self) -> str:
         """What tells it from all others."""
         return f"{self.store.scheme}://{self.name}"

@@ -373,26 +373,25 @@ def _hash(
     found: inputs.Found,
     threads: int,
     report: Report,
-    assigned: Sequence[str] | None = None,
-    hashes: Hashes | None = None,
+    assigned: Sequence[str] | None,
+    hashes: Hashes,
 ) -> tuple[Inputs, list[Reject]]:
     """Hash every file; equal files are kept once, under the first of their names.
 
     assigned: the split of each file, if they come with the corpus; then the first is sought in test, val, then train.
-    hashes: those that are known already.
+    hashes: those that are known already. Objects are fetched, unless a task has kept them.
     """
     rejects = [Reject(relative, None, reason, passing=relative in found.passing) for relative, reason in found.rejects]
     listed, digests, unread = found.files, bytearray(HASH_BYTES * len(found.files)), list[int]()
 
     def digest(place: int) -> str | Rejected:
+        (name, path), wanted = listed[place], listed.object(place)
         try:
-            if hashes is None or listed.is_object(place):
-                return found.sha256(place)
-            return hashes.sha256(*listed[place])
+            return hashes.fetched(wanted, path) if wanted else hashes.sha256(name, path)
         except Rejected as reason:
             return reason
         except OSError as error:
-            if listed.is_object(place):
+            if wanted:
                 raise  # it is the disk that is full, not an input that can't be read
             return unreadable(error)
 
