@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from shortcut_cli.config import reading
 from shortcut_cli.data import duplicates, inputs, objects, splits
 from shortcut_cli.data.documents import Document
+from shortcut_cli.data.hashes import Hashes
 from shortcut_cli.stages import preparation
 from shortcut_cli.tokenizers.encoding import PartEncoder
 from shortcut_cli.tokenizers.scanning import Scanned
@@ -40,12 +41,16 @@ def quiet(_):
     """No progress."""
 
 
-class MadeUp(inputs.Found):
-    """Files whose hashes are those of their names."""
+class MadeUp(Hashes):
+    """Hashes of files and objects that are those of their names."""
 
-    def sha256(self, place):
+    def sha256(self, name, _):
         """Read nothing."""
-        return hashlib.sha256(self.files.names.encoded(place)).hexdigest()
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    def fetched(self, wanted, path):
+        """Fetch nothing."""
+        return self.sha256(wanted.name.partition("/")[2], path)
 
 
 def scanned(source):
@@ -95,7 +100,7 @@ def listed(count, folder, remote):
         name = f"a-corpus/of-some-hundreds/of-folders/{number:09d}.txt"
         if store:
             version = (("size", TOKENS), ("ETag", f'"{number:032x}"'))
-            search._add_object(name, objects.Object(store, f"bucket/{name}", version))
+            search._add_object(name, objects.Object(store, f"bucket/{name}", version), is_root=False)
         else:
             search.names.add(name, "/data", f"/data/{name}")
     return search.result()
@@ -112,7 +117,7 @@ def drive(count, folder, remote, in_order):
 
     found = listed(count, folder, remote)
     yield "list", spent()
-    hashed, _ = preparation._hash(MadeUp(**vars(found)), 1, quiet)
+    hashed, _ = preparation._hash(found, 1, quiet, None, MadeUp(folder / "hashes"))
     yield "hash", spent()
     tokenizer = Tokenizer(in_order)
     recipe = reading.read("text", [f"data.shards={folder / 's'}"])

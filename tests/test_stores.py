@@ -473,9 +473,68 @@ def test_an_object_is_named_once_by_the_outer_of_its_folders(texts, memory, tmp_
     assert path.read_bytes() == b"a/b.txt"
 
 
+GLOBBED = (
+    *("a/1.txt", "a/2.TXT", "a/.hidden.txt", "a/cover.png", "a/b/1.txt", "a/b/c/3.txt", "a/b/c/x.md", "a/bb/4.txt"),
+    *("a/.git/5.txt", "a/[1].txt", "ab.txt", "z/a.txt/6.txt", "z/deep/er/7.txt"),
+)
+PATTERNS = (
+    *("*", "**", "**/*.txt", "a/*.txt", "a/*", "a/**", "a/**/*.txt", "a/b*/*.txt", "a/b?/*", "a/[12].txt"),
+    *("a/[!2].txt", "a/.*", "a/.h*", "*/b/c", "*/b/c/", "a/*/", "**/c/*.txt", "**/c/**", "**/**/ab.txt", "z/*.txt"),
+    *("a/[1].txt", "[a]", "[a]b.*", "**/b/**/*.txt", "a/b/**", "a/**b/*.txt", "a/*/../*.txt", "z/**/*7*"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_glob_of_keys_matches_what_it_does_in_a_local_copy(memory, tmp_path, pattern):
+    for key in GLOBBED:
+        memory.pipe_file(f"/bucket/in/{key}", key.encode())
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_text(key)
+    if ".." in pattern:  # no part of a key
+        with pytest.raises(UsageError, match="matches no objects"):
+            inputs.find([f"memory://bucket/in/{pattern}"], (".txt",), fetched=tmp_path)
+        return
+    there = inputs.find([f"memory://bucket/in/{pattern}"], (".txt",), fetched=tmp_path)
+    here = inputs.find([f"{tmp_path}/{pattern}"], (".txt",))
+    assert list(there.files.names) == list(here.files.names)
+    assert (there.rejects, list(there.ignored), there.outputs) == (here.rejects, list(here.ignored), [])
+    assert here.files
+    names = [there.files.object(place).name.removeprefix("/bucket/in/") for place in range(len(there.files))]
+    assert names == [path.relative_to(tmp_path).as_posix() for _, path in here.files]
+
+
+@pytest.mark.parametrize("pattern", ["*", "**", "**/*.txt", "a/*", "a/s*", "a/s*/*"])
+def test_globs_of_keys_leave_out_what_was_written(memory, tmp_path, pattern):
+    keys = {"a/own.txt": "1", "a/sub/own.txt": "2", "a/shards/made.txt": "3", "a/shards/made.png": "4"}
+    keys |= {"a/shards/.shortcut": "shortcut prepare\n", "a/sub/cover.png": "5", "a/sub/of/made.txt": "6"}
+    keys |= {"a/sub/of/.shortcut": "shortcut sample\n"}
+    for key, content in keys.items():
+        memory.pipe_file(f"/left/{key}", content.encode())
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_text(content)
+    there = inputs.find([f"memory://left/{pattern}"], (".txt",), fetched=tmp_path)
+    here = inputs.find([f"{tmp_path}/{pattern}"], (".txt",))
+    assert list(there.files.names) == list(here.files.names) != []
+    assert there.rejects == here.rejects
+    assert list(there.ignored) == list(here.ignored)
+    assert [one.removeprefix("memory://left/") for one in there.outputs] == [
+        os.path.relpath(one, tmp_path) for one in here.outputs
+    ]
+
+
+def test_a_glob_among_other_paths(texts, memory, tmp_path, in_this_process):
+    fill(lambda key, content: memory.pipe_file(f"/mixed/{key}", content), texts)
+    prepare(["memory://mixed/00[0-4].txt", f"file://{texts}/00[5-9].txt"], tmp_path / "one")
+    prepare([texts / "00*.txt"], tmp_path / "two")
+    assert folder_sha256(tmp_path / "one") == folder_sha256(tmp_path / "two")
+
+
 @pytest.mark.parametrize(
     ("url", "kind", "text"),
     [
+        ("memory://only/*.txt", UsageError, "memory://only/*.txt matches no objects"),
+        ("memory://none/**", UsageError, "memory://none/** matches no objects"),
+        ("memory://on*/below", UsageError, "memory://on*/below names no objects"),
         ("musik://bucket/x", UsageError, "fsspec knows no scheme musik://"),
         ("memory://user:hunter2222@b/x", UsageError, "a memory:// URL has credentials"),
         ("https://host/x?X-Amz-Signature=hunter2222", UsageError, "a https:// URL has credentials or a query"),
@@ -843,6 +902,25 @@ def test_a_merge_over_s3_fetches_nothing_again(s3, tmp_path, in_this_process, re
 
 
 @NEEDS_S3
+def test_a_glob_in_s3_lists_only_what_begins_like_it(s3, tmp_path):
+    for key in ("in/a1.txt", "in/a2.txt", "in/b1.txt", "in/a/3.txt", "in/a/4.png", "other/a1.txt", "in/odd*.txt"):
+        s3.put(key, key.encode())
+    asked = {"in/a*.txt": ["a1.txt", "a2.txt"], "in/a*": ["3.txt", "a1.txt", "a2.txt"], "in/odd*.txt": ["odd*.txt"]}
+    asked |= {"**/a1.txt": ["a1.txt", "a1.txt"], "*/a/*.txt": ["3.txt"]}
+    for pattern, names in asked.items():
+        s3.seen.clear()
+        found = inputs.find([f"s3://bucket/{pattern}"], (".txt",), fetched=tmp_path)
+        assert list(found.files.names) == names
+        if pattern.startswith("in/a"):
+            assert "prefix=in%2Fa&" in s3.seen[-1][1]
+    for url in ("s3://bucket/none*", "s3://bucket/in/c*"):
+        with pytest.raises(UsageError, match="matches no objects"):
+            inputs.find([url], (".txt",), fetched=tmp_path)
+    with pytest.raises(UsageError, match=r"s3://no-such-bucket/x/ does not exist"):
+        inputs.find(["s3://no-such-bucket/x/*"], (".txt",), fetched=tmp_path)
+
+
+@NEEDS_S3
 def test_a_listing_that_does_not_end_is_an_error(s3, monkeypatch):
     store = objects.Store("s3://bucket/x/")
     page = {"Contents": [{"Key": "x/a", "Size": 1, "ETag": ""}], "IsTruncated": True, "NextContinuationToken": "next"}
@@ -880,10 +958,10 @@ def test_odd_keys_and_changes(s3, tmp_path, in_this_process, monkeypatch):
     s3.put("in/going.txt", b"old text of another")
     list_all = objects.Store.listed
 
-    def then_change(store):
-        yield from list_all(store)
+    def then_change(*asked):
+        yield from list_all(*asked)
         s3.put("in/changing.txt", b"new text")
-        store.system.rm_file("bucket/in/going.txt")
+        asked[0].system.rm_file("bucket/in/going.txt")
 
     monkeypatch.setattr(objects.Store, "listed", then_change)
     with pytest.raises(Unfinished):

@@ -1,5 +1,6 @@
 """Finding input files: folders are walked, files and globs taken, each real file once, in an order that is fixed."""
 
+import fnmatch
 import glob
 import hashlib
 import math
@@ -65,13 +66,17 @@ class Files(Rows[tuple[str, Path]]):
 
     def object(self, place: int) -> objects.Object | None:
         """The object of a store; None if it is a file."""
-        root, store = self.roots[self.root[place]]
+        _, store = self.roots[self.root[place]]
         if store is None:
             return None
-        return objects.Object.unpacked(store, f"{root}/{self.names[place]}", self.versions[place])
+        return objects.Object.unpacked(store, self.path(place), self.versions[place])
+
+    def path(self, place: int) -> str:
+        """The path as it was named; of an object, its bucket and key."""
+        return f"{self.roots[self.root[place]][0]}/{self.names[place]}"
 
     def named(self, place: int) -> Path:
-        """The path as it was named; of an object, its bucket and key."""
+        """The path as it was named."""
         return Path(self.roots[self.root[place]][0], self.names[place])
 
     def taken(self, places: Places) -> "Files":
@@ -121,7 +126,7 @@ def find(
     which is where the result goes. A folder of ours that an argument names itself is searched.
 
     Objects are listed, each with a path in the folder `fetched`, to which nothing is fetched yet. Their names below a
-    URL are those that a local copy would have.
+    URL, and what a glob in it matches, are those of a local copy.
 
     Raises UsageError if an argument names nothing, or is a URL while there is no `fetched`, ShortcutError if objects
     can't be listed.
@@ -135,7 +140,7 @@ def find(
             objects.check(argument)
             raise UsageError(f"{argument} is a URL; this command takes files of this machine", "copy them here first")
         else:
-            search.add_objects(objects.Store(argument))
+            search.add_objects(argument)
     return search.result()
 
 
@@ -155,6 +160,40 @@ def _within_ours(path: Path, above: Path) -> bool:
     return any(files.owner(folder) for folder in between)
 
 
+def _above_glob(url: str) -> str:
+    """The folder, with its slash, above the first part of a URL that is a glob; empty if none is.
+
+    What stands before the first slash, a bucket or a host, is none.
+    """
+    scheme, host, rest = re.fullmatch(r"(.*?://)([^/]*)(.*)", url, re.S).groups()  # type: ignore[union-attr]
+    found = MAGIC.search(rest)
+    return f"{scheme}{host}{rest[: found.start()].rpartition('/')[0]}/" if found else ""
+
+
+def _depths(path: str, parts: list[str]) -> list[int]:
+    """How many of the first parts of a path a glob matches, as `glob.glob` would: each way that it does.
+
+    parts: of the glob. A path that ends in / is a folder.
+    """
+    found, at = list[int](), {0}  # places in the glob up to which the names so far match it
+    for depth, name in enumerate([*path.removesuffix("/").split("/"), ""]):
+        for place in sorted(at):  # ** may stand for no folder
+            while place < len(parts) and parts[place] == "**":
+                at.add(place := place + 1)
+        if len(parts) in at:
+            found.append(depth)
+        left = {place for place in at if place < len(parts) and _fits(name, parts[place])}
+        at = {place + (parts[place] != "**") for place in left}
+    return found
+
+
+def _fits(name: str, part: str) -> bool:
+    """Whether a part of a glob matches a name."""
+    if not MAGIC.search(part):
+        return name == part
+    return (part.startswith(".") or not name.startswith(".")) and fnmatch.fnmatchcase(name, part)
+
+
 class _Names:
     """Names of files below their roots, as they are found, with what tells files apart: several are names of one."""
 
@@ -170,9 +209,10 @@ class _Names:
         self.keys += hashlib.blake2b(os.fsencode(real), digest_size=KEY_BYTES).digest()
 
     def remove(self, first: int, condition: Callable[[str], bool]) -> None:
-        """Forget the names from a place on for which a condition holds."""
-        names = self.files.names
-        self.removed.extend(place for place in range(first, len(names)) if condition(names[place]))
+        """Forget the files from a place on for whose paths a condition holds."""
+        found = self.files
+        paths = ((place, found.path(place)) for place in range(first, len(found)))
+        self.removed.extend(place for place, path in paths if condition(path))
 
     def result(self) -> Files:
         """One name of each file, in order; equal names in the order of their roots."""
@@ -230,30 +270,58 @@ class _Search:
             else:
                 self.ignored.add(relative, above, os.path.realpath(path))
 
-    def add_objects(self, store: objects.Store) -> None:
-        """Add an object, or all objects below a folder of keys."""
-        ours, first = set[str](), len(self.names.files)
-        for relative, found in store.listed():
-            folder, slash, name = relative.rpartition("/")
+    def add_objects(self, url: str) -> None:
+        """Add an object, or all objects below a folder of keys, or those that a glob matches."""
+        store, parts = objects.Store(url), list[str]()
+        if (folder := _above_glob(url)) and not store.exists():
+            store, parts = objects.Store(folder), url[len(folder) :].rstrip("/").split("/")
+        begin = parts[0][: MAGIC.search(parts[0]).start()] if parts else ""  # type: ignore[union-attr]
+        ours, firsts, any_found = set[str](), (len(self.names.files), len(self.ignored.files)), False
+        rejects = list[tuple[str, str, str]]()
+        for path, found in store.listed(begin):
+            depths = _depths(path, parts) if parts else [0]
+            any_found |= bool(depths)
+            above, slash, name = path.rpartition("/")
             if name == files.MARKER and slash and store.is_marker(found):
-                ours.add(f"{folder}/")
-            elif name:
-                self._add_object(relative, found)
-            elif found.size and folder.lower().endswith(self.suffixes):
-                self.rejects.add((relative, "its key ends in /, as that of a folder"))
-        self.outputs |= {f"{store.url.rstrip('/')}/{folder[:-1]}" for folder in ours}
-        if ours:
-            self.names.remove(first, lambda name: any(map(name.startswith, ours)))
+                ours.add(found.name.removesuffix(name))
+                if depths and depths[0] <= above.count("/"):  # else it is the match itself
+                    self.outputs.add(f"{store.url.rstrip('/')}/{above}")
+                continue
+            for depth in sorted({*depths[:1], *depths[-1:]}):  # from the outermost match, and as a match itself
+                is_root = found.is_root or depth > path.count("/")
+                relative = name if is_root else path.split("/", depth)[depth]
+                if name:
+                    reason = self._add_object(relative, found, is_root=is_root)
+                else:
+                    odd = found.size and above.lower().endswith(self.suffixes)
+                    reason = "its key ends in /, as that of a folder" if odd else ""
+                if reason:
+                    rejects.append((found.name, relative, reason))
+        if not any_found:
+            what = "matches no objects" if parts else "names no objects"
+            raise UsageError(f"{url} {what}", "give an object, a folder or a glob; quote globs for `**`")
 
-    def _add_object(self, relative: str, found: objects.Object) -> None:
-        """Add an object, if it is of the domain."""
+        def is_ours(name: str) -> bool:
+            return any(map(name.startswith, ours))
+
+        if ours:
+            for names, first in zip((self.names, self.ignored), firsts, strict=True):
+                names.remove(first, is_ours)
+        self.rejects |= {(relative, reason) for name, relative, reason in rejects if not is_ours(name)}
+
+    def _add_object(self, relative: str, found: objects.Object, *, is_root: bool) -> str:
+        """Add an object if it is of the domain; returns why it is rejected, if it is.
+
+        is_root: an argument, or a match of it, is the object itself.
+        """
         root = found.name.removesuffix(f"/{relative}")
         if relative.lower().endswith(self.suffixes):
             self.names.add(relative, root, found.url, found.store, found.packed())
-        elif found.is_root:
-            self.rejects.add((relative, f"its suffix is none of {' '.join(self.suffixes)}"))
+        elif is_root:
+            return f"its suffix is none of {' '.join(self.suffixes)}"
         else:
             self.ignored.add(relative, root, found.url)
+        return ""
 
     def result(self) -> Found:
         """Everything that was found, sorted."""

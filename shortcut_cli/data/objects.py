@@ -275,26 +275,22 @@ class Store:
             system.max_concurrency = 2  # parts of a file, 50 MB each, that are held to be sent
         return system
 
-    def listed(self) -> Iterator[tuple[str, Object]]:
+    def listed(self, begin: str = "") -> Iterator[tuple[str, Object]]:
         """(path below the URL, object) of every object; one that the URL itself names has its own last part.
 
-        Raises UsageError if there is none, ShortcutError if they can't be listed.
+        begin: only those are wanted whose paths begin with it; a store may list others too.
+
+        Raises ShortcutError if they can't be listed.
         """
-        count = 0
         try:
-            for name, info in self._infos():
-                count += 1
+            for name, info in self._infos(begin):
                 is_root = name == self.root
                 relative = name.rpartition("/")[2] if is_root else name[len(self.root.rstrip("/")) + 1 :]
                 yield relative, Object(self, name, _version(info), is_root)
         except Exception as error:
             raise failed(self.url, "listed", error) from error
-        if not count:
-            raise UsageError(
-                f"{self.url} names no objects", "name an object or a folder; globs are for files of this machine"
-            )
 
-    def _infos(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _infos(self, begin: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, what is known of it) of every object."""
         if not self.url.endswith("/") and (own := self._info(self.root)):
             yield self.root, own
@@ -303,7 +299,7 @@ class Store:
             yield from ((name, info) for name, info in found.items() if name != self.root)
             return
         bucket, key, _ = self.system.split_path(self.root)
-        asked = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
+        asked = {"Bucket": bucket, "Prefix": (f"{key.rstrip('/')}/" if key else "") + begin}
         while True:  # a page of 1,000 keys at a time; fsspec's own listing would hold all of them
             page = again(lambda: self.system.call_s3("list_objects_v2", **asked))
             for entry in page.get("Contents", ()):
@@ -339,6 +335,15 @@ class Store:
             return b"".join(found.blocks()).startswith(b"shortcut ")
         except Rejected as refused:
             raise ShortcutError(f"{found.url} {refused}", "run the same command again") from refused
+
+    def exists(self) -> bool:
+        """Whether the URL names objects. Raises ShortcutError if the store does not say."""
+        try:
+            return next(self._infos(), None) is not None
+        except FileNotFoundError:  # some file systems raise it for a folder, too; S3 for a bucket
+            return False
+        except Exception as error:
+            raise failed(self.url, "listed", error) from error
 
     def is_empty(self) -> bool:
         """Whether the URL names no objects. Raises ShortcutError if the store does not say."""
