@@ -559,13 +559,34 @@ def test_urls_that_cannot_be_read(memory, tmp_path, in_this_process, url, kind, 
     assert text in error.value.message
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+@pytest.mark.parametrize(
+    ("url", "module", "package", "install"),
+    [
+        ("s3://bucket/x", "s3fs", "s3fs", "pip install 'shortcut-cli[s3]'"),
+        ("gs://bucket/x", "gcsfs", "gcsfs", "pip install gcsfs"),
+        ("hf://datasets/a/b/*", "huggingface_hub", "huggingface_hub", "pip install huggingface_hub"),
+        ("https://host/x", "fsspec.implementations.http", "aiohttp", "pip install aiohttp"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch, tmp_path, url, module, package, install
+):
+    monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
     with pytest.raises(Unavailable) as error:
-        prepare(["s3://bucket/x"], tmp_path / "out")
+        prepare([url], tmp_path / "out")
     assert error.value.exit_code == 5
-    assert error.value.hint == "pip install 'shortcut-cli[s3]'"
+    assert f"{url.partition(':')[0]}:// needs {package}, which is not installed" in error.value.message
+    assert error.value.hint == install
+
+
+def test_an_unknown_scheme_is_answered_with_the_known_ones(tmp_path):
+    done = shortcut("prepare", "text", "musik://bucket/x", "--out", "out", cwd=tmp_path, check=2)
+    assert done.stderr.count("Error") == 1
+    shown = " ".join(done.stderr.replace("│", " ").split())
+    known = "abfs://, az://, file://, gcs://, gs://, hf://, http://, https://, s3://, s3a://"
+    assert "fsspec knows no scheme musik://" in shown
+    assert f"known are {known}" in shown
 
 
 def test_commands_that_take_local_files_say_so():

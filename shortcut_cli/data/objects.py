@@ -26,8 +26,9 @@ READ_BYTES = 4 << 20  # of an object at a time, in one request
 THREADS = 16  # objects that are fetched at once: waiting for a store takes no processor
 WAITS_S = (0.5, 1.0, 2.0, 4.0)  # before another try of a request, each shortened by up to a half at random
 LONGEST_REASON = 200
-PACKAGES = {"s3": "'shortcut-cli[s3]'", "s3a": "'shortcut-cli[s3]'", "gs": "gcsfs", "gcs": "gcsfs"}
-PACKAGES |= {"hf": "huggingface_hub", "az": "adlfs", "abfs": "adlfs"}
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+PACKAGES |= {"az": "adlfs", "abfs": "adlfs", "http": "aiohttp", "https": "aiohttp"}
+EXTRAS = {"s3fs": "'shortcut-cli[s3]'"}  # which bring a package, in the version that was tried
 VERSION_KEYS = ("size", "ETag", "etag", "generation", "blob_id", "mtime", "created")  # that change with an object
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, ImportError)
 BUGS = (AttributeError, LookupError, AssertionError, NameError)  # they keep their tracebacks
@@ -259,12 +260,14 @@ class Store:
             kind = fsspec.get_filesystem_class(self.scheme)
         except ValueError as error:
             raise UsageError(
-                f"{self.url}: fsspec knows no scheme {self.scheme}://", "for example s3://, gs://"
+                f"{self.url}: fsspec knows no scheme {self.scheme}://",
+                f"known are {', '.join(f'{scheme}://' for scheme in sorted(['file', *PACKAGES]))}, and fsspec's others",
             ) from error
         except ImportError as error:
             package = PACKAGES.get(self.scheme)
-            remedy = f"pip install {package}" if package else _plain(str(error))
-            raise Unavailable(f"{self.scheme}:// needs a package that is not installed", remedy) from error
+            remedy = f"pip install {EXTRAS.get(package, package)}" if package else _plain(str(error))
+            text = f"{self.scheme}:// needs {package or 'a package'}, which is not installed"
+            raise Unavailable(text, remedy) from error
         try:
             # A listing that is kept would grow, and hide that an object has changed.
             system = again(lambda: kind(**kind._get_kwargs_from_urls(self.url), use_listings_cache=False))
