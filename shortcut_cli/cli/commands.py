@@ -990,7 +990,6 @@ def compare(
     folder = out or Path("comparisons") / Path(recipe).stem
     if share is None:  # tasks hold it together
         files.check_held(folder, "shortcut compare", known=asked.is_comparison)
-    from shortcut_cli.report.comparison import to_sample
     from shortcut_cli.stages import comparison
 
     with console.Reporter() as report:
@@ -1025,7 +1024,7 @@ def compare(
     page: dict[str, str] = {key: result[key] for key in ("report", "no_report") if key in result}
     written = endings.of_comparison(folder, resolved.eval.split)
     console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=_all(written, page))
-    commands = [] if as_json else to_sample(folder)
+    commands = [] if as_json else comparison.commands(folder)
     if commands:
         console.note("Samples of the arms, beside each other on a page:")
     for command in commands:
