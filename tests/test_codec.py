@@ -40,6 +40,7 @@ from shortcut_cli.data.sound import SoundReader
 from shortcut_cli.errors import CheckFailed, Interrupted, Rejected, ShortcutError, Unfinished, UsageError
 from shortcut_cli.events import Note, Progress
 from shortcut_cli.kept import codec_scores
+from shortcut_cli.report import samples
 from shortcut_cli.stages import codec_evaluation, codec_training
 from shortcut_cli.tokenizers.audio import AudioOptions, AudioTokenizer
 from shortcut_cli.training import tensor_file
@@ -1400,6 +1401,52 @@ def test_eval_measures_every_bandwidth_and_opus(sounds, tmp_path):
     assert len(kept) == 6 * 4
     assert kept[0] == "speaker0-0-0.75kbps.wav"
     assert soundfile.info(tmp_path / "heard" / kept[0]).frames == 36_000
+    page = (tmp_path / "heard" / "report.html").read_text()
+    heard = page.partition("Files, original and decoded</h2>")[2]
+    assert "3 of 6 files" in heard
+    players = re.findall(r'<audio [^>]*src="data:audio/mpeg;base64,[^"]*" aria-label="play ([^"]*)"', heard)
+    labels = ["0.75kbps", "1.5kbps", "3kbps", "opus"]
+    sources = [entry["path"] for entry in found["sounds"]]
+    assert len(sources) == 6
+    wanted = [
+        [f"the original of {source}", *(f"{source} at {label} in {tmp_path.name}/heard" for label in labels)]
+        for source in sources[:3]
+    ]
+    assert players == [name for names in wanted for name in names]
+    assert heard.count("mel spectrogram from") == heard.count("waveform; its peak") == 15
+    assert all(name in heard for name in kept)  # in the list of files
+    assert len(page) < 10e6
+
+
+def test_an_original_that_is_gone_or_changed_is_said_and_its_reconstructions_are_played(tmp_path):
+    x = np.sin(np.arange(24_000) / 20).astype(np.float32) / 2
+    soundfile.write(tmp_path / "a.wav", x, 24_000)
+    (tmp_path / "heard").mkdir()
+    soundfile.write(tmp_path / "heard" / "a-opus.wav", x, 24_000)
+    entry = {
+        "path": "a.wav",
+        "original": "../a.wav",
+        "sha256": hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest(),
+        "seconds": 1.0,
+        "reconstructions": {"opus": "a-opus.wav"},
+    }
+
+    def shown():
+        return [figure.count("<audio") for figure in samples.reconstructed(tmp_path / "heard", entry)]
+
+    assert shown() == [1, 1]
+    soundfile.write(tmp_path / "a.wav", -x, 24_000)
+    assert shown() == [0, 1]
+    assert "changed since" in samples.reconstructed(tmp_path / "heard", entry)[0]
+    (tmp_path / "a.wav").unlink()
+    assert shown() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["../a.wav", "b/a.wav", 3])
+def test_a_result_names_reconstructions_in_its_own_folder_only(name):
+    entry = {"path": "a", "original": "a", "sha256": "", "seconds": 1.0, "reconstructions": {"opus": name}}
+    assert not codec_scores._is_sound(entry)
+    assert codec_scores._is_sound(entry | {"reconstructions": {"opus": "a.wav"}})
 
 
 class Steps:

@@ -3,12 +3,15 @@
 import fcntl
 import gc
 import hashlib
+import html
 import json
 import math
 import os
 import queue
 import re
 import runpy
+import shlex
+import shutil
 import statistics as means
 import sys
 import threading
@@ -140,6 +143,31 @@ def test_floors_are_in_every_table_and_computed_once(scripted):
     # Results from before there were floors are shown without.
     del result["floors"]
     assert not [row for row in arms_table.rows(result) if row[0].startswith("floor")]
+
+
+def test_samples_of_the_arms_come_by_the_commands_that_are_named(compared, tmp_path):
+    """On the terminal and on the page; what they make is shown by `report`, and by the same compare."""
+    folder, command, _ = compared
+    command = [part for part in command if part != "--json"]
+    shutil.copytree(folder / "c", tmp_path / "c")
+    done = shortcut(*command, cwd=tmp_path)
+    named = [line for line in done.stderr.splitlines() if line.startswith("shortcut ")]
+    page = (tmp_path / "c" / "compare.html").read_text()
+    (shown,) = re.findall(r'<pre id="sample-[^>]*>(.*?)</pre>', page, re.S)
+    assert html.unescape(shown).splitlines() == named
+    assert [line.split()[1] for line in named] == [*["sample"] * (len(named) - 1), "report"]
+    assert len(named) >= 3
+    for line in named:
+        few = ["--tokens", "5"] if " sample " in line else []
+        shortcut(*shlex.split(line)[1:], *few, cwd=tmp_path)
+    assert "no samples yet" in page
+    assert 'class="beside"' not in page
+    done = shortcut(*command, cwd=tmp_path)
+    assert not [line for line in done.stderr.splitlines() if line.startswith("shortcut ")]
+    for name in ("report.html", "compare.html"):
+        page = (tmp_path / "c" / name).read_text()
+        assert 'class="beside"' in page
+        assert "no samples yet" not in page
 
 
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shlex
 import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -712,10 +713,39 @@ def test_samples_of_the_arms_stand_side_by_side(tmp_path, show):
     assert "of another folder" not in text(beside)
 
 
+def test_the_page_has_the_commands_for_the_samples_that_arms_lack(tmp_path, show):
+    for name in ("gpt-s2", "conv-s1", "conv-s2", "twin-s1", "gpt-4x48-s1"):  # of gpt the first seed is gone
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.pt").touch()
+    section = show(made())["samples"]
+    places = [str(tmp_path / "runs" / name) for name in ("gpt-s2", "conv-s1")]
+    wanted = [["shortcut", "sample", "--ckpt", place, "-n", "4"] for place in places]
+    wanted.append(["shortcut", "report", str(tmp_path)])
+    assert [shlex.split(line) for line in section.find(".//pre").text.splitlines()] == wanted
+    assert comparison.to_sample(tmp_path) == section.find(".//pre").text.splitlines()
+    assert "The arms have no samples yet" in text(section)
+    sampled(tmp_path / "runs" / "gpt-s2", "of gpt")
+    section = show(made())["samples"]
+    assert [shlex.split(line) for line in section.find(".//pre").text.splitlines()] == wanted[1:]
+    assert "The other arms have no samples yet" in text(section)
+    sampled(tmp_path / "runs" / "conv-s2", "of conv")
+    assert show(made())["samples"].find(".//pre") is None
+    assert comparison.to_sample(tmp_path) == []
+
+
+def test_a_path_that_a_terminal_obeys_is_in_no_command(tmp_path):
+    folder = tmp_path / "a\x1b[2Jb"
+    (folder / "runs" / "gpt-s1").mkdir(parents=True)
+    (folder / "runs" / "gpt-s1" / "run.pt").touch()
+    (folder / "compare.json").write_text(json.dumps(made()))
+    assert comparison.to_sample(folder) == []
+
+
 def test_two_comparisons_fit_into_one_page(tmp_path):
     found = []
     for name in "ab":
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "runs" / "gpt-s1").mkdir(parents=True)
+        (tmp_path / name / "runs" / "gpt-s1" / "run.pt").touch()
         (tmp_path / name / "compare.json").write_text(json.dumps(made() | {"epochs": 1.0 if name == "a" else 2.0}))
         found += comparison.sections(tmp_path / name)
     identities = re.findall(r' id="([^"]+)"', page.render("both", found))

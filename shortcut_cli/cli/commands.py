@@ -1016,6 +1016,11 @@ def compare(
     page: dict[str, str] = {key: result[key] for key in ("report", "no_report") if key in result}
     written = endings.of_comparison(folder, resolved.eval.split)
     console.result(result, tables.comparison(result), verdicts, as_json=as_json, written=_all(written, page))
+    commands = [] if as_json else comparison.commands(folder)
+    if commands:
+        console.note("Samples of the arms, beside each other on a page:")
+    for command in commands:
+        console.note(command, whole=True)
     _end(folder, written, ["runs", str(folder / "runs")], page=page, as_json=as_json)
 
 

@@ -1,5 +1,6 @@
 """codec-eval.json: what `codec eval` found, beside the codec.pt that it is about, or with the reconstructions."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ def _is_whole(found: dict[str, Any]) -> bool:
         and isinstance(perplexity, list)
         and len(perplexity) <= MOST
         and all(map(is_finite, perplexity))
+        and isinstance(found.get("sounds", []), list)  # earlier versions did not name them
+        and all(map(_is_sound, found.get("sounds", [])))
+    )
+
+
+def _is_sound(entry: Any) -> bool:
+    """Whether a value is a file that was measured and its reconstructions, which are names of files beside it."""
+    if not isinstance(entry, dict):
+        return False
+    made = entry.get("reconstructions")
+    return (
+        all(isinstance(entry.get(key), str) for key in ("path", "original", "sha256"))
+        and is_finite(entry.get("seconds"))
+        and isinstance(made, dict)
+        and len(made) <= MOST
+        and all(isinstance(name, str) and name == os.path.basename(name) for name in made.values())
     )
 
 

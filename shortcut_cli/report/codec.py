@@ -11,7 +11,7 @@ from markupsafe import Markup
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.kept import codec_scores
-from shortcut_cli.report import curves, page
+from shortcut_cli.report import curves, page, samples, tracks
 from shortcut_cli.report.axis import around
 from shortcut_cli.report.chart import Line, chart, legend, style
 from shortcut_cli.report.page import Section, exact
@@ -21,6 +21,8 @@ from shortcut_cli.training import conditions, run_log
 RESULT = "codec.pt"
 UNITS = {"mel": "log-mel distance", "si_sdr": "SI-SDR, dB"}  # by the first part of a key of the log
 MOST_PANELS = 16
+MOST_HEARD = 3  # files that are played, each in every bandwidth
+MOST_LISTED = 500
 FIGURES = (
     ("log_mel", "log-mel distance (lower is better)"),
     ("si_sdr_db", "SI-SDR, dB (higher is better)"),
@@ -43,6 +45,7 @@ def sections(folder: Path) -> list[Section]:
     if os.path.lexists(folder / codec_scores.NAME):
         scores = _attempted(lambda: _found(folder, sha256)) if sha256 else _found(folder, sha256)
         made.append(Section("bandwidths", "Quality at each bandwidth", scores))
+        made += _heard(folder, sha256)
     return made
 
 
@@ -60,6 +63,28 @@ def _found(folder: Path, sha256: str | None) -> Markup:
     found = codec_scores.find(folder, sha256)
     other = f"{folder / codec_scores.NAME} is of another codec; `shortcut codec eval` makes it again."
     return _scores(found) if found else page.notices([other])
+
+
+def _heard(folder: Path, sha256: str | None) -> list[Section]:
+    """The first files with their reconstructions, to hear and see, and a list of all; [] if none were kept."""
+    try:
+        sounds = (codec_scores.find(folder, sha256) or {}).get("sounds", [])
+    except (CheckFailed, OSError):
+        return []  # the section above says it
+    if not sounds:
+        return []
+    rows = [(one["path"], duration(one["seconds"]), ", ".join(one["reconstructions"].values())) for one in sounds]
+    left = len(rows) - MOST_LISTED
+    body = page.template(
+        "codec_heard.html",
+        files=[samples.reconstructed(folder, one) for one in sounds[:MOST_HEARD]],
+        total=len(sounds),
+        scale=tracks.scale(),
+        table=page.table(
+            ("file", "sound", "decoded to"), rows[:MOST_LISTED], f"and {left:,} more" if left > 0 else "All files"
+        ),
+    )
+    return [Section("heard", "Files, original and decoded", body)]
 
 
 def _facts(folder: Path, sha256: str) -> Markup:

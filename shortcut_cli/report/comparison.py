@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 from pathlib import Path
 
 from markupsafe import Markup
@@ -143,27 +144,76 @@ def _facts(found: Compared) -> str:
 
 
 def _samples(folder: Path, found: Compared) -> Markup | None:
-    """Of each arm whose runs have samples, those of its first run that has; None if there are none."""
+    """Of each arm whose runs have samples, those of its first run that has; how to make those of the others.
+
+    None if there are none, and no runs to sample from either.
+    """
     runs = {}
     for arm in found.arms:
         sampled = next((place for name in arm.folders if (place := _sampled(folder, name))), None)
         if sampled:
             runs[arm.label] = sampled
-    if not runs:
+    commands = _to_sample(folder, found)
+    if not runs and not commands:
         return None
-    each = max(1, MOST_SAMPLES // len(runs))
+    each = max(1, MOST_SAMPLES // max(1, len(runs)))
     shown = {label: samples.figures(run, each) for label, run in [*runs.items()][:MOST_SAMPLES]}
-    return template("comparison_samples.html", arms=shown, left_out=[*runs][MOST_SAMPLES:])
+    key = hashlib.sha256(str(folder).encode("utf-8", "replace")).hexdigest()[:8]
+    return template(
+        "comparison_samples.html",
+        arms=shown,
+        left_out=[*runs][MOST_SAMPLES:],
+        commands=page.copied(f"sample-{key}", "\n".join(commands), "the commands") if commands else "",
+    )
+
+
+def to_sample(folder: Path) -> list[str]:
+    """The commands that make samples of arms that have none, and at last the page that shows them; see `_to_sample`.
+
+    Raises CheckFailed as `sections` does.
+    """
+    return _to_sample(folder, Compared(folder))
+
+
+def _to_sample(folder: Path, found: Compared) -> list[str]:
+    """Commands for a shell, one for the first run of each arm that has no samples, and `report`; [] if none is left.
+
+    Rungs and the twin are left out: they are there to be measured. So are runs that are not in the folder.
+    """
+    arms = [arm for arm in found.arms if arm.role in ("plain", "asked", "matched")][:MOST_SAMPLES]
+    each = max(1, MOST_SAMPLES // max(1, len(arms)))
+    places = []
+    for arm in arms:
+        if not any(_sampled(folder, name) for name in arm.folders):
+            places += [place for name in arm.folders if (place := _inside(folder, name)) and _is_run(place)][:1]
+    commands = [shlex.join(["shortcut", "sample", "--ckpt", str(place), "-n", str(each)]) for place in places]
+    if not all(command.isprintable() for command in commands):  # what a terminal obeys can't be pasted
+        return []
+    return [*commands, shlex.join(["shortcut", "report", str(folder)])] if commands else []
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """A run's folder inside that of its comparison; None of any other that someone wrote there."""
+    try:
+        return folder / name if (folder / name).resolve().is_relative_to(folder.resolve()) else None
+    except (OSError, RuntimeError, ValueError):  # such names can't be looked up
+        return None
+
+
+def _is_run(place: Path) -> bool:
+    try:
+        return (place / "run.pt").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _sampled(folder: Path, name: str) -> Path | None:
-    """A run's folder inside that of its comparison, if it has samples; None of any other that someone wrote there."""
+    """A run's folder inside that of its comparison, if it has samples."""
     try:
-        place = (folder / name).resolve()
-        inside = place.is_relative_to(folder.resolve()) and any((place / "samples").glob("*.json"))
-    except (OSError, RuntimeError, ValueError):  # such names can't be looked up
+        place = _inside(folder, name)
+        return place if place and any((place / "samples").glob("*.json")) else None
+    except (OSError, RuntimeError, ValueError):
         return None
-    return place if inside else None
 
 
 def _checks(found: Compared) -> Markup:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from shortcut_cli import files
 from shortcut_cli.config import reading
+from shortcut_cli.data.sound import SoundReader
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError
 from shortcut_cli.kept import names
 from shortcut_cli.kept.inputs import is_finite, read
@@ -24,6 +25,7 @@ from shortcut_cli.training import tensor_file
 
 MOST_SAMPLES = 8  # of a page
 MOST_DAMAGED = 8  # that are named
+CODEC_HZ = 24_000  # that `codec eval` measures at
 MOST_S = 60.0  # of a sample that are shown
 MOST_NOTES = 20_000
 LOUDEST = 1000.0  # of a float sample: more is damage
@@ -71,6 +73,32 @@ def figures(run_folder: Path, most: int) -> list[Markup]:
     """The first samples in RUN/samples, without documents beside them: a comparison sets them beside other runs'."""
     found = _samples(run_folder / "samples")[0][:most]
     return [_sample(run_folder, path, sidecar) for path, sidecar in found]
+
+
+def reconstructed(folder: Path, entry: Mapping[str, Any]) -> list[Markup]:
+    """A file that a codec was measured with, and its reconstructions in `folder`: an entry of the result's `sounds`."""
+    source = entry["path"]
+    original = _shaped(lambda: _original(folder, entry), "original", source)
+    made = [
+        _figure(folder / name, label, source, Given(), f"{source} at {label} in {names.of_folder(folder)}")
+        for label, name in entry["reconstructions"].items()
+    ]
+    return [original, *made]
+
+
+def _original(folder: Path, entry: Mapping[str, Any]) -> Markup:
+    """The beginning of the sound that the codec got."""
+    path = folder / entry["original"]
+    if files.sha256(path) != entry["sha256"]:
+        raise ValueError("the file has changed since")
+    wanted, parts = round(MOST_S * CODEC_HZ), []
+    for block in SoundReader(path, rate_hz=CODEC_HZ):
+        parts.append(block)
+        if sum(map(len, parts)) >= wanted:
+            break
+    return _heard(
+        np.concatenate(parts)[:wanted], CODEC_HZ, entry["seconds"], f"the original of {entry['path']}", Given()
+    )
 
 
 def _sample(run_folder: Path, path: Path, sidecar: dict[str, Any]) -> Markup:
@@ -232,11 +260,18 @@ def _figure(path: Path, name: str, caption: str, given: Given, label: str) -> Ma
 
     label: its name for a screen reader, unique in the page.
     """
+    if path.suffix not in FORMS:
+        return template(
+            "sample.html", called=name, caption=caption, body="", warning=f"A {path.suffix} file is not shown."
+        )
+    return _shaped(lambda: FORMS[path.suffix](path, label, given), name, caption)
+
+
+def _shaped(make: Callable[[], Markup], name: str, caption: str) -> Markup:
+    """What `make` makes under its name; a warning if it can't be read."""
     body, warning = Markup(), ""
     try:
-        body = FORMS[path.suffix](path, label, given)
-    except KeyError:
-        warning = f"A {path.suffix} file is not shown."
+        body = make()
     except (Rejected, OSError, RuntimeError, ValueError) as error:
         warning = f"It can't be read: {error}"
     return template("sample.html", called=name, caption=caption, body=body, warning=warning)
@@ -250,6 +285,11 @@ def _sound(path: Path, name: str, given: Given) -> Markup:
         rate_hz, total = sound.samplerate, sound.frames / sound.samplerate
         frames = min(round(MOST_S * rate_hz), MOST_VALUES // sound.channels)
         samples = np.nan_to_num(sound.read(frames, dtype="float32"))
+    return _heard(samples, rate_hz, total, name, given)
+
+
+def _heard(samples: media.Samples, rate_hz: int, total: float, name: str, given: Given) -> Markup:
+    """A player and pictures of the beginning of a sound of `total` seconds."""
     if not len(samples):
         raise ValueError("it has no samples")
     if np.abs(samples).max() > LOUDEST:

@@ -1,5 +1,6 @@
 """Evaluate a codec: quality of the reconstruction at each bandwidth, use of the codebooks, and speed."""
 
+import os
 import time
 import warnings
 from collections.abc import Iterable
@@ -54,7 +55,7 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     installed or if it is undefined for all files. "rejects" has the reasons of files that can't be read, "account" what
     the reader noticed in the others.
 
-    out: folder for the reconstructions; None: they are not kept.
+    out: folder for the reconstructions, which "sounds" then names beside each file; None: they are not kept.
 
     Raises UsageError if no file can be read or the codec is not 24 kHz mono.
     """
@@ -107,6 +108,7 @@ def _evaluate(
     codes: list[npt.NDArray[np.int64]] = []
     account: dict[str, float] = {}
     rejects = [{"path": name, "reason": reason} for name, reason in found.rejects]
+    sounds: list[dict[str, Any]] = []
     seconds, spent = 0.0, {"encode": 0.0, "decode": 0.0}
     for done, (relative, path) in enumerate(found.files, 1):
         reader = SoundReader(path)
@@ -120,6 +122,8 @@ def _evaluate(
         coded = np.concatenate(list(codec.encode([x], codec.codebooks)))  # (frames, Q)
         spent["encode"] += time.perf_counter() - began
         seconds += len(x) / RATE_HZ
+        if out is not None:
+            sounds.append(_heard(out, relative, path, len(x), [*map(_label, counts), OPUS]))
         codes.append(coded)
         for count in counts:
             began = time.perf_counter()
@@ -146,6 +150,7 @@ def _evaluate(
         "encode_x_realtime": seconds / spent["encode"],
         "decode_x_realtime": seconds / spent["decode"],
         "threads": torch.get_num_threads(),
+        **({} if out is None else {"sounds": sounds}),
     }
 
 
@@ -230,6 +235,17 @@ def _label(count: int) -> str:
 def _name(relative: str, label: str) -> str:
     """The file name of a reconstruction."""
     return f"{Path(relative).with_suffix('').as_posix().replace('/', '_')}-{label}.wav"
+
+
+def _heard(out: Path, relative: str, path: Path, samples: int, labels: list[str]) -> dict[str, Any]:
+    """A file and its reconstructions, as a page finds them again. "original": from the folder `out`."""
+    return {
+        "path": relative,
+        "original": os.path.relpath(path.resolve(), out.resolve()),
+        "sha256": files.sha256(path),
+        "seconds": samples / RATE_HZ,
+        "reconstructions": {label: _name(relative, label) for label in labels},
+    }
 
 
 def _names(sources: list[str], labels: list[str], out: Path | None) -> list[str]:

@@ -27,7 +27,7 @@ from shortcut_cli.inference import floors
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.registry import Match
-from shortcut_cli.report.comparison import page_of
+from shortcut_cli.report.comparison import page_of, to_sample
 from shortcut_cli.report.page import attempted
 from shortcut_cli.training.loop import Stop
 
@@ -142,6 +142,11 @@ def compare(
             )
         files.write(out / "compare.json", to_json(result, indent=1) + "\n")
         return result | (_page(out) if page else {})
+
+
+def commands(out: Path) -> list[str]:
+    """The commands that make samples of arms that have none, see `to_sample`."""
+    return to_sample(out)
 
 
 def _page(out: Path) -> dict[str, str]:
