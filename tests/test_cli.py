@@ -716,6 +716,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     calls = replaced(monkeypatch, comparison, "compare", result)
     monkeypatch.setattr(compared, "headings", lambda _: ("arm", "nats"))
     monkeypatch.setattr(compared, "rows", lambda _: [("gpt", 1.5)])
+    monkeypatch.setattr(comparison, "commands", lambda folder: [f"shortcut sample --ckpt {folder}/runs/gpt-s1"])
     base = ("compare", "--recipe", "text-tiny", "--models", "gpt,moda")
     flags = ("--seeds", 2, "--match", "time", "--lrs", "5e-4,1", "--margin", 0.25, "--out", "o", "--json")
     call(*base, *flags, "--device", "cpu:0,cpu", "--set", "train.steps=9")
@@ -724,6 +725,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-3:] == ["A/A", "first", "second"]
     assert shown.err.splitlines()[-1] == "Page: c/compare.html"
+    assert "shortcut sample --ckpt comparisons/text-tiny/runs/gpt-s1" in shown.err.splitlines()
     laddered = ("--ladder", "48, 8x72,24", "--contrast", "moda : gpt", "--contrast", "gpt:moda", "--most-seeds", "9")
     call(*base, "--device", "cpu", *laddered)
     shut = {"gate": {"open": False}, "notices": ["No verdict.", "A/A"]}
@@ -1279,6 +1281,7 @@ EMPTY = {"schema_version": 2, "contrasts": [], "notices": [], "gate": {"open": T
 def test_lists_of_names_and_numbers_may_have_spaces(monkeypatch, prepared):
     calls = replaced(monkeypatch, comparison, "compare", dict(EMPTY))
     monkeypatch.setattr(tables, "comparison", lambda _: "")
+    monkeypatch.setattr(comparison, "commands", lambda _: [])
     base = ("compare", "--recipe", "text-tiny", "--models", " gpt, moda ,", "--lrs", "1e-3, 2e-3")
     call(*base, "--device", "cpu, cpu:0")
     (((_, models, _), options),) = calls

@@ -483,6 +483,8 @@ def wanted_row(label):
         "nats_per_token_interval_95": [sum(NATS[label]) / 3 + side * reach for side in (-1, 1)],
         "bits_per_unit": [bits_of(label, seed) for seed in (7, 8, 9)],
         "unit": "character",
+        "documents": 2,
+        "interval_over": "documents",
         "diverged": {},
         "folders": [f"runs/{label}-lr{best!r}-s{seed}" for seed in (7, 8, 9)],
         "curve": [
