@@ -112,6 +112,7 @@ HEAD = ("tensors", "model.head.weight")
         (("tensors", "model.more"), ["float32", [1], [[0, 1, "0.pt"]]]),
         ((*HEAD, 0), "object"),
         ((*HEAD, 0), "float64"),
+        ((*HEAD, 0), []),
         ((*HEAD, 1), [2**40, 16]),
         ((*HEAD, 1), [-1, 16]),
         ((*HEAD, 1, 1), 8),

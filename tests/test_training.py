@@ -1235,3 +1235,17 @@ def test_validations_have_the_seconds_of_their_step():
     assert found == [pytest.approx(one) for one in expected]
     many = [{"step": n, "validation": 1.0} for n in range(run_log.MOST_WAITING + 5)]
     assert [one["step"] for one in run_log.timed(many)] == [*range(run_log.MOST_WAITING + 5)]
+
+
+def test_what_is_saved_stays_what_it_was_while_steps_go_on(text_run, tmp_path):
+    """Divided states are written while the next steps are taken: their losses are not of the state."""
+    trainer = made(text_run, tmp_path / "saved", "train.steps=4", "train.warmup=1", "train.log_every=3")
+    trainer.state.pending.append(trainer.step(0))
+    trainer.state.step = 1
+    content = trainer.saved()
+    kept = {"pending": [*content["state"]["pending"]], "conditions": [*content["conditions"]]}
+    assert len(kept["pending"]) == 1
+    trainer.state.pending.append(trainer.step(1))
+    trainer.state.conditions.append({"device": "other"})
+    assert content["state"]["pending"] == kept["pending"]
+    assert content["conditions"] == kept["conditions"]

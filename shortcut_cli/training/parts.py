@@ -95,7 +95,9 @@ def _is_table(table: Any, content: Mapping[str, Any]) -> bool:
 
 def _is_tensor(entry: Any, named: Mapping[str, Any]) -> bool:
     """Whether an entry of the table describes a tensor, whose parts follow each other without a gap."""
-    if not (isinstance(entry, list) and len(entry) == 3 and entry[0] in tensor_file.DTYPES):
+    if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
+        return False
+    if entry[0] not in tensor_file.DTYPES:
         return False
     _, shape, chunks = entry
     if not _are_numbers(shape) or not isinstance(chunks, list) or not chunks:

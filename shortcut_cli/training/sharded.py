@@ -1,8 +1,8 @@
 """`train.shard = "fsdp"`: each process keeps its part of every weight, of its gradient and of the optimizer's state.
 
 FSDP2 of PyTorch. A layer's weights are put together while it computes, and dropped again. If there are several nodes,
-weights are divided within each, and gradients are averaged over them (HSDP). No process has the whole weights at any
-time: a model is made with `unallocated` matrices, and `divide` gives memory to one layer after the other. run.pt stays
+weights are divided within each, and gradients are averaged over them (HSDP). No process has the whole weights at the
+start: a model is made with `unallocated` matrices, and `divide` gives memory to one layer after the other. run.pt stays
 what it is without this: the parts are put together to write it. The state of a run is in `training.parts`.
 """
 

@@ -297,7 +297,7 @@ class Trainer:
             "step": self.state.step,
             "scores": {"validation": self.state.best},
             "versions": tensor_file.versions(),
-            "conditions": self.state.conditions,
+            "conditions": [*self.state.conditions],
             "precision": self.precision,
             "lineage": self.lineage,
         }
@@ -339,7 +339,7 @@ class Trainer:
         self.settle()
         self.log.sync()
         self.state.seconds = time.monotonic() - self.began
-        state = {"seconds": self.state.seconds, "pending": self.state.pending, "best": self.state.best}
+        state = {"seconds": self.state.seconds, "pending": [*self.state.pending], "best": self.state.best}
         state["best_step"] = self.state.best_step
         if self.shares > 1 and not self.processes.sharded:
             return self.content({name: torch.empty(0) for name in self.model.state_dict()}) | {"state": state}
