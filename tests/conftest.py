@@ -153,3 +153,20 @@ def text_run(tmp_path_factory):
             stop=nullcontext(lambda: None),
         )
     return root
+
+
+class FakeRay:
+    """What every stand-in for Ray has."""
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+    def init(self, **_):
+        pass
+
+    def shutdown(self):
+        pass

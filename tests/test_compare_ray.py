@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TEXT_SETTINGS, set_flags, shortcut
+from conftest import TEXT_SETTINGS, FakeRay, set_flags, shortcut
 
+from shortcut_cli.compare.runner import Runner
+from shortcut_cli.config import reading
 from shortcut_cli.data import executors
-from shortcut_cli.errors import UsageError
+from shortcut_cli.errors import Interrupted, UsageError
 from shortcut_cli.training import checkpoint
 
 pytest.importorskip("ray", reason="needs Ray (the extra `ray`)")
@@ -112,24 +115,11 @@ def test_what_does_not_go_together_is_said_at_once(command, tmp_path):
         assert not (tmp_path / "c").exists()
 
 
-class Ray:
+class Ray(FakeRay):
     """As much of Ray as a cluster needs."""
-
-    class exceptions:  # noqa: N801
-        class RayError(Exception):
-            pass
-
-        class RayTaskError(RayError):
-            pass
 
     def __init__(self, machines, outcomes=()):
         self.machines, self.outcomes, self.asked, self.cancelled = machines, dict(outcomes), [], []
-
-    def init(self, **_):
-        pass
-
-    def shutdown(self):
-        pass
 
     def nodes(self):
         return [{"Alive": alive, "Resources": has} for alive, has in self.machines]
@@ -200,3 +190,16 @@ def test_the_process_of_a_run_ends_with_its_parent(tmp_path):
     os.close(writing)
     assert child.wait(60) == 1
     os.close(reading)
+
+
+def test_a_run_that_was_interrupted_is_not_done(tmp_path):
+    events, recipe = [], reading.read("text-tiny")
+
+    def elsewhere(cell, jobs, stop):
+        return ((job, (75, "")) for job in jobs)
+
+    runner = Runner(tmp_path, ["cpu"], events.append, "0" * 64, 300, elsewhere=elsewhere)
+    runner.asked = lambda: 143
+    with pytest.raises(Interrupted):
+        runner._train_elsewhere({tmp_path / "runs" / "a": SimpleNamespace(recipe=lambda: recipe)}, elsewhere)
+    assert (events, runner.over) == ([], set())

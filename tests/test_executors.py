@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
-from conftest import quiet, shortcut, write_texts
+from conftest import FakeRay, quiet, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
 from shortcut_cli.config import reading
@@ -192,20 +192,7 @@ def test_of_very_many_jobs_only_some_are_made_at_once(monkeypatch):
 
 
 def test_a_lost_machine_is_an_error_that_says_what_to_do():
-    class Ray:
-        class exceptions:  # noqa: N801
-            class RayError(Exception):
-                pass
-
-            class RayTaskError(RayError):
-                pass
-
-        def init(self, **_):
-            pass
-
-        def shutdown(self):
-            pass
-
+    class Ray(FakeRay):
         def nodes(self):
             return [{"Alive": True, "Resources": {"memory": 1e12}}]
 

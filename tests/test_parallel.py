@@ -42,12 +42,15 @@ class Together:
         self.processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
 
     def __call__(self, count, name, local=0, **arguments):
-        """What the function of together.py returned in each of the first `count` processes, `local` to a node."""
+        """What the function of together.py returned in each of the first `count` processes.
+
+        local: how many are on a node, or on that of each process.
+        """
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
         for rank, process in enumerate(self.processes[:count]):
             said = place | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-            said |= {"LOCAL_WORLD_SIZE": local or count}
+            said |= {"LOCAL_WORLD_SIZE": local[rank] if isinstance(local, list) else local or count}
             environment = {key: str(value) for key, value in said.items()}
             process.stdin.write(json.dumps({"name": name, "arguments": arguments, "environment": environment}) + "\n")
             process.stdin.flush()
@@ -353,6 +356,17 @@ def test_every_arm_begins_with_the_same_weights_on_any_number_of_processes(toget
         for count in (2, 3, 4):
             found = together(count, "first", settings=[*asked, *more], folders=[str(tmp_path)], named=named)
             assert found == [alone] * count
+
+
+def test_nodes_of_different_sizes_divide_weights_over_all_processes(together, settings, tmp_path):
+    """They have no grid of nodes and processes; each would wait for others in another one."""
+    named, asked = [("shortcut", {})], [*settings, "model.layers=3", "train.optimizer=adamw"]
+    (alone,) = together(1, "first", settings=asked, folders=[str(tmp_path)], named=named)
+    found = together(4, "first", local=[2, 2, 1, 1], settings=asked, folders=[str(tmp_path)], named=named)
+    assert found == [alone] * 4
+    steps = {tuple(local): together(4, "arms", local=local, settings=asked, folders=[str(tmp_path)], named=named)
+             for local in ([4] * 4, [2, 2, 1, 1])}  # fmt: skip
+    assert steps[4, 4, 4, 4] == steps[2, 2, 1, 1]
 
 
 def test_no_process_holds_more_than_its_part_and_a_layer_at_the_start(together, settings, tmp_path):

@@ -336,6 +336,8 @@ class Runner:
             if code and self.asked() is None:
                 tail = "\n".join(_plain(errors)[-12:])
                 raise ShortcutError(f"{name} on {self.names[0]} exited with {code}\n{tail}")
+            if code:  # it was interrupted, and is not done
+                continue
             self.begun += 1
             self.shares[jobs[name]] = {pace.TRAIN: 1.0, pace.SCORE: 1.0}
             self.over.add(jobs[name])

@@ -12,7 +12,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,10 @@ def _ending_told(folder: Path, logs: bool) -> Iterator[None]:
     except Exception:
         if logs and torchrun.promised() and folder.is_dir():
             path, flags = folder / f"rank-{os.environ['RANK']}.txt", os.O_APPEND | os.O_CREAT | os.O_WRONLY
-            with open(os.open(path, flags | os.O_NOFOLLOW, 0o666), "a", encoding="utf-8") as stream:
+            with (
+                suppress(OSError),  # the error itself matters more, and is raised in any case
+                open(os.open(path, flags | os.O_NOFOLLOW, 0o666), "a", encoding="utf-8") as stream,
+            ):
                 stream.write(traceback.format_exc())
         raise
 

@@ -132,12 +132,18 @@ def _allocate(
 
 
 def _mesh(device: str, group: Any, timeout_s: float) -> Any:
-    """All processes, which wait as long as `group` does; (nodes, processes of each) if both are several."""
+    """All processes, which wait as long as `group` does; (nodes, processes of each) if both are several.
+
+    Nodes with different numbers of processes have no such grid: then weights are divided over all processes.
+    """
     from torch.distributed.device_mesh import DeviceMesh
 
     count, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     kind = device.partition(":")[0]
-    if not (1 < local < count and count % local == 0):
+    sizes = torch.zeros(count, dtype=torch.int64, device=device)
+    sizes[dist.get_rank()] = local
+    dist.all_reduce(sizes, group=group)  # else some of them might take the other way
+    if not bool((sizes == local).all()) or not (1 < local < count and count % local == 0):
         return DeviceMesh.from_group(group, kind)
     ranks = torch.arange(count).view(-1, local)
     patience = timedelta(seconds=timeout_s)
