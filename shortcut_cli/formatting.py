@@ -70,10 +70,15 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.4g}"
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:z,.4g}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(cell, value))}]"
     return str(value)
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: 1 document, 2,000 documents."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def alike(values: Sequence[Any]) -> list[Any]:
@@ -97,7 +102,7 @@ def alike(values: Sequence[Any]) -> list[Any]:
 def _placed(value: Any, places: int) -> Any:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(str(_placed(one, places)) for one in value)}]"
-    return value if value is None else f"{value:,.{places}f}"
+    return value if value is None else f"{float(value):z,.{places}f}"
 
 
 def apart(first: Any, second: Any) -> tuple[Any, Any]:

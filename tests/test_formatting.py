@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import shortcut_cli
-from shortcut_cli.formatting import cell, to_json, visible
+from shortcut_cli.formatting import alike, cell, counted, to_json, visible
+from shortcut_cli.report.comparison_words import decimals, signed
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,13 @@ def test_scripts_and_emoji_keep_their_joiners():
         "a\tb\n",
     ):
         assert visible(name) == name
+
+
+def test_no_zero_is_negative():
+    assert [cell(-0.0), cell([-0.0, 1.5])] == ["0", "[0, 1.5]"]
+    assert alike([-0.0, 0.25]) == ["0.00", "0.25"]
+    assert [decimals(-0.00004), signed(-0.00004), signed(-0.0)] == ["0.0000", "+0.0000", "+0.0000"]
+
+
+def test_one_thing_is_no_plural():
+    assert [counted(number, "document") for number in (0, 1, 2000)] == ["0 documents", "1 document", "2,000 documents"]

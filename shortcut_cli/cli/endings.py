@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortcut_cli.errors import CheckFailed
+from shortcut_cli.formatting import counted
 
 MOST_NAMED = 8  # files that are named; --json names all
 # What a training writes into its folder; scores, samples and attention are those of other commands.
@@ -82,12 +83,14 @@ def told(folder: Path | str, paths: Sequence[str]) -> str:
 def to_open(page: str, samples: Sequence[str]) -> str:
     """Which of the files to open first."""
     if page:
-        return f"Open first: {page} (curves, scores, {len(samples):,} samples)"
-    return f"Open first: {samples[0]} ({len(samples):,} samples)" if samples else "There are no samples to open."
+        return f"Open first: {page} (curves, scores, {counted(len(samples), 'sample')})"
+    return (
+        f"Open first: {samples[0]} ({counted(len(samples), 'sample')})" if samples else "There are no samples to open."
+    )
 
 
 def _files(count: int, which: str = "") -> str:
-    return f"{count:,} {which}file{'' if count == 1 else 's'}"
+    return counted(count, f"{which}file")
 
 
 def pasted(command: Iterable[str]) -> str:

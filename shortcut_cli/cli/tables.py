@@ -9,7 +9,7 @@ from shortcut_cli import accounts
 from shortcut_cli.cli.console import Prose, pairs, table
 from shortcut_cli.cli.layout import Column
 from shortcut_cli.compare import table as compared
-from shortcut_cli.formatting import alike, apart, cell
+from shortcut_cli.formatting import alike, apart, cell, counted
 
 if TYPE_CHECKING:
     from shortcut_cli.cli.console import Table
@@ -39,7 +39,7 @@ def shards(manifest: Result) -> "Table":
     if manifest.get("unfinished"):
         counts += f" ({manifest['unfinished']:,} to be tried again)"
     if manifest.get("documents_duplicated"):
-        counts += f", {manifest['documents_duplicated']:,} documents duplicated"
+        counts += f", {counted(manifest['documents_duplicated'], 'document')} duplicated"
     if manifest.get("records_rejected"):
         counts += f", {manifest['records_rejected']:,} of {manifest['records']:,} records rejected"
     if manifest.get("outside_splits"):
@@ -81,7 +81,7 @@ def scores(title: str, result: Result) -> "Table":
     """The result of `eval`."""
     unit = result["unit"]
     rows = {
-        "split": f"{result['split']}, {result['documents']:,} documents, {result['tokens']:,} tokens",
+        "split": f"{result['split']}, {counted(result['documents'], 'document')}, {counted(result['tokens'], 'token')}",
         "nats per token": result["nats_per_token"],
         f"  95 % interval over {result['interval_over']}": result["interval_95"],
         **{f"  {name} of the training split": one["nats_per_token"] for name, one in floors(result)},
@@ -268,8 +268,8 @@ def codec_scores(result: Result) -> "Table":
     """The result of `codec eval`: one row for each bandwidth, and one for Opus."""
     perplexities = ", ".join(f"{perplexity:.0f}" for perplexity in result["perplexity"])
     title = (
-        f"{result['files']:,} files, {len(result['rejects']):,} rejected, {result['seconds']:,.0f} s; encodes at "
-        f"{result['encode_x_realtime']:,.0f} and decodes at {result['decode_x_realtime']:,.0f} times real time; "
+        f"{counted(result['files'], 'file')}, {len(result['rejects']):,} rejected, {result['seconds']:,.0f} s; encodes "
+        f"at {result['encode_x_realtime']:,.0f} and decodes at {result['decode_x_realtime']:,.0f} times real time; "
         f"perplexity of the codebooks {perplexities}"
     )
     columns = ("codec", Column("kbit/s", 0), Column("SI-SDR dB", 1), Column("log-mel distance", 2))

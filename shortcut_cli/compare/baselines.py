@@ -86,7 +86,7 @@ def _fitted(plain: Recipe, vocabulary: int, match: Match, aim: float) -> Recipe:
     if abs(off) > TOLERANCE[match]:
         raise UsageError(
             f"no {BASELINE} of {best.model.layers} layers and width {best.model.width} comes closer than "
-            f"{100 * off:+.2f} % to {aim:,.0f} {match} of {plain.model.name}",
+            f"{100 * off:+z.2f} % to {aim:,.0f} {match} of {plain.model.name}",
             "--match none, or a larger model",
         )
     return best

@@ -17,6 +17,7 @@ from shortcut_cli.compare.asked import BASELINE, LEAST_RUNGS
 from shortcut_cli.compare.ladder import Ladder
 from shortcut_cli.compare.significance import Contrast, Noise
 from shortcut_cli.errors import CheckFailed
+from shortcut_cli.formatting import counted
 from shortcut_cli.kept import scores
 from shortcut_cli.registry import Match
 
@@ -227,7 +228,7 @@ def _verdict(one: Named, found: Contrast | None, reason: str, margin: float, shu
     if found is None:
         return f"{one.arm} is not compared with {other}: {reason}."
     if shut:
-        return f"No verdict on {one.arm} against {other} ({found.mean:+.4f} nats per token)."
+        return f"No verdict on {one.arm} against {other} ({found.mean:+z.4f} nats per token)."
     return significance.verdict(one.arm, other, found, margin)
 
 
@@ -254,7 +255,7 @@ def unseen(mean: float | None, detectable: float | None) -> str:
     if mean is None or detectable is None:
         return "this comparison could not have seen anything"
     return (
-        f"it differs by {mean:+.4f} nats per token, and this comparison finds a difference of {detectable:.4f} with "
+        f"it differs by {mean:+z.4f} nats per token, and this comparison finds a difference of {detectable:.4f} with "
         "80 % power. Smaller ones it could not have seen"
     )
 
@@ -293,13 +294,13 @@ def notices(result: Mapping[str, Any]) -> list[str]:
     if "unavailable" in aa:
         found.append(f"A/A: not available, {aa['unavailable']}.")
     elif aa["interval_95"] is None:
-        found.append(f"A/A: a second {BASELINE} differs by {aa['mean']:+.4f} nats per token (one seed, no interval).")
+        found.append(f"A/A: a second {BASELINE} differs by {aa['mean']:+z.4f} nats per token (one seed, no interval).")
     else:
         low, high = aa["interval_95"]
         fits = low <= 0 <= high
         found.append(
-            f"A/A: a second {BASELINE} differs by {aa['mean']:+.4f} nats per token, 95 % interval {low:+.4f} to "
-            f"{high:+.4f}, which "
+            f"A/A: a second {BASELINE} differs by {aa['mean']:+z.4f} nats per token, 95 % interval {low:+z.4f} to "
+            f"{high:+z.4f}, which "
             + ("contains 0, as it should." if fits else "does not contain 0: chance, or a fault of the comparison.")
         )
     found += [
@@ -315,7 +316,7 @@ def notices(result: Mapping[str, Any]) -> list[str]:
     ]
     found += list(
         {
-            f"The {result['split']} split has {row['documents']} document{'s' * (row['documents'] != 1)}, too few to "
+            f"The {result['split']} split has {counted(row['documents'], 'document')}, too few to "
             'be drawn from: what is called "over documents" is over blocks of them, and says nothing of others.'
             for row in result["arms"]
             if row["interval_over"] == "blocks"

@@ -229,6 +229,6 @@ def verdict(arm: str, other: str, found: Contrast, margin: float) -> str:
             f"({found.seeds} seeds, TOST p = {found.p_equal:.2g})."
         )
     return (
-        f"No significant difference between {arm} and {other} ({found.mean:+.4f} nats per token, {shown}); "
+        f"No significant difference between {arm} and {other} ({found.mean:+z.4f} nats per token, {shown}); "
         f"{found.seeds} seeds detect a difference of {found.detectable:.4f} with {100 * POWER:.0f} % power."
     )

@@ -164,7 +164,7 @@ def _drawn(excerpt: Excerpt, result: Mapping[str, Any]) -> Markup:
         "edges": places,
         "unit": axis.label,
         "names": names,
-        "values": [[minus(f"{v:+.3f}") for v in row] for row in binned[::-1]],
+        "values": [[minus(f"{v:+z.3f}") for v in row] for row in binned[::-1]],
     }
     stacked = tracks.stack([*rows, *_panels(excerpt, axis)], axis, values=to_json(values))
     words = _words(excerpt, result) if "texts" in excerpt.parts else Markup()
@@ -233,10 +233,10 @@ def _share_rows(
     found = []
     for name, row, mean in reversed(list(zip(sources, binned, means, strict=True))):
         paths = {kind: _area(row * sign, places, most, sign) for kind, sign in (("up", 1), ("down", -1))}
-        ends = minus(f"from {row.min():+.3f} to {row.max():+.3f}, on average {mean:+.3f}")
+        ends = minus(f"from {row.min():+z.3f} to {row.max():+z.3f}, on average {mean:+z.3f}")
         words = f"{name}: {what}, {ends}"
         picture = template("share_row.html", paths=paths, lines=(500 - far, 500 + far))
-        found.append(tracks.Panel(f"{name} {minus(f'{mean:+.2f}')}", words, picture, ROW_PX, ticks, flat=True))
+        found.append(tracks.Panel(f"{name} {minus(f'{mean:+z.2f}')}", words, picture, ROW_PX, ticks, flat=True))
     return found
 
 
@@ -291,8 +291,8 @@ def _costs(result: Mapping[str, Any], sources: Sequence[str]) -> Markup:
     axis = Axis("nats per token", low - room, high + room)
     for row in rows:
         row["places"] = [100 * axis.share(row[key]) for key in ("low", "value", "high")]
-        row["words"] = minus(f"{row['value']:+.4f}")
-        row["between"] = minus(f"[{row['low']:+.4f}, {row['high']:+.4f}]") if row["known"] else ""
+        row["words"] = minus(f"{row['value']:+z.4f}")
+        row["between"] = minus(f"[{row['low']:+z.4f}, {row['high']:+z.4f}]") if row["known"] else ""
     for before, row in zip([None, *rows], rows, strict=False):
         row["first"] = before is None or before["source"] != row["source"]
     spans = {row["source"]: sum(other["source"] == row["source"] for other in rows) for row in rows}

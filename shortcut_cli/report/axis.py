@@ -23,7 +23,7 @@ class Axis:
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round values between the ends."""
-        if self.log and self.high / self.low >= 100:
+        if self.log and self.high / self.low >= 10:
             powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             if len(powers) < 3:
                 fine = [m * 10.0**power for power in range(powers[0] - 1, powers[-1] + 1) for m in (1, 2, 5)]

@@ -47,6 +47,7 @@ def ladder(found: Compared) -> Markup | None:
         slope=signed(ladder.doubling(costs[len(costs) // 2])),
         curved=ladder.curvature != 0,
         scattered=ladder.scattered,
+        twin=any(arm.role == "twin" and arm.label in names for arm in found.arms),
         table=page.table(
             ["arm", ladder.what, "nats per token", "line there", "on the ladder"],
             [

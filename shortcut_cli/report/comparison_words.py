@@ -21,12 +21,12 @@ FIXED = "\u00a0"  # a space at which no line breaks: an interval is one word
 
 def decimals(value: float) -> str:
     """A loss: four decimals."""
-    return minus(f"{value:,.4f}") if math.isfinite(value) else UNKNOWN
+    return minus(f"{float(value):z,.4f}") if math.isfinite(value) else UNKNOWN
 
 
 def signed(value: float) -> str:
     """A difference: the same with its sign."""
-    return minus(f"{value:+,.4f}") if math.isfinite(value) else UNKNOWN
+    return minus(f"{float(value):+z,.4f}") if math.isfinite(value) else UNKNOWN
 
 
 def ends(interval: tuple[float, float] | None) -> str:

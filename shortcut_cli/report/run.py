@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import UsageError
+from shortcut_cli.formatting import counted
 from shortcut_cli.kept import names, remarks
 from shortcut_cli.report import curves, page, warnings
 from shortcut_cli.report.axis import around
@@ -110,7 +111,7 @@ def _data(run: RunData) -> str:
         return f"{named}, which are not at {run.key('data.shards')} now"
     split, unit = run.manifest["splits"]["train"], run.manifest["tokenizer"]["unit"]
     amount = exact(split["units"].get(unit, 0))
-    return f"{split['documents']:,} documents, {amount} {unit}s, {split['tokens']:,} tokens; {named}"
+    return f"{counted(split['documents'], 'document')}, {amount} {unit}s, {counted(split['tokens'], 'token')}; {named}"
 
 
 def _of(step: int | None, steps: int | None) -> str | None:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from shortcut_cli import accounts
 from shortcut_cli.data import shards
+from shortcut_cli.formatting import counted
 from shortcut_cli.kept import remarks
 from shortcut_cli.report import chart, page, samples
 from shortcut_cli.report.axis import Axis
@@ -129,9 +130,10 @@ def _edges(lengths: shards.Ids) -> npt.NDArray[np.float64]:
 def _histogram(name: str, lengths: shards.Ids, edges: npt.NDArray[np.float64]) -> Markup:
     counts, _ = np.histogram(lengths, edges)
     log = bool(edges[-1] >= 30 * edges[0])
-    x = Axis("tokens of a document", float(edges[0]), float(edges[-1]), log=log)
+    x = Axis(f"tokens of a document{' (log scale)' if log else ''}", float(edges[0]), float(edges[-1]), log=log)
     _, low, middle, high, _ = _spread(lengths)
-    told = f"{name}: {len(lengths):,} documents; half of them have {low:,} to {high:,} tokens, the median {middle:,}"
+    half = f"half of them have {low:,} to {high:,} tokens, the median {middle:,}"
+    told = f"{name}: {counted(len(lengths), 'document')}; {half}"
     drawn = chart.bars(edges.tolist(), counts.tolist(), x, f"documents of {name}", told)
     return page.template("figure.html", drawn=drawn, legend="", caption="")
 

@@ -83,7 +83,7 @@ def mel(samples: npt.NDArray[np.floating], rate_hz: int) -> Panel:
     loudness = spectrum.mel_db(samples, rate_hz)
     picture = template("picture.html", uri=media.png(spectrum.shades(loudness)))
     words = (
-        f"mel spectrogram from 0 to {rate_hz // 2:,} Hz; the loudest band reaches {minus(f'{loudness.max():.0f}')} dB"
+        f"mel spectrogram from 0 to {rate_hz // 2:,} Hz; the loudest band reaches {minus(f'{loudness.max():z.0f}')} dB"
     )
     return Panel("Hz", words, picture, MEL_PX, spectrum.ticks(rate_hz))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from shortcut_cli import __version__
 from shortcut_cli.config import writing
+from shortcut_cli.formatting import counted
 
 FROM_STEP = "from_step"
 MOST_PARTS = 1000
@@ -67,7 +68,7 @@ def told(here: Mapping[str, Any]) -> str:
     """Conditions in words: "cpu, 2 threads, x86_64 AVX2, torch 2.6.0, numpy 2.0.0, shortcut 1.0"."""
     count = here["threads"]
     versions = (f"{name} {here[name]}" for name in ("torch", "numpy", "shortcut"))
-    return ", ".join((here["device"], f"{count} thread{'s' * (count != 1)}", here["cpu"], *versions))
+    return ", ".join((here["device"], counted(count, "thread"), here["cpu"], *versions))
 
 
 @contextmanager
