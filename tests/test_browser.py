@@ -230,6 +230,16 @@ def test_what_has_values_by_keyboard_says_how(pages, opened, kind):
     assert all(key in words for key in ("arrow", "Page Up", "Page Down", "Home", "End", "Escape"))
 
 
+@pytest.mark.parametrize(("width", "whole"), [(1600, True), (1280, False)])
+def test_a_wide_table_takes_the_margin_of_a_wide_screen(pages, opened, width, whole):
+    page, _ = opened(pages["runs"])
+    page.set_viewport_size({"width": width, "height": 900})
+    table = page.locator(".wide:has(table)").first
+    table.evaluate("box => { box.querySelector('table').style.minWidth = '1340px' }")
+    assert table.evaluate("box => box.scrollWidth <= box.clientWidth") is whole
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_samples_of_two_runs_have_names_of_their_own(pages, opened):
     page, _ = opened(pages["runs"])
     names = [one.get_attribute("aria-label") for one in page.locator(".words, audio").all()]
