@@ -95,9 +95,7 @@ class Found:
 
     files: Files  # sorted by their paths below their roots
     rejects: list[tuple[str, str]]  # (path below its root, reason)
-    ignored: Sequence[
-        str
-    ]  # files in folders whose suffix is not of the domain, by their paths below their roots, sorted
+    ignored: Sequence[str]  # paths below their roots of files in folders whose suffix is not of the domain, sorted
     outputs: list[str]  # folders that were left out since they are ours, sorted
     passing: set[str] = field(default_factory=set)  # paths of `rejects` whose reason may pass
 
