@@ -177,9 +177,10 @@ def named_once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
 
 def save(folder: Path, content: Mapping[str, Any], processes: Processes, commit: Commit) -> Any:
-    """Begin to write the state of all processes, which all call this; the content may change at once.
+    """Begin to write the state of all processes, which all call this.
 
-    commit: called in the leading process with the content of resume.pt, once all parts are written. Returns a future.
+    Tensors may change as soon as this returns; nothing else of the content may, before it is written. commit: called in
+    the leading process with the content of resume.pt, once all parts are written. Returns a future.
     """
     head, tensors = parts.split(content)
     once, same = named_once(tensors)
