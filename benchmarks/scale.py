@@ -29,6 +29,7 @@ from shortcut_cli.data import duplicates, inputs, objects, splits
 from shortcut_cli.data.documents import Document
 from shortcut_cli.data.hashes import Hashes
 from shortcut_cli.stages import preparation
+from shortcut_cli.tokenizers import tokenization
 from shortcut_cli.tokenizers.encoding import PartEncoder
 from shortcut_cli.tokenizers.scanning import Scanned
 
@@ -127,7 +128,7 @@ def drive(count, folder, remote, in_order):
     def report(event):
         marks.setdefault(getattr(event, "task", ""), time.process_time())
 
-    made = preparation._Preparation(recipe, tokenizer, "documents", folder / "s", [], n_workers=2, report=report)
+    made = tokenization.Tokenization(recipe, tokenizer, "documents", folder / "s", [], n_workers=2, report=report)
     made._in_workers = lambda groups, _: ((group, [scanned(one) for one in group]) for group in groups)
     workers_s = 0
 
@@ -149,7 +150,7 @@ def drive(count, folder, remote, in_order):
         write(*arguments)
 
     made._write = timed
-    preparation.WORTH_PARTS, preparation.PART_SIZE = 0, PART * TOKENS
+    tokenization.WORTH_PARTS, tokenization.PART_SIZE = 0, PART * TOKENS
     made.run(hashed, request)
     whole = began
     yield "scan and divide", marks["write"] - whole
@@ -186,7 +187,7 @@ def by_files(counts, flags):
 
 def by_workers(folder, counts):
     """Print seconds for each number of workers."""
-    preparation.PART_SIZE, preparation.WORTH_PARTS = 1 << 22, 1
+    tokenization.PART_SIZE, tokenization.WORTH_PARTS = 1 << 22, 1
     for count in counts:
         with tempfile.TemporaryDirectory() as out:
             recipe = reading.read("text", [f"data.shards={out}/s"])

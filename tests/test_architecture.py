@@ -29,7 +29,7 @@ ROOMS = {
     "models": "errors config kernels",
     "training": "errors events formatting files registry config kept data kernels models",
     "codec": "errors accounts events formatting files registry config kept data training",
-    "tokenizers": "errors files config data codec",
+    "tokenizers": "errors events formatting files config data codec",
     "inference": "errors events files registry config data kernels models training tokenizers",
     "plots": "formatting files tokenizers inference",
     "compare": "cleanup errors events formatting files registry config kept models training",

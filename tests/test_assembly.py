@@ -18,6 +18,7 @@ from shortcut_cli.data.documents import Document
 from shortcut_cli.demo import material as demo_material
 from shortcut_cli.errors import Unfinished
 from shortcut_cli.stages import preparation
+from shortcut_cli.tokenizers import tokenization
 from shortcut_cli.tokenizers.text import TextTokenizer
 
 CHARS = ("tokenizer.algorithm=chars", "tokenizer.alphabet=\n abcdefghijklmnopqrstuvwxyz0123456789")
@@ -90,29 +91,29 @@ def run(name, paths, out, *chosen, workers=1):
 @pytest.mark.parametrize(("name", "kind", "chosen"), CORPORA, ids=str)
 def test_a_divided_write_pass_gives_the_same_bytes(material, tmp_path, monkeypatch, name, kind, chosen):
     run(name, material / kind, tmp_path / "one", *chosen)
-    asked, in_order = [], preparation.workers.in_order
+    asked, in_order = [], tokenization.workers.in_order
 
     def here(work, jobs, fixed, **_):
         asked.append(type(work).__name__)
         return ((job, pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(job)))) for job in jobs)
 
-    monkeypatch.setattr(preparation, "PART_SIZE", 1500)
-    monkeypatch.setattr(preparation, "WORTH_PARTS", 1)
+    monkeypatch.setattr(tokenization, "PART_SIZE", 1500)
+    monkeypatch.setattr(tokenization, "WORTH_PARTS", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(preparation.workers, "in_order", here)
+        patch.setattr(tokenization.workers, "in_order", here)
         run(name, material / kind, tmp_path / "here", *chosen, workers=2)
     assert asked[-2:] == ["PartEncoder", "ShardMaker"]
     assert folder_sha256(tmp_path / "here") == folder_sha256(tmp_path / "one")
     if chosen == CORPORA[0][2]:
-        assert in_order is preparation.workers.in_order
+        assert in_order is tokenization.workers.in_order
         run(name, material / kind, tmp_path / "many", *chosen, workers=2)
         assert folder_sha256(tmp_path / "many") == folder_sha256(tmp_path / "one")
 
 
 def test_a_text_that_changes_before_a_part_reads_it_costs_only_itself(material, tmp_path, monkeypatch):
     write_texts(tmp_path / "texts", 12)
-    monkeypatch.setattr(preparation, "PART_SIZE", 1500)
-    monkeypatch.setattr(preparation, "WORTH_PARTS", 1)
+    monkeypatch.setattr(tokenization, "PART_SIZE", 1500)
+    monkeypatch.setattr(tokenization, "WORTH_PARTS", 1)
     encode = TextTokenizer.encode
 
     def after_a_change(self, source, *rest):
@@ -124,10 +125,10 @@ def test_a_text_that_changes_before_a_part_reads_it_costs_only_itself(material, 
         for job in jobs:
             try:
                 yield job, work(job)
-            except preparation.Rejected as reason:
+            except tokenization.Rejected as reason:
                 yield job, reason
 
-    monkeypatch.setattr(preparation.workers, "in_order", here)
+    monkeypatch.setattr(tokenization.workers, "in_order", here)
     monkeypatch.setattr(TextTokenizer, "encode", after_a_change)
     config = reading.read("text-tiny", [f"data.shards={tmp_path / 's'}", *CHARS])
     with pytest.raises(Unfinished, match=r"004\.txt: changed while it was being prepared"):

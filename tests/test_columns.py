@@ -20,6 +20,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.data import columns, hashed, hashes, inputs, objects
 from shortcut_cli.data.given import PREFERRED
 from shortcut_cli.stages import preparation
+from shortcut_cli.tokenizers import encoding
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "scale.py"
 NAMES = st.text(st.characters(min_codepoint=1), max_size=12)  # surrogates too, as names of files have them
@@ -142,7 +143,7 @@ def test_parts_have_just_over_the_size_that_is_asked_for():
                 expected.append(part)
                 part, sum_ = [], 0
         expected += [part] if part else []
-        assert [list(range(*ends)) for ends in preparation.parts(sizes, 12)] == expected
+        assert [list(range(*ends)) for ends in encoding.parts(sizes, 12)] == expected
 
 
 def test_forms_follow_their_sources_in_the_order_of_their_names(tmp_path):

@@ -27,8 +27,10 @@ from shortcut_cli.codec import weights
 from shortcut_cli.config import reading
 from shortcut_cli.config.writing import differences
 from shortcut_cli.data import inputs, shards, workers
+from shortcut_cli.data.hashed import Input
 from shortcut_cli.data.hashes import Hashes
 from shortcut_cli.data.inputs import too_many
+from shortcut_cli.data.rejects import Reject, all_rejected
 from shortcut_cli.data.shards import Shards, source_paths_file, verify
 from shortcut_cli.data.workers import in_order
 from shortcut_cli.demo import material as demo_material
@@ -36,7 +38,7 @@ from shortcut_cli.errors import Rejected, ShortcutError, TooManyRejects, Unfinis
 from shortcut_cli.events import Note, Progress
 from shortcut_cli.stages import preparation
 from shortcut_cli.stages.preparation import prepare
-from shortcut_cli.tokenizers import audio, midi
+from shortcut_cli.tokenizers import audio, midi, tokenization
 from shortcut_cli.tokenizers.audio import AudioTokenizer
 from shortcut_cli.tokenizers.midi import MidiTokenizer
 from shortcut_cli.tokenizers.text import TextTokenizer
@@ -131,7 +133,7 @@ def interrupted(monkeypatch, *arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation.FolderWriter, "finish", dies)
+        patch.setattr(tokenization.FolderWriter, "finish", dies)
         with pytest.raises(KeyboardInterrupt):
             run(*arguments)
 
@@ -508,9 +510,9 @@ def test_equal_files_are_kept_once_under_the_first_of_their_names(tmp_path):
     kept, rejects = preparation._hash(found, 3, quiet, None, Hashes(tmp_path / "hashes"))
     sha256 = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()}
     assert list(kept) == [
-        preparation.Input("a.txt", tmp_path / "a.txt", sha256["a.txt"], ("c.txt", "e.txt")),
-        preparation.Input("b.txt", tmp_path / "b.txt", sha256["b.txt"], ("f.txt",)),
-        preparation.Input("d.txt", tmp_path / "d.txt", sha256["d.txt"]),
+        Input("a.txt", tmp_path / "a.txt", sha256["a.txt"], ("c.txt", "e.txt")),
+        Input("b.txt", tmp_path / "b.txt", sha256["b.txt"], ("f.txt",)),
+        Input("d.txt", tmp_path / "d.txt", sha256["d.txt"]),
     ]
     assert [reject.line() for reject in rejects] == [
         {"source": "pipe.txt", "sha256": None, "reason": "is not a regular file"},
@@ -519,7 +521,7 @@ def test_equal_files_are_kept_once_under_the_first_of_their_names(tmp_path):
 
 
 def test_a_request_differs_if_the_folder_would_differ():
-    file = preparation.Input("a.txt", Path("a.txt"), "5" * 64, ("b.txt",))
+    file = Input("a.txt", Path("a.txt"), "5" * 64, ("b.txt",))
 
     def request(*settings, files=(file,), model=b""):
         recipe = reading.read("text-tiny", settings)
@@ -580,11 +582,11 @@ def test_a_percentage_of_rejects_is_of_all_inputs(rejected, expected):
 
 
 def test_all_files_rejected_is_an_error_that_lists_ten_reasons():
-    rejects = [preparation.Reject(f"{number}.txt", None, f"reason {number}") for number in range(12)]
-    error = preparation._all_rejected(rejects)
+    rejects = [Reject(f"{number}.txt", None, f"reason {number}") for number in range(12)]
+    error = all_rejected(rejects)
     assert error.message.splitlines()[0] == "all 12 files were rejected"
     assert error.message.splitlines()[1:] == [*(f"  {n}.txt: reason {n}" for n in range(10)), "  and 2 more"]
-    assert len(preparation._all_rejected(rejects[:10]).message.splitlines()) == 11
+    assert len(all_rejected(rejects[:10]).message.splitlines()) == 11
 
 
 def private_bytes():
@@ -680,7 +682,7 @@ def test_scans_get_the_limits_of_the_recipe_and_at_most_as_many_workers_as_files
         asked.append(config)
         return ((job, work(*fixed, job)) for job in jobs)
 
-    monkeypatch.setattr(preparation.workers, "in_order", in_order)
+    monkeypatch.setattr(tokenization.workers, "in_order", in_order)
     write_files(tmp_path / "in", {f"{n}.txt": f"file {n}" for n in range(files_)})
     settings = ("data.file_timeout_s=33", "data.file_memory_mb=2222")
     summary = run("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, *settings, workers=workers_)
@@ -1165,7 +1167,7 @@ def test_a_text_that_changes_after_its_scan_costs_only_itself(tmp_path, monkeypa
     write_texts(tmp_path / "texts", 12)
     settings = (f"tokenizer.algorithm={algorithm}", "tokenizer.vocabulary=300")
     changing = [tmp_path / "texts" / name for name in ("004.txt", "007.txt")]
-    before, step = {path: path.read_text() for path in changing}, getattr(preparation._Preparation, moment)
+    before, step = {path: path.read_text() for path in changing}, getattr(tokenization.Tokenization, moment)
 
     def after_a_change(self, *arguments):
         for path in changing:
@@ -1173,7 +1175,7 @@ def test_a_text_that_changes_after_its_scan_costs_only_itself(tmp_path, monkeypa
         return step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation._Preparation, moment, after_a_change)
+        patch.setattr(tokenization.Tokenization, moment, after_a_change)
         with pytest.raises(Unfinished, match=r"004\.txt: changed while it was being prepared"):
             run("text-tiny", [tmp_path / "texts"], tmp_path / "s", *settings, max_bad="2")
     manifest = Shards(tmp_path / "s").manifest
@@ -1194,14 +1196,14 @@ def test_a_text_that_changes_after_its_scan_costs_only_itself(tmp_path, monkeypa
 
 def test_texts_that_all_change_after_their_scan_are_all_rejected(tmp_path, monkeypatch):
     write_texts(tmp_path / "texts", 3)
-    write = preparation._Preparation._write
+    write = tokenization.Tokenization._write
 
     def after_a_change(self, *arguments):
         for path in (tmp_path / "texts").iterdir():
             path.write_text("other")
         return write(self, *arguments)
 
-    monkeypatch.setattr(preparation._Preparation, "_write", after_a_change)
+    monkeypatch.setattr(tokenization.Tokenization, "_write", after_a_change)
     with pytest.raises(TooManyRejects, match="all 3 files were rejected"):
         run("text-tiny", [tmp_path / "texts"], tmp_path / "s", "tokenizer.algorithm=chars")
     assert {path.name for path in (tmp_path / "s").iterdir()} == {".shortcut", "rejects.jsonl"}

@@ -17,6 +17,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.data import hashes
 from shortcut_cli.errors import Missing, Unfinished, UsageError
 from shortcut_cli.stages import preparation
+from shortcut_cli.tokenizers import tokenization
 from shortcut_cli.tokenizers.midi import MidiTokenizer
 from shortcut_cli.tokenizers.scanning import Scanner
 
@@ -57,6 +58,7 @@ def material(tmp_path_factory):
 KILLED = """
 import os, signal, sys
 from shortcut_cli.stages import preparation
+from shortcut_cli.tokenizers import tokenization
 from shortcut_cli.tokenizers.scanning import Scanner
 from shortcut_cli.__main__ import main
 
@@ -69,7 +71,7 @@ def dies(self, source, result):
     left.append(source)
 
 Scanner.leave = dies
-preparation.workers.in_order = lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
+tokenization.workers.in_order = lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs)
 sys.argv[1:] = sys.argv[2:]
 main()
 """
@@ -254,7 +256,7 @@ def test_a_reason_that_may_pass_is_not_kept(material, tmp_path, monkeypatch):
 
     def fails(self, source):
         if source.relative == "004.txt":
-            raise preparation.Rejected("took too long", passing=True)
+            raise tokenization.Rejected("took too long", passing=True)
         return found(self, source)
 
     with monkeypatch.context() as patch:

@@ -11,7 +11,11 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +25,9 @@ from shortcut_cli.data.objects import Object
 ENTRY = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{64})\n")
 KEY_BYTES, HASH_BYTES = 16, 32
 RACY_S = 2.0  # file systems keep times to this much, at worst
+AT_ONCE = 1 << 12  # files that are given to threads at once: each waits in a future of its own
+
+Result = TypeVar("Result")
 
 
 class Hashes:
@@ -127,3 +134,9 @@ def _link(path: Path, kept: Path) -> None:
     """Make a path lead to a file, whatever a killed process has left in its place."""
     path.unlink(missing_ok=True)
     path.symlink_to(os.path.relpath(kept, path.parent))
+
+
+def in_threads(pool: ThreadPoolExecutor, work: Callable[[int], Result], count: int) -> Iterator[Result]:
+    """work(number) of each of so many files, in order."""
+    blocks = (range(count)[first : first + AT_ONCE] for first in range(0, count, AT_ONCE))
+    return chain.from_iterable(pool.map(work, block) for block in blocks)

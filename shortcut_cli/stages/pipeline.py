@@ -13,6 +13,7 @@ import numpy as np
 from shortcut_cli import files, registry
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import EvalConfig, Recipe, SampleConfig
+from shortcut_cli.data.rejects import described
 from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Note, Parts, Report, Sampled
@@ -24,7 +25,7 @@ from shortcut_cli.kept import scores
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.stages import attention, early, sampling, stores
 from shortcut_cli.stages.evaluation import check_tokenizer, evaluate
-from shortcut_cli.stages.preparation import described, prepare, tokenize
+from shortcut_cli.stages.preparation import prepare, tokenize
 from shortcut_cli.stages.sampling import sample
 from shortcut_cli.stages.training import train
 from shortcut_cli.tokenizers.base import Tokenizer
