@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TEXT_SETTINGS
 
 import shortcut_cli
 
@@ -225,6 +226,27 @@ def test_a_run_is_opened_and_models_are_counted_without_torchs_compiler(text_run
         "for name in registry.MODELS: baselines.size(reading.read('text-tiny', [f'model.name={name}']), 100)\n"
         "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
     )
+    run_fresh(code)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_that_stops_and_goes_on_loads_no_compiler(text_run, tmp_path, optimizer):
+    keys = [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", f"train.optimizer={optimizer}", "train.steps=4"]
+    code = f"""if True:
+        import sys
+        from contextlib import nullcontext
+        from pathlib import Path
+        from shortcut_cli.config import reading
+        from shortcut_cli.errors import Interrupted
+        from shortcut_cli.stages.training import train
+        config, folder = reading.read("text-tiny", {keys!r}), Path({str(tmp_path / "run")!r})
+        how = {{"device": "cpu", "resume": "auto", "report": lambda event: None}}
+        try:
+            train(config, folder, stop=nullcontext(lambda: 75), **how)
+        except Interrupted:
+            train(config, folder, stop=nullcontext(lambda: None), **how)
+        assert (folder / "run.pt").exists()
+        assert not {{"torch._dynamo", "sympy"}} & set(sys.modules)"""
     run_fresh(code)
 
 

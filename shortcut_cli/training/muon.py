@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shortcut_cli.kernels import bf16
-from shortcut_cli.training import sharded
+from shortcut_cli.training import eager, sharded
 from shortcut_cli.training.parallel import ALONE
 
 # Of a x + b x^3 + c x^5, one after the other: the first three of the five of Amsel et al. 2025 (Polar Express, arXiv
@@ -74,7 +74,7 @@ def scale(shape: Sequence[int]) -> float:
     return math.sqrt(max(1.0, outputs / inputs))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(eager.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay.
 
     groups: of parameters with one shape each; `parts` says how many matrices, one below the other, each holds.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shortcut_cli.config.schema import ScheduleConfig, TrainConfig
-from shortcut_cli.training import sharded
+from shortcut_cli.training import eager, sharded
 from shortcut_cli.training.muon import Muon
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -25,7 +25,7 @@ def adamw(
     others: Collection[str] = (),
     decays: Mapping[str, bool] | None = None,
     rates: Mapping[str, float] | None = None,
-) -> torch.optim.AdamW:
+) -> eager.AdamW:
     """AdamW with weight decay on matrices only, fused (CPU and CUDA support that).
 
     routers: name endings of parameters that get no weight decay and `router_lr` times the learning rate. others: names
@@ -44,7 +44,7 @@ def adamw(
         | ({} if scale is None else {"scale": scale})
         for (decay, scale), parameters in groups.items()
     ]
-    return torch.optim.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    return eager.AdamW(settings, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 Value = TypeVar("Value")
