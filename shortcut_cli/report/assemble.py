@@ -18,6 +18,7 @@ MAKERS: dict[str, list[Maker]] = {
     "comparison": [comparison.sections],
     "codec": [codec.sections],
     "shards": [shards.sections, shards.documents],
+    "samples": [samples.of_folder],
 }
 # What the page of a single folder is of.
 TITLES: dict[str, Callable[[Path], str]] = {
@@ -25,6 +26,7 @@ TITLES: dict[str, Callable[[Path], str]] = {
     "comparison": comparison.title,
     "codec": lambda folder: f"Codec: {names.of_folder(folder)}",
     "shards": lambda folder: f"Shards: {names.of_folder(folder)}",
+    "samples": lambda folder: f"Samples: {names.of_folder(folder)}",
 }
 # What a folder is, by the first of these files that is in it.
 FILES = {
@@ -34,7 +36,7 @@ FILES = {
     "compare.json": "comparison",
     "manifest.json": "shards",
 }
-GIVE = "give folders of runs, comparisons, codecs or shards, or the folder of a demo"
+GIVE = "give folders of runs, comparisons, codecs, shards or samples, or the folder of a demo"
 
 
 def found(path: Path) -> list[tuple[str, Path]]:
@@ -51,6 +53,8 @@ def found(path: Path) -> list[tuple[str, Path]]:
         runs = sorted(each.parent for each in path.glob("runs/*/*/run.pt"))
         if runs:
             return [("run", each) for each in runs]
+    if samples.is_folder(path):
+        return [("samples", path)]
     state = "holds nothing to report on" if path.is_dir() else "is a file" if path.exists() else "does not exist"
     raise UsageError(f"{path} {state}", GIVE)
 
