@@ -777,12 +777,13 @@ def sample(
         listed = [str(path) for path in paths]
         if stream:
             console.end_stream(*listed)  # before anything else is shown on the line of its last word
-        page = _refreshed_with(Path(listed[0]).parent, no_report, report)
+        page = _refreshed_with(Path(listed[0]).parent, no_report, report) if listed else {}
     written = endings.of_samples(listed)
     if not stream:
         console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json, written=_all(written, page))
     then = endings.after_sample(ckpt, endings.model_of(ckpt)) if ckpt else []
-    _end(Path(listed[0]).parent, written, then, page=page, as_json=as_json, said=endings.of_results({}, listed))
+    folder = Path(listed[0]).parent if listed else ""
+    _end(folder, written, then, page=page, as_json=as_json, said=endings.of_results({}, listed))
 
 
 @app.command(

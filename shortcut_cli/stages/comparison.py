@@ -27,9 +27,9 @@ from shortcut_cli.inference import floors
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.registry import Match
+from shortcut_cli.report import assemble
 from shortcut_cli.report.comparison import to_sample
 from shortcut_cli.report.page import attempted
-from shortcut_cli.stages import reporting
 from shortcut_cli.training.loop import Stop
 
 
@@ -150,7 +150,7 @@ def commands(out: Path) -> list[str]:
 
 def _page(out: Path) -> dict[str, str]:
     """Write the page, see `attempted`."""
-    return attempted(lambda: reporting.write([out])["report"])
+    return attempted(lambda: assemble.write([out])["report"])
 
 
 def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:
