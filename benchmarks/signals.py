@@ -42,7 +42,7 @@ CODEC = ["train.steps=6", "train.eval_every=3", "train.log_every=1", "train.batc
 # Times and paths differ between equal runs; so do the states of zip files that hold times.
 VOLATILE = re.compile(r'"(seconds|tokens_per_s|tokens_per_second|peak_mb|step_seconds)": [^,}\n]*')
 TRAININGS = {"train", "run", "compare", "codec", "demo"}
-IGNORED = {".shortcut", "output.txt", "cost.json", "compare.json", "compare.html", "resume.prev.pt", "resume.pt"}
+IGNORED = {".shortcut", "output.txt", "cost.json", "compare.json", "report.html", "resume.prev.pt", "resume.pt"}
 
 
 def sets(settings):

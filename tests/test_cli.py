@@ -688,6 +688,12 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
         ("embedding", 4.0, 0.5, 0.25, None, None, None),
         ("layer 1", 1.5, 0.75, 0.125, 6.0, 7.0, 0.3),
     ]
+    for entry in (source, result["all_sources"]):  # of one window there is nothing to shuffle with, and no interval
+        entry |= {kind: {"nats_per_token": 0.5, "interval_95": None} for kind in ("masked", "mean_ablated")}
+        entry["shuffled"] = None
+    shown = tables.attention(Path("o"), result | {"sources": [source]})
+    assert [str(one.header) for one in shown.columns] == ["source", "weight", "back", "masked", "ablated"]
+    assert "nats per token; of one window, so there is no interval" in str(shown.title)
 
 
 def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
@@ -712,7 +718,7 @@ def test_the_options_of_run_reach_its_stage(monkeypatch, capsys):
 
 def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     result = {"schema_version": 2, "contrasts": [{"verdict": "first"}, {"verdict": "second"}]}
-    result |= {"gate": {"open": True}, "notices": ["A/A"], "report": "c/compare.html"}
+    result |= {"gate": {"open": True}, "notices": ["A/A"], "report": "c/report.html"}
     calls = replaced(monkeypatch, comparison, "compare", result)
     monkeypatch.setattr(compared, "headings", lambda _: ("arm", "nats"))
     monkeypatch.setattr(compared, "rows", lambda _: [("gpt", 1.5)])
@@ -724,7 +730,7 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
     call(*base, "--device", "cpu")
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-3:] == ["A/A", "first", "second"]
-    assert shown.err.splitlines()[-1] == "Page: c/compare.html"
+    assert shown.err.splitlines()[-1] == "Page: c/report.html"
     assert "shortcut sample --ckpt comparisons/text-tiny/runs/gpt-s1" in shown.err.splitlines()
     laddered = ("--ladder", "48, 8x72,24", "--contrast", "moda : gpt", "--contrast", "gpt:moda", "--most-seeds", "9")
     call(*base, "--device", "cpu", *laddered)

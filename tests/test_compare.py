@@ -37,6 +37,8 @@ from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import CheckFailed, Interrupted, Missing, ShortcutError, UsageError
 from shortcut_cli.events import Part, Progress
 from shortcut_cli.kept import scores
+from shortcut_cli.report import assemble
+from shortcut_cli.report.page import MARKER
 from shortcut_cli.stages import comparison, runs
 
 
@@ -66,7 +68,7 @@ def _compare(text_run, folder):
 def test_every_arm_stands_against_a_baseline_of_its_size(compared):
     folder, _, printed = compared
     result = json.loads(printed)
-    assert folder / result.pop("report") == folder / "c" / "compare.html"
+    assert folder / result.pop("report") == folder / "c" / "report.html"
     written = {str(folder / path) for path in result.pop("written")}
     assert written == {str(path) for path in (folder / "c").rglob("*") if path.is_file() and path.name[0] != "."}
     assert result == json.loads((folder / "c" / "compare.json").read_text())
@@ -117,7 +119,7 @@ def test_what_a_comparison_says_of_its_runs_lies_in_their_folders(compared):
 
 def test_the_page_needs_nothing_else(compared):
     folder, _, printed = compared
-    html = (folder / "c" / "compare.html").read_text()
+    html = (folder / "c" / "report.html").read_text()
     for entry in json.loads(printed)["contrasts"]:
         assert entry["verdict"] in html
     assert not re.findall(r"\s(?:src|href)=[\"'](?!#)|url\(|@import", html)
@@ -130,7 +132,7 @@ def test_floors_are_in_every_table_and_computed_once(scripted):
     assert result["floors"]["scores"] == {"5-gram": {"nats_per_token": 3.0, "bits_per_unit": 6.5}}
     *_, last = arms_table.rows(result)
     assert last == ("floor: 5-gram", *[None] * (len(arms_table.COLUMNS) - 1), 3.0, 6.5)
-    html = (scripted.out / "compare.html").read_text()
+    html = (scripted.out / "report.html").read_text()
     assert "floor: 5-gram</th>" in html
     assert "that knows 5,000 tokens of the training split" in html
     # Floors that were edited, or of other shards, are made again.
@@ -146,28 +148,29 @@ def test_floors_are_in_every_table_and_computed_once(scripted):
 
 
 def test_samples_of_the_arms_come_by_the_commands_that_are_named(compared, tmp_path):
-    """On the terminal and on the page; what they make is shown by `report`, and by the same compare."""
+    """On the terminal and on the page, which shows at once what each of them makes."""
     folder, command, _ = compared
     command = [part for part in command if part != "--json"]
     shutil.copytree(folder / "c", tmp_path / "c")
     done = shortcut(*command, cwd=tmp_path)
     named = [line for line in done.stderr.splitlines() if line.startswith("shortcut ")]
-    page = (tmp_path / "c" / "compare.html").read_text()
+    page = (tmp_path / "c" / "report.html").read_text()
     (shown,) = re.findall(r'<pre id="sample-[^>]*>(.*?)</pre>', page, re.S)
     assert html.unescape(shown).splitlines() == named
-    assert [line.split()[1] for line in named] == [*["sample"] * (len(named) - 1), "report"]
-    assert len(named) >= 3
-    for line in named:
-        few = ["--tokens", "5"] if " sample " in line else []
-        shortcut(*shlex.split(line)[1:], *few, cwd=tmp_path)
+    assert {line.split()[1] for line in named} == {"sample"}
+    assert len(named) >= 2
     assert "no samples yet" in page
     assert 'class="beside"' not in page
+    for number, line in enumerate(named, 1):
+        made = shortcut(*shlex.split(line)[1:], "--tokens", "5", cwd=tmp_path)
+        assert made.stderr.splitlines()[-1] == "Page: c/report.html"
+        page = (tmp_path / "c" / "report.html").read_text()
+        assert 'class="beside"' in page
+        assert page.count('<figure class="sample">') >= number
+        assert ("no samples yet" in page) is (number < len(named))
     done = shortcut(*command, cwd=tmp_path)
     assert not [line for line in done.stderr.splitlines() if line.startswith("shortcut ")]
-    for name in ("report.html", "compare.html"):
-        page = (tmp_path / "c" / name).read_text()
-        assert 'class="beside"' in page
-        assert "no samples yet" not in page
+    assert (tmp_path / "c" / "report.html").read_text() == page
 
 
 def test_a_second_time_trains_nothing_and_another_recipe_is_refused(compared):
@@ -544,7 +547,7 @@ def tuned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         script = Scripted(monkeypatch, tmp_path_factory.mktemp("tuned"))
         result = script(*ASKED, lrs=RATES, pairs=[("shortcut", "shortcut_local")])
-        assert result.pop("report") == str(script.out / "compare.html")
+        assert result.pop("report") == str(script.out / "report.html")
     return json.dumps(result), script
 
 
@@ -1325,15 +1328,15 @@ def test_the_table_on_the_screen_has_the_means_over_seeds():
 def test_a_page_that_cannot_be_written_fails_no_comparison(monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(sys, "excepthook", lambda *bug: told.append(bug[0]))
-    monkeypatch.setattr(comparison, "page_of", lambda _: 1 / 0)
+    monkeypatch.setattr(assemble, "html", lambda _: 1 / 0)
     assert comparison._page(tmp_path) == {"no_report": "ZeroDivisionError: division by zero"}
-    monkeypatch.setattr(comparison, "page_of", lambda _: "page")
-    assert comparison._page(tmp_path) == {"report": str(tmp_path / "compare.html")}
-    assert (tmp_path / "compare.html").read_text() == "page"
-    (tmp_path / "compare.html").unlink()
-    (tmp_path / "compare.html").mkdir()
-    assert "compare.html" in comparison._page(tmp_path)["no_report"]
-    assert told == [ZeroDivisionError]  # a bug keeps its traceback, an error of the system needs none
+    monkeypatch.setattr(assemble, "html", lambda _: f"{MARKER}>")
+    for _ in range(2):  # it is replaced by itself
+        assert comparison._page(tmp_path) == {"report": str(tmp_path / "report.html")}
+    (tmp_path / "report.html").write_text("of the user")
+    assert "no page that `shortcut report` wrote" in comparison._page(tmp_path)["no_report"]
+    assert (tmp_path / "report.html").read_text() == "of the user"
+    assert told == [ZeroDivisionError]  # a bug keeps its traceback, a file of the user needs none
 
 
 @pytest.mark.parametrize("options", [{"lrs": (1e-3, 2e-3)}, {"match": "none"}], ids=str)

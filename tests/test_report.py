@@ -418,7 +418,7 @@ def test_a_result_of_codec_eval_is_kept_for_its_codec(tmp_path):
     codec_scores.keep(tmp_path, RESULT, "a" * 64)
     assert codec_scores.find(tmp_path, "b" * 64) is None
     assert codec_scores.find(tmp_path, "a" * 64)["files"] == 2
-    assert "1.5 0.5 Opus 6 0.25" in words(assemble.html([tmp_path]))
+    assert "1.5 0.50 Opus 6.0 0.25" in words(assemble.html([tmp_path]))
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", codec_scores.NAME])
@@ -481,3 +481,99 @@ def test_numbers_beyond_any_measure_are_not_drawn():
 def test_counts_have_whole_ticks():
     for most, expected in ((2, [0, 1, 2]), (1, [0, 1]), (4, [0, 1, 2, 3, 4]), (40, [0, 10, 20, 30, 40])):
         assert chart.whole_values(Axis("documents", 0.0, most * 1.05)) == expected
+
+
+# Tables.
+
+
+def heads(made):
+    return re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", made)
+
+
+def column(made, heading):
+    return re.findall(rf'data-label="{heading}">(.*?)</td>', made)
+
+
+def test_a_column_that_holds_nothing_is_left_out():
+    rows = [("a", None, page.UNKNOWN, "", 0, 0.0, False), ("b", None, None, page.UNKNOWN, None, None, None)]
+    made = page.table(("name", "none", "unknown", "empty", "zero", "nothing", "no"), rows)
+    assert heads(made) == ["name", "zero", "nothing", "no"]
+    assert column(made, "zero") == ["0", ""]
+    assert page.table(("name", "none"), [("a", None)]) == ""  # names alone say nothing
+    assert heads(page.table(("name", "other"), [])) == ["name", "other"]
+    assert heads(page.table(("name",), [("a",)])) == ["name"]
+
+
+def test_numbers_of_a_column_have_as_many_decimals_and_a_minus():
+    rows = [("0.5", 1.73, [1.5, 2.25], -0.5), ("2", -2.125, None, math.nan)]
+    made = page.table(("name", "loss", "interval", "strange"), rows)
+    assert re.findall(r'role="rowheader">(.*?)<', made) == ["0.5", "2"]  # a name is no number
+    assert column(made, "loss") == ["1.730", f"{page.MINUS}2.125"]
+    assert column(made, "strange") == [f"{page.MINUS}0.5", "not finite"]
+
+
+def test_words_stand_to_the_left_and_numbers_to_the_right():
+    rows = [
+        ("a", "gpt 4x96", "12 s", f"{page.MINUS}0.5", f"[{page.MINUS}1, 2]", page.UNKNOWN, 3, "x"),
+        (*"bc", *"4567", 8, 9),
+    ]
+    made = page.table((*"ABCDEFGH",), rows)
+    assert re.findall(r'<td role="cell" class="words-in" data-label="(.)"', made) == ["B", "B"]
+    assert re.findall(r'columnheader" class="words-in">(.)', made) == ["A", "B"]
+
+
+def test_runs_side_by_side_have_what_is_known_of_them(copied, text_run):
+    runs = [run_data.read(copied / name) for name in ("gpt", "shortcut")]
+    labels = {str(one.folder): one.name for one in runs}
+    made = str(several._overview(runs, labels))
+    assert [len(heads(part)) for part in made.split("<thead")[1:]] == [6, 6]
+    scores = [one.scores["test"] for one in runs]
+    assert column(made, "test") == [f"{score['nats_per_token']:.4f}" for score in scores]
+    assert column(made, "95 % interval") == ["[{:.4f},\u00a0{:.4f}]".format(*score["interval_95"]) for score in scores]
+    for name in ("gpt", "shortcut"):
+        (copied / name / "eval.json").unlink()
+    made = str(several._overview([run_data.read(copied / name) for name in ("gpt", "shortcut")], labels))
+    assert next(heads(part) for part in made.split("<thead")[1:]) == ["run", "validation"]
+    assert "test" not in made.partition("<thead")[0]
+    assert "Counted" not in made
+
+
+def test_a_single_value_is_said_and_not_drawn():
+    line = {"step": 7.0, "tokens": 70.0, "seconds": 1.0, "flops": 9.0}
+    one = curves.Curve("gpt <b>", [line], [2.5], chart.Style(0))
+    two = curves.Curve("conv", [line, line | {"step": 14.0}], [2.25, math.nan], chart.Style(1))
+    made = curves.panels("a", {"validation loss": [one, two]})
+    assert (
+        words(made)
+        == "Validation loss: gpt <b> 2.5 at step 7, conv 2.25 at step 7. One value each: there is no curve to draw."
+    )
+    assert "<svg" not in made
+    more = curves.Curve("conv", two.lines, [2.25, 2.0], chart.Style(1))
+    made = curves.panels("a", {"validation loss": [one, more], "rate": [one]})
+    assert made.count('class="chart-plot"') == 4  # on every axis
+    assert "Rate: 2.5 at step 7." in words(made)
+    assert words(curves.panels("a", {"rate": []})) == "Nothing is logged yet."
+
+
+def test_a_split_of_one_document_has_no_histogram(copied, monkeypatch):
+    opened = shards.shards.Shards(copied / "shards")
+    made = str(shards._lengths(opened))
+    assert made.count('class="chart-plot"') == 3
+    real = type(opened).split
+
+    def one_in_test(self, name):
+        return SimpleNamespace(document_tokens=lambda: np.array([37])) if name == "test" else real(self, name)
+
+    monkeypatch.setattr(type(opened), "split", one_in_test)
+    made = str(shards._lengths(opened))
+    assert made.count('class="chart-plot"') == 2
+    assert "test 1 37 37 37 37 37" in words(made)
+
+
+def test_documents_are_named_by_their_files(copied):
+    text = words(assemble.html([copied / "shards"]))
+    lines = [json.loads(line) for line in (copied / "shards" / "documents.jsonl").read_text().splitlines()]
+    train = [line["source"] for line in lines if line["split"] == "train"]
+    for number in range(3):
+        index = number * len(train) // 3
+        assert f"document {index + 1} : {train[index]}; one of {len(train)} in the train split" in text

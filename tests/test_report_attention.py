@@ -400,3 +400,21 @@ def test_an_excerpt_of_impossible_values_is_a_sentence(tmp_path, key, value):
 def test_what_is_no_character_is_replaced(tmp_path):
     written(tmp_path, SHARES, {"texts": ["a ", "\ud800", "\n", "<i>"]})
     assert ">?</span>" in page.render("\udcff", attention.sections(tmp_path)).encode().decode()
+
+
+def test_a_table_of_one_window_promises_no_interval(tmp_path):
+    one = [
+        entry | {"shuffled": None, "masked": cost(0.5, None), "mean_ablated": cost(1.0, None)} for entry in sources()
+    ]
+    whole = {"masked": cost(9.0, None), "shuffled": None, "mean_ablated": cost(2.0, None)}
+    text = shown(written(tmp_path / "a", SHARES, {}, sources=one, all_sources=whole, windows=1))
+    caption = "Loss that is added if a source is masked or mean-ablated, nats per token"
+    assert f"<caption>{caption}</caption>" in text
+    assert "There is only one window" in text
+    text = shown(written(tmp_path / "b", SHARES, {}))
+    assert "masked, shuffled (that of another window) or mean-ablated, nats per token, with 95 % intervals" in text
+    assert "only one window" not in text
+
+
+def sources():
+    return [{"source": name, "attention_weight": 0.3, "attention_weight_by_head": [0.2, 0.4]} for name in NAMES]

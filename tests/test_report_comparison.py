@@ -17,7 +17,7 @@ import pytest
 import results
 
 from shortcut_cli.errors import CheckFailed
-from shortcut_cli.report import chart, compared, comparison, page
+from shortcut_cli.report import assemble, chart, compared, comparison, page
 from shortcut_cli.report.axis import Axis
 
 HOSTILE = "a<script>alert(1)</script>&\"'\u202e\x1b[2J\x9b\U0001f3b5"
@@ -242,14 +242,16 @@ def test_differences_are_drawn_in_nats_and_in_bits(show):
         percent(line, "x1") for line in classed(section, "zero")
     }
     near(sorted(map_(nats, margins)), [-0.005, 0.005])
-    sizes, tests = section.findall(".//table")
+    sizes, in_bits, tests, gains = section.findall(".//table")
     assert cells(sizes)["conv \u2212 the ladder"] == {
         "nats per token": "\u22120.0417",
         "95 % interval": "[\u22120.0617, \u22120.0217]",
-        "bits per note": "\u22120.0729",
-        "95 % interval, bits": "[\u22120.1079, \u22120.0379]",
         "95 % over documents": "[\u22120.0717, \u22120.0017]",
         "seeds won": "2 of 3",
+    }
+    assert cells(in_bits)["conv \u2212 the ladder"] == {
+        "bits per note": "\u22120.0729",
+        "95 % interval, bits": "[\u22120.1079, \u22120.0379]",
     }
     assert cells(tests)["conv \u2212 the ladder"] == {
         "p": "0.0112",
@@ -257,6 +259,8 @@ def test_differences_are_drawn_in_nats_and_in_bits(show):
         "level": "0.025",
         "detectable, nats": "0.0321",
         "p of equivalence": "0.9",
+    }
+    assert cells(gains)["conv \u2212 the ladder"] == {
         "compute-equivalent gain": "1.23",
         "95 % of the gain": "[1.1, beyond]",
     }
@@ -270,7 +274,7 @@ def cells(table):
 
 
 def test_tables_have_thousands_units_and_means(show):
-    losses, costs = (cells(table) for table in show(made())["losses"].findall(".//table"))
+    losses, shapes, costs = (cells(table) for table in show(made())["losses"].findall(".//table"))
     assert losses["conv"] == {
         "nats per token": "3.2030",
         "95 % interval": "[3.1700, 3.2460]",
@@ -279,12 +283,14 @@ def test_tables_have_thousands_units_and_means(show):
         "seeds": "3",
     }
     assert losses["floor: 5-gram"]["bits per note"] == "5.9000"
-    assert costs["conv"] == {
+    assert shapes["conv"] == {
         "layers": "4",
         "width": "1,064",
         "feed-forward": "4,256",
         "learning rate": "0.00234",
         "parameters": "1,234,568",
+    }
+    assert costs["conv"] == {
         "FLOPs per token": "2,600,000",
         "tokens/s": "14,322",
         "peak MB": "2,322",
@@ -545,7 +551,7 @@ def test_names_and_sentences_are_inert(tmp_path):
         result["arms"][1]["diverged"] = {words: words}
         result |= {"notices": [words], "split": words, "shards": words}
         (tmp_path / "compare.json").write_text(json.dumps(result))
-        made_page = comparison.page_of(tmp_path)
+        made_page = assemble.html([tmp_path])
         found = Tags()
         found.feed(made_page)
         return made_page, found
@@ -720,7 +726,6 @@ def test_the_page_has_the_commands_for_the_samples_that_arms_lack(tmp_path, show
     section = show(made())["samples"]
     places = [str(tmp_path / "runs" / name) for name in ("gpt-s2", "conv-s1")]
     wanted = [["shortcut", "sample", "--ckpt", place, "-n", "4"] for place in places]
-    wanted.append(["shortcut", "report", str(tmp_path)])
     assert [shlex.split(line) for line in section.find(".//pre").text.splitlines()] == wanted
     assert comparison.to_sample(tmp_path) == section.find(".//pre").text.splitlines()
     assert "The arms have no samples yet" in text(section)
@@ -754,7 +759,7 @@ def test_two_comparisons_fit_into_one_page(tmp_path):
 
 def test_the_page_has_our_style_sheet_and_the_names_of_the_arms(tmp_path):
     (tmp_path / "compare.json").write_text(json.dumps(made()))
-    made_page = comparison.page_of(tmp_path)
+    made_page = assemble.html([tmp_path])
     assert (
         f"<title>Comparison: {tmp_path.parent.name}/{tmp_path.name}, gpt, conv at 6x64 on midi (shards/music)</title>"
         in made_page
@@ -767,3 +772,31 @@ def test_a_sentence_on_a_page_has_the_minus_of_its_tables():
     assert compared.sentence(said) == (
         "No verdict on gpt-5x96 against a-2 (\u22120.0503 nats per token, \u22120.1 to 1e-3, [\u22122, +3]); lr-1."
     )
+
+
+def test_what_no_arm_has_gets_no_column_and_no_explanation(show):
+    result = made()
+    for row in result["arms"]:
+        row["nats_per_token_interval_95"] = None
+        del row["peak_mb"]
+    section = show(result)["losses"]
+    names = {text(head) for table in section.findall(".//table") for head in table.find("thead").iter("th")}
+    explained = {text(term) for term in section.iter("dt")}
+    for gone in ("95 % interval", "peak MB"):
+        assert gone not in names | explained
+    assert {"spread over seeds", "tokens/s"} <= names & explained
+    assert "floor" in explained  # of no column
+
+
+def test_arms_that_were_validated_once_have_no_curves(show):
+    result = made()
+    for row in result["arms"]:
+        row["curve"] = row["curve"][-1:]
+    section = show(result)["curves"]
+    assert not classed(section, "chart-plot")
+    assert "Each arm was validated once, so there are no curves" in text(section)
+    assert cells(section.find(".//table"))
+    result = made()
+    for row in result["arms"][1:]:
+        row["curve"] = row["curve"][-1:]
+    assert len(classed(show(result)["curves"], "chart-plot")) == 3

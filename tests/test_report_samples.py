@@ -15,17 +15,19 @@ import numpy as np
 import pretty_midi
 import pytest
 import soundfile
-from conftest import quiet
+from conftest import quiet, shortcut
 from PIL import Image
 
 from shortcut_cli import files
 from shortcut_cli.data import shards
 from shortcut_cli.data.shards import Shards
+from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.formatting import to_json
 from shortcut_cli.inference import runs
 from shortcut_cli.inference.prompts import Given
-from shortcut_cli.report import documents, media, music, page, run_data, samples, spectrum, synth, tracks
+from shortcut_cli.report import assemble, documents, media, music, page, run_data, samples, spectrum, synth, tracks
 from shortcut_cli.report.axis import Axis
-from shortcut_cli.stages import pipeline
+from shortcut_cli.stages import pipeline, reporting
 
 RATE = synth.RATE_HZ
 
@@ -344,7 +346,7 @@ class TestSamples:
         sound, rate = soundfile.read(decoded(re.search('<audio [^>]*src="([^"]*)"', found)[1], "audio/mpeg"))
         assert len(sound) / rate == pytest.approx(1.5, abs=0.001)
         assert (re.search('data-low="(.*?)" data-high="(.*?)"', found).groups()) == ("0.0", "1.5")
-        assert '<div class="given" style="width:25.00%">' in found
+        assert '<div class="given early" style="width:25.00%">' in found
         assert found.count('role="img" aria-label="') >= 2
 
     def test_music_is_played_for_as_long_as_it_is_drawn(self, tmp_path, song):
@@ -419,7 +421,7 @@ class TestHeldOut:
     def test_samples_beside_one_document_have_parts_of_it(self, text_run, run):
         settings = ["sample.n=6", "sample.tokens=9", "sample.seed=5"]
         pipeline.draw(run / "run.pt", None, Given(), settings, None, device="cpu", report=quiet)
-        captions = re.findall(r"of the test split, decoded from [^<]*", shown(run))
+        captions = re.findall(r"in the test split, decoded from [^<]*", shown(run))
         count = len(Shards(text_run / "shards").split("test").document_tokens())
         assert count < 6
         assert any(re.search(r"tokens \d+ to \d+ of its", caption) for caption in captions)
@@ -427,11 +429,14 @@ class TestHeldOut:
     def test_a_document_is_long_enough_if_there_is_one(self):
         found = object.__new__(documents.Documents)
         found.lengths = [10, 50, 20, 60]
-        assert [found.like(30, number) for number in range(3)] == [1, 3, 1]
-        assert found.like(50, 0) == 3
-        assert found.like(100, 5) == 3
+        assert found.like(30, {}) == 1
+        assert found.like(30, {1: 1}) == 3
+        assert found.like(30, {1: 1, 3: 1}) == 1
+        assert found.like(30, {1: 2, 3: 1}) == 3
+        assert found.like(50, {3: 7}) == 3
+        assert found.like(100, {3: 7}) == 3
         found.lengths = []
-        assert found.like(3, 0) is None
+        assert found.like(3, {}) is None
 
     def test_the_cache_keeps_only_what_was_used_last(self, tmp_path, monkeypatch):
         monkeypatch.setattr(documents, "MOST_KEPT", 3)
@@ -499,3 +504,122 @@ def test_all_of_a_text_is_shown(tmp_path):
     shown = str(samples._figure(tmp_path / "a.txt", "a.txt", "", samples.Given(), "a.txt"))
     assert (words * 2)[: samples.MOST_CHARACTERS] in shown
     assert "10,000 more characters" in shown
+
+
+class TestNames:
+    """Of documents: those of the files that they are from."""
+
+    LINES = (
+        {"source": 'a "split": "test" <b>.txt', "split": "train"},
+        {"source": "b.jsonl", "split": "test", "line": 5},
+        {"source": "c.mid", "split": "test", "variant": "up 2"},
+        {"source": "d.txt", "split": "val"},
+    )
+
+    @pytest.fixture
+    def opened(self, tmp_path):
+        (tmp_path / "documents.jsonl").write_text("".join(to_json(line) + "\n" for line in self.LINES))
+        found = object.__new__(documents.Documents)
+        found.shards, found.name, found.lengths = SimpleNamespace(folder=tmp_path), "test", [10, 10]
+        return found
+
+    def test_a_line_and_a_change_are_named_with_the_file(self, opened):
+        assert [opened.called(index) for index in range(2)] == ["b.jsonl, line 5", "c.mid, up 2"]
+
+    def test_the_name_of_a_file_is_no_split(self, opened):
+        opened.name, opened.lengths = "train", [10]
+        assert opened.called(0) == 'a "split": "test" <b>.txt'
+
+    def test_a_list_that_does_not_fit_is_said(self, opened, tmp_path):
+        opened.lengths = [10, 10, 10]
+        with pytest.raises(CheckFailed, match="lists 2 documents of test, of which there are 3"):
+            opened.called(0)
+        opened.lengths = [10]
+        (tmp_path / "documents.jsonl").write_text('{"split": "test", "source": 3}\n')
+        del opened.__dict__["_lines"]
+        with pytest.raises(CheckFailed, match="its line at byte 0 can't be read"):
+            opened.called(0)
+
+    def test_a_document_whose_name_is_lost_is_shown_all_the_same(self, text_run, tmp_path):
+        shutil.copytree(text_run / "shards", tmp_path / "shards")
+        (tmp_path / "shards" / "documents.jsonl").write_text("")
+        found = html.unescape(str(samples.excerpts(tmp_path / "shards", 1)))
+        assert "from a file that is not known" in found
+        assert 'class="words"' in found
+
+    def test_names_and_long_ones_are_text(self, text_run, tmp_path):
+        shutil.copytree(text_run / "shards", tmp_path / "shards")
+        path = tmp_path / "shards" / "documents.jsonl"
+        evil = "<script>hit=1</script>" + "x" * 300
+        path.write_text(
+            "".join(to_json(json.loads(line) | {"source": evil}) + "\n" for line in path.read_text().splitlines())
+        )
+        found = str(samples.excerpts(tmp_path / "shards", 1))
+        assert "<script" not in found
+        assert html.escape(evil) in found
+
+
+class TestFolderOfItsOwn:
+    @pytest.fixture
+    def run(self, text_run, tmp_path):
+        shutil.copytree(text_run / "gpt", tmp_path / "gpt", ignore=shutil.ignore_patterns("samples", "report.html"))
+        return tmp_path / "gpt"
+
+    def sample(self, run, *more):
+        settings = ["-n", "2", "--tokens", "30", "--seed", "4"]
+        return shortcut("sample", "--ckpt", run, *settings, *more, cwd=run.parent)
+
+    def test_sampling_elsewhere_writes_a_page_of_the_samples(self, run, tmp_path):
+        done = self.sample(run, "--out", "other")
+        assert done.stderr.splitlines()[-1] == "Page: other/report.html"
+        assert not (run / "report.html").exists()
+        made = (tmp_path / "other" / "report.html").read_text()
+        assert made.count('<figure class="sample">') == 4  # with a document beside each
+        for number in range(2):
+            assert f"<strong>sample-4-{number:03d}.txt</strong>" in made
+        for fact in ("gpt/run.pt", files.sha256(run / "run.pt")[:16]):
+            assert f"<dd>{fact}</dd>" in made
+        os.utime(tmp_path / "other" / "report.html", (1, 1))
+        reporting.write([tmp_path / "other"])
+        assert assemble.found(tmp_path / "other") == [("samples", tmp_path / "other")]
+
+    def test_no_page_is_written_over_a_file_of_the_user_or_if_it_is_left_out(self, run, tmp_path):
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "report.html").write_text("mine")
+        done = self.sample(run, "--out", "other")
+        assert "No page was written: other/report.html exists" in done.stderr
+        assert (tmp_path / "other" / "report.html").read_text() == "mine"
+        done = self.sample(run, "--out", "third", "--no-report")
+        assert "Page:" not in done.stderr
+        assert not (tmp_path / "third" / "report.html").exists()
+
+    def test_samples_in_the_run_are_on_the_page_of_the_run(self, run):
+        for more in ([], ["--out", "gpt/samples"]):
+            done = self.sample(run, *more)
+            assert done.stderr.splitlines()[-1].endswith("gpt/report.html")
+            assert not (run / "samples" / "report.html").exists()
+
+    def test_a_checkpoint_that_has_gone_is_said(self, run, tmp_path):
+        self.sample(run, "--out", "other", "--no-report")
+        place = os.path.normpath(tmp_path / "other" / ".." / "gpt" / "run.pt")
+        said = f"No held-out documents are shown: the checkpoint is not at {place}, or has changed."
+        (section,) = samples.of_folder(tmp_path / "other")
+        assert said not in html.unescape(str(section.body))
+        with (run / "run.pt").open("ab") as stream:
+            stream.write(b"x")
+        (section,) = samples.of_folder(tmp_path / "other")
+        assert said in html.unescape(str(section.body))
+        assert str(section.body).count('<figure class="sample">') == 2
+
+    def test_a_folder_with_other_json_is_no_folder_of_samples(self, tmp_path):
+        (tmp_path / "a.json").write_text("{}")
+        (tmp_path / "b.json").write_text("{")
+        with pytest.raises(UsageError, match="holds nothing to report on"):
+            assemble.found(tmp_path)
+
+
+@pytest.mark.parametrize(("share", "early"), [(0.02, True), (0.29, True), (0.31, False), (1.0, False)])
+def test_a_prompt_that_is_short_has_its_label_behind_it(share, early):
+    made = str(tracks.stack([], Axis("seconds", 0.0, 10.0), shaded=10 * share))
+    assert ('class="given early"' in made, ">\u2190 prompt<" in made) == (early, early)
+    assert (">prompt<" in made) is not early

@@ -288,6 +288,20 @@ def _refreshed(folder: Path | None, left_out: bool, report: "Report") -> dict[st
     return reporting.refresh(folder, report)
 
 
+def _refreshed_with(samples: Path, left_out: bool, report: "Report") -> dict[str, str]:
+    """As `_refreshed`, of where samples are shown: the page of their run, or of their own folder if they lie elsewhere.
+
+    If the run is an arm of a comparison, its page too, as "comparison_report".
+    """
+    run = _run_folder(samples) if samples.name == "samples" else None
+    page = _refreshed(run or samples, left_out, report)
+    runs = (run or samples).resolve().parent
+    if run and runs.name == "runs" and (runs.parent / "compare.json").is_file():
+        comparison = runs.parent if run.is_absolute() else Path(os.path.relpath(runs.parent))
+        page |= {f"comparison_{key}": path for key, path in _refreshed(comparison, left_out, report).items()}
+    return page
+
+
 def _run_folder(ckpt: Path) -> Path | None:
     """The run folder that a checkpoint lies in; None if it lies elsewhere."""
     return ckpt.parent if (ckpt.parent / "run.pt").is_file() else None
@@ -366,7 +380,7 @@ def _end(
 ) -> None:
     """The last lines of a success: remarks, where its files are, the next command, and the page that shows the result.
 
-    With --json there are none. page: what `_refreshed` returned.
+    With --json there are none. page: what `_refreshed` or `_refreshed_with` returned.
     """
     if as_json:
         return
@@ -376,10 +390,11 @@ def _end(
         console.note(endings.told(folder, written))
     if then:
         console.note(f"Next: {endings.pasted(then)}", "bold", whole=True)
-    if page and "report" in page:
-        console.note(f"Page: {page['report']}", whole=True)
-    elif page:
-        console.note(f"No page was written: {page['no_report']}", "yellow")
+    for key, value in (page or {}).items():
+        if key.endswith("no_report"):
+            console.note(f"No page was written: {value}", "yellow")
+        else:
+            console.note(f"Page: {value}", whole=True)
 
 
 def _few(paths: Sequence[str]) -> list[str]:
@@ -389,7 +404,7 @@ def _few(paths: Sequence[str]) -> list[str]:
 
 def _all(written: Sequence[str], page: Mapping[str, str]) -> list[str]:
     """Every file that a command wrote, its page too."""
-    return [*dict.fromkeys([*written, *(path for key, path in page.items() if key == "report")])]
+    return [*dict.fromkeys([*written, *(path for key, path in page.items() if not key.endswith("no_report"))])]
 
 
 def _finite(flag: str, given: float, least: float, greatest: float) -> float:
@@ -762,14 +777,13 @@ def sample(
         listed = [str(path) for path in paths]
         if stream:
             console.end_stream(*listed)  # before anything else is shown on the line of its last word
-        page = _refreshed(None if out or ckpt is None else _run_folder(ckpt), no_report, report)
+        page = _refreshed_with(Path(listed[0]).parent, no_report, report) if listed else {}
     written = endings.of_samples(listed)
     if not stream:
         console.result({"samples": listed} | page, "\n".join(listed), as_json=as_json, written=_all(written, page))
-    if ckpt is not None:
-        folder = Path(listed[0]).parent if listed else ckpt.parent
-        then = endings.after_sample(ckpt, endings.model_of(ckpt))
-        _end(folder, written, then, page=page, as_json=as_json, said=endings.of_results({}, listed))
+    then = endings.after_sample(ckpt, endings.model_of(ckpt)) if ckpt else []
+    folder = Path(listed[0]).parent if listed else ""
+    _end(folder, written, then, page=page, as_json=as_json, said=endings.of_results({}, listed))
 
 
 @app.command(
@@ -1051,7 +1065,8 @@ def inspect(
 )
 def write_report(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH", help="Folders of runs, comparisons, codecs, shards, or of a demo.")
+        list[Path],
+        typer.Argument(metavar="PATH", help="Folders of runs, comparisons, codecs, shards, samples, or of a demo."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="The page; default: report.html in the first folder.")
@@ -1059,13 +1074,13 @@ def write_report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page about runs, comparisons, codecs and shards. It needs no network.
+    """Write one HTML page about runs, comparisons, codecs, shards and samples. It needs no network.
 
     A page that an earlier `report` wrote is replaced.
     """
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path} does not exist", "give folders of runs, comparisons, codecs or shards")
+            raise UsageError(f"{path} does not exist", "give folders of runs, comparisons, codecs, shards or samples")
     from shortcut_cli.stages import reporting
 
     with console.Reporter() as report:

@@ -37,7 +37,7 @@ def of_training(folder: Path) -> list[str]:
 
 def of_comparison(folder: Path, split: str) -> list[str]:
     """The files of a comparison, and what it wrote into the folders of its runs: others may have written there too."""
-    found = named(folder, ["compare.html", "compare.json", "comparison.json", "output.txt"])
+    found = named(folder, ["report.html", "compare.json", "comparison.json", "output.txt"])
     for run in sorted((folder / "runs").glob("*/")):
         found += of_training(run) + named(
             run, ["run.toml", "cost.json", "eval.json", f"eval-{split}.npz", "diverged.json"]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +116,11 @@ def attention(folder: Path, result: Result) -> "Table":
     columns += [Column("ablated", 7), Column("ablated 95 %", 8)]
     weight = "attention weight" if result["softmax"] else "weight in the sum"
     title = f"{folder}: {result['tokens']:,} tokens, {result['nats_per_token']:.4f} nats per token"
-    title += (
-        f"\nweight: mean {weight}; back: tokens; masked ...: loss that it adds, nats per token, with 95 % intervals"
-    )
-    return table(title, columns, attention_rows(result))
+    title += f"\nweight: mean {weight}; back: tokens; masked ...: loss that it adds, nats per token"
+    rows = [*attention_rows(result)]
+    known = [any(row[number] is not None for row in rows) for number in range(len(columns))]
+    title += ", with 95 % intervals" if any(known[4::2]) else "; of one window, so there is no interval over windows"
+    return table(title, [*compress(columns, known)], (tuple(compress(row, known)) for row in rows))
 
 
 def layers(result: Result) -> "Table":

@@ -579,6 +579,30 @@ def read_lines(path: Path, is_whole: Callable[[Any], bool]) -> Iterator[dict[str
             yield line
 
 
+def document_lines(path: Path, split: str) -> list[int]:
+    """Where the line of each document of a split begins in documents.jsonl, in bytes."""
+    mark, found, place = f'"split": {json.dumps(split)}'.encode(), [], 0  # in a name its quotes would be escaped
+    with files.regular(path) as stream:
+        for text in iter(lambda: stream.readline(MOST_BYTES + 1), b""):
+            if mark in text:
+                found.append(place)
+            place += len(text)
+    return found
+
+
+def document_at(path: Path, place: int) -> dict[str, Any]:
+    """The line of a document that begins at a place. Raises CheckFailed if it is none."""
+    with files.regular(path) as stream:
+        stream.seek(place)
+        try:
+            line = json.loads(stream.readline(MOST_BYTES))
+        except (ValueError, RecursionError):
+            line = None
+    if not isinstance(line, dict) or not isinstance(line.get("source"), str):
+        raise CheckFailed(f"{path} is damaged: its line at byte {place:,} can't be read", "prepare the folder again")
+    return line
+
+
 def warning(folder: Path, manifest: dict[str, Any]) -> str:
     """A line for whoever uses an unfinished preparation; empty if it is finished."""
     missing = manifest.get("unfinished", 0)

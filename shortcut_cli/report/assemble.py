@@ -1,8 +1,11 @@
 """A page of folders: what kind each is, and whose sections it gets."""
 
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from shortcut_cli import files
 from shortcut_cli.errors import ShortcutError, UsageError
@@ -18,6 +21,7 @@ MAKERS: dict[str, list[Maker]] = {
     "comparison": [comparison.sections],
     "codec": [codec.sections],
     "shards": [shards.sections, shards.documents],
+    "samples": [samples.of_folder],
 }
 # What the page of a single folder is of.
 TITLES: dict[str, Callable[[Path], str]] = {
@@ -25,6 +29,7 @@ TITLES: dict[str, Callable[[Path], str]] = {
     "comparison": comparison.title,
     "codec": lambda folder: f"Codec: {names.of_folder(folder)}",
     "shards": lambda folder: f"Shards: {names.of_folder(folder)}",
+    "samples": lambda folder: f"Samples: {names.of_folder(folder)}",
 }
 # What a folder is, by the first of these files that is in it.
 FILES = {
@@ -34,7 +39,8 @@ FILES = {
     "compare.json": "comparison",
     "manifest.json": "shards",
 }
-GIVE = "give folders of runs, comparisons, codecs or shards, or the folder of a demo"
+HEAD_BYTES = 4096  # of a page, in which its marker is
+GIVE = "give folders of runs, comparisons, codecs, shards or samples, or the folder of a demo"
 
 
 def found(path: Path) -> list[tuple[str, Path]]:
@@ -51,6 +57,8 @@ def found(path: Path) -> list[tuple[str, Path]]:
         runs = sorted(each.parent for each in path.glob("runs/*/*/run.pt"))
         if runs:
             return [("run", each) for each in runs]
+    if samples.is_folder(path):
+        return [("samples", path)]
     state = "holds nothing to report on" if path.is_dir() else "is a file" if path.exists() else "does not exist"
     raise UsageError(f"{path} {state}", GIVE)
 
@@ -97,3 +105,46 @@ def _title(paths: Sequence[Path], every: Sequence[tuple[str, Path]]) -> str:
         return f"{names.of_folder(paths[0])}: {len(every)} {what}"
     each = several.distinct([names.of_folder(folder) for _, folder in every])
     return f"{what.capitalize()}: {', '.join(each)}" if len(each) <= 3 else f"{len(each)} {what}"
+
+
+def write(paths: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+    """Write the page of the folders that `paths` stand for; returns its path, its size and the folders.
+
+    out: default: report.html in the first of the folders. A report that is there is replaced, any other file is not.
+
+    Raises UsageError if a path stands for no folder of ours, or something else is in the way; CheckFailed if the
+    result in a folder is damaged.
+    """
+    place = out or default(paths[0])
+    check_free(place)
+    made = html(paths).encode()
+    if not _holds(place, made):
+        files.make_folder(place.parent)
+        files.write(place, made)
+    return {"report": str(place), "bytes": len(made), "folders": [str(path) for path in paths]}
+
+
+def default(path: Path) -> Path:
+    """The page of a path, in its folder."""
+    return (path if path.is_dir() else path.parent) / files.PAGE
+
+
+def check_free(place: Path) -> None:
+    """Raise UsageError if something is at a path that is no report of ours."""
+    if place.is_dir():
+        raise UsageError(f"{place} is a folder", f"--out {place / files.PAGE}")
+    if os.path.lexists(place) and not _is_report(place):
+        raise UsageError(f"{place} exists, and is no page that `shortcut report` wrote", "choose another --out")
+
+
+def _holds(place: Path, made: bytes) -> bool:
+    """Whether a file has exactly these bytes, so that a command that had nothing to do changes nothing."""
+    return place.is_file() and place.stat().st_size == len(made) and place.read_bytes() == made
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a path is a page of ours, and no link to one."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    with files.regular(path) as stream:
+        return page.MARKER.encode() in stream.read(HEAD_BYTES)

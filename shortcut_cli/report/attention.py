@@ -28,6 +28,7 @@ from shortcut_cli.report.synth import Note
 
 FOLDER, NUMBERS, ARRAYS = "attention", "attention.json", "attention.npz"
 CHANGES = {"masked": "masked", "shuffled": "shuffled", "mean_ablated": "mean-ablated"}
+WAYS = CHANGES | {"shuffled": "shuffled (that of another window)"}  # as a caption has them
 BINS = 400  # of a row of shares
 ROW_PX, HALF, WORDS = 40, 480, 360  # of a row: its height; in thousandths of it how far a value and its tick go
 MOST_BYTES = 256 << 20  # of attention.npz
@@ -296,8 +297,19 @@ def _costs(result: Mapping[str, Any], sources: Sequence[str]) -> Markup:
     for before, row in zip([None, *rows], rows, strict=False):
         row["first"] = before is None or before["source"] != row["source"]
     spans = {row["source"]: sum(other["source"] == row["source"] for other in rows) for row in rows}
-    ticks = [(100 * axis.share(tick), cell(float(tick))) for tick in axis.ticks(4)]
-    return template("costs.html", rows=rows, spans=spans, zero=100 * axis.share(0.0), ticks=ticks)
+    made = {row["kind"] for row in rows}
+    *others, last = [WAYS[key] for key in CHANGES if key in made]
+    return template(
+        "costs.html",
+        rows=rows,
+        spans=spans,
+        zero=100 * axis.share(0.0),
+        ticks=[(100 * axis.share(tick), cell(float(tick))) for tick in axis.ticks(4)],
+        changes=f"{', '.join(others)} or {last}" if others else last,
+        intervals=any(row["known"] for row in rows),
+        shuffled="shuffled" in made,
+        alone=result["windows"] == 1,
+    )
 
 
 def _interval(cost: Mapping[str, Any]) -> dict[str, Any]:

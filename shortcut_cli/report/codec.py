@@ -156,9 +156,9 @@ def _scores(found: Mapping[str, Any]) -> Markup:
 
 
 def _plot(found: Mapping[str, Any], key: str, label: str) -> Markup:
-    """One measure against kbit/s; empty if it was not measured."""
+    """One measure against kbit/s; empty if it was measured at less than two bandwidths: the table has them all."""
     rows = [row for row in found["bandwidths"] if row.get(key) is not None]
-    if not rows:
+    if len(rows) < 2:
         return Markup("")
     opus = [found["opus"]] if found["opus"].get(key) is not None else []
     named = [("this codec", rows), *(("Opus", [row]) for row in opus)]

@@ -56,11 +56,6 @@ def title(folder: Path) -> str:
     return _title(folder, Compared(folder))
 
 
-def page_of(folder: Path) -> str:
-    """The whole page of the comparison in a folder. Raises CheckFailed as `sections` does."""
-    return page.render(title(folder), sections(folder))
-
-
 def _title(folder: Path, found: Compared) -> str:
     """What a comparison is of, in a line: its folder, its arms, their shape, its data."""
     asked = [arm.label for arm in found.arms if arm.role in ("plain", "asked")]
@@ -168,7 +163,7 @@ def _samples(folder: Path, found: Compared) -> Markup | None:
 
 
 def to_sample(folder: Path) -> list[str]:
-    """The commands that make samples of arms that have none, and at last the page that shows them; see `_to_sample`.
+    """The commands that make samples of arms that have none, and show them on the page; see `_to_sample`.
 
     Raises CheckFailed as `sections` does.
     """
@@ -176,7 +171,7 @@ def to_sample(folder: Path) -> list[str]:
 
 
 def _to_sample(folder: Path, found: Compared) -> list[str]:
-    """Commands for a shell, one for the first run of each arm that has no samples, and `report`; [] if none is left.
+    """Commands for a shell, one for the first run of each arm that has no samples; [] if none is left.
 
     Rungs and the twin are left out: they are there to be measured. So are runs that are not in the folder.
     """
@@ -189,7 +184,7 @@ def _to_sample(folder: Path, found: Compared) -> list[str]:
     commands = [shlex.join(["shortcut", "sample", "--ckpt", str(place), "-n", str(each)]) for place in places]
     if not all(command.isprintable() for command in commands):  # what a terminal obeys can't be pasted
         return []
-    return [*commands, shlex.join(["shortcut", "report", str(folder)])] if commands else []
+    return commands
 
 
 def _inside(folder: Path, name: str) -> Path | None:

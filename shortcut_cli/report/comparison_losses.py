@@ -11,7 +11,7 @@ from shortcut_cli.report.chart import Rule, style
 from shortcut_cli.report.compared import FLOPS, LADDER, Arm, Compared, Contrast, Floor, text
 from shortcut_cli.report.comparison_words import (
     FIXED,
-    UNKNOWN,
+    Table,
     axes,
     count,
     decimals,
@@ -24,7 +24,7 @@ from shortcut_cli.report.comparison_words import (
     style_of,
 )
 from shortcut_cli.report.forest import Row, forest
-from shortcut_cli.report.page import MINUS, template
+from shortcut_cli.report.page import MINUS, UNKNOWN, template
 
 NEAR = 1.0  # how many times the width of the losses a floor may be away to be drawn
 ARMS = (
@@ -77,6 +77,7 @@ def losses(found: Compared) -> Markup:
     values = [value for arm in found.arms for value in (*arm.nats, *(arm.interval or ()))]
     axis, beyond = _with_floors(found, around("nats per token, lower is better", values))
     rules = [Rule(floor.nats, f"{floor.name} {decimals(floor.nats)}", "floor") for floor in found.floors]
+    tables = [_results(found, ordered), _facts(found, SHAPES, "Shapes"), _facts(found, COSTS, "Costs")]
     return template(
         "comparison_losses.html",
         plot=forest([_arm_row(found, arm) for arm in ordered], axes(found, axis), "Loss of each arm", rules),
@@ -84,9 +85,8 @@ def losses(found: Compared) -> Markup:
         floors=bool(found.floors),
         trained=found.fact("floors", "trained_tokens"),
         intervals=any(arm.interval for arm in found.arms),
-        results=page.table(*_results(found, ordered)),
-        costs=page.table(*_costs(found)),
-        columns=described(found, ARMS),
+        tables=[page.table(*one) for one in tables],
+        columns=described(found, ARMS, tables),
         folders=[(arm.label, arm.folders) for arm in found.arms if arm.folders],
     )
 
@@ -108,7 +108,7 @@ def _arm_row(found: Compared, arm: Arm) -> Row:
     return Row(arm.label, role(found, arm), style(arm.number), arm.nats, arm.mean, arm.interval, words)
 
 
-def _results(found: Compared, arms: Iterable[Arm]) -> tuple[list[str], list[list[str]], str]:
+def _results(found: Compared, arms: Iterable[Arm]) -> Table:
     heads = ["arm", "nats per token", "95 % interval", "spread over seeds", f"bits per {found.unit}", "seeds"]
     rows = []
     for arm in arms:
@@ -123,12 +123,14 @@ def _results(found: Compared, arms: Iterable[Arm]) -> tuple[list[str], list[list
     return heads, rows, "Losses, the lowest first"
 
 
-COSTS = (
+SHAPES = (
     ("layers", "layers"),
     ("width", "width"),
     ("feed-forward", "ffn"),
-    ("learning rate", "lr"),
     ("parameters", "parameters"),
+    ("learning rate", "lr"),
+)
+COSTS = (
     ("FLOPs per token", FLOPS),
     ("tokens/s", "tokens_per_s"),
     ("peak MB", "peak_mb"),
@@ -136,12 +138,13 @@ COSTS = (
 )
 
 
-def _costs(found: Compared) -> tuple[list[str], list[list[str]], str]:
+def _facts(found: Compared, columns: Sequence[tuple[str, str]], caption: str) -> Table:
+    """A row per arm with facts about it. columns: their names and keys."""
     rows = []
     for arm in found.arms:
-        cells = [(figures if key == "lr" else count)(arm.facts.get(key, math.nan)) for _, key in COSTS]
+        cells = [(figures if key == "lr" else count)(arm.facts.get(key, math.nan)) for _, key in columns]
         rows.append([arm.label, *cells])
-    return ["arm", *(name for name, _ in COSTS)], rows, "Shapes and costs"
+    return ["arm", *(name for name, _ in columns)], rows, caption
 
 
 def differences(found: Compared) -> Markup | None:
@@ -156,14 +159,16 @@ def differences(found: Compared) -> Markup | None:
     rules = [Rule(0.0, "no difference", "zero")]
     if math.isfinite(margin) and margin > 0:
         rules += [Rule(-margin, ""), Rule(margin, f"margin of equivalence, \u00b1{margin:g}")]
+    tables = [_sizes(entries), _in_bits(found, entries), _tests(entries, margin)]
+    tables += [_gains(entries)] if found.ladder else []
     return template(
         "comparison_differences.html",
         plot=forest(
             [_contrast_row(found, one, note) for one, note in entries], axes(found, axis), "Differences", rules
         ),
-        tables=[page.table(*_sizes(found, entries)), page.table(*_tests(found, entries))],
+        tables=[page.table(*one) for one in tables],
         missing=[(one.arm, one.unavailable) for one, _ in entries if one.unavailable],
-        columns=described(found, DIFFERENCES),
+        columns=described(found, DIFFERENCES, tables),
     )
 
 
@@ -186,28 +191,34 @@ def _contrast_row(found: Compared, one: Contrast, note: str) -> Row:
     return Row(_against(one), note, style_of(found, one.arm), one.differences, one.mean, one.interval, words, signed)
 
 
-def _sizes(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
-    """The differences in nats per token and bits per unit: all arms are scored on the same tokens, by one factor."""
-    heads = ["difference", "nats per token", "95 % interval", f"bits per {found.unit}", "95 % interval, bits"]
+def _sizes(entries: Sequence[tuple[Contrast, str]]) -> Table:
+    heads = ["difference", "nats per token", "95 % interval", "95 % over documents", "seeds won"]
     rows = []
     for one, _ in entries:
         wins, seeds = (one.facts.get(key, math.nan) for key in ("wins", "seeds"))
         won = f"{count(wins)} of {count(seeds)}" if math.isfinite(wins) else UNKNOWN
-        cells = [_against(one), signed(one.mean), signed_ends(one.interval), signed(found.factor * one.mean)]
-        rows.append([*cells, signed_ends(_times(one.interval, found.factor)), signed_ends(one.documents), won])
-    return [*heads, "95 % over documents", "seeds won"], rows, "Sizes of the differences"
+        rows.append([_against(one), signed(one.mean), signed_ends(one.interval), signed_ends(one.documents), won])
+    return heads, rows, "Sizes of the differences, nats per token"
 
 
-def _tests(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> tuple[list[str], list[list[str]], str]:
+def _in_bits(found: Compared, entries: Sequence[tuple[Contrast, str]]) -> Table:
+    """The same differences in bits per unit: all arms are scored on the same tokens, by one factor."""
+    factor = found.factor
+    rows = [[_against(one), signed(factor * one.mean), signed_ends(_times(one.interval, factor))] for one, _ in entries]
+    caption = f"The same in bits per {found.unit}"
+    return ["difference", f"bits per {found.unit}", "95 % interval, bits"], rows, caption
+
+
+def _tests(entries: Sequence[tuple[Contrast, str]], margin: float) -> Table:
     heads = ["difference", "p", "p (Holm)", "level", "detectable, nats", "p of equivalence"]
-    heads += ["compute-equivalent gain", "95 % of the gain"] if found.ladder else []
-    rows = []
-    for one, _ in entries:
-        keys = ("p", "p_holm", "level", "detectable", "p_equal")
-        cells = [_against(one), *(figures(one.facts.get(key, math.nan)) for key in keys)]
-        rows.append([*cells, *((figures(one.gain), _gain_ends(one)) if found.ladder else ())])
-    margin = found.fact("margin_nats")
+    keys = ("p", "p_holm", "level", "detectable", "p_equal")
+    rows = [[_against(one), *(figures(one.facts.get(key, math.nan)) for key in keys)] for one, _ in entries]
     return heads, rows, f"Tests; equivalence within {margin:g} nats per token" if math.isfinite(margin) else "Tests"
+
+
+def _gains(entries: Sequence[tuple[Contrast, str]]) -> Table:
+    heads = ["difference", "compute-equivalent gain", "95 % of the gain"]
+    return heads, [[_against(one), figures(one.gain), _gain_ends(one)] for one, _ in entries], "What it is worth"
 
 
 def _gain_ends(one: Contrast) -> str:

@@ -73,7 +73,8 @@ def curves(found: Compared) -> Markup | None:
     batch = found.fact("tokens_per_step")
     y = _later(arms)
     plots = []
-    for name in ("steps", "training FLOPs", "seconds of training"):
+    several = any(sum(math.isfinite(point.loss) for point in arm.curve) > 1 for arm in arms)
+    for name in ("steps", "training FLOPs", "seconds of training") if several else ():
         lines = [_curve(arm, _places(arm, name, batch)) for arm in arms]
         plots.append((name, chart(lines, _since(lines, y, name), y, f"Validation loss by {name}")))
     return template(

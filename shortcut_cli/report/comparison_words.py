@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.chart import Style, style
 from shortcut_cli.report.compared import Arm, Compared, text
-from shortcut_cli.report.page import minus
+from shortcut_cli.report.page import UNKNOWN, filled, minus
 
 ROLES = {
     "plain": "the plain baseline",
@@ -15,7 +15,6 @@ ROLES = {
     "rung": "rung of the ladder",
     "twin": "A/A twin of gpt",
 }
-UNKNOWN = "\u2013"
 FIXED = "\u00a0"  # a space at which no line breaks: an interval is one word
 
 
@@ -53,9 +52,15 @@ def figures(value: float) -> str:
     return minus(f"{value:.3g}") if math.isfinite(value) else UNKNOWN
 
 
-def described(found: Compared, columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What columns mean, with the unit of this comparison."""
-    return [(name.replace("UNIT", found.unit), words.replace("UNIT", found.unit)) for name, words in columns]
+Table = tuple[list[str], list[list[str]], str]  # columns, rows, caption
+
+
+def described(found: Compared, columns: Sequence[tuple[str, str]], tables: Sequence[Table]) -> list[tuple[str, str]]:
+    """What columns mean, with the unit of this comparison, but for columns that all these tables leave out."""
+    named = {column for heads, _, _ in tables for column in heads}
+    kept = {column for heads, rows, _ in tables for column in filled(heads, rows)[0]}
+    every = [(name.replace("UNIT", found.unit), words.replace("UNIT", found.unit)) for name, words in columns]
+    return [(name, words) for name, words in every if name in kept or name not in named]
 
 
 def role(found: Compared, arm: Arm) -> str:

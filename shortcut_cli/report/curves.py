@@ -104,13 +104,37 @@ def of_runs(runs: Sequence[RunData], names: Sequence[str], name: str) -> Markup:
 
 
 def panels(name: str, made: Mapping[str, Sequence[Curve]]) -> Markup:
-    """Plots of the curves under each title, against a choice of axes: each plot and axis that has points."""
-    parts = {}
+    """Plots of the curves under each title, against a choice of axes; in words those that have a single value each."""
+    parts, single = {}, {title: _values(curves) for title, curves in made.items() if not _is_drawn(curves)}
     for words, label, key in AXES:
-        drawn = Markup("").join(_panel(title, curves, label, key) for title, curves in made.items())
+        drawn = Markup("").join(
+            _panel(title, curves, label, key) for title, curves in made.items() if title not in single
+        )
         if drawn:
             parts[words] = page.template("plots.html", plots=drawn)
-    return page.choice(name, "Against", parts) if parts else Markup("<p>Nothing is logged yet.</p>")
+    told = [f"{title[:1].upper()}{title[1:]}: {', '.join(values)}." for title, values in single.items() if values]
+    if not parts and not told:
+        return Markup("<p>Nothing is logged yet.</p>")
+    drawn = page.choice(name, "Against", parts) if parts else Markup("")
+    return drawn + page.template("single.html", sentences=told)
+
+
+def _known(curve: Curve) -> list[tuple[Logged, float]]:
+    return [(line, value) for line, value in zip(curve.lines, curve.values, strict=True) if math.isfinite(value)]
+
+
+def _is_drawn(curves: Sequence[Curve]) -> bool:
+    """Whether one of them has more than one point: a plot of single points looks empty."""
+    return any(len(_known(curve)) > 1 for curve in curves)
+
+
+def _values(curves: Sequence[Curve]) -> list[str]:
+    """The single values of curves, each with its step."""
+    return [
+        f"{curve.label if len(curves) > 1 else ''} {exact(value)} at step {exact(line['step'])}".lstrip()
+        for curve in curves
+        for line, value in _known(curve)
+    ]
 
 
 def _panel(label: str, curves: Sequence[Curve], axis: str, key: str) -> Markup:

@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shortcut_cli import __version__, files, registry
 from shortcut_cli.config import reading
+from shortcut_cli.data import shards
 from shortcut_cli.data.shards import Shards
+from shortcut_cli.errors import CheckFailed
 from shortcut_cli.formatting import to_json
 from shortcut_cli.tokenizers.base import Tokenizer
 
@@ -29,13 +33,39 @@ class Documents:
         """The name of the tokenizer: audio, midi or text."""
         return str(self.shards.tokenizer["name"])
 
-    def like(self, tokens: int, number: int) -> int | None:
-        """A document of at least so many tokens, another for each `number` if there are several; else the longest."""
+    def like(self, tokens: int, used: Mapping[int, int]) -> int | None:
+        """A document of at least so many tokens, the first of those that were used least; else the longest.
+
+        used: how often each document was.
+        """
         if not self.lengths:
             return None
         enough = [index for index, length in enumerate(self.lengths) if length > tokens]
         longest = max(range(len(self.lengths)), key=lambda index: self.lengths[index])
-        return enough[number % len(enough)] if enough else longest
+        return min(enough, key=lambda index: used.get(index, 0)) if enough else longest
+
+    def called(self, index: int) -> str:
+        """The file that a document is from, with the line if the file has several, and how it was changed.
+
+        Raises CheckFailed if documents.jsonl does not list it, OSError if it can't be read.
+        """
+        if len(self._lines) != len(self.lengths):
+            raise CheckFailed(
+                f"{self._list} lists {len(self._lines):,} documents of {self.name}, of which there are "
+                f"{len(self.lengths):,}",
+                "prepare the folder again",
+            )
+        found = shards.document_at(self._list, self._lines[index])
+        line, variant = found.get("line"), found.get("variant")
+        return f"{found['source']}{f', line {line}' if line else ''}{f', {variant}' if variant else ''}"
+
+    @property
+    def _list(self) -> Path:
+        return self.shards.folder / "documents.jsonl"
+
+    @cached_property
+    def _lines(self) -> list[int]:
+        return shards.document_lines(self._list, self.name)
 
     def start(self, index: int, tokens: int, turn: int) -> int:
         """Where in a document the excerpt of so many tokens begins that is shown at its turn, one after another.
@@ -76,11 +106,11 @@ class Documents:
         return self._tokenizer
 
 
-def _options(shards: Shards) -> Any:
+def _options(opened: Shards) -> Any:
     """[tokenizer] that the shards were made with. Raises UsageError if this version does not know it."""
-    made = shards.manifest["request"].get("tokenizer", {})
+    made = opened.manifest["request"].get("tokenizer", {})
     content = reading.read("text-tiny").model_dump() | {"tokenizer": made}  # the rest of it does not matter here
-    return reading.validate(content, f"{shards.folder}/manifest.json").tokenizer
+    return reading.validate(content, f"{opened.folder}/manifest.json").tokenizer
 
 
 def _make_room(folder: Path) -> None:

@@ -21,11 +21,15 @@ from markupsafe import Markup
 from shortcut_cli import __version__, formatting
 from shortcut_cli.errors import ShortcutError
 from shortcut_cli.formatting import shown, visible
+from shortcut_cli.kept.inputs import is_finite
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKER = '<meta name="generator" content="shortcut report'  # in the head of every page of ours
+UNKNOWN = "\N{EN DASH}"  # in a cell of a table
+NOTHING = (None, "", UNKNOWN)
 LONGEST = 1000  # characters of a value that are shown
 MINUS = "\N{MINUS SIGN}"
+NUMERIC = re.compile(rf"[\[{MINUS}+]*\d|{UNKNOWN}$")  # how a number, an interval or a lack of one begins
 NEGATIVE = re.compile(r"((?:^|[\s(\[])(?:[0-9][0-9.]*e)?)-(?=[0-9.])")  # as in -0.5 and 3e-05
 
 
@@ -105,9 +109,34 @@ def key(folder: Path) -> str:
     return f"f{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]}"
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], caption: str = "") -> Markup:
-    """A table whose first column names its rows. Values are shown as `formatting.cell` does."""
-    return template("table.html", columns=list(columns), rows=[list(row) for row in rows], caption=caption)
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> Markup:
+    """A table whose first column names its rows, without columns that hold nothing, see `filled`; empty if all do.
+
+    Values are shown as `formatting.cell` does, numbers of a column with as many decimals as each other.
+    """
+    kept, cells = filled(columns, rows)
+    if len(kept) == 1 < len(columns):
+        return Markup("")
+    aligned = [each if number == 0 else _aligned(each) for number, each in enumerate(zip(*cells, strict=True))]
+    words = [all(isinstance(one, str) and not NUMERIC.match(one) for one in each if one) for each in aligned]
+    return template("table.html", columns=kept, rows=list(zip(*aligned, strict=True)), words=words, caption=caption)
+
+
+def _aligned(column: Sequence[Any]) -> list[Any]:
+    """Numbers as `formatting.alike` has them, with `minus`; what is none, or not finite, as it is."""
+    made = zip(column, formatting.alike(column), strict=True)
+    return [one if isinstance(one, str) or not is_finite(one) else minus(cell(shown)) for one, shown in made]
+
+
+def filled(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The columns of a table, and their cells row by row, without those in which nothing is known of any row."""
+    every = [list(row) for row in rows]
+    kept = [
+        number
+        for number in range(len(columns))
+        if not number or not every or any(row[number] not in NOTHING for row in every)
+    ]
+    return [columns[number] for number in kept], [[row[number] for number in kept] for row in every]
 
 
 def facts(rows: Mapping[str, Any]) -> Markup:
@@ -173,6 +202,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
             title=title,
             sections=list(sections),
             groups=groups,
+            several=len(groups.keys() - {""}) > 1,
             version=__version__,
             style=_joined("css", "style"),
             script=script,

@@ -9,14 +9,14 @@ from markupsafe import Markup
 
 from shortcut_cli.config import reading, writing
 from shortcut_cli.errors import UsageError
-from shortcut_cli.formatting import counted
+from shortcut_cli.formatting import alike, counted
 from shortcut_cli.kept import names, remarks
 from shortcut_cli.report import curves, page, warnings
 from shortcut_cli.report.axis import around
 from shortcut_cli.report.chart import Style
-from shortcut_cli.report.comparison_words import decimals, ends
+from shortcut_cli.report.comparison_words import FIXED, decimals, ends
 from shortcut_cli.report.forest import Row, forest
-from shortcut_cli.report.page import Section, cell, exact
+from shortcut_cli.report.page import Section, cell, exact, minus
 from shortcut_cli.report.run_data import RunData, read
 
 SPLITS = ("test", "val", "train")
@@ -45,7 +45,7 @@ def title(folder: Path) -> str:
 
 def recipe(folder: Path) -> list[Section]:
     """The recipe of a run."""
-    return [Section("recipe", "Recipe", _recipe(read(folder), f"{page.key(folder)}-toml"))]
+    return [Section("recipe", "Recipe", _recipe(read(folder), f"toml-{page.key(folder)}"))]
 
 
 def warned(run: RunData) -> Iterator[str]:
@@ -135,15 +135,16 @@ def _flops(run: RunData) -> str | None:
 
 
 def duration(seconds: float | None) -> str | None:
-    """Seconds in the unit that a person would use."""
+    """Seconds in the unit that a person would use, which no line breaks."""
     if seconds is None or not math.isfinite(seconds):
         return None
     if seconds < 60:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+        words = f"{seconds:.3g} s"
+    elif (whole := round(seconds)) < 3600:
+        words = f"{whole // 60} min {whole % 60} s"
+    else:
+        words = f"{whole // 3600:,} h {whole % 3600 // 60} min"
+    return words.replace(" ", FIXED)
 
 
 def _lineage(run: RunData) -> Markup:
@@ -232,7 +233,10 @@ def ranged(value: float | None, interval: Any) -> str | None:
     if value is None:
         return None
     low, high = interval or (None, None)
-    return cell(value) + (f"\u00a0[{cell(low)},\u00a0{cell(high)}]" if None not in (low, high) else "")
+    if None in (low, high):
+        return cell(value)
+    middle, *ends = (minus(cell(each)) for each in alike([value, low, high]))
+    return f"{middle}{FIXED}[{f',{FIXED}'.join(ends)}]"
 
 
 def _recipe(run: RunData, name: str) -> Markup:

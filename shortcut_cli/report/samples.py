@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from shortcut_cli.data.sound import SoundReader
 from shortcut_cli.errors import CheckFailed, Rejected, ShortcutError
 from shortcut_cli.kept import names
 from shortcut_cli.kept.inputs import is_finite, read
-from shortcut_cli.report import media, music, synth, tracks
+from shortcut_cli.report import media, music, page, synth, tracks
 from shortcut_cli.report.axis import Axis
 from shortcut_cli.report.documents import Documents
 from shortcut_cli.report.page import Section, cell, template
@@ -24,6 +25,7 @@ from shortcut_cli.report.run_data import shards_of
 from shortcut_cli.training import tensor_file
 
 MOST_SAMPLES = 8  # of a page
+SIDECAR_KEYS = {"checkpoint_sha256", "sampler", "number"}
 MOST_DAMAGED = 8  # that are named
 CODEC_HZ = 24_000  # that `codec eval` measures at
 MOST_S = 60.0  # of a sample that are shown
@@ -51,22 +53,83 @@ def sections(run_folder: Path) -> list[Section]:
     found, damaged = _samples(run_folder / "samples")
     if not found and not damaged:
         return []
-    beside, missing = _held_out(run_folder)
-    pairs = []
-    for number, (path, sidecar) in enumerate(found[:MOST_SAMPLES]):
-        mine = _sample(run_folder, path, sidecar)
-        pairs.append((mine, _other(beside, sidecar, number, f"beside {_called(run_folder, path)}")))
+    beside, missing = _held_out(run_folder / "run.pt") if found else (None, "")
+    return [Section("samples", "Samples", _beside(run_folder, found, damaged, lambda _: beside, [missing]))]
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether there is a sample in a folder, or the .json of one."""
+    return any(map(_describes, folder.glob("*.json")))
+
+
+def _describes(place: Path) -> bool:
+    try:
+        return (read(place) or {}).keys() >= SIDECAR_KEYS
+    except (CheckFailed, OSError):
+        return False
+
+
+def of_folder(folder: Path) -> list[Section]:
+    """The samples in a folder of their own, beside documents that the checkpoints that made them have not seen."""
+    found, damaged = _samples(folder)
+    known: dict[str, tuple[Documents | None, str]] = {}
+    for _, sidecar in found[:MOST_SAMPLES]:
+        if (key := _source(folder, sidecar)) not in known:
+            known[key] = _of_sample(folder, sidecar)
+    missing = list(dict.fromkeys(words for _, words in known.values()))
+    models = dict.fromkeys(str(one["model"]) for _, one in found if isinstance(one.get("model"), str))
+    about = page.facts(
+        {
+            "samples": len(found),
+            "model": ", ".join(models),
+            "checkpoint": ", ".join(key.partition(" ")[2] for key in known),
+            "checkpoint, SHA-256 begins with": ", ".join(key.partition(" ")[0][:16] for key in known),
+            "folder": str(folder),
+        }
+    )
+    body = _beside(folder, found, damaged, lambda sidecar: known[_source(folder, sidecar)][0], missing)
+    return [Section("samples", "Samples", about + body)]
+
+
+def _source(folder: Path, sidecar: Mapping[str, Any]) -> str:
+    """The checkpoint of a sample: its hash and its path."""
+    return f"{sidecar['checkpoint_sha256']} {os.path.normpath(folder / str(sidecar.get('checkpoint', '')))}"
+
+
+def _of_sample(folder: Path, sidecar: Mapping[str, Any]) -> tuple[Documents | None, str]:
+    """As `_held_out`, of the checkpoint that made a sample, if it is where the .json says, and unaltered."""
+    sha256, _, named = _source(folder, sidecar).partition(" ")
+    try:
+        same = Path(named).is_file() and files.sha256(Path(named)) == sha256
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        return None, f"No held-out documents are shown: the checkpoint is not at {named}, or has changed."
+    return _held_out(Path(named))
+
+
+def _beside(
+    folder: Path,
+    found: Sequence[tuple[Path, dict[str, Any]]],
+    damaged: Sequence[str],
+    documents: Callable[[dict[str, Any]], Documents | None],
+    missing: Sequence[str],
+) -> Markup:
+    """Samples, each with a held-out document. folder: that names them; missing: why there are none of these."""
+    pairs, used = [], defaultdict[int, Counter[int]](Counter)
+    for path, sidecar in found[:MOST_SAMPLES]:
+        mine, beside = _sample(folder, path, sidecar), documents(sidecar)
+        pairs.append((mine, _other(beside, sidecar, used[id(beside)], f"beside {_called(folder, path)}")))
     kinds = {path.suffix for path, _ in found[:MOST_SAMPLES]}
-    body = template(
+    return template(
         "samples.html",
         pairs=pairs,
-        missing=missing if found else "",
+        missing=[words for words in missing if words],
         damaged=[*damaged[:MOST_DAMAGED], *([f"{len(damaged) - MOST_DAMAGED:,} more"] * (len(damaged) > MOST_DAMAGED))],
         left_out=len(found) - len(pairs),
         scale=tracks.scale() if ".wav" in kinds else "",
         midi=".mid" in kinds,
     )
-    return [Section("samples", "Samples", body)]
 
 
 def figures(run_folder: Path, most: int) -> list[Markup]:
@@ -119,14 +182,13 @@ def excerpts(shards_folder: Path, how_many: int, split: str = "train") -> Markup
     for number in range(count):
         index = number * len(documents.lengths) // count
         tokens = min(EXCERPT_TOKENS, max(1, documents.lengths[index] - 1))
-        words = f"of {len(documents.lengths):,} in {split}, decoded from {_first(tokens, documents.lengths[index])}"
-        where = f"of {names.of_folder(shards_folder)}"
-        figures.append(_document(documents, index, tokens, f"document {index + 1}", words, where))
+        part, where = _first(tokens, documents.lengths[index]), f"of {names.of_folder(shards_folder)}"
+        figures.append(_document(documents, index, tokens, f"document {index + 1}", part, where))
     kinds = {"audio": ".wav", "midi": ".mid"}
     return template(
         "samples.html",
         pairs=[(figure, None) for figure in figures],
-        missing="",
+        missing=[],
         damaged=[],
         left_out=0,
         scale=tracks.scale() if documents.domain == "audio" else "",
@@ -148,7 +210,7 @@ def _samples(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]
         path = place.with_suffix("")
         try:
             content = read(place)
-            if content is None or not content.keys() >= {"checkpoint_sha256", "sampler", "number"}:
+            if content is None or not content.keys() >= SIDECAR_KEYS:
                 damaged.append(f"{place.name} describes no sample")
             elif not path.is_file():
                 damaged.append(f"{path.name} is gone, or no file")
@@ -215,12 +277,12 @@ def _caption(path: Path, sidecar: dict[str, Any]) -> str:
     return words
 
 
-def _held_out(run_folder: Path) -> tuple[Documents | None, str]:
+def _held_out(checkpoint: Path) -> tuple[Documents | None, str]:
     """The documents of the test split that a run was trained beside, or why they are not shown."""
     try:
-        content = tensor_file.describe(run_folder / "run.pt", "run.pt")
-        named = reading.validate(content["recipe"], str(run_folder)).data.shards
-        folder = shards_of(run_folder, content)
+        content = tensor_file.describe(checkpoint, "run.pt")
+        named = reading.validate(content["recipe"], str(checkpoint)).data.shards
+        folder = shards_of(checkpoint.parent, content)
         if folder is None:
             return None, f"No held-out documents are shown: the shards of the run are not at {named}, or have changed."
         found = Documents(folder, "test")
@@ -229,26 +291,35 @@ def _held_out(run_folder: Path) -> tuple[Documents | None, str]:
     return (found, "") if found.lengths else (None, "No held-out documents are shown: the test split is empty.")
 
 
-def _other(beside: Documents | None, sidecar: dict[str, Any], number: int, where: str) -> Markup | None:
-    """A held-out document beside a sample, of as many tokens. where: beside which."""
+def _other(beside: Documents | None, sidecar: dict[str, Any], used: Counter[int], where: str) -> Markup | None:
+    """A held-out document beside a sample, of as many tokens. where: beside which; used: counts each document."""
     if beside is None:
         return None
     tokens = max(1, _begins(sidecar).get("token", _whole(sidecar.get("prompt_tokens"))) + _whole(sidecar.get("tokens")))
-    index = beside.like(tokens, number)
+    index = beside.like(tokens, used)
     if index is None:
         return None
     tokens = min(tokens, max(1, beside.lengths[index] - 1))
-    start = beside.start(index, tokens, number // max(1, sum(length > tokens for length in beside.lengths)))
+    start = beside.start(index, tokens, used[index])
+    used[index] += 1
     part = _first(tokens, beside.lengths[index])
     if start:
         part = f"tokens {start + 1:,} to {start + tokens:,} of its {beside.lengths[index] - 1:,}"
     name = f"held-out document {index + 1}" + (f" from token {start + 1:,} on" if start else "")
-    return _document(beside, index, tokens, name, f"of the test split, decoded from {part}", where, start)
+    return _document(beside, index, tokens, name, part, where, start)
 
 
 def _document(
-    documents: Documents, index: int, tokens: int, name: str, caption: str, where: str, start: int = 0
+    documents: Documents, index: int, tokens: int, name: str, part: str, where: str, start: int = 0
 ) -> Markup:
+    """A document under its name and that of its file. part: which of its tokens are shown."""
+    try:
+        source = documents.called(index)
+    except (CheckFailed, OSError) as error:
+        source = f"from a file that is not known ({getattr(error, 'message', error)})"
+    count = len(documents.lengths)
+    which = f"one of {count:,}" if count > 1 else "the only one"
+    caption = f"{source}; {which} in the {documents.name} split, decoded from {part}"
     try:
         return _figure(documents.file(index, tokens, start), name, caption, Given(), f"{name} {where}")
     except (ShortcutError, OSError) as error:

@@ -15,17 +15,18 @@ from shortcut_cli.config import writing
 from shortcut_cli.inference import metrics
 from shortcut_cli.kept import names, scores
 from shortcut_cli.report import curves, page
-from shortcut_cli.report.comparison_words import decimals, signed, signed_ends
-from shortcut_cli.report.page import Section
-from shortcut_cli.report.run import duration, ranged
+from shortcut_cli.report.comparison_words import FIXED, decimals, ends, signed, signed_ends
+from shortcut_cli.report.page import Section, exact
+from shortcut_cli.report.run import duration, known
 from shortcut_cli.report.run_data import RunData, read
 
 RESAMPLES = 2000  # for intervals of differences
 MOST_LINES = 100  # of differences between recipes
+COUNTED = "counted"
 
 
 def sections(folders: Sequence[Path]) -> list[Section]:
-    """A table of all runs, then a section for each set of runs that share their training data, if it has several."""
+    """Tables of all runs, then a section for each set of runs that share their training data, if it has several."""
     runs = [read(folder) for folder in folders]
     labels = dict(zip([str(run.folder) for run in runs], distinct([run.name for run in runs]), strict=True))
     made = [Section("runs", "Runs side by side", _overview(runs, labels))]
@@ -56,30 +57,53 @@ def _data(run: RunData) -> str:
 
 
 def _overview(runs: Sequence[RunData], labels: Mapping[str, str]) -> Markup:
-    """A row per run. Losses of different data are no match for each other, which the caption says."""
+    """A row per run in each of two tables, which fit where one does not; the captions say what may be compared."""
     several = len({run.content["shards"] for run in runs}) > 1
-    caption = "Lower is better." + (" Only losses on the same data can be compared." if several else "")
-    columns = ["run", "data", "model", "parameters", "tokens seen", "time", "validation, nats per token"]
-    columns += ["test, nats per token", "5-gram, counted", "test, bits"]
-    return page.table(columns, (_row(run, labels[str(run.folder)]) for run in runs), caption)
+    scored = any("test" in run.scores for run in runs)
+    caption = (
+        f"Losses, nats per token, on the validation split{' and the test split' if scored else ''}; lower is better"
+    )
+    caption += ", and only losses on the same data can be compared" if several else ""
+    caption += (
+        f". {COUNTED.capitalize()}: the best of the simple predictors that only count the training split."
+        if any(map(_counted, runs))
+        else "."
+    )
+    losses = page.table(
+        ("run", "validation", "test", "95 % interval", COUNTED, "test, in bits"),
+        ((labels[str(run.folder)], *_losses(run)) for run in runs),
+        caption,
+    )
+    trained = page.table(
+        ("run", "data", "model", "parameters", "tokens seen", "time"),
+        ((labels[str(run.folder)], *_trained(run)) for run in runs),
+        "What was trained, and for how long",
+    )
+    return losses + trained
 
 
-def _row(run: RunData, label: str) -> Iterator[Any]:
-    score = run.scores.get("test", {})
-    floors = score.get("floors", {"scores": {}})["scores"]
-    counted = min((one["nats_per_token"] for name, one in floors.items() if name != "unigram"), default=None)
-    bits = score.get("bits_per_unit")
-    yield label
+def _counted(run: RunData) -> float | None:
+    """The lowest loss of what is counted beside a run's score on the test split; None if nothing is."""
+    floors = run.scores.get("test", {}).get("floors", {"scores": {}})["scores"]
+    return min((one["nats_per_token"] for name, one in floors.items() if name != "unigram"), default=None)
+
+
+def _losses(run: RunData) -> Iterator[str | None]:
+    score, counted, validation = run.scores.get("test", {}), _counted(run), run.content["scores"]["validation"]
+    nats, interval, bits = (score.get(key) for key in ("nats_per_token", "interval_95", "bits_per_unit"))
+    yield decimals(validation) if math.isfinite(validation) else None
+    yield None if nats is None else decimals(nats)
+    yield ends(interval) if known(interval) else None
+    yield None if counted is None else decimals(counted)
+    yield None if bits is None else f"{bits:.4g} per {score['unit']}".replace(" ", FIXED)
+
+
+def _trained(run: RunData) -> Iterator[Any]:
     yield _data(run)
     yield names.of_model(run.recipe)
     yield run.costs.parameters["total"] if run.costs else None
-    yield run.trained_tokens
+    yield None if run.trained_tokens is None else exact(run.trained_tokens)
     yield duration(run.seconds)
-    validation = run.content["scores"]["validation"]
-    yield decimals(validation) if math.isfinite(validation) else None
-    yield ranged(score["nats_per_token"], score["interval_95"]) if score else None
-    yield None if counted is None else decimals(counted)
-    yield None if bits is None else f"{bits:.4g} per {score['unit']}"
 
 
 def _differences(runs: Sequence[RunData], labels: Sequence[str]) -> Markup:

@@ -101,14 +101,14 @@ def _units(opened: shards.Shards) -> list[str]:
 
 
 def _lengths(opened: shards.Shards) -> Markup:
-    """A histogram of each split's documents by length, on one axis, with the median in words."""
+    """A histogram of each split's documents by length, on one axis, if there are several; the median in words."""
     found = {name: opened.split(name).document_tokens() for name in shards.SPLITS}
     every = np.concatenate(list(found.values()))
     every = every[every > 0]
     if not len(every):
         return Markup("<p>There are no documents.</p>")
     edges = _edges(every)
-    plots = Markup("").join(_histogram(name, lengths, edges) for name, lengths in found.items() if len(lengths))
+    plots = Markup("").join(_histogram(name, lengths, edges) for name, lengths in found.items() if len(lengths) > 1)
     rows = [(name, len(lengths), *_spread(lengths)) for name, lengths in found.items() if len(lengths)]
     columns = ("split", "documents", "shortest", "a quarter is below", "median", "a quarter is above", "longest")
     return page.template("plots.html", plots=plots) + page.table(columns, rows, "Tokens of a document, EOS included")

@@ -27,11 +27,10 @@ from shortcut_cli.inference import floors
 from shortcut_cli.kept import floors as kept_floors
 from shortcut_cli.kept.inputs import differences, read
 from shortcut_cli.registry import Match
-from shortcut_cli.report.comparison import page_of, to_sample
+from shortcut_cli.report import assemble
+from shortcut_cli.report.comparison import to_sample
 from shortcut_cli.report.page import attempted
 from shortcut_cli.training.loop import Stop
-
-PAGE = "compare.html"
 
 
 def compare(
@@ -55,7 +54,7 @@ def compare(
     run_cpus: int = 1,
     ray_address: str = "",
 ) -> dict[str, Any]:
-    """Train and score every arm and its baselines, and write compare.json and, if `page`, compare.html into `out`.
+    """Train and score every arm and its baselines, and write compare.json and, if `page`, report.html into `out`.
 
     match: what a baseline shares with its arm; with a ladder, the cost that it is laid over. lrs: learning rates that
     the search on pilots begins with; of fewer than two, that one, or the recipe's, serves all arms. margin: of
@@ -151,12 +150,7 @@ def commands(out: Path) -> list[str]:
 
 def _page(out: Path) -> dict[str, str]:
     """Write the page, see `attempted`."""
-
-    def write() -> Path:
-        files.write(out / PAGE, page_of(out))
-        return out / PAGE
-
-    return attempted(write)
+    return attempted(lambda: assemble.write([out])["report"])
 
 
 def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:
