@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Whole:
-    """How far a command is whose parts are weighed."""
+    """How far a command with several parts is."""
 
-    share: float  # of all its work that is done
+    share: float  # that is done
     over: int  # parts that are over
     left_s: float | None  # seconds that it goes on, as far as it can be told
 
@@ -26,7 +26,7 @@ class Progress:
     epochs: float = 0.0  # in training: how often the data were seen so far
     tokens: int = 0  # in training: tokens seen so far
     seconds: float = 0.0  # in training: time spent so far
-    whole: Whole | None = None  # of a command whose parts are weighed
+    whole: Whole | None = None  # of a command with several parts
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a command that has several begins; those before it are done, unless the parts are weighed."""
+    """A part of a command that has several begins."""
 
     task: str  # what the parts are of
     number: int  # from 1
     total: int
     text: str
-    whole: Whole | None = None  # None: the parts are not weighed
-
-
-@dataclass
-class Parts:
-    """Reports the parts of a command, one after the other."""
-
-    task: str
-    total: int
-    report: "Report"
-    begun: int = 0
-
-    def begin(self, text: str) -> None:
-        """The next part begins."""
-        self.begun += 1
-        self.report(Part(self.task, self.begun, self.total, text))
+    whole: Whole
+    beside: bool = False  # whether those before it may go on beside it
 
 
 @dataclass(frozen=True)

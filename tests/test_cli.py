@@ -1609,7 +1609,7 @@ def test_events_become_plain_lines_in_a_pipe(monkeypatch, capsys):
         report(steps(done=1500))
         now = 120.0
         report(steps(done=2000))
-        report(Part(task="demo", number=2, total=9, text="music"))
+        report(Part(task="demo", number=2, total=9, text="music", whole=Whole(0.0, 1, None)))
         now = 130.0
         training = {"loss_unit": "nats per token", "epochs": 0.75, "tokens": 64_000, "seconds": 2.0}
         report(steps(done=3000, loss=1.5, **training))
@@ -1629,6 +1629,11 @@ def test_events_become_plain_lines_in_a_pipe(monkeypatch, capsys):
     ]
 
 
+def said(name, amount, **more):
+    """What is beside a bar."""
+    return {"name": name, "loss": "", "epoch": "", "amount": amount, "short": amount} | more
+
+
 def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(console, "_err", lambda: screen)
@@ -1639,11 +1644,8 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_is_done(monkeypatch):
         report(Progress(task="read", done=2, total=4, unit="files"))
         shown = [(task.description, task.completed, task.total, task.fields) for task in report.live.tasks]
         assert shown == [
-            ("read", 2, 4, {"name": "read", "unit": "files", "loss": "", "epoch": "", "amount": "2/4", "short": "2/4"}),
-            (
-                *("train", 5, 9),
-                {"name": "train", "unit": "steps", "loss": "loss 1.2346", "epoch": "", "amount": "5/9", "short": "5/9"},
-            ),
+            ("read", 2, 4, said("read", "2/4 files", unit="files")),
+            ("train", 5, 9, said("train", "5/9 steps", unit="steps", loss="loss 1.2346")),
         ]
         report(Progress(task="read", done=4, total=4, unit="files"))
         report(Progress(task="read", done=4, total=4, unit="files"))  # no bar that is there for a moment
@@ -1659,36 +1661,38 @@ def test_a_command_with_parts_has_one_bar_over_all_and_none_of_a_part_that_is_ov
     screen = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(console, "_err", lambda: screen)
     with console.Reporter() as report:
-        report(Part(task="demo", number=1, total=3, text="first"))
-        report(Progress(task="sample", done=2, total=9, unit="tokens"))  # and it ends early
-        report(Part(task="demo", number=2, total=3, text="second"))
-        report(Progress(task="train", done=1, total=9, unit="steps", loss=1.5, loss_unit="nats per token", epochs=0.5))
-        report(Progress(task="train", done=2, total=9, unit="steps"))
+        report(Part("demo", 1, 3, "first", Whole(0.0, 0, None)))
+        assert report._left() is None
+        report(Progress("sample", 2, 9, "tokens", whole=Whole(0.1, 0, 90.0)))  # and it ends early
+        report(Part("demo", 2, 3, "second", Whole(0.4, 1, 60.0)))
+        training = {"loss": 1.5, "loss_unit": "nats per token", "epochs": 0.5}
+        report(Progress("train", 1, 9, "steps", **training, whole=Whole(0.5, 1, 50.0)))
+        report(Progress("train", 2, 9, "steps", whole=Whole(0.45, 1, 55.0)))
         whole, train = report.live.tasks
-        assert (whole.description, whole.fields["amount"], whole.total) == ("demo 2 of 3: second", "1/3 done", 1)
-        assert whole.completed == pytest.approx((1 + 2 / 9) / 3)  # the training is inside its part
+        assert (whole.description, whole.fields["amount"], whole.total) == ("demo 2 of 3: second", "1/3 parts", 1)
+        assert whole.completed == 0.5  # it never goes back
+        assert report._left() == pytest.approx(55, abs=1)
         assert (train.description, train.completed, train.total) == ("train", 2, 9)
         assert (train.fields["loss"], train.fields["epoch"]) == ("loss 1.5000 nats/token", "epoch 1.00")
-        assert report._left() is None  # parts that are not weighed say nothing of the time
-        report(Progress(task="eval", done=1, total=9, unit="tokens"))
-        report(Progress(task="read", done=4, total=5, unit="files"))
-        assert whole.completed == pytest.approx((1 + 2 / 9) / 3)  # it never goes back
+        report(Progress("read", 4, 5, "files"))
+        assert whole.completed == 0.5
+        assert report._left() == pytest.approx(55, abs=1)
 
 
-def test_the_bar_over_parts_that_are_weighed_moves_with_them_and_tells_the_time_left(monkeypatch):
+def test_parts_that_go_on_beside_each_other_keep_their_bars_and_the_time_left_is_told(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     monkeypatch.setattr(console, "_err", lambda: screen)
     now = 100.0
     with console.Reporter() as report:
         monkeypatch.setattr(time, "monotonic", lambda: now)
-        report(Part(task="compare", number=1, total=4, text="a on cuda:0", whole=Whole(0.0, 0, None)))
+        report(Part(task="compare", number=1, total=4, text="a on cuda:0", whole=Whole(0.0, 0, None), beside=True))
         assert report._left() is None
         report(Progress(task="a", done=2, total=10, unit="steps", whole=Whole(0.05, 0, 300.0)))
-        report(Part(task="compare", number=2, total=4, text="b on cuda:1", whole=Whole(0.05, 0, 300.0)))
+        report(Part(task="compare", number=2, total=4, text="b on cuda:1", whole=Whole(0.05, 0, 300.0), beside=True))
         report(Progress(task="b", done=5, total=10, unit="steps", whole=Whole(0.2, 1, 240.0)))
         now = 160.0
         whole, *runs = report.live.tasks
-        assert (whole.completed, whole.fields["amount"]) == (0.2, "1/4 done")  # of two that began one is over
+        assert (whole.completed, whole.fields["amount"]) == (0.2, "1/4 parts")  # of two that began one is over
         assert [task.description for task in runs] == ["a", "b"]  # side by side
         assert report._left() == 180  # as it was told, less what has passed since
         now = 999.0
@@ -1697,16 +1701,18 @@ def test_the_bar_over_parts_that_are_weighed_moves_with_them_and_tells_the_time_
         assert (whole.completed, report._left()) == (0.2, 90)  # the bar never goes back
 
 
-def test_in_a_pipe_parts_that_are_weighed_tell_the_time_left(monkeypatch, capsys):
+def test_in_a_pipe_parts_tell_the_time_left(monkeypatch, capsys):
     now = 100.0
     with console.Reporter() as report:
         monkeypatch.setattr(time, "monotonic", lambda: now)
         report(Part(task="compare", number=1, total=4, text="a on cpu", whole=Whole(0.0, 0, None)))
         now = 160.0
         report(Part(task="compare", number=2, total=4, text="b on cpu", whole=Whole(0.2, 1, 240.0)))
+        report(Part(task="compare", number=3, total=4, text="c on cpu", whole=Whole(0.9, 2, 45.4)))
     assert capsys.readouterr().err.splitlines() == [
         "compare 1 of 4: a on cpu",
         "compare 2 of 4: b on cpu, about 4 min left",
+        "compare 3 of 4: c on cpu, about 45 s left",
     ]
 
 
@@ -1716,7 +1722,7 @@ def test_a_bar_of_a_training_fits_and_says_its_loss_and_the_time_left(monkeypatc
     monkeypatch.setattr(console, "_err", lambda: screen)
     now = 100.0
     with console.Reporter() as report:
-        report(Part(task="demo", number=2, total=9, text="music-tiny: shortcut"))
+        report(Part("demo", 2, 9, "music-tiny: shortcut", Whole(0.1, 1, None)))
         live = report.live
         live.stop()
         live._task_class = None
@@ -1735,9 +1741,9 @@ def test_a_bar_of_a_training_fits_and_says_its_loss_and_the_time_left(monkeypatc
     assert len(lines) == (3 if width >= 80 else 5)
     at = next(number for number, line in enumerate(lines) if line.startswith("train"))
     found = " ".join(lines[at : at + (1 if width >= 80 else 2)])
-    for said in ("990/1,500", "loss 4.0713 nats/token", "1:38 ", "0:51 left"):
+    for said in ("990/1,500 steps", "loss 4.0713 nats/token", "1:38 ", "0:51 left"):
         assert said in found
-    assert "1/9 done" in lines[-1 if width >= 80 else -2]
+    assert "1/9 parts" in lines[-1 if width >= 80 else -2]
     assert ("epoch 1.25" in found) == ("10 steps/s" in found) == (width >= bars.ROOMY)
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
 
 from shortcut_cli import registry
-from shortcut_cli.cli import endings
+from shortcut_cli.cli import commands, endings
 from shortcut_cli.config import reading
 from shortcut_cli.errors import UsageError
 
@@ -177,6 +177,65 @@ def test_architectures_without_reads_across_layers_are_those_that_attention_refu
             if not registry.load(registry.MODELS, name)(config, 100).reads():
                 silent.append(name)
     assert tuple(silent) == endings.READ_NOTHING
+
+
+def with_recipe(run):
+    """The checkpoint of a run folder that has a recipe."""
+    run.mkdir(parents=True)
+    (run / "recipe.toml").write_text(reading.text("text-tiny"))
+    return run / "run.pt"
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("runs/text/gpt-s1", "text"),
+        ("runs/text/gpt-s12", "text"),
+        ("runs/text/mine", "mine"),
+        ("runs/mine", "mine"),
+        ("runs/gpt-s1", "gpt-s1"),
+        ("it's mine", "it's mine"),
+        ("comparisons/text/other/gpt-s1", "other"),
+    ],
+)
+def test_a_comparison_is_proposed_under_a_name_that_is_free(tmp_path, monkeypatch, run, name):
+    monkeypatch.chdir(tmp_path)
+    for ckpt in (with_recipe(Path(run)), tmp_path / run / "run.pt"):
+        assert endings.after_sample(ckpt, "gpt") == [
+            *("compare", "--recipe", str(ckpt.parent / "recipe.toml")),
+            *("--models", "shortcut", "--out", f"comparisons/{name}"),
+        ]
+    monkeypatch.chdir(tmp_path / run)
+    assert endings.after_sample(Path("run.pt"), "gpt")[-1] == f"comparisons/{name}"
+    monkeypatch.chdir(tmp_path)
+    for number in (2, 3):
+        Path(endings.after_sample(ckpt, "gpt")[-1]).mkdir(parents=True)
+        assert endings.after_sample(ckpt, "gpt")[-1] == f"comparisons/{name}-{number}"
+
+
+def test_after_a_run_of_a_comparison_comes_the_comparison(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arms = [with_recipe(Path("my c/runs") / name) for name in ("gpt-lr0.002-s1", "shortcut-lr0.002-s1")]
+    Path("my c/comparison.json").write_text("{}")
+    assert endings.after_sample(arms[0], "gpt") == ["runs", "my c/runs"]  # it is not over yet
+    Path("my c/compare.json").write_text("{}")
+    assert endings.after_sample(arms[0], "gpt") == ["report", "my c"]
+    assert endings.after_sample(arms[1], "shortcut") == ["attention", "--ckpt", "my c/runs/shortcut-lr0.002-s1"]
+    assert endings.after_attention(arms[1], "shortcut") == ["report", "my c"]
+    assert endings.after_attention(arms[1].resolve(), "shortcut") == ["report", str(tmp_path / "my c")]
+    for inside in ("my c", "my c/runs", arms[0].parent):
+        monkeypatch.chdir(tmp_path / inside)
+        ckpt = Path(os.path.relpath(tmp_path / arms[0]))
+        assert Path(endings.after_sample(ckpt, "gpt")[1]).resolve() == tmp_path / "my c"
+
+
+def test_a_path_with_a_dash_in_front_is_no_option(tmp_path):
+    shortcut("recipes", "copy", "text", "--", "-mine.toml", cwd=tmp_path)
+    done = shortcut("recipes", "copy", "text-tiny", "--", "-my tiny.toml", cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert line == "Next: shortcut recipes check './-my tiny.toml'"
+    assert "-my tiny.toml" in shortcut(*shlex.split(line)[2:], cwd=tmp_path).stdout
+    assert [commands._few(["-a", "b"]), commands._few(["s3://a"] * 9)] == [["./-a", "b"], ["s3://a"] * 9]
 
 
 def test_the_model_of_a_run_is_read_from_the_recipe_beside_it(tmp_path):

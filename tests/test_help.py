@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from conftest import shortcut
 from rich.console import Console
 
 from shortcut_cli import errors, registry
-from shortcut_cli.cli import commands, console
+from shortcut_cli.cli import commands, console, helptext
 from shortcut_cli.config import reading
 
 ROOT = typer.main.get_command(commands.app)
@@ -31,17 +32,17 @@ EVERY = dict(every())
 ENDS = {name: one for name, one in EVERY.items() if not hasattr(one, "commands")}
 
 
-def help_of(name):
+def help_of(name, width=98):
     command = EVERY[name]
-    root = ROOT.make_context("shortcut", [], resilient_parsing=True)
+    root = ROOT.make_context("shortcut", [], resilient_parsing=True, terminal_width=width)
     return command.get_help(command.make_context(name, [], parent=root, resilient_parsing=True))
 
 
 def test_the_help_lists_each_command_once_in_a_panel():
     text = help_of("shortcut")
     panels = re.findall(r"^(\w+):\n((?:  .*\n)+)", text, re.M)
-    listed = {panel: re.findall(r"^  (\w+) ", lines, re.M) for panel, lines in panels if panel in commands.PANELS}
-    assert tuple(listed) == commands.PANELS
+    listed = {panel: re.findall(r"^  (\w+) ", lines, re.M) for panel, lines in panels if panel in helptext.PANELS}
+    assert tuple(listed) == helptext.PANELS
     assert sorted(name for names in listed.values() for name in names) == sorted(ROOT.commands)
     assert "\nCommands:" not in text
 
@@ -69,6 +70,64 @@ def test_every_help_has_a_short_flag_and_fits(name):
     text = help_of(name)
     assert re.search(r"^  -h, --help ", text, re.M)
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("width", [32, 40, 60, 78, 118])
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_in_a_help_is_cut_or_broken_at_any_width(name, width):
+    """A command stays on one line, which a terminal may break without harm. No other line is too wide."""
+    text, roomy = help_of(name, width), help_of(name, 400)
+    assert text.split() == roomy.split()
+    assert not re.search(r"[a-z]\.\.\.", text)
+    found = [line.strip() for line in text.splitlines()]
+    for line in roomy.splitlines():
+        if line.startswith("    shortcut "):
+            assert re.split(" {3,}", line.strip())[0] in [re.split(" {3,}", one)[0] for one in found]
+    for line in text.splitlines():
+        if not line.strip().startswith(("shortcut ", "Usage: shortcut ")):
+            assert len(line) <= width or len(line.split()) == (2 if line.strip().startswith("-") else 1), line
+
+
+def test_the_first_steps_stand_beside_their_remarks_at_80_columns():
+    lines = help_of("shortcut", 78).splitlines()
+    assert max(map(len, lines)) <= 78
+    assert sum(bool(re.match("    shortcut .*   .*files|.*offline", line)) for line in lines) >= 2
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_help_takes_the_width_of_the_terminal(tmp_path, columns):
+    text = shortcut("diff", "-h", cwd=tmp_path, COLUMNS=str(columns)).stdout
+    assert text.split()[2:] == help_of("shortcut diff").split()[3:]  # but for the name, which is "shortcut" twice there
+    found = text.partition("\n\n")[2].partition("Examples:")[0].splitlines()
+    wanted = help_of("shortcut diff", min(columns, 100) - 2).partition("\n\n")[2].partition("Examples:")[0]
+    assert found == wanted.splitlines()
+    assert max(map(len, found)) <= columns
+
+
+PRINTED = ("-h", "train -h", "codec --help", "--version", "--show-completion bash", "recipes show text", "recipes list")
+PRINTED += ("recipes check text --json", "inspect text.toml", "runs . --json", "doctor")
+
+
+@pytest.mark.parametrize("line", PRINTED)
+def test_what_cannot_be_printed_is_said_and_a_reader_who_left_is_not(tmp_path, line):
+    """On a full disk one panel and exit code 1; if nobody reads any more 141, as after SIGPIPE, and nothing is said."""
+    (tmp_path / "text.toml").write_text(reading.text("text"))
+    with open("/dev/full", "w") as full:
+        done = ended(line, full, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\u256d") == 1
+    assert "the output can't be written to stdout: No space left on device" in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    done = ended(line, write, tmp_path)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def ended(line, stdout, cwd):
+    """How a command ends that prints into a file."""
+    command = [sys.executable, "-m", "shortcut_cli", *line.split()]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, cwd=cwd)
 
 
 @pytest.mark.parametrize("name", ENDS)

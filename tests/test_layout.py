@@ -295,10 +295,10 @@ def test_a_stream_on_a_terminal_comes_in_whole_words_and_ends_with_the_rest(monk
 
 SAYS = {  # of a bar, at its longest
     "name": "x" * 8,
-    "amount": "1,014,848/1,181,290",
-    "short": "1.01M/1.18M",
+    "amount": "1,014,848/1,181,290 tokens",
+    "short": "1.01M/1.18M tokens",
     "loss": "loss 5.8077 nats/token",
-    "value": "5.8077",
+    "value": "5.8077 nats/token",
     "epoch": "epoch 1.25",
     "spent": "0:04",
     "left": "1:02:43 left",
@@ -320,11 +320,11 @@ def test_what_stands_beside_bars_fits_and_is_never_cut(every, room):
     assert {number for number, key in shown if key == bars.BAR} == set(range(len(every)))
 
 
-@pytest.mark.parametrize(("room", "lines"), [(20, 4), (40, 4), (60, 4), (80, 2), (110, 2), (200, 2)])
+@pytest.mark.parametrize(("room", "lines"), [(20, 5), (40, 4), (60, 4), (80, 2), (110, 2), (200, 2)])
 def test_a_training_says_its_step_loss_and_times_at_every_width(room, lines):
-    """From 60 columns on with the unit of the loss; below 40 the loss is a bare number."""
-    training = SAYS | {"amount": "1,234/1,500", "short": "1.23K/1.5K", "left": "0:51 left"}
-    whole = {"name": "in all", "amount": "2/12 done", "short": "2/12 done", "spent": "0:35", "left": "1:23:10 left"}
+    """Always with their units; below 40 columns without the word "loss"."""
+    training = SAYS | {"amount": "1,234/1,500 steps", "short": "1.23K/1.5K steps", "left": "0:51 left"}
+    whole = {"name": "in all", "amount": "2/12 parts", "short": "2/12 parts", "spent": "0:35", "left": "1:23:10 left"}
     found = list(bars.rows([training, whole], room, len))
     assert len(found) == lines
     first = {key for number, line in found for key, _ in line if number == 0}

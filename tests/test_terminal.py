@@ -1,12 +1,15 @@
 """What a terminal would obey never reaches it: escape sequences in names, recipes, checkpoints and manifests."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import unicodedata
 from contextlib import suppress
 
@@ -17,6 +20,7 @@ from test_cli import PLACES
 from test_reading_shards import rewrite
 
 from shortcut_cli.cli import console
+from shortcut_cli.config import reading
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Validation
 from shortcut_cli.formatting import shown, to_json
@@ -228,3 +232,26 @@ def test_a_command_says_on_a_terminal_that_it_loads_before_its_first_large_libra
             pass
     os.close(first)
     done.wait()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_in_a_pipe_a_table_is_as_wide_as_the_terminal_that_shows_it(tmp_path, columns):
+    """Of `shortcut inspect FILE | head` stderr is the terminal: a row that is wider would be broken there."""
+    (tmp_path / "r.toml").write_text(reading.text("text"))
+    command = [sys.executable, "-m", "shortcut_cli", "inspect", "r.toml"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    options = {"cwd": tmp_path, "env": environment, "stdin": subprocess.DEVNULL}
+    inner, outer = pty.openpty()
+    try:
+        fcntl.ioctl(outer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        piped = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=outer, **options).stdout.decode()
+        with open(tmp_path / "out", "w") as file:
+            subprocess.run(command, check=True, stdout=file, stderr=outer, **options)
+    finally:
+        os.close(inner)
+        os.close(outer)
+    there = shortcut("inspect", "r.toml", cwd=tmp_path, COLUMNS=str(columns)).stdout
+    assert piped == there
+    assert max(map(len, piped.splitlines())) <= columns
+    file = shortcut("inspect", "r.toml", cwd=tmp_path, COLUMNS="120").stdout
+    assert (tmp_path / "out").read_text() == file  # which no terminal shows

@@ -22,14 +22,16 @@ BESIDE = (
     ("name", BAR, "amount", "loss", "spent", "left"),
     ("name", BAR, "short", "loss", "spent", "left"),
 )
+# Else each bar has these lines, of which the first choice that has room is taken.
 ABOVE = (
-    ("name", "amount", "loss"),
-    ("name", "short", "loss"),
-    ("amount", "loss"),
-    ("short", "loss"),
-    ("short", "value"),
+    (("name", "amount", "loss"),),
+    (("name", "short", "loss"),),
+    (("amount", "loss"),),
+    (("short", "loss"),),
+    (("short",), ("loss",)),
+    (("short",), ("value",)),
 )
-BELOW = ((BAR, "spent", "left"), (BAR, "left"))
+BELOW = (((BAR, "spent", "left"),), ((BAR, "left"),))
 STEADY = {"loss": 22, "left": 10, "spent": 4}  # columns that are kept for what changes, so that nothing beside it moves
 BROADEST, NARROWEST = 40, 7  # a bar
 LEAST = 3  # of it, on a line of its own
@@ -55,9 +57,8 @@ def rows(every: Sequence[Values], room: int, measure: Measure) -> Iterator[tuple
             return
     for number, each in enumerate(every):
         for choices in (ABOVE, BELOW):
-            fitting = (row([each], keys, room, measure, least=LEAST) for keys in choices)
-            if found := next(filter(None, fitting), None):
-                yield number, found
+            fitting = ([row([each], keys, room, measure, least=LEAST) for keys in lines] for lines in choices)
+            yield from ((number, found) for found in next(filter(all, fitting), ()) if found)
 
 
 def clock(seconds: float) -> str:
@@ -87,7 +88,7 @@ def made(screen: "Console", left: Callable[[], float | None]) -> "Progress":
             **{key: fields[key] for key in ("amount", "short", "epoch")},
             "loss": fields["loss"] or " " * (fields["unit"] == "steps"),  # it has its room before it is known
             "name": shortened(fields["name"], max(8, room // 5), cell_len),
-            "value": fields["loss"].removeprefix("loss ").partition(" ")[0],
+            "value": fields["loss"].removeprefix("loss "),
             "spent": clock(task.elapsed or 0),
             "left": "" if rest is None else f"{clock(rest)} left",
             "rate": f"{cell(float(speed))} {fields['unit']}/s" if speed and not whole else "",

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
-import typer.core
 
 from shortcut_cli import __version__, registry
-from shortcut_cli.cli import completion, console, endings, tables
+from shortcut_cli.cli import completion, console, endings, helptext, tables
 from shortcut_cli.cli.signals import guarded, signals
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.events import Progress
@@ -28,55 +27,7 @@ if TYPE_CHECKING:
     from shortcut_cli.inference import prompts
 
 
-PANELS = ("Data", "Models", "Look", "Codec", "Check")  # in which the commands are listed
 SHELLS = Literal["bash", "zsh", "fish"]
-
-
-def _rows(command: Any, context: Any, formatter: Any) -> None:
-    """Write the arguments and options of a command: names and plain words instead of Python's types."""
-    for title, kind in (("Arguments", "argument"), ("Options", "option")):
-        rows = [_row(one) for one in command.get_params(context) if one.param_type_name == kind]
-        if rows:
-            with formatter.section(title):
-                formatter.write_dl(rows)
-
-
-def _row(parameter: Any) -> tuple[str, str]:
-    """A line of a help: what to write, and what it means."""
-    written, value = ", ".join(sorted(parameter.opts, key=len)), parameter.metavar or ""
-    if parameter.param_type_name == "argument":
-        written, value = value, ""
-    default = parameter.default
-    shown = "" if default is None or default is False or callable(default) else f"default: {default}"
-    extra = "required" if parameter.required else shown
-    return f"{written} {value}".rstrip(), (parameter.help or "") + (f"  [{extra}]" if extra else "")
-
-
-class _Command(typer.core.TyperCommand):
-    """A command whose help is in plain words."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments and options."""
-        _rows(self, ctx, formatter)
-
-
-class _Panels(typer.core.TyperGroup):
-    """A group whose help lists the commands in panels, without Rich."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, then the commands."""
-        _rows(self, ctx, formatter)
-        self.format_commands(ctx, formatter)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each panel; a group that has none gets a single one."""
-        every = [(name, self.commands[name]) for name in self.list_commands(ctx)]
-        room = formatter.width - 6 - max(len(name) for name, _ in every)
-        for panel in (*PANELS, None):
-            mine = [(name, one) for name, one in every if (getattr(one, "rich_help_panel", None) or None) == panel]
-            if mine:
-                with formatter.section(panel or "Commands"):
-                    formatter.write_dl([(name, one.get_short_help_str(room)) for name, one in mine])
 
 
 class _App(typer.Typer):
@@ -84,13 +35,13 @@ class _App(typer.Typer):
 
     def command(self, name: str | None = None, **options: Any) -> Any:
         """Add a command."""
-        return super().command(name, cls=_Command, **options)
+        return super().command(name, cls=helptext.Command, **options)
 
 
 def _group(text: str, epilog: str | None = None) -> typer.Typer:
-    """A group of commands with plain help: importing Typer's Rich help would take longer than the rest of `--help`."""
+    """A group of commands with plain help."""
     return _App(
-        cls=_Panels,
+        cls=helptext.Panels,
         help=text,
         epilog=epilog,
         callback=_help,
@@ -98,7 +49,7 @@ def _group(text: str, epilog: str | None = None) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
@@ -110,7 +61,8 @@ def _examples(*lines: str) -> str:
 FIRST = """\b
 First:
   shortcut demo                   all three domains on generated data, offline
-  shortcut prepare text FOLDER    then, with your own .txt, .mid or .wav files
+  shortcut prepare text FOLDER    then your own .txt, .mid or .wav files
+
 What makes something ends with the next command.
 """
 
@@ -399,7 +351,10 @@ def _end(
 
 def _few(paths: Sequence[str]) -> list[str]:
     """Paths for a next command: as they were given or, of many, the folder that holds them all."""
-    return [*paths] if len(paths) <= MOST_REPEATED else [os.path.commonpath(map(os.path.abspath, paths))]
+    from shortcut_cli import files
+
+    few = len(paths) <= MOST_REPEATED or any(map(files.is_url, paths))
+    return [*map(endings.placed, paths)] if few else [os.path.commonpath(map(os.path.abspath, paths))]
 
 
 def _all(written: Sequence[str], page: Mapping[str, str]) -> list[str]:
@@ -1035,7 +990,7 @@ def compare(
         console.note("Samples of the arms, beside each other on a page:")
     for command in commands:
         console.note(command, whole=True)
-    _end(folder, written, ["runs", str(folder / "runs")], page=page, as_json=as_json)
+    _end(folder, written, ["runs", endings.placed(folder / "runs")], page=page, as_json=as_json)
 
 
 @app.command(
@@ -1087,7 +1042,7 @@ def write_report(
         result = reporting.told(paths, out, report)
     console.result(result, result["report"], as_json=as_json, written=[result["report"]])
     page = Path(result["report"])
-    again = ["report", *map(str, paths), *(["--out", str(out)] if out else []), "--open"]
+    again = ["report", *map(endings.placed, paths), *(["--out", str(out)] if out else []), "--open"]
     _end(page.parent, [str(page)], [] if show else again, page={"report": str(page)}, as_json=as_json)
     if show:
         console.browse(Path(result["report"]))
@@ -1154,13 +1109,16 @@ def recipes_copy(
 
     if file.is_dir():
         raise UsageError(
-            f"{file} is a folder", then=endings.pasted(["recipes", "copy", name, str(file / f"{Path(name).stem}.toml")])
+            f"{file} is a folder",
+            then=endings.pasted(
+                ["recipes", "copy", endings.placed(name), endings.placed(file / f"{Path(name).stem}.toml")]
+            ),
         )
     if file.exists():
         raise UsageError(f"{file} exists already", "choose another file name")
     files.write(file, reading.text(name))
     console.text(f"{file}\n")
-    _end(file.parent, [], ["recipes", "check", str(file)], as_json=False)
+    _end(file.parent, [], ["recipes", "check", endings.placed(file)], as_json=False)
 
 
 @recipes_app.command("check", epilog=_examples("recipes check mine.toml"))
@@ -1285,7 +1243,7 @@ def codec_train(
         )
     written = endings.of_training(folder)
     console.result(summary, summary["codec"], as_json=as_json, written=written)
-    _end(folder, written, ["codec", "eval", str(summary["codec"]), *_few(paths)], as_json=as_json)
+    _end(folder, written, ["codec", "eval", endings.placed(summary["codec"]), *_few(paths)], as_json=as_json)
 
 
 @codec_app.command("get", epilog=_examples("codec get encodec_24khz"))
@@ -1342,8 +1300,8 @@ def codec_eval(
         as_json=as_json,
         written=_all(written, page),
     )
-    then = ["prepare", "audio", *paths, "--set", f"tokenizer.weights={weights}"]
-    _end(out or "", written, then, page=page, as_json=as_json)
+    then = ["prepare", "audio", *_few(paths), "--set", f"tokenizer.weights={weights}"]
+    _end(kept or out or "", written, then, page=page, as_json=as_json)
 
 
 @app.command(rich_help_panel="Check", epilog=_examples("doctor", "doctor --json"))

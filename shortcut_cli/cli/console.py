@@ -10,6 +10,7 @@ A result that can't be written is an error. Progress that nobody can see is not:
 import errno
 import io
 import os
+import stat
 import sys
 import threading
 import time
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 OPEN = "PATH..."  # in a command, what its user has to fill in
-WORK = ("steps", "tokens", "windows")  # units of the work of a model, which is nearly all of a part that has it
-PIPE_WIDTH = 120  # columns of a table if there is no terminal
+LONG_S = 100  # from here on a time is said in minutes
+PIPE_WIDTH = 120  # columns of a table if there is no terminal at all
 STDERR = 2  # its number, the last of the standard streams'
 COMPLETION = "_SHORTCUT_COMPLETE"  # the variable by which a shell asks for completions, beside the user's own line
 CLEAR_LINE = "\r\x1b[K"
@@ -66,7 +67,20 @@ def _again() -> None:
 @cache
 def _out() -> "Console":
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return _console(soft_wrap=True, width=None if known else PIPE_WIDTH)
+    return _console(soft_wrap=True, width=None if known else _width_of_pipe())
+
+
+def _width_of_pipe() -> int:
+    """The columns of what is not printed on a terminal: those of the terminal on which the other end of a pipe prints.
+
+    Of a pipeline like `shortcut runs | head` stderr or stdin is still that terminal.
+    """
+    with suppress(OSError, ValueError):  # it has no number
+        if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            for stream in (sys.stderr, sys.stdin):
+                with suppress(OSError, ValueError, AttributeError):
+                    return os.get_terminal_size(stream.fileno()).columns or PIPE_WIDTH
+    return PIPE_WIDTH
 
 
 @cache
@@ -391,7 +405,7 @@ class Reporter:
         self.live: rich.progress.Progress | None = None
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.whole: rich.progress.TaskID | None = None  # the bar of the parts
-        self.part: Part | None = None  # the present one
+        self.parts = 0  # how many there are
         self.told: tuple[Whole | None, float] = None, 0.0  # how far all parts are, and when that was said
         self.known: dict[str, Progress] = {}  # the last event of a task that had a loss
         self.printed = time.monotonic()
@@ -460,56 +474,45 @@ class Reporter:
         return self.live
 
     def _part(self, event: Part) -> None:
-        """Show that a part begins: nothing of those before it is left, unless they are weighed."""
-        self.part = event
+        """Show that a part begins: nothing of those before it is left, unless they may go on beside it."""
+        self.parts = event.total
         self._tell(event.whole)
         said = f"{event.task} {event.number:,} of {event.total:,}: {event.text}"
         if not _drawn():
             left = self._left()
-            _say(said if left is None else f"{said}, about {left / 60:,.0f} min left")
+            _say(said if left is None else f"{said}, about {_about(left)} left")
             return
         live = self._started()
-        if event.whole is None:
+        if not event.beside:
             for task in self.tasks.values():
                 live.remove_task(task)
             self.tasks.clear()
             self.known.clear()
         if self.whole is None:
             self.whole = live.add_task("", total=1.0, **_fields("in all", PARTS))
-        over = event.number - 1 if event.whole is None else event.whole.over
-        share = over / event.total if event.whole is None else event.whole.share
-        self._move(live, share, over, event.total, description=shown(said))
+        self._move(live, event.whole, description=shown(said))
 
-    def _tell(self, whole: Whole | None) -> None:
-        self.told = whole or self.told[0], time.monotonic()
+    def _tell(self, whole: Whole) -> None:
+        self.told = whole, time.monotonic()
 
     def _left(self) -> float | None:
-        """The seconds that a command of weighed parts goes on; None: not known."""
+        """The seconds that a command with parts goes on; None: not known."""
         whole, at = self.told
         if whole is None or whole.left_s is None:
             return None
         return max(0.0, whole.left_s - (time.monotonic() - at))
 
-    def _move(self, live: "rich.progress.Progress", share: float, over: int, total: int, **said: str) -> None:
+    def _move(self, live: "rich.progress.Progress", whole: Whole, **said: str) -> None:
         """Move the bar over all parts, which never goes back, and say how many of them are over."""
-        amount = f"{over:,}/{total:,} done"
-        share = max(share, live.tasks[live.task_ids.index(self.whole)].completed)  # type: ignore[arg-type]
+        amount = f"{whole.over:,}/{self.parts:,} parts"
+        share = max(whole.share, live.tasks[live.task_ids.index(self.whole)].completed)  # type: ignore[arg-type]
         live.update(self.whole, completed=share, amount=amount, short=amount, **said)  # type: ignore[arg-type]
-
-    def _inside(self, live: "rich.progress.Progress", event: Progress) -> None:
-        """Move the bar over all parts by what is done of the present one: by the units of work of a model."""
-        if self.whole is None or self.part is None:
-            return
-        if event.whole:
-            self._tell(event.whole)
-            self._move(live, event.whole.share, event.whole.over, self.part.total)
-        elif self.part.whole is None and event.unit in WORK:
-            over = self.part.number - 1
-            self._move(live, (over + event.done / event.total) / self.part.total, over, self.part.total)
 
     def _bar(self, event: Progress) -> None:
         live = self._started()
-        self._inside(live, event)
+        if self.whole is not None and event.whole:
+            self._tell(event.whole)
+            self._move(live, event.whole)
         if event.task not in self.tasks:
             if event.done >= event.total:
                 return
@@ -519,8 +522,9 @@ class Reporter:
                 completed=event.done,
                 **_fields(shown(event.task), shown(event.unit)),
             )
-        fields: dict[str, Any] = {"amount": f"{event.done:,}/{event.total:,}"}
-        fields["short"] = f"{rounded(event.done)}/{rounded(event.total)}"
+        unit = shown(event.unit)
+        fields: dict[str, Any] = {"amount": f"{event.done:,}/{event.total:,} {unit}"}
+        fields["short"] = f"{rounded(event.done)}/{rounded(event.total)} {unit}"
         fields |= {"epoch": f"epoch {event.epochs:.2f}"} if event.epochs else {}
         if event.loss is not None:
             fields["loss"] = _loss(event).replace(" per ", "/")
@@ -552,6 +556,11 @@ def _drawn() -> bool:
 def _fields(name: str, unit: str) -> dict[str, Any]:
     """What a bar says in the beginning."""
     return {"name": name, "unit": unit, "amount": "", "short": "", "loss": "", "epoch": ""}
+
+
+def _about(seconds: float) -> str:
+    """A time to come, which is not known exactly."""
+    return f"{seconds:.0f} s" if seconds < LONG_S else f"{seconds / 60:,.0f} min"
 
 
 def _loss(event: Progress) -> str:

@@ -1,5 +1,6 @@
 """How a success ends: the files that are there now, and the next command, which works as pasted."""
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -130,18 +131,36 @@ def after_sample(ckpt: Path, model: str) -> Command:
 
 
 def after_attention(ckpt: Path, model: str) -> Command:
-    """Compare the architecture with its baselines over seeds, on the recipe and the data of the run."""
+    """Compare the architecture with its baselines over seeds, on the recipe and the data of the run.
+
+    A run of a comparison has been compared: look at all of them, beside each other.
+    """
     recipe = ckpt.parent / "recipe.toml"
     if not model:
         return []
-    name = ckpt.resolve().parent.parent.name or "run"
+    run = ckpt.resolve().parent
+    if run.parent.name == "runs" and (run.parent.parent / "comparison.json").is_file():
+        whole = (
+            ckpt.parent.parent.parent if len(ckpt.parent.parts) > 2 and ".." not in ckpt.parts else run.parent.parent
+        )
+        done = (whole / "compare.json").is_file()
+        return ["report", placed(whole)] if done else ["runs", placed(whole / "runs")]
+    usual = re.fullmatch(rf"{re.escape(model)}-s\d+", run.name) and run.parent.name not in ("runs", "")
+    name = (run.parent if usual else run).name or "run"
+    numbered = (Path("comparisons") / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
+    out = next(folder for folder in numbered if not folder.exists())
     models = "shortcut" if model in READ_NOTHING else model
-    return ["compare", "--recipe", str(recipe), "--models", models, "--out", str(Path("comparisons") / name)]
+    return ["compare", "--recipe", str(recipe), "--models", models, "--out", str(out)]
 
 
 def after_demo(folder: Path) -> Command:
     """Look at what the last architecture of the demo reads across layers in music."""
     return ["attention", "--ckpt", str(folder / "runs" / "music-tiny" / "shortcut-s1")]
+
+
+def placed(path: Path | str) -> str:
+    """A path as an argument of its own: with a dash in front it would be an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def model_of(ckpt: Path) -> str:

@@ -316,7 +316,9 @@ class Runner:
                 self.shares[folder] = {}
                 self.pace.begin(folder.name, planned.load(self.scored))
                 total = len(self.known | self.later)
-                self.report(Part("compare", self.begun, total, f"{folder.name} on {device}", self._whole()))
+                self.report(
+                    Part("compare", self.begun, total, f"{folder.name} on {device}", self._whole(), beside=True)
+                )
             self._process(recipe, folder, device)
             with self.lock:
                 self.shares[folder] = {pace.TRAIN: 1.0, pace.SCORE: 1.0}
@@ -341,7 +343,7 @@ class Runner:
             self.begun += 1
             self.shares[jobs[name]] = {pace.TRAIN: 1.0, pace.SCORE: 1.0}
             self.over.add(jobs[name])
-            self.report(Part("compare", self.begun, total, f"{jobs[name].name} is done", self._whole()))
+            self.report(Part("compare", self.begun, total, f"{jobs[name].name} is done", self._whole(), beside=True))
         self._check_stop()
 
     def _check_stop(self) -> None:
