@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import quiet
+from conftest import quiet, without_workers
 from test_report_comparison import arm, made
 
 from shortcut_cli.config import reading
@@ -640,7 +640,8 @@ def sounding(tmp_path_factory):
         make[domain](root / domain, pieces=3, seed=1)
         shards = root / f"{domain}-shards"
         resolved = reading.read(recipe, [f"data.shards={shards}"])
-        prepare(resolved, [str(root / domain)], shards, n_workers=1, max_bad="0", report=quiet)
+        with without_workers():
+            prepare(resolved, [str(root / domain)], shards, n_workers=1, max_bad="0", report=quiet)
         place = reporting.write([shards], root / f"{domain}.html")["report"]
         held = documents.Documents(shards, "train")
         files = [held.file(index, length - 1) for index, length in enumerate(held.lengths)]

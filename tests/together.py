@@ -229,7 +229,7 @@ def main():
             for end in set(ends) - {jobs, answers}:
                 os.close(end)
             work(jobs, answers)
-            return
+            os._exit(0)  # see warm.py
         children.append(child)
     for end in ends:
         os.close(end)
