@@ -6,7 +6,7 @@ import os
 import select
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -17,12 +17,28 @@ from shortcut_cli import files
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit the environment of the process that starts them
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Tests start hundreds of processes, each of which would else compile the package again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 # torch's compiler makes hundreds of thousands of objects with few reference cycles; fewer collections speed it up.
 gc.set_threshold(50_000)
 USERS_CACHE = files.cache_folder()
 PATIENCE_S = 600
+# Files that take long begin first, and the rest fills the time that they wait, and the end.
+LONG = ("hosts", "compare_ray", "parallel", "preparation", "models", "compare", "codec", "cli", "browser", "stores")
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: tests wait for timeouts, for processes that start, and for the disk."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order in which workers take them."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,12 +105,24 @@ def quiet(*_, **__):
     """A `report` that ignores its events."""
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Scans without worker processes."""
+@contextmanager
+def without_workers():
+    """A block in which files are read in this process; to start another takes up to two seconds."""
     from shortcut_cli.data import workers
 
-    monkeypatch.setattr(workers, "in_order", lambda work, jobs, fixed, **_: ((job, work(*fixed, job)) for job in jobs))
+    def in_order(work, jobs, fixed, **_):
+        return ((job, work(*fixed, job)) for job in jobs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workers, "in_order", in_order)
+        yield
+
+
+@pytest.fixture
+def in_this_process():
+    """Scans without worker processes."""
+    with without_workers():
+        yield
 
 
 def write_pieces(folder: Path) -> None:
@@ -143,7 +171,8 @@ def text_run(tmp_path_factory):
     write_texts(root / "texts")
     for model in ("gpt", "shortcut"):
         config = reading.read("text-tiny", [*TEXT_SETTINGS, f"data.shards={root / 'shards'}", f"model.name={model}"])
-        prepare(config, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=quiet)
+        with without_workers():
+            prepare(config, [str(root / "texts")], root / "shards", n_workers=1, max_bad="0", report=quiet)
         train(
             config,
             root / model,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import quiet
+from conftest import quiet, without_workers
 from markupsafe import Markup
 from test_report_comparison import arm, made
 
@@ -93,20 +93,37 @@ def codec_folder(folder):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-extensions"]
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield opened
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser, tmp_path_factory):
+    """A context with these options, which keeps an empty page: other pages then need no process of their own."""
+    empty, made = tmp_path_factory.mktemp("empty") / "empty.html", {}
+    empty.touch()
+
+    def of(**options):
+        key = json.dumps(options, sort_keys=True)
+        if key not in made:
+            made[key] = browser.new_context(**options)
+            made[key].new_page().goto(f"file://{empty}")
+        return made[key]
+
+    return of
+
+
 @pytest.fixture
-def opened(browser):
+def opened(context):
     """Opens a page; what it complains of and what it asks for are in `errors` and `requests`."""
-    contexts = []
+    pages = []
 
     def open_page(path, *, width=1000, **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        page, found = context.new_page(), SimpleNamespace(errors=[], requests=[])
+        page = context(viewport={"width": width, "height": 900}, **options).new_page()
+        pages.append(page)
+        found = SimpleNamespace(errors=[], requests=[])
         page.on("console", lambda line: found.errors.append(line.text) if line.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: found.errors.append(str(error)))
         page.on("request", lambda request: found.requests.append(request.url))
@@ -114,8 +131,8 @@ def opened(browser):
         return page, found
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -674,7 +691,8 @@ def sounding(tmp_path_factory):
         make[domain](root / domain, pieces=3, seed=1)
         shards = root / f"{domain}-shards"
         resolved = reading.read(recipe, [f"data.shards={shards}"])
-        prepare(resolved, [str(root / domain)], shards, n_workers=1, max_bad="0", report=quiet)
+        with without_workers():
+            prepare(resolved, [str(root / domain)], shards, n_workers=1, max_bad="0", report=quiet)
         place = reporting.write([shards], root / f"{domain}.html")["report"]
         held = documents.Documents(shards, "train")
         files = [held.file(index, length - 1) for index, length in enumerate(held.lengths)]

@@ -6,7 +6,7 @@ import mido
 import numpy as np
 import pytest
 import soundfile
-from test_browser import browser, opened  # noqa: F401 - fixtures
+from test_browser import browser, context, opened  # noqa: F401 - fixtures
 from test_report_attention import SHARES, written
 from test_report_samples import made
 

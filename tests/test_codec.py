@@ -86,16 +86,19 @@ def config(*settings):
 
 
 def train(made, sounds, folder, resume="auto", stop=None):
-    return codec_training.train(
-        made,
-        [str(sounds)],
-        folder,
-        n_workers=1,
-        device="cpu",
-        resume=resume,
-        report=quiet,
-        stop=nullcontext(stop or (lambda: None)),
-    )
+    """Train; sounds are read in this process, since starting another takes longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workers, "in_order", in_order)
+        return codec_training.train(
+            made,
+            [str(sounds)],
+            folder,
+            n_workers=1,
+            device="cpu",
+            resume=resume,
+            report=quiet,
+            stop=nullcontext(stop or (lambda: None)),
+        )
 
 
 @pytest.fixture(scope="module")

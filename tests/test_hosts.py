@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
+from test_parallel import together  # noqa: F401 - a fixture
 from test_training import TINY, log_lines, weights_hash
 
 HEAD, WORKER = "10.99.7.1", "10.99.7.2"
@@ -128,14 +129,15 @@ def wait_for(ready, *processes):
 
 
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
-def test_two_hosts_train_one_run_until_the_link_between_them_is_cut(hosts, text_run, tmp_path, shard):
+def test_two_hosts_train_one_run_until_the_link_between_them_is_cut(hosts, together, text_run, tmp_path, shard):  # noqa: F811
     """Each end says at which step the other does not answer; the run then goes on on one to the weights of one."""
     settings = [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", *TINY, *PLAIN, f"train.shard={shard}"]
-    settings += ["train.steps=200", "train.eval_every=20", "train.eval_windows=4", "train.timeout_s=8"]
+    settings += ["train.steps=150", "train.eval_every=20", "train.eval_windows=4", "train.timeout_s=8"]
     out = tmp_path / "run"
     both = list(torchrun(hosts, tmp_path, settings, out))
     wait_for(lambda: (out / "resume.pt").exists() and len(log_lines(out)) > 30, *both)
     hosts.cut()
+    together(2, "train", settings=settings, folders=[str(tmp_path / "whole")])  # while they wait for each other
     (first, said_first), (_, said_second) = both
     assert first.wait(PATIENCE_S), said_first.read_text()
     # torchrun itself waits long there for its store, which is on the other side.
@@ -149,10 +151,6 @@ def test_two_hosts_train_one_run_until_the_link_between_them_is_cut(hosts, text_
         "--devices", "2", cwd=tmp_path,
     )  # fmt: skip
     assert "resuming at step" in done.stderr
-    shortcut(
-        "train", "--recipe", "text-tiny", "--out", tmp_path / "whole", "--device", "cpu", "--no-report",
-        *set_flags(*settings), "--devices", "2", cwd=tmp_path,
-    )  # fmt: skip
     assert weights_hash(out, "run.pt") == weights_hash(tmp_path / "whole", "run.pt")
 
 

@@ -5,6 +5,7 @@ import math
 import re
 import zlib
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -86,6 +87,7 @@ FORMS = {**{taps: [int(layer) for layer in taps.split(",")] for taps in ("0,2,5"
 # Initial weights at which each part of a model does something, and no norms but those of the layers' inputs.
 PLAIN = {"init": "gpt2", "qk_norm": False, "tied": True}
 NORMED = {"qk_norm": True}
+FAN_IN = {"init": "fan_in", "tied": False, **NORMED}
 
 
 def make(name, options, *, seed=1, open_gates=False, **shape):
@@ -288,10 +290,10 @@ class TestEveryArm:
                 assert torch.equal(weight, plain[parameter_name]), parameter_name
 
     @pytest.mark.parametrize("length", [CONTEXT, 256])
-    @pytest.mark.parametrize("shape", [{}, {"init": "fan_in", "tied": False, **NORMED}], ids=["gpt2", "fan_in"])
+    @pytest.mark.parametrize("shape", [{}, FAN_IN], ids=["gpt2", "fan_in"])
     def test_every_attention_starts_as_large_as_the_baselines(self, name, options, shape, length):
         """What it adds or, where that starts at zero, what it multiplies by that zero."""
-        found, expected = (attention_sizes(*arm, shape, length=length) for arm in ((name, options), ("gpt", {})))
+        found, expected = attention_sizes(name, options, shape, length=length), baseline_sizes(bool(shape), length)
         # By their formulas, a mean over depth starts smaller, and what writes to many streams larger.
         expected = [size * share for size, share in zip(expected, first_shares(name, options, shape), strict=True)]
         if options.get("map_norm", True):
@@ -398,6 +400,11 @@ def attention_sizes(name, options, shape, layers=6, length=CONTEXT):
     with torch.no_grad():
         model(ids(rows=8, length=length))
     return [sizes[layer] for layer in range(layers)]
+
+
+@cache
+def baseline_sizes(fan_in, length):
+    return attention_sizes("gpt", {}, FAN_IN if fan_in else {}, length=length)
 
 
 @pytest.mark.parametrize("init", ["gpt2", "fan_in"])

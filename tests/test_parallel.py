@@ -33,35 +33,40 @@ PATIENCE_S = 120
 
 
 class Together:
-    """Four processes that wait for jobs."""
+    """Four processes that wait for jobs: forks of one that has imported torch."""
 
     def __init__(self):
-        command = [sys.executable, Path(__file__).parent / "together.py"]
+        jobs, answers = [os.pipe() for _ in range(4)], [os.pipe() for _ in range(4)]
+        theirs = [end for (reads, _), (_, writes) in zip(jobs, answers, strict=True) for end in (reads, writes)]
+        command = [sys.executable, Path(__file__).parent / "together.py", *map(str, theirs)]
         environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": launch.LOOPBACK}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
+        self.first = subprocess.Popen(command, env=environment, pass_fds=theirs, process_group=0)
+        for end in theirs:
+            os.close(end)
+        self.jobs = [os.fdopen(writes, "w") for _, writes in jobs]
+        self.answers = [os.fdopen(reads) for reads, _ in answers]
 
-    def __call__(self, count, name, local=0, **arguments):
-        """What the function of together.py returned in each of the first `count` processes.
+    def __call__(self, count, name, local=0, heard=None, **arguments):
+        """What the function of together.py returned in each of the first `heard` of `count` processes; None: in all.
 
         local: how many are on a node, or on that of each process.
         """
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
-        for rank, process in enumerate(self.processes[:count]):
+        for rank, jobs in enumerate(self.jobs[:count]):
             said = place | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
             said |= {"LOCAL_WORLD_SIZE": local[rank] if isinstance(local, list) else local or count}
             environment = {key: str(value) for key, value in said.items()}
-            process.stdin.write(json.dumps({"name": name, "arguments": arguments, "environment": environment}) + "\n")
-            process.stdin.flush()
-        return [json.loads(process.stdout.readline()) for process in self.processes[:count]]
+            jobs.write(json.dumps({"name": name, "arguments": arguments, "environment": environment}) + "\n")
+            jobs.flush()
+        return [json.loads(answers.readline()) for answers in self.answers[: count if heard is None else heard]]
 
-    def close(self):
-        for process in self.processes:
-            process.stdin.close()
-        for process in self.processes:
-            process.wait(PATIENCE_S)
-            process.stdout.close()
+    def close(self, code=0):
+        for pipe in self.jobs:
+            pipe.close()
+        assert self.first.wait(PATIENCE_S) == code
+        for pipe in self.answers:
+            pipe.close()
 
 
 @pytest.fixture(scope="module")
@@ -563,8 +568,10 @@ def test_when_processes_have_ended_for_good(codes, wanted):
 class Command:
     """`train --devices 2` in a process of its own."""
 
-    def __init__(self, settings, folder, *more):
-        command = [sys.executable, "-m", "shortcut_cli", "train", "--recipe", "text-tiny", "--out", folder]
+    def __init__(self, settings, folder, *more, grace_s=launch.GRACE_S):
+        setting = f"from shortcut_cli.cli import launch; launch.GRACE_S = {grace_s}"
+        start = f"from shortcut_cli.__main__ import main; {setting}; main()"
+        command = [sys.executable, "-c", start, "train", "--recipe", "text-tiny", "--out", folder]
         command += ["--devices", "2", "--device", "cpu", "--no-report", *more, *set_flags(*settings)]
         self.folder, environment = folder, os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -601,7 +608,7 @@ class Command:
 @pytest.fixture(scope="module")
 def long(settings):
     """Long enough to be met on the way."""
-    return [*settings, "train.steps=400", "train.eval_every=20", "train.eval_windows=4"]
+    return [*settings, "train.steps=200", "train.eval_every=20", "train.eval_windows=4"]
 
 
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
@@ -622,7 +629,7 @@ def test_a_killed_process_is_started_again_and_a_signal_stops_all(together, long
     assert errors.count("stopped at step") == 1, errors
     assert "Traceback" not in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in second.values())
-    assert checkpoint.load(tmp_path / "killed" / "resume.pt")["step"] < 400
+    assert checkpoint.load(tmp_path / "killed" / "resume.pt")["step"] < 200
     together(2, "train", settings=long, folders=[str(tmp_path / "killed")])
     for name in ("resume.pt", "run.pt"):
         one, other = (weights(tmp_path / which, name) for which in ("killed", "whole"))
@@ -633,7 +640,7 @@ def test_a_killed_process_is_started_again_and_a_signal_stops_all(together, long
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
 def test_a_process_that_does_not_answer_is_named(long, tmp_path, shard):
     asked = [*long, "train.timeout_s=8", f"train.shard={shard}"]
-    command = Command(asked, tmp_path, "--max-restarts", 0, "--logs-per-rank")
+    command = Command(asked, tmp_path, "--max-restarts", 0, "--logs-per-rank", grace_s=3)
     os.kill(command.wait_for(10)[1], signal.SIGSTOP)
     code, _, errors = command.end()
     assert code == 1, errors
@@ -657,15 +664,14 @@ def test_a_hang_with_weights_divided_within_nodes_ends_in_time(settings, tmp_pat
     try:
         asked = [*settings, "train.steps=40", "train.shard=fsdp", "train.timeout_s=8"]
         began = time.monotonic()
-        ended = apart(4, "train", local=2, settings=asked, folders=[str(tmp_path)], sleeps={"3": [6, 40]})
+        asked = {"local": 2, "settings": asked, "folders": [str(tmp_path)]}
+        told = [one["ended"] for one in apart(4, "train", heard=3, sleeps={"3": [6, PATIENCE_S]}, **asked)]
         assert time.monotonic() - began < PATIENCE_S
-        told = [one["ended"] for one in ended[:3]]
         assert {(kind, code) for kind, code, _ in told} == {("Lost", 76)}
         assert any("process 3 of 4 does not answer at step 6" in message for _, _, message in told), told
     finally:
-        for process in apart.processes:
-            process.kill()
-        apart.close()
+        os.killpg(apart.first.pid, signal.SIGKILL)
+        apart.close(-signal.SIGKILL)
 
 
 def test_logs_of_each_process_need_several(tmp_path):

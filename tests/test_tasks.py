@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
-from conftest import quiet, shortcut, write_pieces, write_texts
+from conftest import quiet, shortcut, without_workers, write_pieces, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
 
 from shortcut_cli import files
@@ -31,13 +32,15 @@ def recipe(name, out, *settings):
 def run(name, paths, out, *settings, workers=1, merge=False, report=quiet):
     config = recipe(name, out, *settings)
     options = {"n_workers": workers, "max_bad": "100%", "merge": merge, "report": report}
-    return preparation.prepare(config, [str(path) for path in paths], out, **options)
+    with without_workers() if workers == 1 else nullcontext():
+        return preparation.prepare(config, [str(path) for path in paths], out, **options)
 
 
 def part(name, paths, out, task, *settings, workers=1):
     config = recipe(name, out, *settings)
     paths = [str(path) for path in paths]
-    return preparation.prepare_part(config, paths, out, task=task, n_workers=workers, report=quiet)
+    with without_workers() if workers == 1 else nullcontext():
+        return preparation.prepare_part(config, paths, out, task=task, n_workers=workers, report=quiet)
 
 
 @pytest.fixture(scope="module")

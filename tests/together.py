@@ -1,11 +1,12 @@
-"""One of several processes of a training, for tests/test_parallel.py: does one job after the other.
+"""Several processes of a training, for tests/test_parallel.py: each does one job after the other.
 
-Reads jobs as lines of JSON: the name of a function below, its arguments, and the environment that torchrun would set.
-Answers each with what the function returned.
+Each reads jobs as lines of JSON: the name of a function below, its arguments, and the environment that torchrun would
+set. It answers each with what the function returned. All are forks of one that has imported torch.
 """
 
 import gc
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -205,13 +206,34 @@ def most(settings, folders):
 JOBS = SimpleNamespace(train=train, validate=validate, arms=arms, narrow=narrow, first=first, most=most)
 
 
-def main():
+def work(jobs, answers):
+    """Do the jobs that come through a pipe; answer through another."""
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        job = json.loads(line)
-        os.environ.update(job["environment"])
-        sys.stdout.write(json.dumps(getattr(JOBS, job["name"])(**job["arguments"])) + "\n")
-        sys.stdout.flush()
+    with os.fdopen(jobs) as lines, os.fdopen(answers, "w") as out:
+        for line in lines:
+            job = json.loads(line)
+            os.environ.update(job["environment"])
+            out.write(json.dumps(getattr(JOBS, job["name"])(**job["arguments"])) + "\n")
+            out.flush()
+
+
+def main():
+    """Descriptors, two for each process: that of its jobs, and that of its answers."""
+    importlib.import_module("torch._dynamo")  # as the first optimizer would, in every process
+    gc.freeze()
+    ends = [int(text) for text in sys.argv[1:]]
+    children = []
+    for jobs, answers in zip(ends[::2], ends[1::2], strict=True):
+        child = os.fork()
+        if not child:
+            for end in set(ends) - {jobs, answers}:
+                os.close(end)
+            work(jobs, answers)
+            os._exit(0)  # see warm.py
+        children.append(child)
+    for end in ends:
+        os.close(end)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,36 @@
 Reads jobs as lines of JSON, one at a time, and answers each with its exit code.
 """
 
+import atexit
 import gc
 import importlib
 import json
 import os
 import sys
+import threading
 
 # torch's optimizers import its compiler when the first one is created.
 SLOW = ("torch._dynamo", "shortcut_cli.cli.commands", "shortcut_cli.stages.pipeline")
+
+
+def end(command):
+    """Run a command, and leave as an interpreter does, without its last step.
+
+    That takes all modules apart, and would copy nearly all memory that this process shares with the first.
+    """
+    code = 1
+    try:
+        command()
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:  # shown as an interpreter shows what nobody caught
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main():
@@ -28,7 +50,7 @@ def main():
             for descriptor, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(job[name], os.O_WRONLY), descriptor)
             sys.argv = ["shortcut", *job["arguments"]]
-            sys.modules["shortcut_cli.cli.commands"].main()
+            end(sys.modules["shortcut_cli.cli.commands"].main)
         _, status = os.waitpid(pid, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
