@@ -1,9 +1,10 @@
 """Peak memory of a command at two sizes of its data, ten times apart, and their ratio.
 
-    python benchmarks/memory.py [audio] [text] [midi] [train] [--scale 1.0]
+    python benchmarks/memory.py [audio] [text] [midi] [train] [divided] [--scale 1.0]
 
 Scale 1 compares 6 with 60 minutes of sound, 100 MB with 1 GB of text, 300 with 3,000 MIDI files, and 30 training steps
-on 1 with 10 million tokens. The data is random; the number is the largest resident set of any process of the command.
+on 1 with 10 million tokens; `divided` takes two steps of 117M parameters, divided over two processes. The data is
+random; the number is the largest resident set of any process of the command.
 """
 
 import argparse
@@ -76,8 +77,13 @@ COMMANDS = {
 }
 COMMANDS["train"] = ["train", "--recipe", "text-tiny", "--out", "OUT", "--set", "data.shards=DATA/shards"]
 COMMANDS["train"] += ["--set", "tokenizer.algorithm=chars", "--set", "train.steps=30", "--set", "train.warmup=1"]
+COMMANDS["divided"] = [*COMMANDS["train"], "--devices", "2", "--no-report"]
+for setting in ("train.steps=2", "train.shard=fsdp", "train.batch_size=2", "train.eval_windows=2", "model.context=64"):
+    COMMANDS["divided"] += ["--set", setting]
+for setting in ("model.name=gpt", "model.layers=16", "model.width=768", "model.heads=12", "model.ffn=3200"):
+    COMMANDS["divided"] += ["--set", setting]
 SIZES = {"audio": (make_audio, 6, "min"), "text": (make_text, 100, "MB"), "midi": (make_midi, 300, "files")}
-SIZES["train"] = (make_train, 1, "M tokens")
+SIZES["train"] = SIZES["divided"] = (make_train, 1, "M tokens")
 
 
 def peak_mb(what, amount, make):

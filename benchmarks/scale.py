@@ -185,17 +185,24 @@ def by_files(counts, flags):
         print(f"{count:>10,} files: {found['peak'] / 1e6:,.0f} MB, {each:,.0f} bytes a file; CPU: {spent}", flush=True)
 
 
+def cpu_seconds():
+    """CPU seconds of this process and of its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
 def by_workers(folder, counts):
-    """Print seconds for each number of workers."""
+    """Print seconds, of the clock and of all CPUs, for each number of workers."""
     tokenization.PART_SIZE, tokenization.WORTH_PARTS = 1 << 22, 1
     for count in counts:
         with tempfile.TemporaryDirectory() as out:
             recipe = reading.read("text", [f"data.shards={out}/s"])
-            began = time.monotonic()
+            began, cpu = time.monotonic(), cpu_seconds()
             limits = {"n_workers": count, "max_bad": "1%", "report": quiet}
             manifest = preparation.prepare(recipe, [folder], Path(out, "s"), **limits)
             print(
-                f"{count} workers: {time.monotonic() - began:.1f} s, manifest {manifest['checksum'][:12]}", flush=True
+                f"{count} workers: {time.monotonic() - began:.1f} s, {cpu_seconds() - cpu:.1f} CPU s, "
+                f"manifest {manifest['checksum'][:12]}",
+                flush=True,
             )
 
 

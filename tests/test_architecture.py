@@ -52,6 +52,7 @@ ONE_FILE = {
     "typer": "cli/commands.py cli/completion.py",
     "rich": "cli/bars.py cli/console.py",
     "fsspec": "data/objects.py",
+    "huggingface_hub": "data/hub.py",
     "pebble": "data/workers.py",
     "jinja2": "report/page.py",
     "ray": "data/executors.py",

@@ -849,3 +849,40 @@ def test_what_is_written_to_a_standard_stream_can_be_diverted(tmp_path, capfd):
     os.close(number)
     with files.diverted(number), pytest.raises(OSError, match="Bad file descriptor"):
         os.write(number, b"closed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool], ids=str)
+def test_tensors_that_are_made_while_they_are_written_give_the_same_bytes(tmp_path, dtype):
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"a": (7, 3), "b": (), "none": (0, 4), "c": (1000,), "d": (5, 1, 2)}
+    plain = {name: torch.randint(0, 2, shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    order = []
+
+    def later(name):
+        return tensor_file.Later(shapes[name], dtype, lambda: order.append(name) or plain[name])
+
+    whole = {"model": plain, "step": 3, "more": [plain["a"], {"x": plain["c"][::2]}]}
+    mixed = {name: later(name) if name != "b" else plain[name] for name in plain}
+    # Tied weights are one only if they are the same object.
+    written = tensor_file.save(tmp_path / "whole.pt", whole | {"more": [plain["a"].clone(), {"x": plain["c"][::2]}]})
+    again = tensor_file.save(
+        tmp_path / "later.pt", {**whole, "model": mixed, "more": [later("a"), {"x": plain["c"][::2]}]}
+    )
+    assert again == written
+    assert (tmp_path / "later.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert [name for name in order if name != "none"] == ["a", "c", "d", "a"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_tensors_that_are_made_while_they_are_written_take_the_memory_of_one(tmp_path):
+    elements, held = 1 << 22, []  # 16 MB each
+
+    def make():
+        held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        return torch.full((elements,), float(len(held)))
+
+    content = {str(number): tensor_file.Later((elements,), torch.float32, make) for number in range(12)}
+    tensor_file.save(tmp_path / "file.pt", content)
+    assert max(held) - held[0] < 3 * 4 * elements
+    found = tensor_file.load(tmp_path / "file.pt", "run.pt")
+    assert [found[str(number)].unique().tolist() for number in range(12)] == [[number + 1.0] for number in range(12)]

@@ -339,6 +339,53 @@ def test_a_run_with_weights_divided_by_four_goes_on(together, begun, divided_by_
     assert ("parts" in checkpoint.load(tmp_path / "run" / "resume.pt", apart=True)) != plain
 
 
+def test_a_state_is_verified_once_by_all_and_again_by_who_reads_more(together, begun, divided_by_four, tmp_path):
+    asked = [*begun[1], "train.shard=fsdp"]
+    for count, most in ((4, 1), (2, 2)):
+        folder = tmp_path / str(count)
+        shutil.copytree(divided_by_four, folder)
+        ended = together(count, "train", settings=asked, folders=[str(folder)])
+        assert not any(one["ended"] for one in ended)
+        verified = sorted(each for one in ended for each in one["verified"])
+        name = verified[0].split("/")[0]
+        assert set(verified) == {f"{name}/{number}.pt" for number in range(4)}
+        assert len(verified) <= 4 * most
+        assert all(len(set(one["verified"])) == len(one["verified"]) for one in ended)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_part_that_is_damaged_is_found_by_all_and_the_state_before_is_taken(
+    together, begun, divided_by_four, tmp_path, part
+):
+    """Whichever process verifies it; and if there is no state before, all end."""
+    folder, asked = begun
+    asked, named = [*asked, "train.shard=fsdp"], checkpoint.load(divided_by_four / "resume.pt", apart=True)["parts"]
+    for name in ("with", "without"):
+        shutil.copytree(divided_by_four, tmp_path / name)
+        damaged = tmp_path / name / named["folder"] / f"{part}.pt"
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+    (tmp_path / "without" / "resume.prev.pt").unlink()
+    ended = together(2, "train", settings=asked, folders=[str(tmp_path / "with")])
+    assert not any(one["ended"] for one in ended)
+    assert any(f"{part}.pt" in text and "resume.prev.pt" in text for text in ended[0]["said"])
+    near(tmp_path / "with", folder / "whole")
+    ended = together(2, "train", settings=asked, folders=[str(tmp_path / "without")])
+    assert [one["ended"][0] for one in ended] == ["CheckFailed", "Left"]
+    assert str(damaged) in ended[0]["ended"][2]
+
+
+def test_a_process_that_does_not_see_the_state_ends_all(together, begun, divided_by_four, tmp_path):
+    shutil.copytree(divided_by_four, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    asked = [*begun[1], "train.shard=fsdp"]
+    ended = together(2, "train", settings=asked, folders=[str(tmp_path / "run"), str(tmp_path / "other")])
+    assert [one["ended"][0] for one in ended] == ["ShortcutError", "Left"]
+    assert "process 1 of 2: " in ended[0]["ended"][2]
+    assert str(tmp_path / "other") in ended[0]["ended"][2]
+
+
 def test_a_resume_with_divided_weights_is_the_run_that_never_stopped_to_the_bit(
     together, begun, divided_by_four, tmp_path
 ):

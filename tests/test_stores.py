@@ -564,7 +564,7 @@ def test_urls_that_cannot_be_read(memory, tmp_path, in_this_process, url, kind, 
     [
         ("s3://bucket/x", "s3fs", "s3fs", "pip install 'shortcut-cli[s3]'"),
         ("gs://bucket/x", "gcsfs", "gcsfs", "pip install gcsfs"),
-        ("hf://datasets/a/b/*", "huggingface_hub", "huggingface_hub", "pip install huggingface_hub"),
+        ("hf://datasets/a/b/*", "huggingface_hub", "huggingface_hub", "pip install 'shortcut-cli[hf]'"),
         ("https://host/x", "fsspec.implementations.http", "aiohttp", "pip install aiohttp"),
     ],
 )

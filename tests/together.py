@@ -20,8 +20,9 @@ import torch
 from shortcut_cli.config import reading
 from shortcut_cli.data import windows
 from shortcut_cli.errors import ShortcutError
+from shortcut_cli.events import Note
 from shortcut_cli.stages import training
-from shortcut_cli.training import muon, parallel, sharded
+from shortcut_cli.training import muon, parallel, sharded, tensor_file
 from shortcut_cli.training.trainer import Trainer
 
 
@@ -33,8 +34,9 @@ class Recorded:
     """What this process computed: rows of each batch as hashes, and the matrices that were orthogonalised."""
 
     def __init__(self):
-        self.rows, self.matrices = [], 0
+        self.rows, self.matrices, self.verified, self.said = [], 0, [], []
         self.batch, self.orthogonalise = windows.Windows.batch, muon.orthogonalise
+        self.check_seal = tensor_file._check_seal
 
     def __enter__(self):
         def batch(itself, first, count):
@@ -48,11 +50,22 @@ class Recorded:
             self.matrices += len(x)
             return self.orthogonalise(x)
 
+        def check_seal(path, *rest):
+            if path.parent.name.startswith("state-"):
+                self.verified.append(f"{path.parent.name}/{path.name}")
+            self.check_seal(path, *rest)
+
         windows.Windows.batch, muon.orthogonalise = batch, orthogonalise
+        tensor_file._check_seal = check_seal
         return self
 
     def __exit__(self, *_):
         windows.Windows.batch, muon.orthogonalise = self.batch, self.orthogonalise
+        tensor_file._check_seal = self.check_seal
+
+    def report(self, event):
+        """Remembers what is said to the user."""
+        self.said += [event.text] if isinstance(event, Note) else []
 
 
 def asked_after(steps, code, sleeps_at=0, sleep_s=0):
@@ -69,8 +82,15 @@ def asked_after(steps, code, sleeps_at=0, sleep_s=0):
     return nullcontext(asked)
 
 
+def whole(weights):
+    """Weights, put together; all processes call this."""
+    return {key: each.full_tensor() if sharded.is_part(each) else each for key, each in weights.items()}
+
+
 def train(settings, folders, stops=None, code=75, init_from=None, extend=False, sleeps=None):
     """Train; folders: of each rank, or of all; stops: after how many steps a rank is asked to leave.
+
+    Of parts of a state, `verified` lists those whose bytes were.
 
     sleeps: after how many steps a rank sleeps, and for how many seconds.
     """
@@ -86,14 +106,15 @@ def train(settings, folders, stops=None, code=75, init_from=None, extend=False, 
                 folder,
                 device="cpu",
                 resume="auto",
-                report=quiet,
+                report=recorded.report,
                 stop=stop,
                 init_from=Path(init_from) if init_from else None,
                 extend=extend,
             )
         except ShortcutError as error:
             ended = [type(error).__name__, error.exit_code, error.message]
-    return {"ended": ended, "rows": recorded.rows, "matrices": recorded.matrices}
+    found = {name: getattr(recorded, name) for name in ("rows", "matrices", "verified", "said")}
+    return found | {"ended": ended}
 
 
 def validate(settings, folders):
@@ -120,7 +141,7 @@ def arms(settings, folders, named):
                 losses = [trainer.step(number).item() for number in range(2)]
                 parts = sum(sharded.local(weight).numel() for weight in trainer.model.parameters())
                 assert (parts < 0.6 * trainer.model.count()["total"]) == (shard == "fsdp"), (name, parts)
-                weights = sharded.whole(trainer.optimizer.weights(), keep=True)
+                weights = whole(trainer.optimizer.weights())
                 total = sum(weight.double().abs().sum().item() for weight in weights.values())
                 found[f"{name} {json.dumps(options)} {shard}"] = [*losses, trainer.validation_loss(), total]
     return found
@@ -153,7 +174,7 @@ def narrow(settings, folders, named):
                 trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet, shares=processes.count)
                 trainer.connect(processes)
                 losses = [trainer.step(number).item() for number in range(2)]
-                weights = sharded.whole(trainer.optimizer.weights(), keep=True)
+                weights = whole(trainer.optimizer.weights())
                 bits = [f"{key} {weight.numpy().tobytes().hex()}" for key, weight in weights.items()]
                 ways.append([*losses, trainer.validation_loss(), hashlib.sha256("".join(bits).encode()).hexdigest()])
                 ways[-1].append(len(set(sent)) / len(trainer.model.matrices()))
@@ -172,7 +193,7 @@ def first(settings, folders, named):
             resolved = reading.read("text-tiny", [*settings, *section, f"model.name={name}", "train.shard=fsdp"])
             trainer = Trainer(resolved, Path(folders[0]), "cpu", quiet, shares=processes.count)
             trainer.connect(processes)
-            weights = sharded.whole(trainer.model.state_dict(), keep=True)
+            weights = whole(trainer.model.state_dict())
             parts = [f"{key} {weight.numpy().tobytes().hex()}" for key, weight in weights.items()]
             found[f"{name} {json.dumps(options)}"] = hashlib.sha256("".join(parts).encode()).hexdigest()
     return found

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shortcut_cli import files
+from shortcut_cli.data import hub
 from shortcut_cli.errors import Rejected, ShortcutError, Unavailable, UsageError
 
 Result = TypeVar("Result")
@@ -28,7 +30,7 @@ WAITS_S = (0.5, 1.0, 2.0, 4.0)  # before another try of a request, each shortene
 LONGEST_REASON = 200
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 PACKAGES |= {"az": "adlfs", "abfs": "adlfs", "http": "aiohttp", "https": "aiohttp"}
-EXTRAS = {"s3fs": "'shortcut-cli[s3]'"}  # which bring a package, in the version that was tried
+EXTRAS = {"s3fs": "s3", "huggingface_hub": "hf"}  # which bring a package, in the version that was tried
 VERSION_KEYS = ("size", "ETag", "etag", "generation", "blob_id", "mtime", "created")  # that change with an object
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, ImportError)
 BUGS = (AttributeError, LookupError, AssertionError, NameError)  # they keep their tracebacks
@@ -225,7 +227,11 @@ class _Reading:
         return block
 
     def _open(self) -> None:
+        repository = self.wanted.store.repository
         system, name = self.wanted.store.system, self.wanted.name
+        if repository:  # of one commit, in which it does not change
+            self.stream = repository.open(name, self.place)
+            return
         self.stream = system.open(name, "rb", block_size=READ_BYTES, cache_type="none")
         found = dict(_version(getattr(self.stream, "details", None) or system.info(name)))
         if any(found.get(key, value) != value for key, value in self.wanted.version):
@@ -252,6 +258,15 @@ class Store:
         self.scheme = scheme.lower()
         self.system = self._system()
         self.root = str(self.system._strip_protocol(f"{self.scheme}://{rest}"))
+        self.repository: hub.Repository | None = None
+        if self.scheme == "hf" and not self.root.startswith("buckets/"):
+            try:
+                self.repository = again(lambda: hub.Repository(self.system, self.root))
+            except ImportError as error:
+                raise self._missing(error) from error
+            except Exception as error:
+                raise failed(self.url, "opened", error) from error
+            self.root = self.repository.root
 
     def _system(self) -> Any:
         try:
@@ -264,10 +279,7 @@ class Store:
                 f"known are {', '.join(f'{scheme}://' for scheme in sorted(['file', *PACKAGES]))}, and fsspec's others",
             ) from error
         except ImportError as error:
-            package = PACKAGES.get(self.scheme)
-            remedy = f"pip install {EXTRAS.get(package, package)}" if package else _plain(str(error))
-            text = f"{self.scheme}:// needs {package or 'a package'}, which is not installed"
-            raise Unavailable(text, remedy) from error
+            raise self._missing(error) from error
         try:
             # A listing that is kept would grow, and hide that an object has changed.
             system = again(lambda: kind(**kind._get_kwargs_from_urls(self.url), use_listings_cache=False))
@@ -277,6 +289,12 @@ class Store:
             system.retries = 1  # botocore tries again by AWS_MAX_ATTEMPTS, and `again` does; once more would be long
             system.max_concurrency = 2  # parts of a file, 50 MB each, that are held to be sent
         return system
+
+    def _missing(self, error: ImportError) -> Unavailable:
+        package = PACKAGES.get(self.scheme)
+        wanted = f"'shortcut-cli[{EXTRAS[package]}]'" if package in EXTRAS else package
+        remedy = f"pip install {wanted}" if package else _plain(str(error))
+        return Unavailable(f"{self.scheme}:// needs {package or 'a package'}, which is not installed", remedy)
 
     def listed(self, begin: str = "") -> Iterator[tuple[str, Object]]:
         """(path below the URL, object) of every object; one that the URL itself names has its own last part.
@@ -297,6 +315,9 @@ class Store:
         """(name, what is known of it) of every object."""
         if not self.url.endswith("/") and (own := self._info(self.root)):
             yield self.root, own
+        if self.repository:
+            yield from self._pages(self.repository)
+            return
         if not hasattr(self.system, "call_s3"):
             found = again(lambda: self.system.find(self.root, detail=True))
             yield from ((name, info) for name, info in found.items() if name != self.root)
@@ -313,8 +334,24 @@ class Store:
                 raise OSError(errno.EIO, "the store lists the same page again and again")
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
+    def _pages(self, repository: hub.Repository) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, what is known of it) of every file of a folder, none if there is no such folder."""
+        again(repository.renew)
+        try:
+            page, following = again(repository.page)
+        except FileNotFoundError:
+            return
+        yield from page
+        while following:
+            page, following = again(partial(repository.page, following))
+            yield from page
+
     def _info(self, name: str) -> dict[str, Any] | None:
         """What is known of an object; None if there is none of this name."""
+        if self.repository:
+            again(self.repository.renew)
+            repository = self.repository
+            return again(lambda: repository.info(name))
         try:
             found: dict[str, Any] = again(lambda: self.system.info(name))
         except FileNotFoundError:
@@ -368,6 +405,8 @@ class Store:
 
     def remove(self, relative: str) -> None:
         """Remove an object below the URL, if it is there. Raises ShortcutError if that fails."""
+        if self.repository and not self.find(relative):  # it would be a commit that the Hub refuses
+            return
         try:
             again(lambda: self.system.rm_file(f"{self.root.rstrip('/')}/{relative}"))
         except FileNotFoundError:

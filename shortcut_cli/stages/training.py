@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ def _lead(
 
             def load(path: Path) -> dict[str, Any]:
                 nonlocal read
-                found = checkpoint.load(path, apart=divided and not extend)
+                if divided and not extend:
+                    found = processes.together(path.name, partial(_part, folder, processes))
+                else:
+                    found = checkpoint.load(path)
                 read = path.name
                 return found
 
@@ -168,9 +172,19 @@ def _remark(trainer: Trainer, report: Report) -> None:
         report(Note(text=f"Note: {said}"))
 
 
+def _part(folder: Path, processes: Processes, name: str) -> dict[str, Any]:
+    """A state, of whose parts in files this process verifies its share."""
+    return checkpoint.load(folder / name, apart=True, share=(processes.rank, processes.count))
+
+
 def _follow(folder: Path, device: str, stop: Stop, init_from: Path | None, processes: Processes) -> None:
     """Train in a process beside the one that writes the files: the same steps from the same state."""
-    processes.wait()
+    parts_read = dict[str, dict[str, Any]]()
+
+    def load(name: str) -> None:
+        parts_read[name] = _part(folder, processes, name)
+
+    processes.wait(load)
     content = processes.copied(None)
     assert content
     resolved = reading.with_settings(
@@ -181,7 +195,7 @@ def _follow(folder: Path, device: str, stop: Stop, init_from: Path | None, proce
     ancestor = lineage.read(init_from) if begins and init_from else None
     trainer = Trainer(resolved, folder, device, lambda _: None, ancestor, shares)
     if shares > 1:
-        trainer.source = checkpoint.load(folder / read, apart=True) if read else None
+        trainer.source = (parts_read.get(read) or _part(folder, processes, read)) if read else None
         trainer.load_rest(content)
     else:
         trainer.load_state(content)

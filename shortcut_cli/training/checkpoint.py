@@ -80,10 +80,11 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
     tensor_file.save(path, content, previous)
 
 
-def load(path: Path, device: str = "cpu", *, apart: bool = False) -> dict[str, Any]:
+def load(path: Path, device: str = "cpu", *, apart: bool = False, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
     """Read a checkpoint, verifying its checksum and running no code from it; its recipe has the keys of `BEFORE`.
 
-    apart: if its tensors are in the files of several processes (`training.parts`), leave them there.
+    apart: if its tensors are in the files of several processes (`training.parts`), leave them there. share: which of
+    these files are verified, as `parts.check` says; they are in the field `opened` then.
 
     Raises UsageError if the file is not a checkpoint, CheckFailed if it is damaged or has another format.
     """
@@ -97,8 +98,8 @@ def load(path: Path, device: str = "cpu", *, apart: bool = False) -> dict[str, A
             for key, value in values.items():
                 table.setdefault(key, value)
     if "parts" in content:
-        parts.check(path, content)
-        return content if apart else parts.whole(path.parent, content, device)
+        found = parts.check(path, content, share)
+        return content | {"opened": found} if apart else parts.whole(path.parent, content, device)
     return content
 
 

@@ -15,17 +15,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shortcut_cli.errors import Interrupted, ShortcutError, UsageError
-from shortcut_cli.training import checkpoint, torchrun
+from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
+from shortcut_cli.training import checkpoint, loop, torchrun
+
+Result = TypeVar("Result")
 
 FAILED, WELL = 1, 0
+READ = (loop.STATE, loop.PREVIOUS)  # what all read together, as the words from 2 on
+DAMAGED, UNSEEN = "1", "2"
+SHARED = 'with train.shard = "fsdp", all processes need to see the run folder, under the same name'
+WORD_BYTES = 1000  # of what a process says to all
 # What PyTorch's backends say when another process has gone, or is silent for too long.
 SILENT = re.compile(
     r"gloo|\bNCCL\b|Connection (closed|reset|refused)|Broken pipe|\btime(d )?out\b|\b(TCP)?Store\b", re.IGNORECASE
@@ -143,10 +150,55 @@ class Processes:
             raise
         self._tell(WELL)
 
-    def wait(self) -> None:
-        """Wait until the leading process has done what it does by itself. Raises Left if that has failed."""
-        if self._tell(WELL) == FAILED:
+    def wait(self, load: Callable[[str], object]) -> None:
+        """Wait until the leading process has done what it does by itself. Raises Left if that has failed.
+
+        load: called when the leading process reads a state by `together`, with its name.
+        """
+        while (word := self._tell(WELL)) > FAILED:
+            with suppress(CheckFailed, UsageError, OSError):  # the leading process says it
+                self._each(partial(load, READ[word - 2]))
+        if word == FAILED:
             raise Left("the leading process failed")
+
+    def together(self, name: str, load: Callable[[str], Result]) -> Result:
+        """load(name) in the leading process, while the others, which `wait`, do so too. name: one of READ.
+
+        Raises what it raises; CheckFailed if it does so in another process, ShortcutError if that can't see the file.
+        """
+        self._tell(READ.index(name) + 2)
+        found, said = self._each(partial(load, name))
+        for rank, text in enumerate(said):
+            if text[:1] == UNSEEN:
+                raise ShortcutError(f"process {rank} of {self.count}: {text[1:]}", SHARED)
+            if text:
+                raise CheckFailed(f"{text[1:]} (process {rank} of {self.count})")
+        return found
+
+    def _each(self, work: Callable[[], Result]) -> tuple[Result, list[str]]:
+        """What `work` returns, and what each process says that goes wrong, by rank; all processes call this.
+
+        Raises what it raises, once it is said.
+        """
+        said = ""
+        try:
+            return work(), self._said("")
+        except CheckFailed as error:
+            said = DAMAGED + error.message
+            raise
+        except Exception as error:
+            said = UNSEEN + str(error)
+            raise
+        finally:
+            if said:
+                self._said(said)
+
+    def _said(self, text: str) -> list[str]:
+        """What each process says, by rank; all processes call this."""
+        own = text.encode()[:WORD_BYTES].ljust(WORD_BYTES, b"\0")
+        words = [torch.empty(WORD_BYTES, dtype=torch.uint8) for _ in range(self.count)]
+        dist.all_gather(words, torch.frombuffer(bytearray(own), dtype=torch.uint8))
+        return [word.numpy().tobytes().rstrip(b"\0").decode(errors="replace") for word in words]
 
     def told(self, value: bool) -> bool:
         """The value that the leading process has, in all."""

@@ -1,6 +1,7 @@
 """The state of a run whose weights are divided over processes: a small resume.pt, and beside it a file of each process.
 
-That resume.pt has the fields of any other, but its large tensors are empty. Its table `parts` says where they are:
+That resume.pt has the fields of any other, but its tensors of one and more axes are empty. Its table `parts` says where
+they are:
 
 folder      beside resume.pt, state-STEP
 files       each file in it, with the checksum at its end
@@ -49,6 +50,8 @@ def _split(value: Any, name: str, tensors: "dict[str, Tensor]") -> Any:
     if isinstance(value, dict):
         return {part: _split(each, f"{name}.{part}", tensors) for part, each in value.items()}
     if isinstance(value, torch.Tensor):
+        if not value.dim():  # all processes have it: in a part, each of them would have to read that of another
+            return value.detach().clone()  # it may change while the state is written
         tensors[name] = value
         return torch.empty(0, dtype=value.dtype)
     return value
@@ -64,17 +67,20 @@ def _joined(value: Any, name: str, tensors: "Mapping[str, Tensor]") -> Any:
 
     if isinstance(value, dict):
         return {part: _joined(each, f"{name}.{part}", tensors) for part, each in value.items()}
-    return tensors[name] if isinstance(value, torch.Tensor) else value
+    return tensors.get(name, value) if isinstance(value, torch.Tensor) else value
 
 
-def check(path: Path, content: Mapping[str, Any]) -> None:
+def check(path: Path, content: Mapping[str, Any], share: tuple[int, int] = (0, 1)) -> dict[str, "dict[str, Tensor]"]:
     """Raise CheckFailed if the table of a resume.pt, read from `path`, is none, or a file that it names is not there.
 
-    All bytes of these files are verified.
+    share: (rank, processes) that verify the bytes of these files together: each those whose numbers fall to it. They
+    are the ones that it wrote, and will read, if there are as many as then. Returns them as `opened` does.
     """
     if not _is_table(content["parts"], content):
         raise CheckFailed(f"{path} is not a resume.pt: its parts have the wrong types")
-    opened(path.parent, content["parts"])
+    rank, count = share
+    mine = {name for name in content["parts"]["files"] if int(name.partition(".")[0]) % count == rank}
+    return opened(path.parent, content["parts"], mine)
 
 
 def _is_table(table: Any, content: Mapping[str, Any]) -> bool:
@@ -116,15 +122,24 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def opened(folder: Path, table: Mapping[str, Any], wanted: set[str] | None = None) -> dict[str, "dict[str, Tensor]"]:
+def opened(
+    folder: Path,
+    table: Mapping[str, Any],
+    wanted: set[str] | None = None,
+    before: "Mapping[str, dict[str, Tensor]] | None" = None,
+) -> dict[str, "dict[str, Tensor]"]:
     """The tensors of each file, mapped, not copied. wanted: names of files, instead of all.
+
+    before: files that this process has opened; their bytes are not verified again.
 
     Raises CheckFailed if a file is missing or damaged, of another state, or lacks a part that the table names.
     """
     place = folder / table["folder"]
     found = {}
     for name, digest in table["files"].items():
-        if wanted is None or name in wanted:
+        if before and name in before:
+            found[name] = before[name]
+        elif wanted is None or name in wanted:
             try:
                 found[name] = tensor_file.load(place / name, "resume.pt")
             except UsageError as error:

@@ -29,10 +29,9 @@ from torch.futures import Future as Done
 
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.training import parts, sharded, tensor_file
-from shortcut_cli.training.parallel import Left, Processes
+from shortcut_cli.training.parallel import SHARED, Left, Processes
 
 Commit = Callable[[dict[str, Any]], None]
-SHARED = 'with train.shard = "fsdp", all processes need to see the run folder, under the same name'
 
 
 class Writer(StorageWriter):
@@ -104,8 +103,8 @@ class Writer(StorageWriter):
 class Reader(StorageReader):
     """Reads the parts of files that this process needs."""
 
-    def __init__(self, folder: Path, table: Mapping[str, Any]) -> None:
-        self.folder, self.table = folder, table
+    def __init__(self, folder: Path, table: Mapping[str, Any], opened: Mapping[str, dict[str, Tensor]]) -> None:
+        self.folder, self.table, self.opened = folder, table, opened
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is kept between two loads."""
@@ -144,7 +143,7 @@ class Reader(StorageReader):
         for item in plan.items:
             row = item.storage_index.offset[0] if item.storage_index.offset else 0
             asked.append((item, parts.key(item.storage_index.fqn, row), where[item.storage_index.fqn, row]))
-        found = parts.opened(self.folder, self.table, {file for _, _, file in asked})
+        found = parts.opened(self.folder, self.table, {file for _, _, file in asked}, self.opened)
         for item, key, file in asked:
             part = found[file][key]
             for axis, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
@@ -208,13 +207,12 @@ def load(folder: Path, content: Mapping[str, Any], own: Mapping[str, Any], proce
         once = {name: tensors[name] for name in content["parts"]["tensors"]}
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         with _told(processes.rank):
-            state_dict_loader.load(
-                once, storage_reader=Reader(folder, content["parts"]), planner=planner, process_group=processes.states
-            )
+            reader = Reader(folder, content["parts"], content["opened"])
+            state_dict_loader.load(once, storage_reader=reader, planner=planner, process_group=processes.states)
     else:
         for name, whole in parts.split(content)[1].items():
             sharded.local(tensors[name]).copy_(sharded.local(sharded.part(whole, tensors[name])))
-    return parts.joined({name: value for name, value in content.items() if name != "parts"}, tensors)
+    return parts.joined({name: value for name, value in content.items() if name not in ("parts", "opened")}, tensors)
 
 
 def check(content: Mapping[str, Any], model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from shortcut_cli.models.transformer import Decoder
+from shortcut_cli.training import tensor_file
 
 OTHER_WAYS_IN = ("delta", "read")  # methods of layers that architectures call in place of `forward`
 
@@ -158,16 +159,21 @@ def is_part(value: object) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def whole(value: Any, keep: bool) -> Any:
-    """A tensor, or tables and lists of them, put together on the CPU; all processes call this. keep: else no data."""
+def later(value: Any, keep: bool) -> Any:
+    """Content of a file, whose tensors are put together one after the other while `tensor_file.save` writes it.
+
+    All processes call this. keep: whether this is the one that writes; the others take part, and have done so after it.
+    """
     if isinstance(value, dict):
-        return {key: whole(each, keep) for key, each in value.items()}
+        return {key: later(each, keep) for key, each in value.items()}
     if isinstance(value, list):
-        return [whole(each, keep) for each in value]
+        return [later(each, keep) for each in value]
     if not is_part(value):
         return value
-    found = value.full_tensor()
-    return found.detach().cpu() if keep else found.new_empty(0)
+    if keep:
+        return tensor_file.Later(tuple(value.shape), value.dtype, lambda: value.full_tensor().detach())
+    value.full_tensor()
+    return None
 
 
 def part(value: Tensor, like: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ import hashlib
 import math
 import mmap
 import os
+import pickle
 import platform
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -86,7 +88,48 @@ class _Stream:
         self.stream.flush()
 
 
-def _plain(value: Any) -> Any:
+@dataclass(frozen=True)
+class Later:
+    """A tensor of a file that is made when it is written, and given up after that."""
+
+    shape: tuple[int, ...]
+    dtype: "torch.dtype"
+    make: "Callable[[], torch.Tensor]"
+
+
+class _Filling:
+    """Stands before PyTorch's writer, which gets storages one after the other, and fills those of `Later` in turn.
+
+    Until then such a storage is memory that nobody has touched, so that it takes none, and after that it takes none
+    again.
+    """
+
+    def __init__(self) -> None:
+        self.writer: Any = None
+        self.waiting: dict[int, tuple[Later, torch.Tensor, mmap.mmap]] = {}  # by the address of the storage
+
+    def place(self, later: Later) -> "torch.Tensor":
+        """A tensor whose values come when it is written."""
+        import torch
+
+        if not math.prod(later.shape):
+            return later.make()
+        room = mmap.mmap(-1, math.prod(later.shape) * later.dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        tensor = torch.frombuffer(room, dtype=later.dtype).view(later.shape)
+        self.waiting[tensor.data_ptr()] = later, tensor, room
+        return tensor
+
+    def write_record(self, name: str, content: Any, size: int) -> None:
+        """What PyTorch calls for each record of the file."""
+        found = None if isinstance(content, str | bytes) else self.waiting.pop(content.data_ptr(), None)
+        if found:
+            found[1].copy_(found[0].make())
+        self.writer.write_record(name, content, size)
+        if found:
+            found[2].madvise(mmap.MADV_DONTNEED)
+
+
+def _plain(value: Any, place: "Callable[[Later], torch.Tensor]") -> Any:
     """The value with all tensors contiguous and without gradients: `load` reads no others.
 
     Equal strings are one object, also those that PyTorch itself uses. It writes an object once and then refers to it,
@@ -97,19 +140,28 @@ def _plain(value: Any) -> Any:
 
     if isinstance(value, torch.Tensor):
         return value.detach().contiguous()
+    if isinstance(value, Later):
+        return place(value)
     if isinstance(value, dict):
-        return {_plain(name): _plain(item) for name, item in value.items()}
+        return {_plain(name, place): _plain(item, place) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
+        return type(value)(_plain(item, place) for item in value)
     return sys.intern(str(value)) if isinstance(value, str) else value
 
 
 def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
     import torch
 
-    checked = _Stream(stream)
+    checked, filling = _Stream(stream), _Filling()
+    plain = _plain(content, filling.place)
     try:
-        torch.save(_plain(content), checked)  # type: ignore[arg-type]
+        if not filling.waiting:
+            torch.save(plain, checked)  # type: ignore[arg-type]
+            return
+        # What torch.save does, whose writer can't be reached otherwise.
+        within: Any = torch.serialization
+        with within._open_zipfile_writer(checked) as filling.writer:
+            within._save(plain, filling, pickle, within.DEFAULT_PROTOCOL, False)
     except RuntimeError as error:
         if checked.error:
             raise checked.error from error

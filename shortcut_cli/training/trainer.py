@@ -328,7 +328,7 @@ class Trainer:
     def write(self, name: str, content: Callable[[], dict[str, Any]]) -> None:
         """Write a file of the run, if this process leads; all help to make its content if each has only a part."""
         if self.processes.sharded:
-            found = sharded.whole(content(), self.processes.leads)
+            found = sharded.later(content(), self.processes.leads)
         elif self.processes.leads:
             found = content()
         if self.processes.leads:

@@ -1,0 +1,155 @@
+"""A repository of the Hugging Face Hub, behind hf://, as it is at one commit.
+
+The file system of huggingface_hub keeps all of a listing, lists the folder of each file again to open it, and takes
+what it has listed for what a branch has now. So only writing goes through it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from shortcut_cli.errors import Unavailable, UsageError
+
+
+class Repository:
+    """What a URL names: a file or a folder of a repository, which is read as it was when `renew` was called last."""
+
+    def __init__(self, system: Any, root: str) -> None:
+        """system: that file system. root: [datasets/]owner/name[@revision][/folder].
+
+        Raises UsageError if there is no such repository or revision, ValueError if its name can't be one.
+        """
+        from huggingface_hub import HfApi
+
+        self.api = HfApi(endpoint=system.endpoint, token=system.token)
+        try:
+            with _translated():
+                self.place = system.resolve_path(root)
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"hf://{root} does not exist, or is private",
+                "check the names of repository and revision; private ones need HF_TOKEN, or `hf auth login`",
+            ) from error
+        self.root = str(self.place.unresolve())
+        self.commit = ""
+
+    def renew(self) -> None:
+        """From now on, read what the revision is now."""
+        with _translated():
+            place = self.place
+            info = self.api.repo_info(place.repo_id, revision=place.revision, repo_type=place.repo_type)
+        self.commit = str(info.sha)
+
+    def page(self, following: str = "") -> tuple[list[tuple[str, dict[str, Any]]], str]:
+        """(name, what is known of it) of some files below the root, and what to give as `following` for the next ones.
+
+        Raises FileNotFoundError if there is no such folder.
+        """
+        url = following or f"{self._address('tree', self.place.path_in_repo)}?recursive=true"
+        answer = self._asked("GET", url)
+        found = [(self._name(entry), _info(entry)) for entry in answer.json() if entry["type"] == "file"]
+        return found, str(answer.links.get("next", {}).get("url", ""))
+
+    def info(self, name: str) -> dict[str, Any] | None:
+        """What is known of a file; None if there is none of this name."""
+        if not (path := self._path(name)):
+            return None
+        answer = self._asked("POST", self._address("paths-info"), json={"paths": [path], "expand": False})
+        return next((_info(entry) for entry in answer.json() if entry["type"] == "file"), None)
+
+    def open(self, name: str, place: int) -> "Stream":
+        """The bytes of a file from a place on."""
+        from huggingface_hub import hf_hub_url
+
+        at = self.place
+        url = hf_hub_url(
+            at.repo_id, self._path(name), repo_type=at.repo_type, revision=self.commit, endpoint=self.api.endpoint
+        )
+        with _translated():
+            return Stream(url, self._headers(), place)
+
+    def _headers(self) -> dict[str, str]:
+        found: dict[str, str] = _http().build_hf_headers(token=self.api.token)
+        return found
+
+    def _asked(self, method: str, url: str, **options: Any) -> Any:
+        from huggingface_hub import constants
+
+        with _translated():
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            answer = _http().get_session().request(method, url, headers=self._headers(), timeout=timeout, **options)
+            _http().hf_raise_for_status(answer)
+            return answer
+
+    def _address(self, what: str, path: str = "") -> str:
+        below = f"/{quote(path, safe='')}" if path else ""
+        return f"{self.api.endpoint}/api/{self.place.repo_type}s/{self.place.repo_id}/{what}/{self.commit}{below}"
+
+    def _name(self, entry: dict[str, Any]) -> str:
+        return f"{self.place.root}/{entry['path']}"
+
+    def _path(self, name: str) -> str:
+        return name.removeprefix(self.place.root).lstrip("/")
+
+
+class Stream:
+    """A file that is being read."""
+
+    def __init__(self, url: str, headers: dict[str, str], place: int) -> None:
+        from huggingface_hub import constants
+
+        headers = headers | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={place}-"} if place else {})
+        self._blocks: Iterator[bytes] | None = None
+        self._context: Any = (
+            _http().get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        )
+        answer = self._context.__enter__()
+        try:
+            _http().hf_raise_for_status(answer)
+            if place and answer.status_code != 206:
+                raise OSError("the server does not send a part of a file")
+        except BaseException:
+            self.close()
+            raise
+        self._answer = answer
+
+    def read(self, length: int) -> bytes:
+        """The next bytes, up to that many; empty at the end."""
+        if self._blocks is None:
+            self._blocks = self._answer.iter_bytes(length)
+        return next(self._blocks, b"")
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._context.__exit__(None, None, None)
+
+
+def _http() -> Any:
+    """The functions of huggingface_hub behind its own requests; it does not export their types."""
+    import huggingface_hub.utils
+
+    return huggingface_hub.utils
+
+
+def _info(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "file", "size": entry["size"], "blob_id": entry["oid"]}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raises what `objects` knows in place of the Hub's own errors that do not pass."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.OfflineModeIsEnabled as error:
+        raise Unavailable("hf:// needs the network, and HF_HUB_OFFLINE forbids it", "unset HF_HUB_OFFLINE") from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(str(error)) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
+        raise FileNotFoundError(str(error)) from error
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise PermissionError(str(error)) from error
+        raise
