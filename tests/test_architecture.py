@@ -49,7 +49,7 @@ ONE_FILE = {
     "miditok": "tokenizers/midi.py",
     "symusic": "tokenizers/midi_reading.py tokenizers/midi_scores.py",
     "sentencepiece": "tokenizers/text_vocabulary.py",
-    "typer": "cli/commands.py cli/completion.py",
+    "typer": "cli/commands.py cli/completion.py cli/helptext.py",
     "rich": "cli/bars.py cli/console.py",
     "fsspec": "data/objects.py",
     "huggingface_hub": "data/hub.py",
