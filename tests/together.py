@@ -152,13 +152,13 @@ def narrow(settings, folders, named):
 
     And how many matrices, of those that Muon is for, were sent in bf16.
     """
-    found, sent, whole = {}, [], sharded._Narrow.sent
+    found, sent, send = {}, [], sharded._Narrow.sent
 
     def wide(model):
         """Leave all in fp32."""
 
     def counted(self, mesh, size, _stride, _module, _policy):  # PyTorch counts them
-        (part,), size = whole(self, mesh, size, _stride, _module, _policy)
+        (part,), size = send(self, mesh, size, _stride, _module, _policy)
         assert part.dtype == torch.bfloat16
         sent.append(id(self))
         return (part,), size
@@ -180,7 +180,7 @@ def narrow(settings, folders, named):
                 ways[-1].append(len(set(sent)) / len(trainer.model.matrices()))
                 sent.clear()
             found[f"{name} {json.dumps(options)}"] = ways
-    sharded._Narrow.sent, sharded.narrow = whole, narrow
+    sharded._Narrow.sent, sharded.narrow = send, narrow
     return found
 
 
