@@ -101,12 +101,14 @@ class _Filling:
     """Stands before PyTorch's writer, which gets storages one after the other, and fills those of `Later` in turn.
 
     Until then such a storage is memory that nobody has touched, so that it takes none, and after that it takes none
-    again.
+    again. They are filled in the order in which they have got their places: each may be made by several processes, which
+    all have to make the same one. PyTorch 2.6 writes the storage 10 before the storage 2.
     """
 
     def __init__(self) -> None:
         self.writer: Any = None
-        self.waiting: dict[int, tuple[Later, torch.Tensor, mmap.mmap]] = {}  # by the address of the storage
+        self.waiting: dict[int, tuple[Later, torch.Tensor]] = {}  # by the address of the storage
+        self.rooms: dict[int, mmap.mmap] = {}
 
     def place(self, later: Later) -> "torch.Tensor":
         """A tensor whose values come when it is written."""
@@ -116,17 +118,18 @@ class _Filling:
             return later.make()
         room = mmap.mmap(-1, math.prod(later.shape) * later.dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         tensor = torch.frombuffer(room, dtype=later.dtype).view(later.shape)
-        self.waiting[tensor.data_ptr()] = later, tensor, room
+        self.waiting[tensor.data_ptr()], self.rooms[tensor.data_ptr()] = (later, tensor), room
         return tensor
 
     def write_record(self, name: str, content: Any, size: int) -> None:
         """What PyTorch calls for each record of the file."""
-        found = None if isinstance(content, str | bytes) else self.waiting.pop(content.data_ptr(), None)
-        if found:
-            found[1].copy_(found[0].make())
+        address = None if isinstance(content, str | bytes) else content.data_ptr()
+        while address in self.waiting:
+            later, tensor = self.waiting.pop(next(iter(self.waiting)))
+            tensor.copy_(later.make())
         self.writer.write_record(name, content, size)
-        if found:
-            found[2].madvise(mmap.MADV_DONTNEED)
+        if address in self.rooms:
+            self.rooms[address].madvise(mmap.MADV_DONTNEED)
 
 
 def _plain(value: Any, place: "Callable[[Later], torch.Tensor]") -> Any:
