@@ -894,7 +894,6 @@ def test_tensors_are_made_in_their_order_whatever_the_order_in_which_they_are_wr
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_tensors_that_are_made_while_they_are_written_take_the_memory_of_one(tmp_path):
     elements, held = 1 << 22, []  # 16 MB each
-    values = torch.empty(elements)  # always the same memory: what malloc keeps of freed memory is not counted
 
     def make():
         held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))

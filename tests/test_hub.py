@@ -306,3 +306,62 @@ def test_shards_in_a_repository(here, texts, local):  # noqa: F811
     assert "shards/manifest.json" not in here.commits[-2]
     folder = stores.fetched(out, quiet)
     assert shards.read_manifest(folder)["checksum"] == shards.read_manifest(local)["checksum"]
+
+
+GOOD = entry("a.txt", b"words")
+OTHERS = [
+    {},
+    "text",
+    None,
+    [1],
+    [{}],
+    [GOOD | {"size": None}],
+    [GOOD | {"size": -1}],
+    [GOOD | {"size": float("nan")}],
+    [GOOD | {"oid": 5}],
+    [GOOD | {"path": None}],
+    [GOOD | {"path": "half \ud800"}],
+    [{name: GOOD[name] for name in ("type", "path", "size")}],
+]
+
+
+@pytest.mark.parametrize("url", ["hf://datasets/corpus/texts", "hf://datasets/corpus/texts/a.txt"])
+@pytest.mark.parametrize("other", OTHERS, ids=repr)
+def test_a_server_that_answers_as_no_hub_does_is_one_panel(here, tmp_path, monkeypatch, url, other):
+    here.commit({"a.txt": b"words"})
+    of_files = here.of_files
+
+    def changed(files, what, *rest):
+        return (200, json.dumps(other).encode(), {}) if what in ("tree", "paths-info") else of_files(files, what, *rest)
+
+    monkeypatch.setattr(here, "of_files", changed)
+    with pytest.raises(ShortcutError, match="the server does not answer as the Hub does") as error:
+        inputs.find([url], (".txt",), fetched=tmp_path)
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("other", [{}, {"id": "corpus/texts"}, {"id": "corpus/texts", "sha": None}], ids=repr)
+def test_a_repository_without_a_commit_is_one_panel(here, tmp_path, monkeypatch, other):
+    here.commit({"a.txt": b"words"})
+    monkeypatch.setattr(here, "of_files", lambda *_: (200, json.dumps(other).encode(), {}))
+    with pytest.raises(ShortcutError, match="the server does not answer as the Hub does"):
+        inputs.find(["hf://datasets/corpus/texts"], (".txt",), fetched=tmp_path)
+
+
+def test_the_rest_of_a_listing_is_asked_of_the_same_host(here, tmp_path, monkeypatch):
+    here.commit({"a.txt": b"words"})
+    other, page = Hub(), here.page
+
+    def elsewhere(link):
+        monkeypatch.setattr(here, "page", lambda *asked: (*page(*asked)[:2], {"Link": f'<{link}>; rel="next"'}))
+        return inputs.find(["hf://datasets/corpus/texts"], (".txt",), fetched=tmp_path)
+
+    try:
+        with pytest.raises(ShortcutError, match="the server does not answer as the Hub does"):
+            elsewhere(f"{other.url}/api/datasets/corpus/texts/tree/main")
+        assert not other.seen
+    finally:
+        other.server.shutdown()
+        other.server.server_close()
+    with pytest.raises(ShortcutError, match="lists the same page again and again"):
+        elsewhere(f"/api/datasets/corpus/texts/tree/{digest('0')}?recursive=true")

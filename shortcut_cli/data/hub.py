@@ -4,10 +4,11 @@ The file system of huggingface_hub keeps all of a listing, lists the folder of e
 what it has listed for what a branch has now. So only writing goes through it.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin, urlsplit
 
 from shortcut_cli.errors import Unavailable, UsageError
 
@@ -39,7 +40,9 @@ class Repository:
         with _translated():
             place = self.place
             info = self.api.repo_info(place.repo_id, revision=place.revision, repo_type=place.repo_type)
-        self.commit = str(info.sha)
+        if not info.sha:
+            raise _something_else()
+        self.commit = info.sha
 
     def page(self, following: str = "") -> tuple[list[tuple[str, dict[str, Any]]], str]:
         """(name, what is known of it) of some files below the root, and what to give as `following` for the next ones.
@@ -48,15 +51,16 @@ class Repository:
         """
         url = following or f"{self._address('tree', self.place.path_in_repo)}?recursive=true"
         answer = self._asked("GET", url)
-        found = [(self._name(entry), _info(entry)) for entry in answer.json() if entry["type"] == "file"]
-        return found, str(answer.links.get("next", {}).get("url", ""))
+        found = [(self._name(entry), _info(entry)) for entry in _listed(answer)]
+        following = answer.links.get("next", {}).get("url", "")
+        return found, self._own(urljoin(url, following)) if following else ""
 
     def info(self, name: str) -> dict[str, Any] | None:
         """What is known of a file; None if there is none of this name."""
         if not (path := self._path(name)):
             return None
         answer = self._asked("POST", self._address("paths-info"), json={"paths": [path], "expand": False})
-        return next((_info(entry) for entry in answer.json() if entry["type"] == "file"), None)
+        return next((_info(entry) for entry in _listed(answer) if entry["path"] == path), None)
 
     def open(self, name: str, place: int) -> "Stream":
         """The bytes of a file from a place on."""
@@ -81,6 +85,12 @@ class Repository:
             answer = _http().get_session().request(method, url, headers=self._headers(), timeout=timeout, **options)
             _http().hf_raise_for_status(answer)
             return answer
+
+    def _own(self, url: str) -> str:
+        """A URL of the Hub. Raises OSError if it is of another host, which must not see the token."""
+        if urlsplit(url)[:2] != urlsplit(self.api.endpoint)[:2]:
+            raise _something_else()
+        return url
 
     def _address(self, what: str, path: str = "") -> str:
         below = f"/{quote(path, safe='')}" if path else ""
@@ -132,6 +142,25 @@ def _http() -> Any:
     return huggingface_hub.utils
 
 
+def _something_else() -> OSError:
+    return OSError(errno.EPROTO, "the server does not answer as the Hub does")
+
+
+def _listed(answer: Any) -> list[dict[str, Any]]:
+    """The files of a listing. Raises OSError if it is none."""
+    try:
+        if not isinstance(every := answer.json(), list):
+            raise _something_else()
+        found = [entry for entry in every if entry["type"] == "file"]
+        for entry in found:
+            entry["path"].encode()  # half a character is refused
+            if type(entry["size"]) is not int or entry["size"] < 0 or not isinstance(entry["oid"], str):
+                raise _something_else()
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _something_else() from error
+    return found
+
+
 def _info(entry: dict[str, Any]) -> dict[str, Any]:
     return {"type": "file", "size": entry["size"], "blob_id": entry["oid"]}
 
@@ -143,6 +172,8 @@ def _translated() -> Iterator[None]:
 
     try:
         yield
+    except KeyError as error:  # of huggingface_hub, if an answer lacks something
+        raise _something_else() from error
     except errors.OfflineModeIsEnabled as error:
         raise Unavailable("hf:// needs the network, and HF_HUB_OFFLINE forbids it", "unset HF_HUB_OFFLINE") from error
     except errors.GatedRepoError as error:

@@ -342,7 +342,11 @@ class Store:
         except FileNotFoundError:
             return
         yield from page
+        before = set[str]()
         while following:
+            if following in before:
+                raise OSError(errno.EIO, "the store lists the same page again and again")
+            before.add(following)
             page, following = again(partial(repository.page, following))
             yield from page
 

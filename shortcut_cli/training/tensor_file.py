@@ -101,8 +101,8 @@ class _Filling:
     """Stands before PyTorch's writer, which gets storages one after the other, and fills those of `Later` in turn.
 
     Until then such a storage is memory that nobody has touched, so that it takes none, and after that it takes none
-    again. They are filled in the order in which they have got their places: each may be made by several processes, which
-    all have to make the same one. PyTorch 2.6 writes the storage 10 before the storage 2.
+    again. They are filled in the order in which they have got their places: each may be made by several processes,
+    which all have to make the same one. PyTorch 2.6 writes the storage 10 before the storage 2.
     """
 
     def __init__(self) -> None:
