@@ -177,7 +177,8 @@ def test_equal_seeds_give_equal_bytes(text_run, tmp_path):
     for name in ("a", "b"):
         settings = ("--tokens", 40, "--temperature", 10, "--seed", 3)  # hot, since it has hardly been trained
         shortcut("sample", "--ckpt", text_run / "gpt" / "run.pt", *settings, "--out", name, cwd=tmp_path)
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    page, *files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert page == "report.html"  # which names its folder
     assert files == [f"sample-3-00{number}.txt{end}" for number in (0, 1) for end in ("", ".json")]
     texts = {(tmp_path / "a" / name).read_text() for name in files[::2]}
     assert len(texts) == 2
@@ -315,6 +316,7 @@ def test_a_sample_is_recreated_byte_for_byte(text_run, tmp_path, model):
     (again,) = done.stdout.split()
     assert (tmp_path / again).read_bytes() == (tmp_path / "first" / "sample-7-002.txt").read_bytes()
     assert sorted(path.name for path in (tmp_path / "first" / "again").iterdir()) == [
+        "report.html",
         "sample-7-002.txt",
         "sample-7-002.txt.json",
     ]
@@ -770,7 +772,8 @@ def test_the_options_of_compare_reach_its_stage(monkeypatch, capsys, prepared):
 
 
 def test_the_options_of_inspect_reach_its_stage(monkeypatch, capsys):
-    found = {"kind": "checkpoint", "parameters": {"total": 7}, "step": 4}
+    found = {"kind": "checkpoint", "model": "conv", "parameters": {"total": 7}, "step": 4}
+    found |= {"recipe": {"model": {"width": 64, "conv": {"kernel": 7}, "hyper": {"streams": 4}}}}
     calls = replaced(monkeypatch, inspection, "inspect", found)
     call("inspect", "p", "--verify", "--json")
     assert printed(capsys) == {"schema_version": 2, **found}
@@ -780,6 +783,8 @@ def test_the_options_of_inspect_reach_its_stage(monkeypatch, capsys):
     ]
     assert ["parameters.total", "7"] in shown
     assert ["step", "4"] in shown
+    keys = [row[0] for row in shown if row[0].startswith("recipe")]
+    assert keys == ["recipe.model.width", "recipe.model.conv.kernel"]  # not those of other architectures
     assert calls == [((Path("p"),), {"verify": True}), ((Path("p"),), {"verify": False})]
     replaced(monkeypatch, inspection, "inspect", {"kind": "shards", "path": "p", **MANIFEST})
     call("inspect", "p", "--json")
@@ -1201,10 +1206,10 @@ def test_the_panel_of_a_signal_fits_the_terminal(monkeypatch, columns):
     assert words == "Interrupted interrupted Hint: run the same command again to resume"
 
 
-@pytest.mark.parametrize("command", ['"$@" >&-', '"$@" > /dev/full', NOBODY])
-def test_help_for_a_stdout_that_takes_nothing_has_no_traceback(tmp_path, command):
+@pytest.mark.parametrize(("command", "exit_code"), [('"$@" >&-', 1), ('"$@" > /dev/full', 1), (NOBODY, 141)])
+def test_help_for_a_stdout_that_takes_nothing_has_no_traceback(tmp_path, command, exit_code):
     code, out, err = through(command, "train", "--help", cwd=tmp_path)
-    assert (code, out) == (1, "")
+    assert (code, out) == (exit_code, "")
     assert "Traceback" not in err
     assert "Exception ignored" not in err
 
@@ -1773,7 +1778,9 @@ def test_a_table_is_as_wide_as_the_terminal_and_120_columns_in_a_pipe(monkeypatc
     monkeypatch.delenv("COLUMNS", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: terminal, write=str, flush=int))
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", stream)
     assert console._out.__wrapped__().width == width
 
 

@@ -103,7 +103,9 @@ def test_with_one_seed_the_rungs_alone_say_what_chance_does():
 def test_nothing_is_said_beyond_the_ladder():
     found = ladder.fit(COSTS, made(), QUIET)
     assert [found.lacks(cost, "FLOPs") for cost in (1e6, 2e6, 5e6)] == ["", "", ""]
-    assert found.lacks(5.1e6, "FLOPs") == ("its FLOPs, 5.1e+06, are not between those of the ladder, 1e+06 to 5e+06")
+    assert found.lacks(5.1e6, "FLOPs") == (
+        "its FLOPs, 5,100,000, are not between those of the ladder, 1,000,000 to 5,000,000"
+    )
     assert found.lacks(0.99e6, "FLOPs")
 
 

@@ -50,9 +50,7 @@ def every(name):
     yield tables.layers({"layers": states, "cka": {"matrix": [[1.0, 0.5], [0.5, 1.0]]}})
     arms = [ARM | {"unit": "second"}, ARM | {"label": name, "unit": "second"}]
     yield tables.comparison({"arms": arms, "notices": [f"No verdict. {name}"], "gate": {"open": False}})
-    yield from tables.description(
-        name, {"kind": "checkpoint", "path": name, "parameters": {"total": BIG}, "x": "a" * 64}
-    )
+    yield from tables.description(name, {"kind": "codec", "path": name, "parameters": {"total": BIG}, "x": "a" * 64})
     rehearsed = {"parameters": {"total": BIG, "non_embedding": BIG}, "steps": BIG, "tokens": BIG, "epochs": 1.5}
     rehearsed |= {"training_tokens": BIG, "training_flops": 1e18, "training_flops_per_token": BIG, "run": name}
     rehearsed |= {"memory_mb": 81_920.5, "tokens_per_s": 123_456.7, "seconds_per_step": 0.5, "seconds": 123_456.0}

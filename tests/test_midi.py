@@ -1000,3 +1000,24 @@ def test_seconds_are_exact_to_the_microsecond(tmp_path):
     on = mido.Message("note_on", note=60, velocity=64)
     path = file(tmp_path / "a.mid", on, mido.Message("note_off", note=60, time=320))
     assert MidiTokenizer(MidiOptions(name="midi"))._read(path).units["second"] == 0.333333
+
+
+def test_seconds_of_positions_that_go_back_are_those_of_the_file(tmp_path):
+    """As sampled ids have them: the tempo of an earlier position, after that of a later one."""
+    tokenizer = MidiTokenizer(MidiOptions(name="midi"))
+    vocabulary = tokenizer.base.vocab
+    slow, fast, faster = (f"Tempo_{tokenizer.base.tempos[at]}" for at in (20, 150, 300))
+    note = ["Pitch_60", "Velocity_63", next(word for word in vocabulary if word.startswith("Duration_"))]
+    bars = ["Bar_None", "TimeSig_4/4", "Position_24", fast, *note, "Position_12", slow, *note, "Position_12", faster]
+    words = [*bars, *note, "Bar_None", "TimeSig_4/4", "Position_36", *note]
+    ids, path = [vocabulary[word] for word in words], tmp_path / "a.mid"
+    units = tokenizer.decode(ids, path)
+    assert units["dropped"] == 0
+    assert units["second"] == pytest.approx(mido.MidiFile(path).length, abs=1e-4)
+    # Alone, the new part begins at its barline with the tempo that holds there.
+    written = tokenizer.decode_after(ids, tmp_path / "new.mid", len(bars) + len(note), only_new=True)
+    assert written.units["second"] == pytest.approx(mido.MidiFile(tmp_path / "new.mid").length, abs=1e-4)
+    whole = tokenizer.decode_after(ids, tmp_path / "whole.mid", len(bars) + len(note))
+    tempos = [message.tempo for message in mido.MidiFile(tmp_path / "new.mid") if message.type == "set_tempo"]
+    assert tempos[-1] == [m.tempo for m in mido.MidiFile(path).merged_track if m.type == "set_tempo"][-1]
+    assert whole.begins["second"] > 0

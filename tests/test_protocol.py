@@ -144,7 +144,8 @@ def test_every_arm_stands_against_the_line_through_the_baselines(laddered, match
 def test_an_arm_beyond_the_ladder_is_named_before_training_and_not_compared(laddered):
     result = laddered("shortcut", "late_kv", rungs=("8", "16", "24"), match="params", seeds=2)
     assert laddered.notes[0] == (
-        "shortcut (40,288 params) will not be compared with the ladder, whose rungs have 2,120 to 33,056: name others"
+        "shortcut (40,288 params) will not be compared with the ladder, whose rungs have 2,120 to 33,056: "
+        "add 40 to --ladder"
     )
     first, *_ = result["contrasts"]
     assert first["unavailable"].startswith(

@@ -288,7 +288,7 @@ def test_tables_have_thousands_units_and_means(show):
         "width": "1,064",
         "feed-forward": "4,256",
         "learning rate": "0.00234",
-        "parameters": "1,234,568",
+        "non-embedding parameters": "1,234,568",
     }
     assert costs["conv"] == {
         "FLOPs per token": "2,600,000",

@@ -6,7 +6,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortcut_cli import accounts
+from shortcut_cli import accounts, registry
 from shortcut_cli.cli.console import Prose, pairs, table
 from shortcut_cli.cli.layout import Column
 from shortcut_cli.compare import table as compared
@@ -163,7 +163,17 @@ def description(title: str, result: Result) -> Iterator["Table"]:
         yield shards(result)
         yield from account(result)
     else:
-        yield pairs(title, {key: _short(value) for key, value in _flat(result).items()})
+        yield pairs(title, {key: _short(value) for key, value in _flat(_without_others(result)).items()})
+
+
+def _without_others(result: Result) -> Result:
+    """A run without the recipe keys of other architectures, which change nothing of it."""
+    if result["kind"] != "checkpoint":
+        return result
+    name = result["model"]
+    others = registry.MODEL_OPTIONS.keys() - {registry.OPTIONS_OF.get(name, name)}
+    model = {key: value for key, value in result["recipe"]["model"].items() if key not in others}
+    return result | {"recipe": result["recipe"] | {"model": model}}
 
 
 def _flat(tree: Result, prefix: str = "") -> dict[str, Any]:
@@ -235,8 +245,9 @@ def _run_row(entry: Result, bits: str | None) -> tuple[Any, ...]:
 def difference(result: Result) -> Iterator["Table | str"]:
     """The result of `diff`: one row for each thing that differs."""
     rows = [(key, *map(cell, apart(*map(_short, values)))) for key, values in result["differences"].items()]
-    if rows:
-        yield table("differences", ("", *(Column(run, 0) for run in result["runs"])), rows, "left")
+    if rows:  # two paths as headings would leave their columns no room
+        yield from (f"{number}: {run}" for number, run in enumerate(result["runs"], 1))
+        yield table("differences", ("", Column("1", 0), Column("2", 0)), rows, "left")
     else:
         yield "nothing differs"
 

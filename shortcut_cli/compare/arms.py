@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shortcut_cli.compare import baselines
-from shortcut_cli.compare.asked import BASELINE, ladder
+from shortcut_cli.compare.asked import BASELINE, ladder, of_size
 from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.registry import Match
@@ -17,6 +17,7 @@ from shortcut_cli.registry import Match
 Role = Literal["plain", "asked", "matched", "rung", "twin"]
 TWIN = 64  # one feed-forward unit more for each of so many
 CONTROL = "conv"  # an arm that is known to help
+MOST_RUNG = 4  # times the width of the recipe: a rung that is proposed is not larger
 
 
 @dataclass
@@ -67,6 +68,17 @@ def plan(
     twin = reading.with_settings(plain, [f"model.ffn={shape.ffn + max(1, shape.ffn // TWIN)}"])
     arms["twin"] = _arm("twin", twin, vocabulary, "twin")
     return arms
+
+
+def reaching(plain: Recipe, vocabulary: int, match: Match, cost: float, above: bool) -> int | None:
+    """The width of a rung that costs at least so much, or at most if not `above`; None if no usual one does."""
+    head = plain.model.width // plain.model.heads
+    widths = range(head, MOST_RUNG * plain.model.width, head)
+    for width in widths if above else reversed(widths):
+        size = baselines.size(of_size(plain, plain.model.layers, width), vocabulary).of(match)
+        if size >= cost if above else size <= cost:
+            return width
+    return None
 
 
 def _arm(label: str, recipe: Recipe, vocabulary: int, role: Role) -> Arm:

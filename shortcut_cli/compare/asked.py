@@ -62,15 +62,21 @@ def ladder(plain: Recipe, rungs: Sequence[str]) -> list[Recipe]:
                 f"--ladder: width {width} is not a multiple of {head}, the width of a head of the recipe",
                 f"take {below} or {below + head}" if below else f"take {head}",
             )
-        ffn = max(1, round(shape.ffn * place[1] / shape.width))
-        settings = [f"layers={place[0]}", f"width={place[1]}", f"heads={place[1] // head}", f"ffn={ffn}"]
-        found.setdefault(place, reading.with_settings(plain, [f"model.{setting}" for setting in settings]))
+        found.setdefault(place, of_size(plain, *place))
     if len(found) < LEAST_RUNGS:
         raise UsageError(
             f"--ladder: {len(found)} rungs with the recipe's own, {shape.layers}x{shape.width}, are too few for a line",
             f"name at least {LEAST_RUNGS - 1} others",
         )
     return [found[place] for place in sorted(found)]
+
+
+def of_size(plain: Recipe, layers: int, width: int) -> Recipe:
+    """The recipe of a rung; its width is a multiple of that of a head."""
+    shape = plain.model
+    heads, ffn = width * shape.heads // shape.width, max(1, round(shape.ffn * width / shape.width))
+    settings = [f"layers={layers}", f"width={width}", f"heads={heads}", f"ffn={ffn}"]
+    return reading.with_settings(plain, [f"model.{setting}" for setting in settings])
 
 
 def is_comparison(folder: Path) -> bool:

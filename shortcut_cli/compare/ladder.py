@@ -69,7 +69,8 @@ class Ladder:
         least, most = math.exp(self.places.min()), math.exp(self.places.max())
         if least <= cost * (1 + 1e-12) and cost <= most * (1 + 1e-12):
             return ""
-        return f"its {what}, {cost:,.4g}, are not between those of the ladder, {least:,.4g} to {most:,.4g}"
+        own, low, high = (f"{each:,.0f}" if each >= 1000 else f"{each:.4g}" for each in (cost, least, most))
+        return f"its {what}, {own}, are not between those of the ladder, {low} to {high}"
 
 
 def _solved(places: Floats, means: Floats, degree: int) -> Floats:

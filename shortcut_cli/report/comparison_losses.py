@@ -39,7 +39,7 @@ ARMS = (
     ("bits per UNIT", "The same loss in bits per UNIT of the documents, which does not depend on the tokenizer."),
     ("floor", "What a simple predictor of the training split reaches on the same tokens: an n-gram (Kneser-Ney)."),
     ("feed-forward", "Inner width of the feed-forward layers."),
-    ("parameters", "Non-embedding: all weights but those of the embedding and the head."),
+    ("non-embedding parameters", "All weights but those of the embedding and the head."),
     ("FLOPs per token", "Of training, forward and backward: matrix products, attention, weighted sums over depth."),
     ("tokens/s", "Of training, the median over log lines and runs, on the device of this comparison."),
     ("peak MB", "Memory of the process of a run, or of its GPU: the highest over seeds."),
@@ -127,7 +127,7 @@ SHAPES = (
     ("layers", "layers"),
     ("width", "width"),
     ("feed-forward", "ffn"),
-    ("parameters", "parameters"),
+    ("non-embedding parameters", "parameters"),
     ("learning rate", "lr"),
 )
 COSTS = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from shortcut_cli import SCHEMA_VERSION, files
 from shortcut_cli.compare import looks
-from shortcut_cli.compare.arms import Arm, plan
+from shortcut_cli.compare.arms import Arm, plan, reaching
 from shortcut_cli.compare.asked import BASELINE, COMPARISON, check, check_seeds, is_comparison, ladder
 from shortcut_cli.compare.contrasts import LADDER, Judge, Named, gate, judged, notices
 from shortcut_cli.compare.rates import Curve, search
@@ -96,7 +96,7 @@ def compare(
             runner.asked = asked
             arms = plan(resolved, models, vocabulary, match, runner.step_seconds, rungs)
             named = _named(arms, pairs, rungs)
-            _warn(arms, match, bool(rungs), report)
+            _warn(arms, vocabulary, match, bool(rungs), report)
             files.write(out / COMPARISON, to_json(kept, indent=1) + "\n")  # a command that is wrong leaves nothing
             rates = list(lrs) or [resolved.train.lr]
             runner.expect([PlannedRun(arm, rates[0], seed) for seed in numbers for arm in _left(arms)])
@@ -161,7 +161,7 @@ def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequen
     return list({one.name: one for one in reversed(named)}.values())[::-1]
 
 
-def _warn(arms: Mapping[str, Arm], match: Match, laddered: bool, report: Report) -> None:
+def _warn(arms: Mapping[str, Arm], vocabulary: int, match: Match, laddered: bool, report: Report) -> None:
     """Say, before anything is trained, which arms will be beyond the ladder. Seconds are not known before."""
     if not laddered or match == "time":
         return
@@ -169,10 +169,11 @@ def _warn(arms: Mapping[str, Arm], match: Match, laddered: bool, report: Report)
     rungs = [cost for label, cost in costs.items() if arms[label].role in ("plain", "rung")]
     for label, cost in costs.items():
         if not min(rungs) <= cost <= max(rungs):
+            width = reaching(arms[BASELINE].recipe, vocabulary, match, cost, cost > max(rungs))
             report(
                 Note(
                     text=f"{label} ({cost:,} {match}) will not be compared with the ladder, whose rungs have "
-                    f"{min(rungs):,} to {max(rungs):,}: name others"
+                    f"{min(rungs):,} to {max(rungs):,}: {f'add {width} to' if width else 'name others in'} --ladder"
                 )
             )
 

@@ -35,6 +35,7 @@ from shortcut_cli.tokenizers.midi_scores import (
     added,
     arrange,
     barline,
+    in_order,
     natural_units,
     place_pedals,
     since,
@@ -381,7 +382,7 @@ class MidiTokenizer(Tokenizer):
         note = [grammar.example(kind, 0, "60") for kind in kinds]
         sequence = _miditok().TokSequence(ids=kept + note)
         one_stream = self.base.config.one_token_stream_for_programs
-        score = self.base.decode(sequence if one_stream else [sequence])
+        score = in_order(self.base.decode(sequence if one_stream else [sequence]))
         tick = int(score.tracks[0].notes[0].time)
         return tick, _place(score, tick)["second"]
 
@@ -392,7 +393,7 @@ class MidiTokenizer(Tokenizer):
         sequence = _miditok().TokSequence(ids=list(legal))
         sequence.are_ids_encoded = bool(self.trained)
         one_stream = self.base.config.one_token_stream_for_programs
-        return self.full.decode(sequence if one_stream else [sequence]), len(found) - len(legal)
+        return in_order(self.full.decode(sequence if one_stream else [sequence])), len(found) - len(legal)
 
     def constraint(self) -> Constraint:
         """MidiTok's own table of types; EOS only after a complete note, for which it always leaves room."""

@@ -318,6 +318,21 @@ def seconds(ticks: np.ndarray, tempos: Events, tpq: int) -> np.ndarray:
     return past
 
 
+def in_order(score: Any) -> Any:
+    """A decoded score with its tempos and time signatures by their times, in place; of equal times the last one holds.
+
+    MidiTok leaves them in the order of their ids, in which a sampled position may go back within its bar.
+    """
+    import symusic
+
+    kinds: Any = {"tempos": symusic.Tempo, "time_signatures": symusic.TimeSignature}
+    for name, kind in kinds.items():
+        events = getattr(score, name).numpy()
+        order = np.argsort(events["time"], kind="stable")
+        setattr(score, name, kind.from_numpy(**{key: values[order] for key, values in events.items()}))
+    return score
+
+
 def natural_units(score: Any, notes: int, end: int) -> dict[str, float]:
     """Natural units of a score that holds `notes` notes and ends at a tick."""
     lasts = float(seconds(np.array([end]), score.tempos.numpy(), score.ticks_per_quarter)[0])
