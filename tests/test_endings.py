@@ -213,6 +213,21 @@ def test_a_comparison_is_proposed_under_a_name_that_is_free(tmp_path, monkeypatc
         assert endings.after_sample(ckpt, "gpt")[-1] == f"comparisons/{name}-{number}"
 
 
+def test_what_has_been_done_is_not_proposed_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ckpt = with_recipe(Path("runs/text/shortcut-s1"))
+    folder = ckpt.parent
+    (folder / "recipe.toml").write_text('[model]\nname = "shortcut"\n')
+    assert endings.after_eval(ckpt) == ["sample", "--ckpt", str(folder)]
+    (folder / "samples").mkdir()
+    assert endings.after_eval(ckpt) == ["sample", "--ckpt", str(folder)]
+    (folder / "samples" / "sample-1-000.txt.json").write_text("{}")
+    assert endings.after_eval(ckpt) == endings.after_sample(ckpt, "shortcut") == ["attention", "--ckpt", str(folder)]
+    (folder / "attention").mkdir()
+    assert endings.after_eval(ckpt) == endings.after_sample(ckpt, "shortcut")
+    assert endings.after_eval(ckpt)[0] == "compare"
+
+
 def test_after_a_run_of_a_comparison_comes_the_comparison(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arms = [with_recipe(Path("my c/runs") / name) for name in ("gpt-lr0.002-s1", "shortcut-lr0.002-s1")]

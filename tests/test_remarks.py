@@ -95,3 +95,12 @@ def test_a_table_that_holds_anything_gets_sentences_or_none():
 def test_a_loss_that_is_not_finite_is_compared_with_nothing():
     floors = {"scores": {"5-gram": {"nats_per_token": 2.0}}}
     assert remarks.of_score({"nats_per_token": math.nan, "floors": floors}) == []
+
+
+def test_intervals_over_few_windows_are_said_to_be_that():
+    few = [number for number in range(20) if remarks.of_windows({"windows": number})]
+    assert few == [*range(2, 10)]
+    assert remarks.of_windows({"windows": 3}) == "The intervals are over 3 windows: so few say little about others."
+    assert [remarks.of_windows(other) for other in ({}, {"windows": "3"}, {"windows": True}, {"windows": 3.0})] == [
+        ""
+    ] * 4

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from pathlib import Path
 
 import mido
 import numpy as np
@@ -12,8 +13,9 @@ from conftest import quiet
 from test_attention import Kinds
 from test_evaluation import EOS, made_run
 
+from shortcut_cli.errors import CheckFailed
 from shortcut_cli.inference import runs
-from shortcut_cli.report import attention, page
+from shortcut_cli.report import assemble, attention, page
 from shortcut_cli.stages import attention as stage
 from shortcut_cli.tokenizers.midi import MidiOptions, MidiTokenizer
 
@@ -418,3 +420,23 @@ def test_a_table_of_one_window_promises_no_interval(tmp_path):
 
 def sources():
     return [{"source": name, "attention_weight": 0.3, "attention_weight_by_head": [0.2, 0.4]} for name in NAMES]
+
+
+def test_a_folder_of_attention_has_a_page_of_its_own(tmp_path):
+    folder = written(tmp_path, [[0.2, 0.3], [0.3, 0.3], [0.5, 0.4]], {"texts": ["a", "b"]}) / "attention"
+    assert assemble.found(folder) == [("attention", folder)]
+    made = Path(assemble.write([folder])["report"])
+    assert made == folder / "report.html"
+    assert "Attention over layers" in made.read_text()
+    assert "shortcut-s1/run.pt" in made.read_text()
+    made.unlink()
+    for content in ("[", "{}", '{"sources": 3}'):
+        (folder / "attention.json").write_text(content)
+        with pytest.raises(CheckFailed, match=r"attention\.json"):
+            assemble.write([folder])
+        assert not made.exists()
+    (folder / "attention.json").unlink()
+    few = written(tmp_path / "few", [[0.2], [0.3], [0.5]], {"texts": ["a"]})
+    assert "The intervals are over 3 windows: so few say little about others." in shown(few)
+    many = written(tmp_path / "many", [[0.2], [0.3], [0.5]], {"texts": ["a"]}, windows=10)
+    assert "so few say little" not in shown(many)

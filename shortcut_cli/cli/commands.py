@@ -779,7 +779,7 @@ def attention(
             ckpt, given, chosen, split, windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
-        page = _refreshed(None if out else _run_folder(ckpt), no_report, report)
+        page = _refreshed(out or _run_folder(ckpt) or folder, no_report, report)
     written = endings.named(folder, ["attention.json", "attention.npz", "attention.png", "use.png"])
     console.result(
         result | page,
@@ -1021,7 +1021,7 @@ def inspect(
 def write_report(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH", help="Folders of runs, comparisons, codecs, shards, samples, or of a demo."),
+        typer.Argument(metavar="PATH", help="Folders of runs, comparisons, codecs, shards, samples, attention, demos."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="The page; default: report.html in the first folder.")
@@ -1029,13 +1029,15 @@ def write_report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page about runs, comparisons, codecs, shards and samples. It needs no network.
+    """Write one HTML page about runs, comparisons, codecs, shards, samples and attention. It needs no network.
 
     A page that an earlier `report` wrote is replaced.
     """
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path} does not exist", "give folders of runs, comparisons, codecs, shards or samples")
+            raise UsageError(
+                f"{path} does not exist", "give folders of runs, comparisons, codecs, shards, samples or attention"
+            )
     from shortcut_cli.stages import reporting
 
     with console.Reporter() as report:

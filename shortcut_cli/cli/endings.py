@@ -119,13 +119,15 @@ def after_train(run: Path) -> Command:
 
 
 def after_eval(ckpt: Path) -> Command:
-    """Sample the run."""
+    """Sample the run; if it has samples, what comes after these."""
+    if any((ckpt.parent / "samples").glob("*.json")):
+        return after_sample(ckpt, model_of(ckpt))
     return ["sample", "--ckpt", _short(ckpt)]
 
 
 def after_sample(ckpt: Path, model: str) -> Command:
-    """Look at what the run reads across layers; if it reads nothing there, compare it with one that does."""
-    if model in ("", *READ_NOTHING):
+    """Look at what the run reads across layers; if that was done, or it reads nothing there, compare it."""
+    if model in ("", *READ_NOTHING) or (ckpt.parent / "attention").exists():
         return after_attention(ckpt, model)
     return ["attention", "--ckpt", _short(ckpt)]
 

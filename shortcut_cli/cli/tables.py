@@ -11,6 +11,7 @@ from shortcut_cli.cli.console import Prose, pairs, table
 from shortcut_cli.cli.layout import Column
 from shortcut_cli.compare import table as compared
 from shortcut_cli.formatting import alike, apart, cell, counted
+from shortcut_cli.kept import remarks
 
 if TYPE_CHECKING:
     from shortcut_cli.cli.console import Table
@@ -115,11 +116,14 @@ def attention(folder: Path, result: Result) -> "Table":
     columns += [Column("masked", 2), Column("masked 95 %", 3), Column("shuffled", 5), Column("shuffled 95 %", 6)]
     columns += [Column("ablated", 7), Column("ablated 95 %", 8)]
     weight = "attention weight" if result["softmax"] else "weight in the sum"
-    title = f"{folder}: {result['tokens']:,} tokens, {result['nats_per_token']:.4f} nats per token"
+    where = f" of {result['split']}" if result.get("split") else ""
+    title = f"{folder}: {result['tokens']:,} tokens{where}, {result['nats_per_token']:.4f} nats per token"
     title += f"\nweight: mean {weight}; back: tokens; masked ...: loss that it adds, nats per token"
     rows = [*attention_rows(result)]
     known = [any(row[number] is not None for row in rows) for number in range(len(columns))]
     title += ", with 95 % intervals" if any(known[4::2]) else "; of one window, so there is no interval over windows"
+    if few := remarks.of_windows(result):
+        title += f"\n{few}"
     return table(title, [*compress(columns, known)], (tuple(compress(row, known)) for row in rows))
 
 

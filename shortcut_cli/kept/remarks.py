@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from shortcut_cli.kept.inputs import is_number
 
 MOST_EPOCHS = 4  # Muennighoff et al. 2023, arXiv 2305.16264: to here repeated data is nearly worth new data
-FEW_DOCUMENTS = 10  # an interval over fewer says little
+FEW_DOCUMENTS = FEW_WINDOWS = 10  # an interval over fewer says little
 TAPPED = ("shortcut", "shortcut_local", "shortcut_pool")  # they read [model.shortcut] taps
 Table = Mapping[str, Any]
 
@@ -63,6 +63,14 @@ def of_score(score: Table) -> list[str]:
                 f"{reached:.4f} nats per token"
             )
     return found
+
+
+def of_windows(attention: Table) -> str:
+    """About intervals over windows: that these are few; empty if not. attention: the content of attention.json."""
+    windows = attention.get("windows")
+    if not (is_count(windows) and 1 < windows < FEW_WINDOWS):
+        return ""
+    return f"The intervals are over {windows} windows: so few say little about others."
 
 
 def of_sample(sample: Table) -> list[str]:

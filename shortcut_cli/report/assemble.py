@@ -21,6 +21,7 @@ MAKERS: dict[str, list[Maker]] = {
     "comparison": [comparison.sections],
     "codec": [codec.sections],
     "shards": [shards.sections, shards.documents],
+    "attention": [attention.of_folder],
     "samples": [samples.of_folder],
 }
 # What the page of a single folder is of.
@@ -29,6 +30,7 @@ TITLES: dict[str, Callable[[Path], str]] = {
     "comparison": comparison.title,
     "codec": lambda folder: f"Codec: {names.of_folder(folder)}",
     "shards": lambda folder: f"Shards: {names.of_folder(folder)}",
+    "attention": lambda folder: f"Attention: {names.of_folder(folder)}",
     "samples": lambda folder: f"Samples: {names.of_folder(folder)}",
 }
 # What a folder is, by the first of these files that is in it.
@@ -38,9 +40,10 @@ FILES = {
     codec_scores.NAME: "codec",
     "compare.json": "comparison",
     "manifest.json": "shards",
+    attention.NUMBERS: "attention",
 }
 HEAD_BYTES = 4096  # of a page, in which its marker is
-GIVE = "give folders of runs, comparisons, codecs, shards or samples, or the folder of a demo"
+GIVE = "give folders of runs, comparisons, codecs, shards, samples or attention, or the folder of a demo"
 
 
 def found(path: Path) -> list[tuple[str, Path]]:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from shortcut_cli import files
 from shortcut_cli.errors import CheckFailed
 from shortcut_cli.formatting import shown, to_json
+from shortcut_cli.kept import remarks
 from shortcut_cli.kept.inputs import is_finite, read
 from shortcut_cli.report import tracks
 from shortcut_cli.report.axis import Axis
@@ -51,6 +52,19 @@ class Excerpt:
     weights: Floats
     sources: list[str]
     parts: Mapping[str, npt.NDArray[Any]]  # texts, notes, note_beats, token_beats, samples, rate_hz
+
+
+def of_folder(folder: Path) -> list[Section]:
+    """A section of what `shortcut attention --out` wrote into a folder.
+
+    Raises CheckFailed if its numbers are damaged.
+    """
+    found = read(folder / NUMBERS)
+    assert found is not None, folder
+    try:
+        return [Section("attention", "Attention over layers", _body(found, folder))]
+    except WRONG as error:
+        raise CheckFailed(f"{folder / NUMBERS} can't be shown: {error!r}") from error
 
 
 def sections(run_folder: Path) -> list[Section]:
@@ -309,6 +323,7 @@ def _costs(result: Mapping[str, Any], sources: Sequence[str]) -> Markup:
         intervals=any(row["known"] for row in rows),
         shuffled="shuffled" in made,
         alone=result["windows"] == 1,
+        few=remarks.of_windows(result),
     )
 
 

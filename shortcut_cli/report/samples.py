@@ -33,6 +33,7 @@ MOST_NOTES = 20_000
 LOUDEST = 1000.0  # of a float sample: more is damage
 MOST_VALUES = 1 << 26  # of sound, in all channels
 MOST_CHARACTERS = 20_000
+MOST_PROMPT = 300  # characters of it in a caption
 EXCERPT_TOKENS = 1500  # of a document of shards
 BARS = 8  # that are numbered, about
 
@@ -264,7 +265,7 @@ def _caption(path: Path, sidecar: dict[str, Any]) -> str:
     sampler = sampler if isinstance(sampler, dict) else {}
     parts = [f"{_whole(sidecar.get('tokens')):,} tokens"]
     if prompt := _whole(sidecar.get("prompt_tokens")):
-        parts.append(f"after a prompt of {prompt:,}")
+        parts.append(f"after a prompt of {prompt:,} tokens{_only_new(sidecar)}")
     keys = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p", "seed": "seed"}
     parts += [
         f"{name} {cell(sampler[key])}" for key, name in keys.items() if is_finite(sampler.get(key)) and sampler[key]
@@ -275,6 +276,14 @@ def _caption(path: Path, sidecar: dict[str, Any]) -> str:
     if sidecar.get("sha256") != files.sha256(path):
         words += "; the file has changed since it was sampled"
     return words
+
+
+def _only_new(sidecar: Mapping[str, Any]) -> str:
+    """The words of a prompt that is in no file: what was asked to continue, if only the new part was kept."""
+    words = sidecar.get("prompt_text")
+    if sidecar.get("only_new") is not True or not isinstance(words, str):
+        return ""
+    return f" (\u201c{words[:MOST_PROMPT]}{'...' * (len(words) > MOST_PROMPT)}\u201d)"
 
 
 def _held_out(checkpoint: Path) -> tuple[Documents | None, str]:

@@ -1,4 +1,4 @@
-"""Report: one page, in one file, of runs, comparisons, codecs, shards and samples."""
+"""Report: one page, in one file, of runs, comparisons, codecs, shards, samples and attention."""
 
 from collections.abc import Sequence
 from pathlib import Path
