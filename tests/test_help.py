@@ -94,6 +94,12 @@ def test_the_first_steps_stand_beside_their_remarks_at_80_columns():
     assert sum(bool(re.match("    shortcut .*   .*files|.*offline", line)) for line in lines) >= 2
 
 
+@pytest.mark.parametrize("columns", [1, 2, 20])
+def test_a_help_is_printed_however_narrow_the_terminal_is(tmp_path, columns):
+    text = shortcut("-h", cwd=tmp_path, COLUMNS=str(columns)).stdout
+    assert text.split()[2:] == help_of("shortcut").split()[3:]
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_help_takes_the_width_of_the_terminal(tmp_path, columns):
     text = shortcut("diff", "-h", cwd=tmp_path, COLUMNS=str(columns)).stdout

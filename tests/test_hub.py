@@ -66,6 +66,7 @@ class Hub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.elsewhere = f"http://localhost:{self.server.server_port}"  # another host, as far as a client knows
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def commit(self, added, removed=()):
@@ -81,7 +82,8 @@ class Hub:
         parts = urlsplit(path)
         if path.startswith("/cdn/"):  # elsewhere, it has its own credentials
             content = next(each for files in self.commits for each in files.values() if digest(each) == path[5:])
-            assert "Authorization" not in headers or headers["Host"] in self.url
+            assert "Authorization" not in headers
+            assert headers["Host"] not in self.url
             return ranged(content, headers)
         if headers.get("Authorization") != f"Bearer {TOKEN}":
             return wrong(401, "RepoNotFound")
@@ -125,7 +127,7 @@ class Hub:
         if files[below] == b"gated":
             return wrong(403, "GatedRepo")
         if below.endswith("1.txt"):  # as large files are
-            return 302, b"", {"Location": f"/cdn/{digest(files[below])}"}
+            return 302, b"", {"Location": f"{self.elsewhere}/cdn/{digest(files[below])}"}
         return ranged(files[below], headers)
 
     def page(self, files, below, query):
@@ -231,6 +233,20 @@ def test_what_is_listed_and_what_is_fetched_are_of_one_commit(here):
     assert again["1.txt"].packed() == listed["1.txt"].packed()  # so that a merge does not fetch it again
     assert again["1.txt"].url == listed["1.txt"].url
     assert again.keys() - listed.keys() == {"3.txt"}
+
+
+def test_a_file_that_a_url_names_is_of_the_commit_in_which_it_was_found(here):
+    here.commit({"a.txt": b"before"})
+
+    def pushed(_, path):
+        if "/paths-info/" in path and len(here.commits) == 1:
+            here.commit({"a.txt": b"after!"})
+        return ""
+
+    here.fault = pushed
+    ((name, found),) = objects.Store("hf://datasets/corpus/texts/a.txt").listed()
+    assert len(here.commits) == 2
+    assert (name, b"".join(found.blocks())) == ("a.txt", b"before")
 
 
 def test_a_file_is_asked_for_once_and_read_on_from_where_it_broke_off(here, tmp_path, monkeypatch):

@@ -386,6 +386,28 @@ def test_a_process_that_does_not_see_the_state_ends_all(together, begun, divided
     assert str(tmp_path / "other") in ended[0]["ended"][2]
 
 
+def test_all_take_the_state_before_if_a_run_is_to_be_extended_that_is_not_over(
+    together, begun, divided_by_four, tmp_path
+):
+    shutil.copytree(divided_by_four, tmp_path / "run")
+    (tmp_path / "run" / "resume.pt").write_bytes(b"PK damaged")
+    asked = [*begun[1], "train.shard=fsdp"]
+    ended = together(2, "train", settings=asked, folders=[str(tmp_path / "run")], extend=True)
+    assert not any(one["ended"] for one in ended)
+    near(tmp_path / "run", begun[0] / "whole")
+
+
+def test_a_process_that_sees_another_state_ends_all(together, begun, divided_by_four, tmp_path):
+    """On a disk of its own, say, or if a network file system shows it the state before for a while."""
+    shutil.copytree(divided_by_four, tmp_path / "run")
+    shutil.copytree(divided_by_four, tmp_path / "other")
+    (tmp_path / "other" / "resume.prev.pt").replace(tmp_path / "other" / "resume.pt")
+    asked = [*begun[1], "train.shard=fsdp"]
+    ended = together(2, "train", settings=asked, folders=[str(tmp_path / "run"), str(tmp_path / "other")])
+    assert [one["ended"][0] for one in ended] == ["ShortcutError", "Left"]
+    assert "process 1 of 2 sees another resume.pt" in ended[0]["ended"][2]
+
+
 def test_a_resume_with_divided_weights_is_the_run_that_never_stopped_to_the_bit(
     together, begun, divided_by_four, tmp_path
 ):

@@ -27,7 +27,7 @@ from shortcut_cli.inference import runs
 from shortcut_cli.inference.prompts import Given
 from shortcut_cli.report import assemble, documents, media, music, page, run_data, samples, spectrum, synth, tracks
 from shortcut_cli.report.axis import Axis
-from shortcut_cli.stages import pipeline, reporting
+from shortcut_cli.stages import pipeline
 
 RATE = synth.RATE_HZ
 
@@ -580,7 +580,8 @@ class TestFolderOfItsOwn:
         for fact in ("gpt/run.pt", files.sha256(run / "run.pt")[:16]):
             assert f"<dd>{fact}</dd>" in made
         os.utime(tmp_path / "other" / "report.html", (1, 1))
-        reporting.write([tmp_path / "other"])
+        shortcut("report", "other", cwd=tmp_path)
+        assert (tmp_path / "other" / "report.html").stat().st_mtime == 1  # it is the same page
         assert assemble.found(tmp_path / "other") == [("samples", tmp_path / "other")]
 
     def test_no_page_is_written_over_a_file_of_the_user_or_if_it_is_left_out(self, run, tmp_path):

@@ -16,7 +16,7 @@ from shortcut_cli.cli import console
 from shortcut_cli.cli.layout import wrapped
 
 PANELS = ("Data", "Models", "Look", "Codec", "Check")  # in which the commands are listed
-WIDEST = 98  # columns of a help
+WIDEST, NARROWEST = 98, 30  # columns of a help; in fewer, words of its first line would be broken
 LONGEST = 30  # columns of a name that has its text beside it
 LEAST = 24  # columns of a text beside a name; else it stands below
 BELOW = 4  # columns by which it is indented there
@@ -73,7 +73,8 @@ class _Plain:
 
     def get_help(self, ctx: Any) -> str:
         """The help."""
-        formatter = Formatter(width=ctx.terminal_width or min(shutil.get_terminal_size().columns - 2, WIDEST))
+        columns = min(max(shutil.get_terminal_size().columns - 2, NARROWEST), WIDEST)
+        formatter = Formatter(width=ctx.terminal_width or columns)
         self.format_help(ctx, formatter)  # type: ignore[attr-defined]
         return formatter.getvalue().rstrip("\n")
 

@@ -313,6 +313,8 @@ class Store:
 
     def _infos(self, begin: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, what is known of it) of every object."""
+        if self.repository:  # all that follows is of one commit
+            again(self.repository.renew)
         if not self.url.endswith("/") and (own := self._info(self.root)):
             yield self.root, own
         if self.repository:
@@ -336,7 +338,6 @@ class Store:
 
     def _pages(self, repository: hub.Repository) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, what is known of it) of every file of a folder, none if there is no such folder."""
-        again(repository.renew)
         try:
             page, following = again(repository.page)
         except FileNotFoundError:
@@ -353,9 +354,7 @@ class Store:
     def _info(self, name: str) -> dict[str, Any] | None:
         """What is known of an object; None if there is none of this name."""
         if self.repository:
-            again(self.repository.renew)
-            repository = self.repository
-            return again(lambda: repository.info(name))
+            return again(partial(self.repository.info, name))
         try:
             found: dict[str, Any] = again(lambda: self.system.info(name))
         except FileNotFoundError:
@@ -366,6 +365,8 @@ class Store:
         """An object below the URL; None if there is none. Raises ShortcutError if the store does not say."""
         name = f"{self.root.rstrip('/')}/{relative}"
         try:
+            if self.repository:
+                again(self.repository.renew)
             info = self._info(name)
         except Exception as error:
             raise failed(self.url, "read", error) from error

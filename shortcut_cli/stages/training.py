@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,17 @@ from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.errors import UsageError
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.kept import remarks
-from shortcut_cli.training import checkpoint, conditions, extension, lineage, loop, parallel, parts, torchrun
+from shortcut_cli.training import (
+    checkpoint,
+    conditions,
+    extension,
+    lineage,
+    loop,
+    parallel,
+    parts,
+    tensor_file,
+    torchrun,
+)
 from shortcut_cli.training.keeping import Keeper
 from shortcut_cli.training.loop import Stop
 from shortcut_cli.training.parallel import Processes
@@ -108,14 +117,11 @@ def _lead(
             held.enter_context(files.held(folder, "shortcut train", known=loop.is_run_folder))
             resume = "auto" if processes.begun() else resume
             divided = processes.count > 1 and resolved.train.shard == "fsdp"
-            read = ""
+            read, states = "", _States(folder, processes)
 
             def load(path: Path) -> dict[str, Any]:
                 nonlocal read
-                if divided and not extend:
-                    found = processes.together(path.name, partial(_part, folder, processes))
-                else:
-                    found = checkpoint.load(path)
+                found = states.together(path.name) if divided and not extend else checkpoint.load(path)
                 read = path.name
                 return found
 
@@ -133,7 +139,10 @@ def _lead(
             if unfinished := warning(files.place(resolved.data.shards), trainer.shards.manifest):
                 report(Note(text=unfinished))
             if extend and content:
-                content, read = extension.extended(trainer, content), loop.STATE
+                before, content = content, extension.extended(trainer, content)
+                read = read if content is before else loop.STATE
+                if shares > 1:
+                    content = states.together(read)
             if trainer.shares != shares:
                 trainer = Trainer(resolved, folder, device, report, ancestor, shares)
             keeper = Keeper(trainer)
@@ -142,6 +151,7 @@ def _lead(
             elif ends and "parts" in content:
                 content = parts.whole(folder, content)
             worked = loop.start(trainer, content)
+            del content  # files that are mapped take room on the disk even when they are removed
             parts.sweep(folder, loop.STATE, loop.PREVIOUS)
             processes.begin()
             if worked:
@@ -172,19 +182,29 @@ def _remark(trainer: Trainer, report: Report) -> None:
         report(Note(text=f"Note: {said}"))
 
 
-def _part(folder: Path, processes: Processes, name: str) -> dict[str, Any]:
-    """A state, of whose parts in files this process verifies its share."""
-    return checkpoint.load(folder / name, apart=True, share=(processes.rank, processes.count))
+class _States(dict[str, dict[str, Any]]):
+    """States that were read, by name. Of their parts in files this process verifies its share."""
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        super().__init__()
+        self.folder, self.processes = folder, processes
+
+    def read(self, name: str) -> str:
+        """Read a state; returns its checksum."""
+        share = self.processes.rank, self.processes.count
+        self[name] = checkpoint.load(self.folder / name, apart=True, share=share)
+        return tensor_file.sealed_digest(self.folder / name)
+
+    def together(self, name: str) -> dict[str, Any]:
+        """Called in the leading process: a state that all processes read."""
+        self.processes.together(name, self.read)
+        return self.pop(name)
 
 
 def _follow(folder: Path, device: str, stop: Stop, init_from: Path | None, processes: Processes) -> None:
     """Train in a process beside the one that writes the files: the same steps from the same state."""
-    parts_read = dict[str, dict[str, Any]]()
-
-    def load(name: str) -> None:
-        parts_read[name] = _part(folder, processes, name)
-
-    processes.wait(load)
+    states = _States(folder, processes)
+    processes.wait(states.read)
     content = processes.copied(None)
     assert content
     resolved = reading.with_settings(
@@ -195,7 +215,8 @@ def _follow(folder: Path, device: str, stop: Stop, init_from: Path | None, proce
     ancestor = lineage.read(init_from) if begins and init_from else None
     trainer = Trainer(resolved, folder, device, lambda _: None, ancestor, shares)
     if shares > 1:
-        trainer.source = (parts_read.get(read) or _part(folder, processes, read)) if read else None
+        trainer.source = states.get(read)
+        states.clear()  # as in `_lead`
         trainer.load_rest(content)
     else:
         trainer.load_state(content)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,11 +26,9 @@ from torch import Tensor, nn
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
 from shortcut_cli.training import checkpoint, loop, torchrun
 
-Result = TypeVar("Result")
-
 FAILED, WELL = 1, 0
 READ = (loop.STATE, loop.PREVIOUS)  # what all read together, as the words from 2 on
-DAMAGED, UNSEEN = "1", "2"
+SEEN, DAMAGED, UNSEEN = "0", "1", "2"  # what a word of a process begins with
 SHARED = 'with train.shard = "fsdp", all processes need to see the run folder, under the same name'
 WORD_BYTES = 1000  # of what a process says to all
 # What PyTorch's backends say when another process has gone, or is silent for too long.
@@ -150,10 +148,10 @@ class Processes:
             raise
         self._tell(WELL)
 
-    def wait(self, load: Callable[[str], object]) -> None:
+    def wait(self, load: Callable[[str], str]) -> None:
         """Wait until the leading process has done what it does by itself. Raises Left if that has failed.
 
-        load: called when the leading process reads a state by `together`, with its name.
+        load: called when the leading process reads a state by `together`, with its name; returns its checksum.
         """
         while (word := self._tell(WELL)) > FAILED:
             with suppress(CheckFailed, UsageError, OSError):  # the leading process says it
@@ -161,37 +159,38 @@ class Processes:
         if word == FAILED:
             raise Left("the leading process failed")
 
-    def together(self, name: str, load: Callable[[str], Result]) -> Result:
-        """load(name) in the leading process, while the others, which `wait`, do so too. name: one of READ.
+    def together(self, name: str, load: Callable[[str], str]) -> None:
+        """load(name), which returns a checksum, in the leading process, while the others, which `wait`, do so too.
 
-        Raises what it raises; CheckFailed if it does so in another process, ShortcutError if that can't see the file.
+        name: one of READ. Raises what it raises; CheckFailed if it does so in another process, ShortcutError if that
+        can't see the file, or sees another one.
         """
         self._tell(READ.index(name) + 2)
-        found, said = self._each(partial(load, name))
+        said = self._each(partial(load, name))
         for rank, text in enumerate(said):
             if text[:1] == UNSEEN:
                 raise ShortcutError(f"process {rank} of {self.count}: {text[1:]}", SHARED)
-            if text:
+            if text[:1] == DAMAGED:
                 raise CheckFailed(f"{text[1:]} (process {rank} of {self.count})")
-        return found
+            if text != said[self.rank]:  # on another disk, or the one before, for a while, in a network file system
+                raise ShortcutError(
+                    f"process {rank} of {self.count} sees another {name} than the first process", SHARED
+                )
 
-    def _each(self, work: Callable[[], Result]) -> tuple[Result, list[str]]:
-        """What `work` returns, and what each process says that goes wrong, by rank; all processes call this.
+    def _each(self, load: Callable[[], str]) -> list[str]:
+        """Which checksum each process has found, or what goes wrong there, by rank; all processes call this.
 
-        Raises what it raises, once it is said.
+        Raises what `load` raises, once it is said.
         """
-        said = ""
         try:
-            return work(), self._said("")
+            found = load()
         except CheckFailed as error:
-            said = DAMAGED + error.message
+            self._said(DAMAGED + error.message)
             raise
         except Exception as error:
-            said = UNSEEN + str(error)
+            self._said(UNSEEN + str(error))
             raise
-        finally:
-            if said:
-                self._said(said)
+        return self._said(SEEN + found)
 
     def _said(self, text: str) -> list[str]:
         """What each process says, by rank; all processes call this."""
