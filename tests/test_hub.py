@@ -15,6 +15,7 @@ from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
 from kill import folder_sha256  # benchmarks/kill.py
 from test_stores import fill, local, one_in_five, prepare, texts  # noqa: F401
 
+from shortcut_cli.data import hub as hub_module
 from shortcut_cli.data import inputs, objects, shards
 from shortcut_cli.errors import Rejected, ShortcutError, Unavailable, UsageError
 from shortcut_cli.stages import stores
@@ -381,3 +382,38 @@ def test_the_rest_of_a_listing_is_asked_of_the_same_host(here, tmp_path, monkeyp
         other.server.server_close()
     with pytest.raises(ShortcutError, match="lists the same page again and again"):
         elsewhere(f"/api/datasets/corpus/texts/tree/{digest('0')}?recursive=true")
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"RateLimit": '"api";r=0;t=55'}, 55),
+        ({"Retry-After": "99999"}, 300),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_server_that_asks_for_rest_gets_it(here, tmp_path, monkeypatch, headers, seconds):
+    here.commit({"a.txt": b"words"})
+    busy, answer, slept = ["tree", "resolve"], here.answer, []
+
+    def busy_once(path, *rest):
+        if busy and f"/{busy[0]}/" in path:
+            busy.pop(0)
+            return 429, b"", headers
+        return answer(path, *rest)
+
+    monkeypatch.setattr(here, "answer", busy_once)
+    monkeypatch.setattr(hub_module.time, "sleep", slept.append)
+    listed = inputs.find(["hf://datasets/corpus/texts"], (".txt",), fetched=tmp_path).files
+    assert b"".join(listed.object(0).blocks()) == b"words"
+    assert [one for one in slept if one] == ([seconds] * 2 if seconds else [])
+
+
+def test_an_old_huggingface_hub_is_one_panel(here, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "__version__", "1.31.0")
+    with pytest.raises(Unavailable, match=r"needs huggingface_hub 2\.4 or later; 1\.31\.0 is installed"):
+        inputs.find(["hf://datasets/corpus/texts"], (".txt",), fetched=tmp_path)

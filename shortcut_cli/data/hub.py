@@ -5,12 +5,17 @@ what it has listed for what a branch has now. So only writing goes through it.
 """
 
 import errno
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from shortcut_cli.errors import Unavailable, UsageError
+
+MOST_REST_S = 300.0  # the Hub counts requests over so long (huggingface.co/docs/hub/rate-limits)
+LEAST = (2, 4)  # version of huggingface_hub
 
 
 class Repository:
@@ -21,8 +26,13 @@ class Repository:
 
         Raises UsageError if there is no such repository or revision, ValueError if its name can't be one.
         """
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, __version__
 
+        if tuple(map(int, __version__.split(".")[:2])) < LEAST:
+            raise Unavailable(
+                f"hf:// needs huggingface_hub {LEAST[0]}.{LEAST[1]} or later; {__version__} is installed",
+                "pip install 'shortcut-cli[hf]'",
+            )
         self.api = HfApi(endpoint=system.endpoint, token=system.token)
         try:
             with _translated():
@@ -142,6 +152,14 @@ def _http() -> Any:
     return huggingface_hub.utils
 
 
+def _rest_s(headers: Any) -> float:
+    """Seconds that a server asks to wait, in one of the ways of the Hub; 0 if it does not say."""
+    found = re.fullmatch(r"(\d+)", headers.get("Retry-After", "")) or re.search(
+        r";t=(\d+)", headers.get("RateLimit", "")
+    )
+    return float(found[1]) if found else 0.0
+
+
 def _something_else() -> OSError:
     return OSError(errno.EPROTO, "the server does not answer as the Hub does")
 
@@ -181,6 +199,8 @@ def _translated() -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise FileNotFoundError(str(error)) from error
     except errors.HfHubHTTPError as error:
+        if error.response.status_code == 429:
+            time.sleep(min(_rest_s(error.response.headers), MOST_REST_S))
         if error.response.status_code in (401, 403):
             raise PermissionError(str(error)) from error
         raise
