@@ -41,6 +41,9 @@ def test_a_warm_up_as_long_as_the_training_is_said():
     assert plan(train__steps=20, train__warmup=19) == []
     (said,) = plan(train__steps=20, train__warmup=20)
     assert "warm-up of 20 steps" in said
+    assert "reaches train.lr at the last step only" in said
+    (said,) = plan(train__steps=20, train__warmup=21)
+    assert "never reaches train.lr" in said
 
 
 def test_few_documents_and_a_loss_above_a_floor_are_said():

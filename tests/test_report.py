@@ -577,3 +577,15 @@ def test_documents_are_named_by_their_files(copied):
     for number in range(3):
         index = number * len(train) // 3
         assert f"document {index + 1} : {train[index]}; one of {len(train)} in the train split" in text
+
+
+def test_a_folder_of_runs_stands_for_them(copied, tmp_path):
+    runs = tmp_path / "runs" / "text"
+    runs.mkdir(parents=True)
+    for name in ("gpt", "shortcut"):
+        shutil.copytree(copied / name, runs / name)
+    expected = [("run", runs / "gpt"), ("run", runs / "shortcut")]
+    assert assemble.found(runs) == assemble.found(runs.parent) == expected
+    made = assemble.write([runs.parent])
+    assert made["report"] == str(runs.parent / "report.html")
+    assert "Runs side by side" in Path(made["report"]).read_text()

@@ -37,7 +37,7 @@ def of_plan(recipe: Table, training_tokens: int) -> list[str]:
     if is_count(steps) and is_count(warmup) and warmup >= steps:
         found.append(
             f"the warm-up of {warmup:,} steps is as long as the training of {steps:,}, or longer: the learning rate "
-            "never reaches train.lr"
+            f"{'never reaches train.lr' if warmup > steps else 'reaches train.lr at the last step only'}"
         )
     return found
 

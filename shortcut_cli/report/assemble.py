@@ -47,7 +47,7 @@ GIVE = "give folders of runs, comparisons, codecs, shards, samples or attention,
 
 
 def found(path: Path) -> list[tuple[str, Path]]:
-    """The kinds of the folders that a path stands for: itself, the folder of a result, or the runs of a demo.
+    """The kinds of the folders that a path stands for: itself, the folder of a result, or the runs in it.
 
     Raises UsageError if it stands for none.
     """
@@ -62,6 +62,8 @@ def found(path: Path) -> list[tuple[str, Path]]:
             return [("run", each) for each in runs]
     if samples.is_folder(path):
         return [("samples", path)]
+    if runs := sorted(each.parent for each in (*path.glob("*/run.pt"), *path.glob("*/*/run.pt"))):
+        return [("run", each) for each in runs]
     state = "holds nothing to report on" if path.is_dir() else "is a file" if path.exists() else "does not exist"
     raise UsageError(f"{path} {state}", GIVE)
 

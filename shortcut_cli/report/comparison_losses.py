@@ -158,7 +158,7 @@ def differences(found: Compared) -> Markup | None:
     axis = around("difference in nats per token, lower is better", [0.0, *values])
     rules = [Rule(0.0, "no difference", "zero")]
     if math.isfinite(margin) and margin > 0:
-        rules += [Rule(-margin, ""), Rule(margin, f"margin of equivalence, \u00b1{margin:g}")]
+        rules += [Rule(-margin, ""), Rule(margin, f"equivalence, \u00b1{margin:g}")]
     tables = [_sizes(entries), _in_bits(found, entries), _tests(entries, margin)]
     tables += [_gains(entries)] if found.ladder else []
     return template(
