@@ -969,6 +969,21 @@ def test_given_splits_hold_what_they_name_and_nothing_leaks(tmp_path, split):
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_a_split_that_is_none_is_said_and_what_is_in_none_is_no_reject(tmp_path):
+    names = {"0": "train", "1": "trian", "2": "val", "3": "test", "4": "", "5": "train"}
+    write_files(tmp_path / "in", {f"{number}.txt": f"text {number}\n" for number in names})
+    (tmp_path / "in" / "5.txt").write_bytes(b"\xff\xff")
+    (tmp_path / "t.csv").write_text("f,split\n" + "".join(f"{number}.txt,{name}\n" for number, name in names.items()))
+    table = f'data.splits.table="{tmp_path / "t.csv"}"'
+    said, manifest = notes_of("text-tiny", [tmp_path / "in"], tmp_path / "s", *CHARS, table, max_bad="1")
+    assert said[0] == f"files of {tmp_path / 't.csv'} are left out whose split is none of train, val and test: 'trian'"
+    assert (manifest["rejected"], manifest["outside_splits"]) == (1, 2)
+    (rejected,) = [text for text in said if "rejects.jsonl" in text]
+    assert rejected.splitlines()[0].startswith("1 of 6 files were rejected")
+    assert [line.split(":")[0] for line in rejected.splitlines()[1:]] == ["  5.txt"]
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_a_table_gives_the_splits_and_another_table_is_another_preparation(tmp_path):
     write_files(tmp_path / "in", {f"{n}.txt": f"text {n}\n" for n in range(4)})
     rows = {"0.txt": "test", "1.txt": "validation", "2.txt": "train", "3.txt": "train"}

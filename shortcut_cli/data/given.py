@@ -27,9 +27,13 @@ class Given:
         """
         self.lists = {split: [Path(pattern) for pattern in patterns] for split, patterns in lists.items()}
         self.table = dict[str, set[str]]()  # path -> splits
+        self.others = set[str]()  # what the table calls splits and is none of NAMES
         if table:
-            for path, split in _rows(Path(table)):
-                self.table.setdefault(path, set()).add(split)
+            for path, name in _rows(Path(table)):
+                if split := NAMES.get(name.lower()):
+                    self.table.setdefault(path, set()).add(split)
+                elif name:
+                    self.others.add(name)
 
     def split_of(self, relative: str, path: Path) -> str:
         """The split of a file, "" if it is in none. relative: its path below its root; path: as it was named.
@@ -89,7 +93,7 @@ def _endings(path: str) -> Iterator[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    """(value, split) for every value of a table that may be a path."""
+    """(value, name of its split) for every value of a table that may be a path."""
     try:
         with io.TextIOWrapper(files.regular(path), encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
@@ -97,9 +101,9 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
             if column is None:
                 raise UsageError(f"data.splits.table {path} has no column `split`")
             for row in rows:
-                split = NAMES.get((row[column] or "").strip().lower())
+                split = (row[column] or "").strip()
                 values = (value for name, value in row.items() if name != column and isinstance(value, str))
-                yield from ((os.path.normpath(value), split) for value in values if split and value)
+                yield from ((os.path.normpath(value), split) for value in values if value)
     except OSError as error:
         raise UsageError(f"data.splits.table {path} can't be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -60,7 +60,8 @@ def rejects_summary(folder: Path, manifest: dict[str, Any]) -> list[str]:
     counts = [f"{manifest[bad]:,} of {manifest[total]:,} {what}" for what, bad, total in JUDGED if manifest[bad]]
     if not counts:
         return []
-    return [" and ".join(counts), *(f"  {described(line)}" for line in islice(_lines(folder), 3))]
+    shown = min(3, sum(manifest[bad] for _, bad, _ in JUDGED))  # after these come files that were not wanted
+    return [" and ".join(counts), *(f"  {described(line)}" for line in islice(_lines(folder), shown))]
 
 
 def passing_rejects(folder: Path) -> Iterator[dict[str, Any]]:

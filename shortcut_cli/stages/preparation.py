@@ -219,7 +219,7 @@ def _found(
         raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
     if found.ignored:
         report(Note(text=_ignored(found.ignored)))
-    assigned, outside = _assigned(recipe, found) if kind == "given" else (None, [])
+    assigned, outside = _assigned(recipe, found, report) if kind == "given" else (None, [])
     return found, assigned, outside
 
 
@@ -249,10 +249,13 @@ def _ignored(names: Sequence[str]) -> str:
     )
 
 
-def _assigned(recipe: Recipe, found: inputs.Found) -> tuple[list[str], list[Reject]]:
+def _assigned(recipe: Recipe, found: inputs.Found, report: Report) -> tuple[list[str], list[Reject]]:
     """The split of each file that data.splits names, and the files that it does not, which are left out of `found`."""
     lists, every = recipe.data.splits, found.files
     given = Given({"train": lists.train, "val": lists.val, "test": lists.test}, lists.table)
+    if given.others:
+        names = ", ".join(sorted(map(repr, given.others))[:5])
+        report(Note(text=f"files of {lists.table} are left out whose split is none of train, val and test: {names}"))
     assigned = [given.split_of(name, every.named(at)) for at, name in enumerate(every.names)]
     check_filled(assigned, "no file")
     outside = [
