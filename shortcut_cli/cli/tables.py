@@ -11,7 +11,6 @@ from shortcut_cli.cli.console import Prose, pairs, table
 from shortcut_cli.cli.layout import Column
 from shortcut_cli.compare import table as compared
 from shortcut_cli.formatting import alike, apart, cell, counted
-from shortcut_cli.kept import remarks
 
 if TYPE_CHECKING:
     from shortcut_cli.cli.console import Table
@@ -112,6 +111,8 @@ def floors(result: Result) -> Iterator[tuple[str, Result]]:
 
 def attention(folder: Path, result: Result) -> "Table":
     """The result of `attention`: one row for each source that is read across layers, and one for all at once."""
+    from shortcut_cli.kept import remarks  # which loads pydantic
+
     columns: list[str | Column] = ["source", Column("weight", 1), Column("back", 4)]
     columns += [Column("masked", 2), Column("masked 95 %", 3), Column("shuffled", 5), Column("shuffled 95 %", 6)]
     columns += [Column("ablated", 7), Column("ablated 95 %", 8)]
