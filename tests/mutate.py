@@ -42,7 +42,7 @@ ROOT = Path(__file__).parent.parent
 SESSIONS = ROOT / "build" / "mutation"
 PACKAGE = "shortcut_cli"
 COPIES = 2  # of the checkout, each with a process that runs tests
-PREPARED = ("torch._dynamo", "scipy.stats", "hypothesis", "pydantic", "miditok", "sentencepiece", "soundfile", "soxr")
+PREPARED = ("torch", "scipy.stats", "hypothesis", "pydantic", "miditok", "sentencepiece", "soundfile", "soxr")
 LOG = ".mutation.log"  # in a copy: the output of its last pytest
 QUICK_S = (0.05, 0.5, 2.0, 10.0)  # tests are sorted into these classes, and keep their order within one
 

@@ -584,6 +584,14 @@ class TestFolderOfItsOwn:
         assert (tmp_path / "other" / "report.html").stat().st_mtime == 1  # it is the same page
         assert assemble.found(tmp_path / "other") == [("samples", tmp_path / "other")]
 
+    def test_attention_elsewhere_writes_a_page_there(self, text_run, tmp_path):
+        shutil.copy(text_run / "shortcut" / "run.pt", tmp_path / "run.pt")
+        prompt = " ".join(["the words of a prompt"] * 9)
+        done = shortcut("attention", "--ckpt", "run.pt", "--prompt", prompt, "--out", "seen", cwd=tmp_path)
+        assert done.stderr.splitlines()[-1] == "Page: seen/report.html"
+        assert "Attention over layers" in (tmp_path / "seen" / "report.html").read_text()
+        assert not (tmp_path / "report.html").exists()
+
     def test_no_page_is_written_over_a_file_of_the_user_or_if_it_is_left_out(self, run, tmp_path):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "report.html").write_text("mine")

@@ -240,7 +240,7 @@ def work(jobs, answers):
 
 def main():
     """Descriptors, two for each process: that of its jobs, and that of its answers."""
-    importlib.import_module("torch._dynamo")  # as the first optimizer would, in every process
+    importlib.import_module("torch._dynamo")  # as DDP would, in every process
     gc.freeze()
     ends = [int(text) for text in sys.argv[1:]]
     children = []

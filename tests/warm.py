@@ -11,8 +11,7 @@ import os
 import sys
 import threading
 
-# torch's optimizers import its compiler when the first one is created.
-SLOW = ("torch._dynamo", "shortcut_cli.cli.commands", "shortcut_cli.stages.pipeline")
+SLOW = ("shortcut_cli.cli.commands", "shortcut_cli.stages.pipeline")
 
 
 def end(command):
