@@ -77,7 +77,10 @@ def test_what_is_offered_for_a_key_is_one_of_its_values(domain):
         f"train.schedule={one}" for one in ("cosine", "wsd", "constant")
     ]
     assert completion.settings(Line(domain=domain), "model.name=") == [f"model.name={one}" for one in registry.MODELS]
-    assert completion.settings(Line(domain=domain), "train.compile=") == ["train.compile=true", "train.compile=false"]
+    assert completion.settings(Line(domain=domain), "model.tied=") == ["model.tied=true", "model.tied=false"]
+    assert completion.settings(Line(domain=domain), "train.compile=") == [
+        f"train.compile={one}" for one in ("auto", "true", "false")
+    ]
     assert completion.settings(Line(domain=domain), "train.steps=") == []
 
 

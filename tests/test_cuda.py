@@ -153,3 +153,11 @@ def test_a_compiled_step_is_the_same_step(name, accumulation, text_run, tmp_path
         trainer = Trainer(config(text_run, *SMALL, *settings), tmp_path / compiled, CUDA, quiet)
         losses.append([trainer.step(number).item() for number in range(5)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # of torch 2.11 itself
+def test_a_long_run_is_compiled_by_default(text_run, tmp_path):
+    long = Trainer(config(text_run, *SMALL, "train.steps=2000"), tmp_path / "long", CUDA, quiet)
+    short = Trainer(config(text_run, *SMALL, "train.steps=1999"), tmp_path / "short", CUDA, quiet)
+    assert (long.compiles, short.compiles) == (True, False)
+    assert long.step(0).item() == pytest.approx(short.step(0).item(), rel=1e-2)

@@ -4,6 +4,7 @@ Under FakeTensorMode torch computes the shape, dtype and device of every result 
 refuses to mix devices. What it can't show is a number.
 """
 
+import importlib.util
 from collections import Counter
 
 import pytest
@@ -14,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shortcut_cli.config import schema
 from shortcut_cli.kernels import attention
 from shortcut_cli.models.loss import loss
 from shortcut_cli.models.trace import Change, Trace
-from shortcut_cli.training import precision
+from shortcut_cli.training import compiling, parallel, precision
 from shortcut_cli.training.optim import Optimizer
 
 CUDA = "cuda:0"
@@ -289,7 +291,7 @@ def test_a_compiled_step_asks_the_driver_nothing(dtype, width, kernel, monkeypat
     def asked(*_):
         raise AssertionError
 
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
     monkeypatch.setattr(torch.backends.cuda, "SDPAParams", asked)
     with FakeTensorMode():
         q = torch.zeros(1, 2, 8, width, device=CUDA, dtype=dtype)
@@ -305,7 +307,62 @@ def test_passes_are_cuda_graphs_unless_their_gradients_add_up(
     """The second of two passes would overwrite the gradients of the first, which live in the memory of the graph."""
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, mode: asked.append(mode) or function)
-    trainer = made(text_run, tmp_path, f"train.accumulation={accumulation}")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    trainer = made(text_run, tmp_path, f"train.accumulation={accumulation}", "train.compile=true")
+    assert asked == [None]
     trainer.device = device
-    trainer._compiled(None)
-    assert asked == [mode]
+    trainer.connect(parallel.ALONE)
+    assert asked[1:] == [mode]
+
+
+@pytest.fixture
+def can_compile(tmp_path, monkeypatch):
+    """A machine with all that torch.compile needs on its GPU, and a folder for programs that are found."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "triton" or None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    return tmp_path
+
+
+def compiles(*settings, steps=2000, device=CUDA, processes=1):
+    config = schema.TrainConfig(steps=steps, batch_size=4, lr=1e-3, **dict(settings))
+    return compiling.choose(config, device, processes)
+
+
+def test_long_runs_on_a_gpu_are_compiled(can_compile):
+    assert compiles()
+    assert compiles(device="cuda:1")
+    assert not compiles(steps=1999)
+    assert not compiles(device="cpu")
+    assert not compiles(device="mps")
+    assert not compiles(processes=2)
+
+
+@pytest.mark.parametrize("given", [{"device": "cpu"}, {"steps": 1}, {"processes": 2}, {}])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_what_is_said_of_compilation_is_done(wanted, given, can_compile):
+    assert compiles(("compile", wanted), **given) is wanted
+
+
+def test_without_a_c_compiler_nothing_is_compiled(can_compile, monkeypatch):
+    for name in ("gcc", "clang", "other"):
+        (can_compile / "cc").rename(can_compile / name)
+        assert compiles() == (name != "other")
+        (can_compile / name).rename(can_compile / "cc")
+    (can_compile / "cc").rename(can_compile / "other")
+    monkeypatch.setenv("CC", "other")
+    assert compiles()
+
+
+def test_without_triton_nothing_is_compiled(can_compile, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert not compiles()
+
+
+def test_for_a_gpu_that_triton_does_not_know_nothing_is_compiled(can_compile, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+    assert not compiles()

@@ -148,7 +148,7 @@ def test_the_plain_version_runs_where_the_kernel_can_not(name, make, grad, where
         arguments = [moved(argument) for argument in arguments]
     if where == "autocast" and name == "fork_norm":
         arguments = arguments[0].bfloat16(), arguments[1]
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: where == "compile")
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", where == "compile")
     with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=where == "autocast"):
         fast(*arguments)
     assert ran["plain"] == (where in PLAIN[name])
@@ -169,7 +169,7 @@ def test_states_keep_a_buffer_only_where_its_kernels_run(monkeypatch):
     assert not buffered(x.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert not buffered(x)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
     assert not buffered(x)
 
 
@@ -269,7 +269,7 @@ def test_a_product_divided_among_threads_is_that_product(out_features, monkeypat
 @pytest.mark.parametrize("where", ["training", "small", "autocast", "compile", "device"])
 def test_a_product_is_torchs_own_where_dividing_it_gains_nothing(where, monkeypatch):
     monkeypatch.setattr(torch, "bmm", None)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: where == "compile")
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", where == "compile")
     device = "meta" if where == "device" else "cpu"
     x, weight = (
         torch.zeros(1, 1, 64, device=device),

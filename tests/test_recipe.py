@@ -242,7 +242,7 @@ def test_a_missing_key_has_the_documented_default():
         "accumulation": 1,
         "router_lr": 1.0,
         "precision": "auto",
-        "compile": False,
+        "compile": "auto",
         "deterministic": False,
         "keep": "best",
         "shard": "none",
@@ -384,7 +384,7 @@ def test_a_number_is_accepted_within_its_bounds_only(check, tree, key, least, gr
         assert f"  {key}: " in refused.value.message
 
 
-@pytest.mark.parametrize("key", ["model.tied", "train.compile", "train.deterministic", "train.tensorboard"])
+@pytest.mark.parametrize("key", ["model.tied", "train.deterministic", "train.tensorboard"])
 def test_a_switch_takes_only_true_or_false(key):
     for value in (True, False):
         section, name = key.split(".")
@@ -397,6 +397,7 @@ def test_a_switch_takes_only_true_or_false(key):
 @pytest.mark.parametrize(
     ("check", "tree", "key", "choices"),
     [
+        (reading.validate, SMALL, "train.compile", ("auto", True, False)),
         (reading.validate, SMALL, "data.duplicates", ("drop", "keep")),
         (reading.validate, SMALL, "model.activation", ("gelu", "swiglu")),
         (reading.validate, SMALL, "train.schedule", ("cosine", "wsd", "constant")),

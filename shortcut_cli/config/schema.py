@@ -274,7 +274,11 @@ class TrainConfig(ScheduleConfig):
         "instructions for it (AVX512-BF16, AMX), fp32 elsewhere. What was chosen is kept with the run: it is evaluated "
         "in it too",
     )
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: Literal["auto", True, False] = Field(
+        "auto",
+        description="torch.compile the model: true, false, or auto: from 2,000 steps on, on one GPU for which this "
+        "machine can compile",
+    )
     deterministic: bool = Field(
         False, description="use only deterministic kernels, so that CUDA runs repeat bit for bit"
     )
@@ -294,6 +298,13 @@ class TrainConfig(ScheduleConfig):
     timeout_s: float = Field(
         600.0, description="of several processes: how long one waits for another, seconds", gt=0, le=MOST_COUNT
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _no_number_compiles(cls, wanted: object) -> object:
+        if wanted != "auto" and not isinstance(wanted, bool):
+            raise ValueError("Input should be 'auto', true or false")
+        return wanted
 
     @field_validator("keep")
     @classmethod
@@ -559,7 +570,8 @@ def choices(kind: Any, key: str) -> list[str]:
 def _few(kind: Any) -> list[str]:
     if kind is bool:
         return ["true", "false"]
-    return [value for value in get_args(kind) if isinstance(value, str)] if get_origin(kind) is Literal else []
+    values = get_args(kind) if get_origin(kind) is Literal else ()
+    return [str(value).lower() if isinstance(value, bool) else value for value in values]
 
 
 def _members(holder: Any, name: str) -> list[Any]:

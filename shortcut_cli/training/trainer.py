@@ -26,6 +26,7 @@ from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.training import (
     activations,
     checkpoint,
+    compiling,
     conditions,
     lineage,
     loop,
@@ -110,7 +111,7 @@ class Trainer:
         self.validated: dict[int, float] = {}  # the newest validation loss, by its step
         self.log = Log(folder, self.config.tensorboard)
         self.own_log: Log = NoLog()  # of this process, if each has one
-        self.processes, self.part = ALONE, self.config.batch_size
+        self.processes, self.part, self.compiles = ALONE, self.config.batch_size, False
         if shares == 1:
             self.connect(ALONE)
         self.model.train()
@@ -130,8 +131,11 @@ class Trainer:
         self.part = processes.part(self.config.batch_size, self.config.accumulation)  # windows computed at once
         if self.optimizer.muon:
             self.optimizer.muon.processes = processes
-        loss = Loss(self.model)
-        self.nats = processes.forward(self._compiled(loss) if self.config.compile else loss)
+        loss: nn.Module = Loss(self.model)
+        self.compiles = compiling.choose(self.config, self.device, processes.count)
+        if self.compiles:
+            loss = compiling.compiled(loss, self.device, adds=self.config.accumulation * processes.count > 1)
+        self.nats = processes.forward(loss)
         if not processes.leads:
             self.log = NoLog()
         if processes.logs:
@@ -146,9 +150,10 @@ class Trainer:
         flops = self.model.training_flops_per_token(context)
         tokens = self.windows.split.tokens
         epochs = self.config.steps * self.config.batch_size * context / tokens
+        computed = f"in {self.precision}" + ", compiled" * self.compiles
         return (
             f"{self.recipe.model.name}: {count['total']:,} parameters ({count['non_embedding']:,} non-embedding), "
-            f"{flops / 1e6:.1f} training MFLOPs per token in {self.precision}; {tokens:,} training tokens, "
+            f"{flops / 1e6:.1f} training MFLOPs per token {computed}; {tokens:,} training tokens, "
             f"{epochs:.2f} epochs"
             + (f"\n{lineage.told(self.lineage, self.shards.tokenizer['fingerprint'])}" if self.lineage else "")
         )
@@ -213,16 +218,6 @@ class Trainer:
             own = {"model": self.model.state_dict()} | self.optimizer.state()
             self.optimizer.load_state(resharding.load(self.folder, content, own, processes), self.device)
         self.source = None
-
-    def _compiled(self, loss: nn.Module) -> nn.Module:
-        """The loss compiled with the model: by itself it reads and writes all logits several times.
-
-        On a GPU the kernels of a pass are replayed as one CUDA graph: those of a small model take less time than their
-        launches. But not where gradients of several passes or processes are added up: the next pass would overwrite
-        them (https://github.com/pytorch/pytorch/issues/169545).
-        """
-        graphs = self.device.startswith("cuda") and self.config.accumulation == self.processes.count == 1
-        return torch.compile(loss, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
     def _moved(self, ids: Tensor) -> Tensor:
         """ids on the device; a GPU fetches them from pinned memory while the next operations are queued."""
