@@ -36,7 +36,7 @@ CASES = {
     "eval --ckpt gpt --files none": "none does not exist",
     "prepare text none --out s": "none does not exist",
     "run --recipe text-tiny none": "none does not exist",
-    "compare --recipe text-tiny --models gtp": "unknown architecture 'gtp'",
+    "compare --recipe text-tiny --models gtp": "--models: unknown architecture 'gtp'",
     "compare --recipe text-tiny --models gpt --lrs x": "is not a list of numbers",
     "codec train none": "none does not exist",
     "codec eval mini none": "none does not exist",

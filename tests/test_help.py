@@ -142,6 +142,7 @@ def test_every_default_is_shown(name):
     for parameter in ENDS[name].params:
         if parameter.opts[0].startswith("-") and parameter.default not in (None, False, "", ()):
             assert f"default: {parameter.default}" in text, parameter.name
+    assert "default: ]" not in text
 
 
 @pytest.mark.parametrize("name", EVERY)

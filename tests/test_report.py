@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from conftest import quiet, shortcut
 
+from shortcut_cli import files
 from shortcut_cli.config import reading
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.kept import codec_scores, remarks
 from shortcut_cli.report import assemble, axis, chart, curves, page, run, run_data, several, shards, warnings
 from shortcut_cli.report.axis import Axis
-from shortcut_cli.stages import pipeline, reporting
+from shortcut_cli.stages import inspection, pipeline, reporting
 
 
 @pytest.fixture(scope="module")
@@ -467,6 +468,21 @@ def test_a_megabyte_of_text_is_cut():
 def test_nothing_to_report_on_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds nothing to report on"):
         assemble.html([tmp_path])
+
+
+@pytest.mark.parametrize("command", ["shortcut compare", "shortcut train", "shortcut codec train", "shortcut sample"])
+def test_a_folder_without_its_result_names_the_command_that_has_not_ended(command, tmp_path):
+    (tmp_path / files.MARKER).write_text(f"{command}, process 3\n")
+    for asked in (assemble.found, lambda path: inspection.inspect(path, verify=False)):
+        with pytest.raises(UsageError, match=f"is not complete: its `{command}` has not come to its end"):
+            asked(tmp_path)
+
+
+def test_inspecting_a_comparison_names_the_command_that_shows_it(tmp_path):
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a comparison") as refused:
+        inspection.inspect(tmp_path, verify=False)
+    assert refused.value.then == f"shortcut report {tmp_path}"
 
 
 def test_numbers_beyond_any_measure_are_not_drawn():

@@ -102,7 +102,6 @@ RayAddress = Annotated[
         "--ray-address",
         metavar="HOST:PORT",
         help="Ray cluster; default: $RAY_ADDRESS, else one here.",
-        show_default=False,
     ),
 ]
 MOST_SAID = 10_000  # a limit of a number that its help names

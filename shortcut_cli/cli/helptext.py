@@ -107,7 +107,7 @@ def _row(parameter: Any) -> tuple[str, str]:
     if parameter.param_type_name == "argument":
         written, value = value, ""
     default = parameter.default
-    shown = "" if default is None or default is False or callable(default) else f"default: {default}"
+    shown = "" if default is None or default is False or default == "" or callable(default) else f"default: {default}"
     extra = "required" if parameter.required else shown
     return f"{written} {value}".rstrip(), (parameter.help or "") + (f"  [{extra}]" if extra else "")
 

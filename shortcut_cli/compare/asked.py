@@ -8,7 +8,7 @@ from shortcut_cli.config import reading
 from shortcut_cli.config.schema import Recipe
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.kept.inputs import read
-from shortcut_cli.registry import did_you_mean
+from shortcut_cli.registry import MODELS, did_you_mean
 
 COMPARISON = "comparison.json"
 BASELINE = "gpt"
@@ -20,6 +20,8 @@ SHOWN = 40  # characters of a rung that is wrong
 def check(resolved: Recipe, models: Sequence[str], rungs: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
     """Raise UsageError if a model is unknown, a rung is wrong, or a pair names what is not among the models."""
     for name in models:
+        if name not in MODELS:
+            raise UsageError(f"--models: unknown architecture {name!r}", did_you_mean(name, MODELS))
         reading.with_settings(resolved, [f"model.name={name}"])
     if rungs:
         ladder(reading.with_settings(resolved, [f"model.name={BASELINE}"]), rungs)

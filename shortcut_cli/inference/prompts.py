@@ -34,7 +34,9 @@ class Given:
         said = {"--prompt-tokens": self.tokens, "--prompt-seconds": self.seconds, "--only-new": self.only_new or None}
         flags = [flag for flag, value in said.items() if value is not None]
         if self.prompt is None and flags:
-            raise UsageError(f"{flags[0]} is given without --prompt")
+            raise UsageError(
+                f"{flags[0]} is given without --prompt", "add --prompt with a file, a text, or - for standard input"
+            )
         if len(self.limit) > 1:
             raise UsageError("--prompt-tokens and --prompt-seconds both say how much is given", "leave out one of them")
         if self.seconds is not None and not 0 < self.seconds < math.inf:

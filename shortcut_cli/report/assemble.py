@@ -64,6 +64,7 @@ def found(path: Path) -> list[tuple[str, Path]]:
         return [("samples", path)]
     if runs := sorted(each.parent for each in (*path.glob("*/run.pt"), *path.glob("*/*/run.pt"))):
         return [("run", each) for each in runs]
+    files.refuse_unfinished(path)
     state = "holds nothing to report on" if path.is_dir() else "is a file" if path.exists() else "does not exist"
     raise UsageError(f"{path} {state}", GIVE)
 

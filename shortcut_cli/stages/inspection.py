@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from shortcut_cli import files
 from shortcut_cli.config import reading
 from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
@@ -23,7 +24,13 @@ def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
     """
     if path.is_dir():
         results = [path / name for name in ("run.pt", "codec.pt") if (path / name).is_file()]
-        return _weights(results[0]) if results else _shards(path, verify)
+        if results:
+            return _weights(results[0])
+        if (path / "compare.json").is_file():
+            raise UsageError(f"{path} is a comparison", then=f"shortcut report {shlex.quote(str(path))}")
+        if not (path / shards.MANIFEST).is_file():
+            files.refuse_unfinished(path)
+        return _shards(path, verify)
     if path.suffix == ".toml":
         if verify:
             raise UsageError(
