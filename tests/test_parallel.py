@@ -21,10 +21,10 @@ from torch.distributed import TCPStore
 
 from shortcut_cli import registry
 from shortcut_cli.cli import launch, signals
-from shortcut_cli.errors import Diverged, Interrupted, UsageError
+from shortcut_cli.errors import Diverged, Interrupted, Unavailable, UsageError
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
-from shortcut_cli.training import activations, checkpoint, loop, parallel
+from shortcut_cli.training import activations, checkpoint, loop, parallel, sharded
 from shortcut_cli.training.parallel import Left, Lost, Processes, joined
 from shortcut_cli.training.run_log import read_log
 from shortcut_cli.training.torchrun import PROMISED, QUIET
@@ -791,6 +791,14 @@ def test_a_full_disk_is_one_panel(settings, tmp_path):
     assert errors.count("File too large") == errors.count("\u256d") == 1, errors
     assert "start again" not in errors
     assert "Traceback" not in errors
+
+
+def test_weights_cannot_be_divided_on_cpus_by_a_pytorch_whose_fsdp_fails_there(monkeypatch):
+    """2.6: 'Stream' object has no attribute 'record_event'."""
+    monkeypatch.setattr(torch.cpu, "Stream", type("Stream", (), {}))
+    with pytest.raises(Unavailable, match="does not work on CPUs with PyTorch"):
+        sharded.check("cpu")
+    sharded.check("cuda:0")
 
 
 def test_who_only_loses_another_that_fails_says_nothing(monkeypatch):
