@@ -881,14 +881,16 @@ def test_tensors_are_made_in_their_order_whatever_the_order_in_which_they_are_wr
         return tensor_file.Later((3,), torch.uint8, lambda: made.append(number) or torch.full((3,), number))
 
     def write_record(name, content, size):
-        written[name] = content.tolist()
+        assert content.tolist() == [made[-1]] * size
+        written[name] = made[-1]
 
     filling.writer = SimpleNamespace(write_record=write_record)
     places = [filling.place(later(number)) for number in range(12)]
     for name in sorted(map(str, range(12))):
-        filling.write_record(name, places[int(name)].untyped_storage(), 3)
+        filling.write_record(f"data/{name}", places[int(name)].untyped_storage(), 3)
+        assert made == [*written.values()]  # none before it is written
     assert made == [*range(12)]
-    assert written == {str(number): [number] * 3 for number in range(12)}
+    assert [*written] == [f"data/{number}" for number in range(12)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -228,7 +229,10 @@ def test_what_is_listed_and_what_is_fetched_are_of_one_commit(here):
     listed = dict(store.listed())
     here.commit({"0.txt": b"after!", "3.txt": b"new"})
     assert {b"".join(one.blocks()) for one in listed.values()} == {b"before"}
-    again = dict(store.listed())
+    assert dict(store.listed()) == listed
+    assert b"".join(store.find("0.txt").blocks()) == b"before"
+    assert store.find("3.txt") is None
+    again = dict(store.renewed().listed())
     assert b"".join(again["0.txt"].blocks()) == b"after!"
     assert again["0.txt"].packed() != listed["0.txt"].packed()
     assert again["1.txt"].packed() == listed["1.txt"].packed()  # so that a merge does not fetch it again
@@ -248,6 +252,58 @@ def test_a_file_that_a_url_names_is_of_the_commit_in_which_it_was_found(here):
     ((name, found),) = objects.Store("hf://datasets/corpus/texts/a.txt").listed()
     assert len(here.commits) == 2
     assert (name, b"".join(found.blocks())) == ("a.txt", b"before")
+
+
+@pytest.mark.parametrize("second", ["/b", "@main/b", "/b/", "/b*", "/*/*.txt", "", "/b/0.txt"])
+def test_all_files_of_a_command_are_of_one_commit(here, tmp_path, second):
+    """A commit is pushed before the second URL is listed, and one before anything is read."""
+    url = "hf://datasets/corpus/texts"
+    both = [f"{folder}/{number}.txt" for folder in "ab" for number in range(5)]
+    here.commit(dict.fromkeys(both, b"before"))
+
+    def pushed(_, path):
+        if "/tree/" in path and len(here.commits) < 3:
+            here.commit(dict.fromkeys([*both, "b/new.txt"], b"after!"))
+        return ""
+
+    here.fault = pushed
+    listed = inputs.find([f"{url}/a", f"{url}{second}"], (".txt",), fetched=tmp_path).files
+    assert len(here.commits) == 3
+    assert len(listed) == (6 if second == "/b/0.txt" else 10)
+    assert {b"".join(listed.object(place).blocks()) for place in range(len(listed))} == {b"before"}
+    here.commit({"a/0.txt": b"after!"})
+    now = inputs.find([f"{url}/a/0.txt"], (".txt",), fetched=tmp_path).files
+    assert b"".join(now.object(0).blocks()) == b"after!"
+
+
+def test_shards_are_fetched_from_the_commit_of_their_manifest(here, local, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path / "cache"))
+    here.commit({f"s/{path.relative_to(local)}": path.read_bytes() for path in local.rglob("*") if path.is_file()})
+
+    def pushed(_, path):
+        if path.endswith(".bin") and len(here.commits) == 1:
+            here.commit(dict.fromkeys(here.commits[0], b"of another preparation"))
+        return ""
+
+    here.fault = pushed
+    folder = stores.fetched("hf://datasets/corpus/texts/s", quiet)
+    assert len(here.commits) == 2
+    assert folder_sha256(folder) == folder_sha256(local)
+
+
+def test_shards_that_another_command_has_written_meanwhile_stay(here, local, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("SHORTCUT_CACHE", str(tmp_path / "cache"))
+    here.commit({"README.md": b"about"})
+    theirs = {f"s/{path.relative_to(local)}": path.read_bytes() for path in local.rglob("*") if path.is_file()}
+
+    def made():
+        with stores.kept("hf://datasets/corpus/texts/s", quiet) as folder:
+            shutil.copytree(local, folder, dirs_exist_ok=True)
+            here.commit(theirs)
+
+    with pytest.raises(UsageError, match="was written by another command meanwhile"):
+        made()
+    assert len(here.commits) == 2
 
 
 def test_a_file_is_asked_for_once_and_read_on_from_where_it_broke_off(here, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,10 +21,10 @@ from torch.distributed import TCPStore
 
 from shortcut_cli import registry
 from shortcut_cli.cli import launch, signals
-from shortcut_cli.errors import Diverged, Interrupted, UsageError
+from shortcut_cli.errors import Diverged, Interrupted, Unavailable, UsageError
 from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
-from shortcut_cli.training import activations, checkpoint, loop, parallel
+from shortcut_cli.training import activations, checkpoint, loop, parallel, sharded
 from shortcut_cli.training.parallel import Left, Lost, Processes, joined
 from shortcut_cli.training.run_log import read_log
 from shortcut_cli.training.torchrun import PROMISED, QUIET
@@ -71,6 +72,14 @@ class Together:
 
 @pytest.fixture(scope="module")
 def together():
+    made = Together()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def mortal():
+    """Some that have trained nothing, so that they can fork."""
     made = Together()
     yield made
     made.close()
@@ -561,16 +570,22 @@ def test_windows_that_cannot_be_divided_are_refused(together, settings, tmp_path
 
 
 class Board:
-    """At which step each process is; None: nobody knows, and the answer never comes. noticed: ranks that wait too."""
+    """At which step each process is; None: nobody knows, and the answer never comes. noticed: ranks that wait too.
 
-    def __init__(self, *steps, noticed=()):
-        self.steps, self.noticed = steps, noticed
+    fails: whether one has said that it ends with an error of its own.
+    """
+
+    def __init__(self, *steps, noticed=(), fails=False):
+        self.steps, self.noticed, self.fails = steps, noticed, fails
 
     def set(self, *_):
         """Without effect."""
 
     def check(self, places):
-        return all(int(place.split("/")[2]) in self.noticed for place in places)
+        said = {parallel._notice(rank) for rank in self.noticed} | (
+            {parallel._place(parallel.FAILS)} if self.fails else set()
+        )
+        return set(places) <= said
 
     def set_timeout(self, _):
         """Without effect, as if the cable were cut."""
@@ -635,10 +650,10 @@ def test_when_processes_have_ended_for_good(codes, wanted):
 
 
 class Command:
-    """`train --devices 2` in a process of its own."""
+    """`train --devices 2` in a process of its own, which does `first` before."""
 
-    def __init__(self, settings, folder, *more, grace_s=launch.GRACE_S):
-        setting = f"from shortcut_cli.cli import launch; launch.GRACE_S = {grace_s}"
+    def __init__(self, settings, folder, *more, grace_s=launch.GRACE_S, first="pass"):
+        setting = f"{first}; from shortcut_cli.cli import launch; launch.GRACE_S = {grace_s}"
         start = f"from shortcut_cli.__main__ import main; {setting}; main()"
         command = [sys.executable, "-c", start, "train", "--recipe", "text-tiny", "--out", folder]
         command += ["--devices", "2", "--device", "cpu", "--no-report", *more, *set_flags(*settings)]
@@ -743,24 +758,85 @@ def test_a_hang_with_weights_divided_within_nodes_ends_in_time(settings, tmp_pat
         apart.close(-signal.SIGKILL)
 
 
+@pytest.mark.parametrize(
+    ("fault", "wrong", "shard", "said"),
+    [
+        ("full disk, run.pt", [0], "none", "No space left"),
+        ("full disk, run.pt", [0], "fsdp", "No space left"),
+        ("full disk, parts", [1], "fsdp", "No space left"),
+        ("full disk, parts", [0, 1, 2], "fsdp", "No space left"),
+        ("full disk, copy", [0], "none", "No space left"),
+        ("unreadable", [1], "none", "Permission denied"),
+        ("unreadable at the start", [2], "none", "Permission denied"),
+        ("memory", [0, 1, 2], "none", "there is not enough memory"),
+        ("memory", [1], "fsdp", "there is not enough memory"),
+        ("bug", [1], "none", "LookupError"),
+    ],
+)
+def test_an_error_is_said_once_by_a_process_that_met_it(mortal, settings, tmp_path, fault, wrong, shard, said):
+    asked = [*settings, "train.eval_every=4", f"train.shard={shard}", "train.timeout_s=20"]
+    ended = mortal(3, "fail", settings=asked, folder=str(tmp_path), fault=fault, wrong=wrong)
+    (rank,) = (rank for rank, (_, _, shown) in enumerate(ended) if shown)
+    assert rank in wrong
+    assert said in ended[rank][1]
+    assert [code for code, *_ in ended] == [1 if each == rank else 77 for each in range(3)]
+
+
+def test_a_full_disk_is_one_panel(settings, tmp_path):
+    """Of the command, which may write no file of more than 16 KB: the first process meets that, the other loses it."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, resource.RLIM_INFINITY))"
+    command = Command([*settings, "train.shard=fsdp"], tmp_path / "run", first=limit, grace_s=5)
+    ended, _, errors = command.end()
+    assert ended == 1, errors
+    assert errors.count("File too large") == errors.count("\u256d") == 1, errors
+    assert "start again" not in errors
+    assert "Traceback" not in errors
+
+
+def test_weights_cannot_be_divided_on_cpus_by_a_pytorch_whose_fsdp_fails_there(monkeypatch):
+    """2.6: 'Stream' object has no attribute 'record_event'."""
+    monkeypatch.setattr(torch.cpu, "Stream", type("Stream", (), {}))
+    with pytest.raises(Unavailable, match="does not work on CPUs with PyTorch"):
+        sharded.check("cpu")
+    sharded.check("cuda:0")
+
+
+def test_who_only_loses_another_that_fails_says_nothing(monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
+    with pytest.raises(Left), Processes(0, 3, board=Board(7, 6, 7, fails=True)).answering():
+        raise RuntimeError("gloo: Connection closed by peer")
+
+
 def test_logs_of_each_process_need_several(tmp_path):
     done = shortcut("train", "--recipe", "text-tiny", "--logs-per-rank", cwd=tmp_path, check=2)
     assert "--logs-per-rank is for several processes" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("error", "rank", "quiet"),
+    ("errors", "shown"),
     [
-        (Left("the leading process failed"), 1, True),
-        (Interrupted("stopped"), 1, True),
-        (Interrupted("stopped"), 0, False),
-        (UsageError("wrong"), 1, False),
+        ([Left("failed"), UsageError("wrong")], [False, True]),
+        ([Interrupted("stopped"), Interrupted("stopped")], [True, False]),
+        ([UsageError("wrong"), UsageError("wrong")], [True, False]),  # before they have joined, say
+        ([Lost("silent"), Lost("silent")], [True, False]),
+        ([Lost("silent"), UsageError("wrong")], [True, True]),  # which took its time to find out
     ],
 )
-def test_what_the_leading_process_says_is_said_once(error, rank, quiet, monkeypatch):
-    for name in PROMISED:
-        monkeypatch.setenv(name, str(rank))
-    assert signals._is_quiet(error) == quiet
+def test_what_several_processes_say_is_said_once(errors, shown, monkeypatch):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for rank, (error, its) in enumerate(zip(errors, shown, strict=True)):
+        for name, value in zip(PROMISED, (rank, 2, rank, "127.0.0.1", store.port), strict=True):
+            monkeypatch.setenv(name, str(value))
+        assert [signals._is_of_another(error) for _ in range(2)] == [not its] * 2
+
+
+def test_an_error_is_shown_if_nobody_can_say_who_shows_it(monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for name, value in zip(PROMISED, (1, 2, 1, "127.0.0.1", free.getsockname()[1]), strict=True):
+            monkeypatch.setenv(name, str(value))
+    assert not signals._is_of_another(UsageError("wrong"))
 
 
 def test_a_dry_run_takes_no_devices(tmp_path):

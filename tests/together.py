@@ -4,6 +4,7 @@ Each reads jobs as lines of JSON: the name of a function below, its arguments, a
 set. It answers each with what the function returned. All are forks of one that has imported torch.
 """
 
+import errno
 import gc
 import hashlib
 import importlib
@@ -17,12 +18,13 @@ from types import SimpleNamespace
 
 import torch
 
+from shortcut_cli.cli import signals
 from shortcut_cli.config import reading
 from shortcut_cli.data import windows
 from shortcut_cli.errors import ShortcutError
 from shortcut_cli.events import Note
 from shortcut_cli.stages import training
-from shortcut_cli.training import muon, parallel, sharded, tensor_file
+from shortcut_cli.training import checkpoint, muon, parallel, sharded, tensor_file, torchrun
 from shortcut_cli.training.trainer import Trainer
 
 
@@ -115,6 +117,68 @@ def train(settings, folders, stops=None, code=75, init_from=None, extend=False, 
             ended = [type(error).__name__, error.exit_code, error.message]
     found = {name: getattr(recorded, name) for name in ("rows", "matrices", "verified", "said")}
     return found | {"ended": ended}
+
+
+def refuse(number, name):
+    """An OSError of the system about a file."""
+    raise OSError(number, os.strerror(number), name)
+
+
+def full(save, meant):
+    """A `save` that finds no room for the files that are meant."""
+    return lambda path, *rest, **given: refuse(errno.ENOSPC, str(path)) if meant(path) else save(path, *rest, **given)
+
+
+def plant(fault):
+    """Plant what goes wrong in this process."""
+    batch, steps = windows.Windows.batch, iter(range(5))
+
+    def unreadable(*given):
+        return refuse(errno.EACCES, "train-00000.bin") if next(steps, None) is None else batch(*given)
+
+    def settle(_):
+        raise MemoryError if fault == "memory" else LookupError("a bug")
+
+    if fault == "full disk, run.pt":
+        checkpoint.save = full(checkpoint.save, lambda path: path.name == "run.pt")
+    elif fault == "full disk, copy":
+        checkpoint.save = full(checkpoint.save, lambda path: path.name == "resume.pt")
+    elif fault == "full disk, parts":
+        tensor_file.save = full(tensor_file.save, lambda path: path.parent.name.startswith("state-"))
+    elif fault == "unreadable":
+        windows.Windows.batch = unreadable
+    elif fault == "unreadable at the start":
+        training.Trainer = lambda *_: refuse(errno.EACCES, "train-00000.bin")
+    else:
+        Trainer.settle = settle
+
+
+def fail(settings, folder, fault, wrong):
+    """Train, with a fault in the processes of some ranks: [exit code, what is said, whether this process says it].
+
+    In a fork, since only the end of a process closes all of its connections.
+    """
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        found = [0, "", False]
+        if int(os.environ["RANK"]) in wrong:
+            plant(fault)
+        try:
+            resolved = reading.read("text-tiny", settings)
+            stop = asked_after(None, 0)
+            training.train(resolved, Path(folder), device="cpu", resume="auto", report=quiet, stop=stop)
+        except Exception as error:
+            shown = signals.translated(error)
+            own = shown is None or not signals._is_of_another(shown)
+            found = [(shown.exit_code if shown else 1) if own else torchrun.LEFT, repr(shown or error), own]
+        os.write(writes, json.dumps(found).encode())
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as answer:
+        found = json.load(answer)
+    os.waitpid(child, 0)
+    return found
 
 
 def validate(settings, folders):
@@ -224,7 +288,7 @@ def most(settings, folders):
     return whole, layer, whole - layer * len(trainer.model.blocks), peak
 
 
-JOBS = SimpleNamespace(train=train, validate=validate, arms=arms, narrow=narrow, first=first, most=most)
+JOBS = SimpleNamespace(train=train, validate=validate, arms=arms, narrow=narrow, first=first, most=most, fail=fail)
 
 
 def work(jobs, answers):

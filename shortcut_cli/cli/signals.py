@@ -202,10 +202,15 @@ def _has_folder() -> bool:
     return True
 
 
-def _is_quiet(error: ShortcutError) -> bool:
-    """Whether an error is not shown: nobody is there to read it, or another process of the training shows it."""
-    of_another = error.exit_code == torchrun.LEFT or (isinstance(error, Interrupted) and not torchrun.leads())
-    return isinstance(error, ReaderLeft) or of_another
+def _is_of_another(error: ShortcutError) -> bool:
+    """Whether another process of the training shows an error: of several that fail, the first."""
+    if error.exit_code == torchrun.LEFT or not torchrun.promised():
+        return error.exit_code == torchrun.LEFT
+    if isinstance(error, Interrupted):
+        return not torchrun.leads()
+    from shortcut_cli.training import parallel
+
+    return not parallel.is_first(parallel.LOSES if error.exit_code == torchrun.LOST else parallel.FAILS)
 
 
 def guarded(command: Callable[[], Any]) -> NoReturn:
@@ -222,9 +227,11 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
         shown = translated(error)
         if shown is None:
             raise
-        if not _is_quiet(shown):
+        of_another = _is_of_another(shown)
+        if not of_another and not isinstance(shown, ReaderLeft):  # whoever would read it
             console.panel(shown)
-        sys.exit(shown.exit_code)
+        ended = isinstance(shown, Interrupted) or not of_another
+        sys.exit(shown.exit_code if ended else torchrun.LEFT)
     finally:
         # Without this the interpreter would search torch's many objects for reference cycles on its way out.
         gc.freeze()

@@ -7,7 +7,7 @@ what it has listed for what a branch has now. So only writing goes through it.
 import errno
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -19,10 +19,12 @@ LEAST = (2, 4)  # version of huggingface_hub
 
 
 class Repository:
-    """What a URL names: a file or a folder of a repository, which is read as it was when `renew` was called last."""
+    """What a URL names: a file or a folder of a repository, which is read as it was when it was first asked."""
 
-    def __init__(self, system: Any, root: str) -> None:
+    def __init__(self, system: Any, root: str, commits: dict[Hashable, str]) -> None:
         """system: that file system. root: [datasets/]owner/name[@revision][/folder].
+
+        commits: in which revisions are read, by all that share this.
 
         Raises UsageError if there is no such repository or revision, ValueError if its name can't be one.
         """
@@ -43,16 +45,24 @@ class Repository:
                 "check the names of repository and revision; private ones need HF_TOKEN, or `hf auth login`",
             ) from error
         self.root = str(self.place.unresolve())
-        self.commit = ""
+        self.commits = commits
+        self.key = (self.place.repo_type, self.place.repo_id, self.place.revision)
 
-    def renew(self) -> None:
-        """From now on, read what the revision is now."""
+    @property
+    def commit(self) -> str:
+        """That is read; `pin` is called before."""
+        return self.commits[self.key]
+
+    def pin(self) -> None:
+        """Ask which commit the revision is at, unless that is known: from now on it is read."""
+        if self.key in self.commits:
+            return
         with _translated():
             place = self.place
             info = self.api.repo_info(place.repo_id, revision=place.revision, repo_type=place.repo_type)
         if not info.sha:
             raise _something_else()
-        self.commit = info.sha
+        self.commits[self.key] = info.sha
 
     def page(self, following: str = "") -> tuple[list[tuple[str, dict[str, Any]]], str]:
         """(name, what is known of it) of some files below the root, and what to give as `following` for the next ones.

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -250,6 +250,7 @@ class _Search:
         self.rejects: set[tuple[str, str]] = set()
         self.outputs: set[str] = set()
         self.passing: set[str] = set()
+        self.commits: dict[Hashable, str] = {}  # in which repositories are read
         self.misnamed: dict[str, Path] = {}  # folders that are named like files of the domain
 
     def add(self, root: Path) -> None:
@@ -270,9 +271,9 @@ class _Search:
 
     def add_objects(self, url: str) -> None:
         """Add an object, or all objects below a folder of keys, or those that a glob matches."""
-        store, parts = objects.Store(url), list[str]()
+        store, parts = objects.Store(url, self.commits), list[str]()
         if (folder := _above_glob(url)) and not store.exists():
-            store, parts = objects.Store(folder), url[len(folder) :].rstrip("/").split("/")
+            store, parts = objects.Store(folder, self.commits), url[len(folder) :].rstrip("/").split("/")
         begin = parts[0][: MAGIC.search(parts[0]).start()] if parts else ""  # type: ignore[union-attr]
         ours, firsts, any_found = set[str](), (len(self.names.files), len(self.ignored.files)), False
         rejects = list[tuple[str, str, str]]()

@@ -11,7 +11,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -248,10 +248,16 @@ class _Reading:
 
 
 class Store:
-    """What a URL names: an object, or a folder, which is all keys that begin with its own and a slash."""
+    """What a URL names: an object, or a folder, which is all keys that begin with its own and a slash.
 
-    def __init__(self, url: str) -> None:
-        """Raises UsageError if no file system has the URL's scheme, Unavailable if a package for it is missing."""
+    A repository of the Hub is read as it was when it was first asked, however often that is.
+    """
+
+    def __init__(self, url: str, commits: dict[Hashable, str] | None = None) -> None:
+        """commits: those of the repositories that stores read, for all that are given the same.
+
+        Raises UsageError if no file system has the URL's scheme, Unavailable if a package for it is missing.
+        """
         check(url)
         self.url = url
         scheme, _, rest = url.partition("://")
@@ -259,9 +265,10 @@ class Store:
         self.system = self._system()
         self.root = str(self.system._strip_protocol(f"{self.scheme}://{rest}"))
         self.repository: hub.Repository | None = None
+        commits = {} if commits is None else commits
         if self.scheme == "hf" and not self.root.startswith("buckets/"):
             try:
-                self.repository = again(lambda: hub.Repository(self.system, self.root))
+                self.repository = again(lambda: hub.Repository(self.system, self.root, commits))
             except ImportError as error:
                 raise self._missing(error) from error
             except Exception as error:
@@ -296,6 +303,10 @@ class Store:
         remedy = f"pip install {wanted}" if package else _plain(str(error))
         return Unavailable(f"{self.scheme}:// needs {package or 'a package'}, which is not installed", remedy)
 
+    def renewed(self) -> "Store":
+        """What the URL names now."""
+        return Store(self.url)
+
     def listed(self, begin: str = "") -> Iterator[tuple[str, Object]]:
         """(path below the URL, object) of every object; one that the URL itself names has its own last part.
 
@@ -313,8 +324,8 @@ class Store:
 
     def _infos(self, begin: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, what is known of it) of every object."""
-        if self.repository:  # all that follows is of one commit
-            again(self.repository.renew)
+        if self.repository:
+            again(self.repository.pin)
         if not self.url.endswith("/") and (own := self._info(self.root)):
             yield self.root, own
         if self.repository:
@@ -366,7 +377,7 @@ class Store:
         name = f"{self.root.rstrip('/')}/{relative}"
         try:
             if self.repository:
-                again(self.repository.renew)
+                again(self.repository.pin)
             info = self._info(name)
         except Exception as error:
             raise failed(self.url, "read", error) from error

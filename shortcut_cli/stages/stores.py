@@ -167,6 +167,7 @@ def _copy(store: objects.Store, folder: Path, before: dict[str, Any] | None, rep
     if not (folder / MANIFEST).is_file() or (before and _has(folder, before)):
         return
     with files.held(folder, PREPARE, "wait until it ends"):
+        store = store.renewed()
         manifest, now = read_manifest(folder), _manifest(store)
         if (now or {}).get("checksum") != (before or {}).get("checksum"):
             raise UsageError(f"{store.url} was written by another command meanwhile", "choose another --out")

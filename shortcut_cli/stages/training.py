@@ -34,6 +34,7 @@ from shortcut_cli.training import (
     loop,
     parallel,
     parts,
+    sharded,
     tensor_file,
     torchrun,
 )
@@ -77,6 +78,8 @@ def train(
         _ending_told(folder, logs),
         parallel.joined(device, resolved.train.timeout_s, logs) as processes,
     ):
+        if processes.count > 1 and resolved.train.shard == "fsdp":
+            sharded.check(device)
         if processes.leads:
             return _lead(resolved, folder, device, resume, report, stop, init_from, extend, processes)
         _follow(folder, device, stop, init_from, processes)

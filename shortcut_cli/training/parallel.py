@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from shortcut_cli.errors import CheckFailed, Interrupted, ShortcutError, UsageError
 from shortcut_cli.training import checkpoint, loop, torchrun
+
+Result = TypeVar("Result")
 
 FAILED, WELL = 1, 0
 READ = (loop.STATE, loop.PREVIOUS)  # what all read together, as the words from 2 on
@@ -36,6 +38,7 @@ SILENT = re.compile(
     r"gloo|\bNCCL\b|Connection (closed|reset|refused)|Broken pipe|\btime(d )?out\b|\b(TCP)?Store\b", re.IGNORECASE
 )
 SHOWN = 200  # characters of that
+FAILS, LOSES = "fails", "loses"  # on the board: the rank of the first process that ends so
 PATIENCE_S = 5  # for the board
 START_S = 600.0  # that a process gets to start, and the leading one to read or write its files
 
@@ -268,24 +271,22 @@ class Processes:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Raises Lost if another process stops answering while this block waits for it."""
+        """Raises Lost if another process stops answering while this block waits for it, Left if its error is shown."""
         try:
             yield
         except RuntimeError as error:
-            first = next(iter(str(error).splitlines()), "")
-            if self.count == 1 or not SILENT.search(first):
+            if self.count == 1 or not _is_silence(error):
                 raise
-            first = first[:SHOWN]
+            if self.board and _in_time(lambda: self.board.check([_place(FAILS)])):
+                raise Left("another process failed") from error
+            first = str(error).splitlines()[0][:SHOWN]
             raise Lost(f"{self._behind()} ({first})", "run the same command again to resume") from error
 
     def _behind(self) -> str:
         """Which processes are silent: those that took fewer steps, or have not noticed that others are silent."""
         steps: dict[int, int] = {}
         noticed: set[int] = {self.rank}
-        # In a thread, since a store at the other end of a cut cable is waited for beyond all its timeouts.
-        asking = threading.Thread(target=self._ask, args=(steps, noticed), daemon=True)
-        asking.start()
-        asking.join(PATIENCE_S)
+        _in_time(lambda: self._ask(steps, noticed))
         if len(steps) < self.count:
             return "a process of the training does not answer"
         least = min(steps.values())
@@ -300,13 +301,12 @@ class Processes:
         Those that wait for the same one notice it within moments, so the others are given some.
         """
         if self.board:
-            with suppress(RuntimeError, ValueError):
-                self.board.set_timeout(timedelta(seconds=PATIENCE_S))
-                self.board.set(_notice(self.rank), "")
-                time.sleep(PATIENCE_S / 2)
-                noticed |= {rank for rank in range(self.count) if self.board.check([_notice(rank)])}
-                for rank in range(self.count):
-                    steps[rank] = int(self.board.get(_place(rank)))
+            self.board.set_timeout(timedelta(seconds=PATIENCE_S))
+            self.board.set(_notice(self.rank), "")
+            time.sleep(PATIENCE_S / 2)
+            noticed |= {rank for rank in range(self.count) if self.board.check([_notice(rank)])}
+            for rank in range(self.count):
+                steps[rank] = int(self.board.get(_place(rank)))
 
 
 ALONE = Processes()
@@ -340,8 +340,11 @@ def joined(device: str, timeout_s: float, logs: bool = False) -> Iterator[Proces
         except Interrupted:  # all are
             _part_ways()
             raise
-        except ShortcutError:
-            dist.destroy_process_group()
+        except Exception as error:
+            if not isinstance(error, Lost | Left) and not _is_silence(error):
+                is_first(FAILS)  # before the others find this one gone
+            if isinstance(error, ShortcutError):
+                dist.destroy_process_group()
             raise
         _part_ways()
 
@@ -357,9 +360,42 @@ def _board() -> Any:
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
 
 
-def _place(rank: int) -> str:
-    """Where on the board a process says at which step it is."""
-    return f"shortcut/{torchrun.attempt()}/{rank}"
+def is_first(what: str) -> bool:
+    """Whether this process is the first to say how it ends, so that it is the one that says it to the user.
+
+    what: FAILS, or LOSES if it ends because another one is gone. True too if the board does not answer.
+    """
+    own = os.environ["RANK"]
+
+    return _in_time(lambda: _board().compare_set(_place(what), "", own).decode()) in (None, own)
+
+
+def _in_time(ask: Callable[[], Result]) -> Result | None:
+    """What the board answers; None if it is gone, or after PATIENCE_S.
+
+    In a thread, since a store at the other end of a cut cable is waited for beyond all its timeouts.
+    """
+    found: list[Result] = []
+
+    def asked() -> None:
+        with suppress(RuntimeError, ValueError):
+            found.append(ask())
+
+    asking = threading.Thread(target=asked, daemon=True)
+    asking.start()
+    asking.join(PATIENCE_S)
+    return found[0] if found else None
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether PyTorch raises this because another process has gone, or is silent for too long."""
+    first = next(iter(str(error).splitlines()), "")
+    return isinstance(error, RuntimeError) and bool(SILENT.search(first))
+
+
+def _place(of: int | str) -> str:
+    """Where on the board the process of a rank says at which step it is, or the first one how it ends."""
+    return f"shortcut/{torchrun.attempt()}/{of}"
 
 
 def _notice(rank: int) -> str:

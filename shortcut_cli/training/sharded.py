@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shortcut_cli.errors import Unavailable
 from shortcut_cli.models.transformer import Decoder
 from shortcut_cli.training import tensor_file
 
@@ -42,6 +43,15 @@ def unallocated() -> Iterator[None]:
     """A model that is made in this block has no memory for its matrices, until `divide` gives it some."""
     with _Unallocated():
         yield
+
+
+def check(device: str) -> None:
+    """Raise Unavailable if PyTorch can't divide weights on a device: 2.6 can only on GPUs."""
+    if device == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):  # which FSDP2 calls
+        raise Unavailable(
+            f'train.shard = "fsdp" does not work on CPUs with PyTorch {torch.__version__}',
+            'a later PyTorch, or train.shard = "none"',
+        )
 
 
 def divide(model: Decoder, device: str, group: Any, timeout_s: float, start: Callable[[str, Tensor], None]) -> None:

@@ -102,13 +102,16 @@ class _Filling:
 
     Until then such a storage is memory that nobody has touched, so that it takes none, and after that it takes none
     again. They are filled in the order in which they have got their places: each may be made by several processes,
-    which all have to make the same one. PyTorch 2.6 writes the storage 10 before the storage 2.
+    which all have to make the same one. PyTorch 2.6 writes the storage 10 before the storage 2: it is held until then,
+    or all between would have to be made, and kept.
     """
 
     def __init__(self) -> None:
         self.writer: Any = None
         self.waiting: dict[int, tuple[Later, torch.Tensor]] = {}  # by the address of the storage
         self.rooms: dict[int, mmap.mmap] = {}
+        self.held: dict[str, tuple[Any, int]] = {}  # storages that come too early, by the names of their records
+        self.written = 0  # storages
 
     def place(self, later: Later) -> "torch.Tensor":
         """A tensor whose values come when it is written."""
@@ -123,7 +126,16 @@ class _Filling:
 
     def write_record(self, name: str, content: Any, size: int) -> None:
         """What PyTorch calls for each record of the file."""
-        address = None if isinstance(content, str | bytes) else content.data_ptr()
+        if not name.startswith("data/"):
+            self.writer.write_record(name, content, size)
+            return
+        self.held[name] = content, size
+        while (following := f"data/{self.written}") in self.held:
+            self._write_storage(following, *self.held.pop(following))
+            self.written += 1
+
+    def _write_storage(self, name: str, content: Any, size: int) -> None:
+        address = content.data_ptr()
         while address in self.waiting:
             later, tensor = self.waiting.pop(next(iter(self.waiting)))
             tensor.copy_(later.make())
@@ -165,6 +177,7 @@ def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
         within: Any = torch.serialization
         with within._open_zipfile_writer(checked) as filling.writer:
             within._save(plain, filling, pickle, within.DEFAULT_PROTOCOL, False)
+        assert not filling.held, filling.held.keys()
     except RuntimeError as error:
         if checked.error:
             raise checked.error from error
