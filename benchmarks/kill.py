@@ -146,7 +146,9 @@ def train(options):
                     kills.append((rank, *moment))
                     print(f"kill {len(kills)}: run {runs}, rank {rank}, {moment[0]} steps, {moment[1]}", flush=True)
             training.end()
-            different += results(folder) != expected
+            is_other = results(folder) != expected
+            different += is_other
+            print(f"run {runs}: {'other weights or losses' if is_other else 'the same'}", flush=True)
     ranks = ", ".join(f"{count} of rank {rank}" for rank, count in sorted(Counter(rank for rank, *_ in kills).items()))
     print(f"{len(kills)} kills in {runs} runs of {options.devices} processes: {ranks};")
     print(f"  {sum(saving for *_, saving in kills)} while a state was written, ", end="")
