@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from conftest import TEXT_SETTINGS, set_flags, shortcut, write_texts
 from kill import folder_sha256  # benchmarks/kill.py
-from test_parallel import together  # noqa: F401 - a fixture
+from test_parallel import skip_if_divided, together  # noqa: F401 - a fixture
 from test_training import TINY, log_lines, weights_hash
 
 HEAD, WORKER = "10.99.7.1", "10.99.7.2"
@@ -133,6 +133,7 @@ def test_two_hosts_train_one_run_until_the_link_between_them_is_cut(hosts, toget
     """Each end says at which step the other does not answer; the run then goes on on one to the weights of one."""
     settings = [*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", *TINY, *PLAIN, f"train.shard={shard}"]
     settings += ["train.steps=150", "train.eval_every=20", "train.eval_windows=4", "train.timeout_s=8"]
+    skip_if_divided(settings)
     out = tmp_path / "run"
     both = list(torchrun(hosts, tmp_path, settings, out))
     wait_for(lambda: (out / "resume.pt").exists() and len(log_lines(out)) > 30, *both)
