@@ -183,7 +183,7 @@ def main():
     names = ["gpt", "gpt bf16", "shortcut"] + (["nanoGPT", "nanoGPT bf16"] if options.nanogpt else [])
     spawn = multiprocessing.get_context("spawn")
     times = {name: [] for name in names}
-    data_s = []
+    data_s, flops = [], {}
     with tempfile.TemporaryDirectory() as folder:
         source = windows(Path(folder))
         for _ in range(options.starts):
@@ -197,7 +197,8 @@ def main():
                     step_s = arms[name].submit(time_steps, batch).result()
                     if number:  # the first round warms up
                         times[name].append(step_s)
-            flops = {name: arms[name].submit(count, batch).result() for name in names}
+            if not flops:
+                flops = {name: arms[name].submit(count, batch).result() for name in names}
             for arm in arms.values():
                 arm.shutdown()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
