@@ -186,7 +186,7 @@ def main():
     data_s, flops = [], {}
     with tempfile.TemporaryDirectory() as folder:
         source = windows(Path(folder))
-        for _ in range(options.starts):
+        for start in range(options.starts):
             arguments = {name: (name, options.nanogpt, torch.get_num_threads()) for name in names}
             arms = {name: ProcessPoolExecutor(1, spawn, begin, arguments[name]) for name in names}
             for number in range(options.rounds + 1):
@@ -201,6 +201,8 @@ def main():
                 flops = {name: arms[name].submit(count, batch).result() for name in names}
             for arm in arms.values():
                 arm.shutdown()
+            found = (f"{name} {BATCH * CONTEXT / statistics.median(times[name]):,.0f}" for name in names)
+            print(f"{start + 1} of {options.starts} starts, tokens/s: {', '.join(found)}", flush=True)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print(f"{'arm':<14}{'tokens/s':>10}{'s/step':>9}{'time / gpt':>12}{'FLOPs / gpt':>13}{'GFLOPs/step':>13}")
     for name in names:
