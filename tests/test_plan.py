@@ -68,6 +68,7 @@ def test_memory_is_what_bytes_per_parameter_and_token_say():
 
 def test_the_model_has_the_numbers_that_the_plan_counts():
     shape = ("layers=24", "width=2048", "heads=16", "ffn=8192", "context=2048", "dropout=0.0", "tied=true")
+    shape += ("shortcut.map_width=1024",)
     resolved = reading.read("audio", ["model.name=shortcut", *(f"model.{one}" for one in shape)])
     with torch.device("meta"):
         model = registry.load(registry.MODELS, "shortcut")(resolved.model, 1025)

@@ -783,7 +783,8 @@ def test_a_run_says_what_it_was_made_of(text_run, tmp_path):
     assert summary["parameters"]["total"] == VOCABULARY * 8 + (4 * 64 + 2 * 8 * 16 + 2 * 8) + 8
 
 
-def test_the_first_note_counts_parameters_operations_and_epochs():
+@pytest.mark.parametrize("compiles", [False, True])
+def test_the_first_note_counts_parameters_operations_and_epochs(compiles):
     trainer = SimpleNamespace(
         model=SimpleNamespace(
             count=lambda: {"total": 12345, "non_embedding": 2345},
@@ -794,9 +795,11 @@ def test_the_first_note_counts_parameters_operations_and_epochs():
         config=SimpleNamespace(steps=200, batch_size=4),
         lineage={},
         precision="bf16",
+        compiles=compiles,
     )
+    computed = "in bf16, compiled" if compiles else "in bf16"
     assert Trainer.describe(trainer) == (
-        "gpt: 12,345 parameters (2,345 non-embedding), 15.0 training MFLOPs per token in bf16; "
+        f"gpt: 12,345 parameters (2,345 non-embedding), 15.0 training MFLOPs per token {computed}; "
         "6,400 training tokens, 2.00 epochs"
     )
 
