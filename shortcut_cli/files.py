@@ -327,9 +327,7 @@ def owner(folder: Path) -> str:
 def refuse_unfinished(folder: Path) -> None:
     """Raise UsageError if a folder, which has no result, belongs to a command of ours: it has not come to its end."""
     if command := owner(folder):
-        raise UsageError(
-            f"{folder} is not complete: its `{command}` has not come to its end", "run that command again: it goes on"
-        )
+        raise UsageError(f"{folder} is not complete: its `{command}` has not come to its end", "run that command again")
 
 
 IN_USE = "wait until it ends, or choose another --out"

@@ -807,7 +807,7 @@ def test_weights_cannot_be_divided_on_cpus_by_a_pytorch_whose_fsdp_fails_there(m
     """2.6: 'Stream' object has no attribute 'record_event'."""
     monkeypatch.setattr(torch.cpu, "Stream", type("Stream", (), {}))
     with pytest.raises(Unavailable, match="does not work on CPUs with PyTorch"):
-        sharded.check("cpu")
+        sharded.check("cpu:0")
     sharded.check("cuda:0")
 
 

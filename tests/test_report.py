@@ -473,9 +473,12 @@ def test_nothing_to_report_on_is_an_error(tmp_path):
 @pytest.mark.parametrize("command", ["shortcut compare", "shortcut train", "shortcut codec train", "shortcut sample"])
 def test_a_folder_without_its_result_names_the_command_that_has_not_ended(command, tmp_path):
     (tmp_path / files.MARKER).write_text(f"{command}, process 3\n")
-    for asked in (assemble.found, lambda path: inspection.inspect(path, verify=False)):
-        with pytest.raises(UsageError, match=f"is not complete: its `{command}` has not come to its end"):
-            asked(tmp_path)
+    unfinished = f"is not complete: its `{command}` has not come to its end"
+    with pytest.raises(UsageError, match=unfinished):
+        assemble.found(tmp_path)
+    # Finished samples are nothing that `inspect` knows either.
+    with pytest.raises(UsageError, match="is not a shards folder" if command == "shortcut sample" else unfinished):
+        inspection.inspect(tmp_path, verify=False)
 
 
 def test_inspecting_a_comparison_names_the_command_that_shows_it(tmp_path):

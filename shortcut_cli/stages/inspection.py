@@ -13,6 +13,9 @@ from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
 from shortcut_cli.training import conditions, tensor_file
 
+# Whose folders are unfinished without one of the files that are looked for here; those of samples never have one.
+RESULT_LACKS = ("shortcut train", "shortcut codec train", "shortcut compare")
+
 
 def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
     """Describe a path; a run folder is its run.pt or codec.pt.
@@ -28,7 +31,7 @@ def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
             return _weights(results[0])
         if (path / "compare.json").is_file():
             raise UsageError(f"{path} is a comparison", then=f"shortcut report {shlex.quote(str(path))}")
-        if not (path / shards.MANIFEST).is_file():
+        if not (path / shards.MANIFEST).is_file() and files.owner(path) in RESULT_LACKS:
             files.refuse_unfinished(path)
         return _shards(path, verify)
     if path.suffix == ".toml":

@@ -366,7 +366,6 @@ def is_first(what: str) -> bool:
     what: FAILS, or LOSES if it ends because another one is gone. True too if the board does not answer.
     """
     own = os.environ["RANK"]
-
     return _in_time(lambda: _board().compare_set(_place(what), "", own).decode()) in (None, own)
 
 

@@ -47,7 +47,7 @@ def unallocated() -> Iterator[None]:
 
 def check(device: str) -> None:
     """Raise Unavailable if PyTorch can't divide weights on a device: 2.6 can only on GPUs."""
-    if device == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):  # which FSDP2 calls
+    if device.partition(":")[0] == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):  # which FSDP2 calls
         raise Unavailable(
             f'train.shard = "fsdp" does not work on CPUs with PyTorch {torch.__version__}',
             'a later PyTorch, or train.shard = "none"',
