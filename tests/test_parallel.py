@@ -833,6 +833,7 @@ def test_logs_of_each_process_need_several(tmp_path):
     ],
 )
 def test_what_several_processes_say_is_said_once(errors, shown, monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE_S", 60)  # on a busy machine
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank, (error, its) in enumerate(zip(errors, shown, strict=True)):
         for name, value in zip(PROMISED, (rank, 2, rank, "127.0.0.1", store.port), strict=True):
