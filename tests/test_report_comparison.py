@@ -800,3 +800,23 @@ def test_arms_that_were_validated_once_have_no_curves(show):
     for row in result["arms"][1:]:
         row["curve"] = row["curve"][-1:]
     assert len(classed(show(result)["curves"], "chart-plot")) == 3
+
+
+def test_what_has_no_number_gets_no_axis(show):
+    result = made()
+    for entry in (*result["contrasts"], result["aa"]):
+        for key in ("mean", "differences", "interval_95"):
+            del entry[key]
+        entry["unavailable"] = "gpt diverged at seed 2"
+    section = show(result)["differences"]
+    assert "conv is not compared: gpt diverged at seed 2." in text(section)
+    assert not section.findall(".//figure") + section.findall(".//table") + section.findall(".//details")
+    result["aa"].pop("unavailable")
+    result["contrasts"][0].pop("unavailable")
+    assert "differences" not in show(result)
+    for row in result["arms"]:
+        row["nats_per_token"] = [None] * 3
+        row["nats_per_token_interval_95"] = None
+    section = show(result)["losses"]
+    assert not section.findall(".//figure")
+    assert cells(section.find(".//table"))

@@ -189,7 +189,7 @@ class CodecTrainer:
                 total=config.steps,
                 unit="steps",
                 loss=means["mel"],
-                loss_unit="mel",
+                loss_unit="log-mel distance",
                 seconds=seconds,
             )
         )

@@ -77,10 +77,12 @@ def losses(found: Compared) -> Markup:
     values = [value for arm in found.arms for value in (*arm.nats, *(arm.interval or ()))]
     axis, beyond = _with_floors(found, around("nats per token, lower is better", values))
     rules = [Rule(floor.nats, f"{floor.name} {decimals(floor.nats)}", "floor") for floor in found.floors]
+    rows = [_arm_row(found, arm) for arm in ordered]
+    drawn = any(map(math.isfinite, values))
     tables = [_results(found, ordered), _facts(found, SHAPES, "Shapes"), _facts(found, COSTS, "Costs")]
     return template(
         "comparison_losses.html",
-        plot=forest([_arm_row(found, arm) for arm in ordered], axes(found, axis), "Loss of each arm", rules),
+        plot=forest(rows, axes(found, axis), "Loss of each arm", rules) if drawn else None,
         beyond=[f"{floor.name} at {decimals(floor.nats)}" for floor in beyond],
         floors=bool(found.floors),
         trained=found.fact("floors", "trained_tokens"),
@@ -148,26 +150,26 @@ def _facts(found: Compared, columns: Sequence[tuple[str, str]], caption: str) ->
 
 
 def differences(found: Compared) -> Markup | None:
-    """The contrasts that were named, and the twin's; None if there are none."""
+    """The contrasts that were named, and the twin's, or why there is none; None if nothing is said of any."""
     entries = _entries(found)
-    if not entries:
-        return None
     known = [one for one, _ in entries if math.isfinite(one.mean)]
+    missing = [(one.arm, one.unavailable) for one, _ in entries if one.unavailable]
+    if not known and not missing:
+        return None
     margin = found.fact("margin_nats")
     values = [value for one in known for value in (*one.differences, one.mean, *(one.interval or ()))]
     axis = around("difference in nats per token, lower is better", [0.0, *values])
     rules = [Rule(0.0, "no difference", "zero")]
     if math.isfinite(margin) and margin > 0:
         rules += [Rule(-margin, ""), Rule(margin, f"equivalence, \u00b1{margin:g}")]
-    tables = [_sizes(entries), _in_bits(found, entries), _tests(entries, margin)]
-    tables += [_gains(entries)] if found.ladder else []
+    tables = [_sizes(entries), _in_bits(found, entries), _tests(entries, margin)] if known else []
+    tables += [_gains(entries)] if known and found.ladder else []
+    rows = [_contrast_row(found, one, note) for one, note in entries]
     return template(
         "comparison_differences.html",
-        plot=forest(
-            [_contrast_row(found, one, note) for one, note in entries], axes(found, axis), "Differences", rules
-        ),
+        plot=forest(rows, axes(found, axis), "Differences", rules) if known else None,
         tables=[page.table(*one) for one in tables],
-        missing=[(one.arm, one.unavailable) for one, _ in entries if one.unavailable],
+        missing=missing,
         columns=described(found, DIFFERENCES, tables),
     )
 
