@@ -1,6 +1,8 @@
 """The documents match the code: commands, recipes, keys, files, results, links, words."""
 
+import json
 import re
+import statistics
 import tomllib
 from pathlib import Path
 
@@ -66,6 +68,42 @@ def test_numbers_of_readme_are_in_results():
     numbers = re.findall(r"(?<![\d.])\d+\.\d{3,}", README.replace("arXiv 2409.10870", ""))
     assert len(numbers) > 20
     assert [number for number in numbers if number not in RESULTS] == []
+
+
+def said(name):
+    """What the prose says of each arm of a comparison: its loss, and its difference from the line with an interval.
+
+    To three digits of the values in compare.json: what is rounded twice, 3.263476 by way of 3.2635, is wrong.
+    """
+    found = json.loads((ROOT / "benchmarks" / "results" / name / "compare.json").read_text())
+    arms = [arm for arm in found["arms"] if not arm["label"].startswith("gpt-")]
+    losses = {arm["label"]: f"{statistics.fmean(arm['nats_per_token']):.3f}" for arm in arms}
+    differences = {}
+    for one in [*found["contrasts"], found["aa"]]:
+        mean, low, high = (f"{x:+z.3f}".replace("+0.000", "0.000") for x in (one["mean"], *one["interval_95"]))
+        differences[one["arm"], one["baseline"]] = f"{mean} [{low}, {high}]"
+    return losses, differences
+
+
+@pytest.mark.parametrize("name", ["text", "piano-4m", "piano"])
+def test_numbers_of_a_comparison_are_rounded_once(name):
+    losses, differences = said(name)
+    section = " ".join(RESULTS.split(f"<!-- generated: results/{name} -->")[0].rpartition("\n## ")[2].split())
+    ladder = {arm: found for (arm, other), found in differences.items() if other == "ladder" and arm != "twin"}
+    assert [f"`{arm}` {loss}" for arm, loss in losses.items() if f"`{arm}` {loss}" not in section] == []
+    assert [f"`{arm}` {found}" for arm, found in ladder.items() if f"`{arm}` {found}" not in section] == []
+    low, high = re.findall(r"[+-]\d\.\d+", differences["shortcut", "shortcut_local"])[1:]
+    assert f"[{low}, {high}]" in section or f"({low} to {high})" in section
+
+
+def test_numbers_of_the_table_of_readme_are_rounded_once():
+    (piano, by_piano), (text, by_text) = said("piano-4m"), said("text")
+    for arm in piano:
+        (row,) = re.findall(rf"^\| `{arm}`.*", README.split("## One result per domain")[0], re.M)
+        cells = [cell.strip().replace("**", "") for cell in row.split("|")[2:-1]]
+        assert cells == [piano[arm], by_piano.get((arm, "ladder"), ""), text[arm], by_text.get((arm, "ladder"), "")]
+    assert by_text["shortcut", "shortcut_local"] in README
+    assert by_piano["shortcut", "shortcut_local"].split()[1] in README
 
 
 @pytest.mark.parametrize("document", LIVING, ids=str)

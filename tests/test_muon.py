@@ -38,6 +38,15 @@ def test_singular_values_go_through_the_polynomial_and_directions_stay(shape):
         np.testing.assert_allclose(one, plain_orthogonal(given), atol=2e-4)
 
 
+def test_singular_values_end_within_the_range_that_is_promised():
+    small = np.geomspace(1 / 700, 1, 2000)  # beside one with which the squares sum to 1
+    given = [np.diag([np.sqrt(1 - s**2), s]) for s in (*small, 1 / 2000)]
+    found = muon.orthogonalise(torch.tensor(np.array(given), dtype=torch.float32)).diagonal(dim1=1, dim2=2).numpy()
+    assert 0.15 < found[:-2].min() < 0.16  # the last but one has a singular value of 0
+    assert 1.86 < found[:-2].max() < 1.88
+    assert found[-1].min() < 0.15
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 12), (2, 12, 5)])
 def test_products_are_in_bf16_where_those_of_the_model_are(shape):
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)

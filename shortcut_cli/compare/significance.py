@@ -7,7 +7,7 @@ so that a negative one favours the arm with weight 1. The model is
     Y[arm, seed] = mean[arm] + effect[seed] + e[arm, seed],   e ~ N(0, variance)
 
 The effect of a seed cancels in a contrast, whose weights sum to 0. The variance of e is pooled over all arms (Cochran
-and Cox 1957, section 4.3: randomized blocks, the blocks being seeds): with A arms and S seeds it has (A - 1)(S - 1)
+and Cox 1957, chapter 4: randomized blocks, the blocks being seeds): with A arms and S seeds it has (A - 1)(S - 1)
 degrees of freedom, instead of the S - 1 that a paired test of two arms has by itself. With two arms both are the same.
 """
 

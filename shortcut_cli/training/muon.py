@@ -1,4 +1,4 @@
-"""Muon: gradient descent with momentum, each update of a matrix replaced by a nearly orthogonal one.
+"""Muon: gradient descent with momentum, each update of a matrix brought near to an orthogonal one.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. It is ours, not torch.optim.Muon, for three reasons: one
 weight that holds several matrices, as of queries, keys and values, is orthogonalised part by part; matrices of equal
@@ -16,8 +16,9 @@ from shortcut_cli.kernels import bf16
 from shortcut_cli.training import eager, sharded
 from shortcut_cli.training.parallel import ALONE
 
-# Of a x + b x^3 + c x^5, one after the other: the first three of the five of Amsel et al. 2025 (Polar Express, arXiv
-# 2505.16932). All five take longer, and the loss is the same within the noise of seeds.
+# Of a x + b x^3 + c x^5, one after the other: the first three of the five in modded-nanogpt's train_gpt.py, computed by
+# the method of Amsel et al. 2025 (Polar Express, arXiv 2505.16932) for a margin of 1.02. All five take longer and bring
+# singular values to 0.86 to 1.14, where three leave 0.16 to 1.87.
 COEFFICIENTS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -29,6 +30,7 @@ MARGIN = 1.01  # that the largest singular value stays below 1 in bf16 too
 def orthogonalise(x: Tensor) -> Tensor:
     """(N, m, n) -> (N, m, n): each matrix U S V^T becomes U S' V^T by a Newton-Schulz iteration.
 
+    Singular values above 1/700 of the root of the sum of their squares end between 0.15 and 1.88, smaller ones below.
     The products are in bf16 on CUDA, as in the original, and on a CPU where those of the model are.
     """
     tall = x.shape[1] > x.shape[2]

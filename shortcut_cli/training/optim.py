@@ -91,8 +91,8 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
     if config.schedule == "cosine":
         return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
     if config.schedule == "wsd":
-        # Warmup-stable-decay: linear over the last `decay` of all steps (Hu et al. 2024, arXiv 2404.06395), but not
-        # from before the end of the warm-up, where the rate would jump.
+        # Warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395), linear over the last `decay` of all steps (Hagele et
+        # al. 2024, arXiv 2405.18392), but not from before the end of the warm-up, where the rate would jump.
         falling = min(round(config.decay * config.steps), config.steps - config.warmup)
         left = (config.steps - 1 - step) / max(1, falling)
         return config.lr * (floor + (1 - floor) * min(1.0, left))
