@@ -2,10 +2,12 @@
 
     V_l,t <- sum over i <= l of softmax_i(q_l,t . k_i,t / sqrt(d)) v_i,t
 
-for each head; then attention as usual. No parameters. The mixed values replace the layer's own in the cache. Written
-from the abstract and notes on the formula, without the code, which do not say whether v_i of a lower layer is the value
-before mixing (`values` = raw) or after it (mixed). The scale is our reading too. Queries and keys are rotated by their
-time; at one time the rotation is the same, so their products stay.
+for each head; then attention as usual. No parameters. The mixed values replace the layer's own in the cache. Queries
+and keys are rotated by their time; at one time the rotation is the same, so their products stay.
+
+Written from the abstract, which does not say whether v_i of a lower layer is the value before mixing (`values` = raw)
+or after it (mixed). In the authors' code (LUMIA-Group/Depth-Attention, modeling_llama_depth_attention.py) it is the one
+after it, the scale is the one here, and of the layers below only every n-th is read, n half of the layers by default.
 """
 
 import torch

@@ -105,7 +105,9 @@ class DepthAttentionOptions(Config):
     """[model.depth_attention]"""
 
     values: Literal["raw", "mixed"] = Field(
-        "raw", description="what a layer mixes of those below: raw: their own values; mixed: what they attended to"
+        "raw",
+        description="what a layer mixes of those below: raw: their own values; "
+        "mixed: their mixed ones (the authors' code)",
     )
 
 
