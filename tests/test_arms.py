@@ -293,7 +293,7 @@ REFERENCES = [
     (value_residual, {}, {"layers": 1}),
     (depth_attention, {}, {}),
     (depth_attention, {}, {"layers": 2, "heads": 2, "rope_base": 30.0}),
-    (depth_attention, {"values": "mixed"}, {}),
+    (depth_attention, {"values": "raw"}, {}),
     (denseformer, {}, {}),
     (denseformer, {"dilation": 2}, {}),
     (denseformer, {"dilation": 3, "period": 2}, {"activation": "swiglu"}),

@@ -59,7 +59,7 @@ ARMS = [
     ("attnres", {"variant": "block", "blocks": 5}),
     ("attnres", {"variant": "delta"}),
     ("depth_attention", {}),
-    ("depth_attention", {"values": "mixed"}),
+    ("depth_attention", {"values": "raw"}),
     ("moda", {}),
     ("moda", {"feed_forward": True}),
     ("mudd", {}),
@@ -786,7 +786,7 @@ def test_the_options_of_the_shortcut_are_the_papers_unless_told_otherwise():
         "value_residual": {"gate": "scalar"},
         "denseformer": {"dilation": 1, "period": 1},
         "attnres": {"variant": "full", "blocks": 8},
-        "depth_attention": {"values": "raw"},
+        "depth_attention": {"values": "mixed"},
         "moda": {"feed_forward": False},
         "hyper": {"streams": 4, "weights": "dynamic"},
     }

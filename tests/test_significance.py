@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -206,6 +207,41 @@ def test_the_residual_is_that_of_a_two_way_analysis_of_variance(shape):
     assert found.over(4) == significance.Noise(found.variance / 4, freedom)
     assert significance.residual(losses[:1]) is None
     assert significance.residual(losses[:, :1]) is None
+
+
+def test_what_scatters_more_than_the_others_is_found_by_the_ratio_of_variances():
+    losses = np.random.default_rng(8).normal(3, 0.1, (5, 4)) + np.arange(4)
+    losses[3] += [0.9, -0.9, 0.9, -0.9]
+    (found,) = significance.uneven(losses)
+    assert found.arm == 3
+    rows = [losses[arm].tolist() for arm in (0, 1, 2, 4)]
+    means = [sum(row[seed] for row in rows) / 4 for seed in range(4)]
+    left = [row[seed] - sum(row) / 4 - means[seed] + sum(means) / 4 for row in rows for seed in range(4)]
+    others = sum(one * one for one in left) / 9
+    variance = statistics.variance(losses[3, seed] - means[seed] for seed in range(4))
+    assert found.others == pytest.approx(math.sqrt(others))
+    assert found.own == pytest.approx(math.sqrt(variance - others / 4))
+    assert found.p == pytest.approx(stats.f.sf(variance / (others + others / 4), 3, 9))
+
+
+def test_arms_that_scatter_alike_are_called_uneven_in_5_of_100_comparisons():
+    rng = np.random.default_rng(9)
+    noise = 0.1 * rng.normal(size=(4000, 6, 5)) + rng.normal(size=(4000, 6, 1)) + rng.normal(size=(4000, 1, 5))
+    share = np.mean([bool(significance.uneven(losses)) for losses in noise])
+    assert 0.04 < share < 0.06
+    noise[:, 2] += 0.4 * rng.normal(size=(4000, 5))
+    found = [[one.arm for one in significance.uneven(losses)] for losses in noise[:500]]
+    assert np.mean([2 in arms for arms in found]) > 0.8
+
+
+def test_two_arms_or_one_seed_are_not_called_uneven():
+    losses = np.random.default_rng(8).normal(3, 0.1, (5, 4))
+    assert not significance.uneven(losses[:2])
+    assert not significance.uneven(losses[:, :1])
+    assert not significance.uneven(np.ones((5, 4)))
+    equal = np.ones((5, 4))
+    equal[1] = [1, 2, 3, 4]
+    assert [one.arm for one in significance.uneven(equal)] == [1]
 
 
 def test_holms_family_wise_error_rate_is_5_percent():

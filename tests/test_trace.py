@@ -413,7 +413,7 @@ CASES = [
     (mudd_last, {}, {}),
     (mudd_last, {}, {"layers": 11}),
     (depth_attention, {}, {}),
-    (depth_attention, {"values": "mixed"}, {}),
+    (depth_attention, {"values": "raw"}, {}),
     (moda, {}, {}),
     (moda, {"feed_forward": True}, {}),
     (hyper, {}, {}),

@@ -105,6 +105,15 @@ class Judge:
             "band": ladder.band(self.ladder, ladder.noise(self.ladder.scatter, self.residual, self.seeds)[0]),
         }
 
+    def uneven(self) -> list[str]:
+        """A sentence for each arm whose runs scatter more than those of the others."""
+        return [
+            f"{self.whole[one.arm]} scatters over seeds more than the other arms (standard deviation {one.own:.4f} "
+            f"against {one.others:.4f}, p = {one.p:.2g}). All share one estimate of chance: its own intervals are too "
+            "narrow, and those of the others too wide."
+            for one in significance.uneven(self.losses)
+        ]
+
     def weights(self, named: Named) -> Floats | str:
         """The weights of a contrast, one for each arm that is whole; or why there are none."""
         sides = [label for label in (named.arm, named.other) if label != LADDER]
@@ -275,8 +284,11 @@ def gate(rows: Mapping[str, Row], floors: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def notices(result: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know before the verdicts, a sentence each: no verdict first, if there is none."""
+def notices(result: Mapping[str, Any], uneven: Sequence[str]) -> list[str]:
+    """What a reader has to know before the verdicts, a sentence each: no verdict first, if there is none.
+
+    uneven: see `Judge.uneven`.
+    """
     found = []
     entrance, control, aa = result["gate"], result["control"], result["aa"]
     if not entrance["open"]:
@@ -326,7 +338,7 @@ def notices(result: Mapping[str, Any]) -> list[str]:
         found.append(
             "The rungs scatter more about the line than seeds explain: intervals are those of the rungs alone."
         )
-    return found
+    return [*found, *uneven]
 
 
 def sums(path: Path) -> dict[str, Floats]:

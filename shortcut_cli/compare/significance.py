@@ -53,6 +53,40 @@ def residual(losses: Floats) -> Noise | None:
     return Noise(float((left**2).sum()) / freedom, freedom)
 
 
+@dataclass(frozen=True)
+class Uneven:
+    """An arm whose runs scatter more than those of the other arms: standard deviations over seeds, nats per token."""
+
+    arm: int
+    own: float
+    others: float
+    p: float
+
+
+def uneven(losses: Floats) -> list[Uneven]:
+    """The arms that scatter more than the others, so that no pooled variance is theirs; losses: (A, S).
+
+    The difference of an arm from the mean of the A - 1 others has the variance v + w / (A - 1), where v is its own and
+    w that of the others, which their residual estimates independently. If v = w, the ratio of both estimates has an F
+    distribution with S - 1 and (A - 2)(S - 1) degrees of freedom: one-sided, by Holm's procedure over all arms.
+    """
+    arms, seeds = losses.shape
+    if arms < 3 or seeds < 2:
+        return []
+    found = []
+    for arm in range(arms):
+        rest = np.delete(losses, arm, 0)
+        noise = residual(rest)
+        assert noise
+        variance = float((losses[arm] - rest.mean(0)).var(ddof=1))
+        expected = noise.variance * arms / (arms - 1)
+        ratio = variance / expected if expected else math.inf if variance else 0.0
+        own = math.sqrt(max(0.0, variance - noise.variance / (arms - 1)))
+        p = float(stats.f.sf(ratio, seeds - 1, noise.freedom))
+        found.append(Uneven(arm, own, math.sqrt(noise.variance), p))
+    return [one for one, p in zip(found, holm([one.p for one in found]), strict=True) if p < ALPHA]
+
+
 def of_mean(losses: Sequence[float | None]) -> tuple[float, float] | None:
     """The 95 % interval of an arm's mean over seeds, by Student's t; None with one seed, or if a run diverged.
 

@@ -5,9 +5,10 @@
 for each head; then attention as usual. No parameters. The mixed values replace the layer's own in the cache. Queries
 and keys are rotated by their time; at one time the rotation is the same, so their products stay.
 
-Written from the abstract, which does not say whether v_i of a lower layer is the value before mixing (`values` = raw)
-or after it (mixed). In the authors' code (LUMIA-Group/Depth-Attention, modeling_llama_depth_attention.py) it is the one
-after it, the scale is the one here, and of the layers below only every n-th is read, n half of the layers by default.
+Written from the abstract, which does not say whether v_i of a lower layer is the value after mixing (`values` = mixed)
+or before it (raw). In the authors' code (LUMIA-Group/Depth-Attention, modeling_llama_depth_attention.py) it is the one
+after it, and the scale is the one here; of the layers below only every n-th is read there, n half of the layers by
+default, and here all.
 """
 
 import torch

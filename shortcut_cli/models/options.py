@@ -105,9 +105,8 @@ class DepthAttentionOptions(Config):
     """[model.depth_attention]"""
 
     values: Literal["raw", "mixed"] = Field(
-        "raw",
-        description="what a layer mixes of those below: raw: their own values; "
-        "mixed: their mixed ones (the authors' code)",
+        "mixed",
+        description="what a layer mixes of those below: mixed: their mixed values (the authors' code); raw: their own",
     )
 
 

@@ -134,7 +134,7 @@ def compare(
             "aa": judge.content(twin, *judge.test(twin)),
             **found,
         }
-        result["notices"] = notices(result)
+        result["notices"] = notices(result, judge.uneven())
         if entrance["open"]:
             files.write(
                 out / COMPARISON, to_json((read(out / COMPARISON) or kept) | {"looks": looked}, indent=1) + "\n"

@@ -22,6 +22,7 @@ FORMAT = 1
 BEFORE: dict[str, dict[str, Any]] = {
     "model": {"qk_norm": False, "init": "gpt2"},
     "model.shortcut": {"map_norm": False},
+    "model.depth_attention": {"values": "raw"},
     "train": {"optimizer": "adamw"},
 }
 FIELDS = {
