@@ -4,9 +4,10 @@
 
 Nothing is added to the cache: depth keys are those of the current token. Keys are rotated by their time, which query
 and depth keys share. With `feed_forward`, each feed-forward leaves a key and a value too, by a projection of its own of
-what it reads, its norm included (the paper's figure 1). The last layer's would be read by none. Most of the paper's
-gain is by these. In the authors' code (hustvl/MoDA, bla_gpt_moda_depth_scaling.py) depth keys are not rotated, but
-queries are, so that their products depend on the place in the window; and norms stand behind the sublayers.
+what it reads, its norm included (the paper's figure 1). The last layer's would be read by none. By the paper's tables
+most of its gain is by these. In the authors' code (hustvl/MoDA, bla_gpt_moda_depth_scaling.py) depth keys are not
+rotated, but queries are, so that their products depend on the place in the window; and norms stand behind the
+sublayers.
 """
 
 import torch

@@ -9,7 +9,8 @@ self-attention. We had neither code nor equations; everything else is our choice
     y   = h + W_O softmax(q . K[m, j] over all taps m and times j <= i) V,   y = y + feed-forward(norm(y))
 
 norm' is ours. Without it (map_norm off), and with the initial weights of GPT-2, what the maps make is so small that the
-output of the last layer's attention starts at a fiftieth of the baseline's (6 layers of 64, 2 taps).
+output of the last layer's attention starts at 1/31 of the baseline's, and at 1/65 with maps of 256 neurons instead of
+1,024 (6 layers of 64, 2 taps, 256 tokens).
 """
 
 import math
