@@ -125,6 +125,14 @@ PASSING_ERRORS = {
 }
 
 
+SHOWN = 300  # characters of an error of Python
+
+
+def in_short(error: Exception) -> str:
+    """An error of Python that the content of a file has led to, for a message: without that content, if it holds it."""
+    return (str(error) if isinstance(error, UnicodeError) else repr(error))[:SHOWN]
+
+
 def unreadable(error: OSError) -> Rejected:
     """That a file can't be read, and whether the error may pass."""
     return Rejected(f"can't be read: {error.strerror or error}", passing=error.errno in PASSING_ERRORS)

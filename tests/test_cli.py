@@ -274,11 +274,16 @@ def test_recipes_commands(tmp_path):
     assert shown == reading.find("music").read_text()
     shortcut("recipes", "copy", "music", "mine.toml", cwd=tmp_path)
     assert (tmp_path / "mine.toml").read_text() == shown
-    shortcut("recipes", "copy", "music", "mine.toml", cwd=tmp_path, check=2)
+    (tmp_path / "link.toml").symlink_to("nowhere.toml")
+    for taken in ("mine.toml", "link.toml"):
+        shortcut("recipes", "copy", "music", taken, cwd=tmp_path, check=2)
+    assert (tmp_path / "link.toml").is_symlink()
     shortcut("recipes", "check", "mine.toml", cwd=tmp_path)
     (tmp_path / "mine.toml").write_text(shown.replace("steps =", "stepz ="))
     done = shortcut("recipes", "check", "mine.toml", "music", cwd=tmp_path, check=4)
     assert "train.stepz: no such key" in " ".join(done.stdout.replace("│", " ").split())
+    checked = json.loads(shortcut("recipes", "check", "x" * 300, "music", "--json", cwd=tmp_path, check=4).stdout)
+    assert [bool(entry["problem"]) for entry in checked["recipes"]] == [True, False]  # a name that no file can have
 
 
 def test_doctor_says_what_to_do(tmp_path):
@@ -1284,6 +1289,36 @@ def test_a_flag_takes_no_number_that_is_not_finite_or_out_of_range(
         )
         assert code == 2, value
         assert flag in " ".join(shown.split()), (value, shown)
+
+
+EMPTY_PATHS = [
+    *(("prepare", "text", ""), ("prepare", "text", "t", ""), ("prepare", "text", "t", "--out", "")),
+    *(("train", "--recipe", "text-tiny", "--out="), ("train", "--recipe", "text-tiny", "--init-from", "")),
+    *(("eval", "--ckpt", ""), ("eval", *CKPT, "--shards", ""), ("eval", *CKPT, "--files", ""), ("eval", *CKPT, "")),
+    *(("sample", "--ckpt="), ("sample", "--like", ""), ("sample", *CKPT, "--out", ""), ("attention", *CKPT, "--out=")),
+    *(("run", "--recipe", "text-tiny", ""), ("compare", "--recipe", "text-tiny", "--models", "gpt", "--out", "")),
+    *(
+        ("inspect", ""),
+        ("report", ""),
+        ("report", "t", "--out", ""),
+        ("runs", ""),
+        ("diff", "t", ""),
+        ("demo", "--out", ""),
+    ),
+    *(("recipes", "copy", "text", ""), ("recipes", "check", ""), ("prove", "tokens", ""), ("prove", "tokens", "t", "")),
+    *(("prove", "resume", "--recipe", "text-tiny", "--out", ""), ("codec", "train", ""), ("codec", "eval", "mini", "")),
+]
+
+
+@pytest.mark.parametrize("arguments", EMPTY_PATHS, ids=" ".join)
+def test_an_empty_path_is_not_the_working_directory(monkeypatch, capsys, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    write_texts(Path("t"), 2)
+    before = sorted(tmp_path.rglob("*"))
+    code, shown = ended(monkeypatch, capsys, partial(commands.dispatch, [*arguments]))
+    assert code == 2
+    assert " is empty" in shown
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 EMPTY = {"schema_version": 2, "contrasts": [], "notices": [], "gate": {"open": True}, "report": "c.html"}

@@ -16,7 +16,7 @@ import torch
 from conftest import TEXT_SETTINGS, quiet, set_flags, shortcut
 from test_reading_shards import rewrite
 
-from shortcut_cli import files
+from shortcut_cli import files, registry
 from shortcut_cli.cli import tables
 from shortcut_cli.codec import dataset
 from shortcut_cli.compare import contrasts, runner
@@ -464,3 +464,27 @@ def test_conditions_of_a_stranger_that_can_not_be_shown_are_none(part):
     here = conditions.now("cpu")
     assert conditions.parts([{conditions.FROM_STEP: 0, **here}]) == [{conditions.FROM_STEP: 0, **here}]
     assert conditions.parts([part]) == []
+
+
+LONG = "x" * 100_000  # of which a panel is not to be full
+NOT_UTF8 = b'{"trained_on": "' + LONG.encode() + b'\xff"}'
+
+
+@pytest.mark.parametrize("domain", [None, *registry.TOKENIZERS])
+def test_a_panel_about_bytes_that_are_not_utf8_does_not_hold_the_file(tmp_path, domain):
+    (tmp_path / ("tokenizer.json" if domain else "manifest.json")).write_bytes(NOT_UTF8)
+    kind = domain and registry.load(registry.TOKENIZERS, domain)
+    options = domain and reading.read(registry.DEFAULT_RECIPES[domain]).tokenizer
+    with pytest.raises(CheckFailed, match="can't decode byte 0xff in position 100016") as raised:
+        kind.load(options, tmp_path) if domain else Shards(tmp_path)
+    assert len(raised.value.message) < 1000
+
+
+def test_a_panel_about_a_prompt_that_is_no_unicode_does_not_hold_it(tmp_path):
+    (tmp_path / "run.pt").write_bytes(b"run")
+    made = {"checkpoint": "run.pt", "checkpoint_sha256": files.sha256(tmp_path / "run.pt"), "sampler": {}, "number": 0}
+    made |= {"device": "cpu", "prompt": None, "prompt_text": LONG + "\ud800", "prompt_sha256": "0" * 64}
+    (tmp_path / "a.txt.json").write_text(json.dumps(made))
+    with pytest.raises(CheckFailed, match="surrogates not allowed") as raised:
+        sampling.like(tmp_path / "a.txt.json", None, None)
+    assert len(raised.value.message) < 1000

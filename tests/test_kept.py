@@ -175,3 +175,13 @@ def test_floors_are_used_again_only_as_they_were_sealed_and_for_the_same_inputs(
     assert scores.find_floors(tmp_path, wanted) is None  # that score is gone
     scores.keep(tmp_path, made(split="val", checkpoint="d" * 64) | {"floors": found}, b"x", own=False, report=quiet)
     assert scores.find_floors(tmp_path, wanted) == found
+
+
+def test_a_damaged_file_is_moved_to_a_name_that_nothing_has(tmp_path):
+    for name in ("a.json", "a.damaged-1.json"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "a.damaged-2.json").symlink_to("nowhere")
+    assert inputs.move_away(tmp_path / "a.json") == tmp_path / "a.damaged-3.json"
+    assert (tmp_path / "a.damaged-3.json").read_text() == "a.json"
+    assert (tmp_path / "a.damaged-1.json").read_text() == "a.damaged-1.json"
+    assert (tmp_path / "a.damaged-2.json").is_symlink()

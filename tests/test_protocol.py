@@ -440,10 +440,18 @@ def test_pilots_are_short_and_on_seeds_of_their_own():
     assert seeds == [999_999, 1_000_000]
 
 
-@pytest.mark.parametrize("looks_of", [[], {"seeds": 3}, {"family": "x"}])
-def test_looks_that_are_no_table_are_damage(scripted, looks_of):
+LOOKS_OF_NO_ONE = [
+    *([], None, "x", {"seeds": 3}, {"seeds": ["1"]}, {"seeds": [[1]]}, {"seeds": [0]}, {"seeds": [True]}),
+    *({"seeds": [10**400]}, {"planned": "3"}, {"planned": 2.5}, {"planned": -1}, {"planned": None}),
+    *({"family": "x"}, {"family": [["x"]]}, {"family": [{}]}),
+]
+
+
+def test_looks_that_are_no_table_are_damage(scripted):
     scripted("late_kv", seeds=1)
     path = scripted.out / comparison.COMPARISON
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"looks": looks_of}))
-    with pytest.raises(CheckFailed, match="its looks are no table"):
-        scripted("late_kv", seeds=1)
+    kept = json.loads(path.read_text())
+    for looks_of in LOOKS_OF_NO_ONE:
+        path.write_text(json.dumps(kept | {"looks": looks_of}))
+        with pytest.raises(CheckFailed, match="its looks are no table"):
+            scripted("late_kv", seeds=1)

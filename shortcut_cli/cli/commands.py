@@ -1115,7 +1115,7 @@ def recipes_copy(
                 ["recipes", "copy", endings.placed(name), endings.placed(file / f"{Path(name).stem}.toml")]
             ),
         )
-    if file.exists():
+    if os.path.lexists(file):  # a link that leads nowhere too
         raise UsageError(f"{file} exists already", "choose another file name")
     files.write(file, reading.text(name))
     console.text(f"{file}\n")

@@ -14,12 +14,14 @@ from typer._click.formatting import HelpFormatter
 
 from shortcut_cli.cli import console
 from shortcut_cli.cli.layout import wrapped
+from shortcut_cli.errors import UsageError
 
 PANELS = ("Data", "Models", "Look", "Codec", "Check")  # in which the commands are listed
 WIDEST, NARROWEST = 98, 30  # columns of a help; in fewer, words of its first line would be broken
 LONGEST = 30  # columns of a name that has its text beside it
 LEAST = 24  # columns of a text beside a name; else it stands below
 BELOW = 4  # columns by which it is indented there
+PATHS = {"DIR", "FILE", "FOLDER", "PATH", "RUN", "SAMPLE.json", "run.pt"}  # metavars of what names a file or a folder
 SENTENCE = 1000  # characters, at most, of what a list says of a command
 REMARK = re.compile(r" {3,}(?=\S)")  # what stands before a remark behind a command
 
@@ -113,7 +115,19 @@ def _row(parameter: Any) -> tuple[str, str]:
 
 
 class Command(_Plain, typer.core.TyperCommand):
-    """A command whose help is in plain words."""
+    """A command whose help is in plain words, and that takes no empty path."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the arguments apart. Raises UsageError if a path is empty: it would name the working directory."""
+        given, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        for one in self.params if not ctx.resilient_parsing else ():
+            values = given.get(one.name or "")
+            if one.metavar in PATHS and "" in (values if isinstance(values, list | tuple) else (values,)):
+                name = one.opts[0] if one.param_type_name == "option" else one.metavar
+                raise UsageError(
+                    f"{name} is empty", "write . for this folder; perhaps a variable of the shell is not set"
+                )
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options."""

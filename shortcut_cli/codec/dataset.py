@@ -19,7 +19,7 @@ from shortcut_cli.data import inputs, windows, workers
 from shortcut_cli.data.documents import add_account
 from shortcut_cli.data.shards import is_list_of_rejects
 from shortcut_cli.data.sound import READER_VERSION, SUFFIXES, SoundReader
-from shortcut_cli.errors import CheckFailed, Rejected, Unfinished, UsageError, unreadable
+from shortcut_cli.errors import CheckFailed, Rejected, Unfinished, UsageError, in_short, unreadable
 from shortcut_cli.events import Note, Progress, Report
 from shortcut_cli.formatting import cell, to_json
 from shortcut_cli.kept.inputs import differences, read
@@ -199,7 +199,7 @@ def _load(folder: Path, request: dict[str, object]) -> Clips:
         _check_clips(clips)
     except (CheckFailed, ValueError, KeyError, TypeError) as error:
         raise CheckFailed(
-            f"{path} was not written by `shortcut codec train`, or is damaged: {error!r}",
+            f"{path} was not written by `shortcut codec train`, or is damaged: {in_short(error)}",
             f"remove {folder} to read the files again",
         ) from error
     for split in ("train", "val"):

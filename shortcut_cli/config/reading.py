@@ -1,6 +1,7 @@
 """Reading recipes: finding them by name, applying `--set KEY=VALUE`, and validating them with clear messages."""
 
 import copy
+import os
 import re
 import shlex
 import tomllib
@@ -51,18 +52,18 @@ def find(name: str) -> Path:
     named = path.suffix == ".toml" or "/" in name
     if not named and name in names():
         return folder() / f"{name}.toml"
-    if path.is_file():
+    if os.path.isfile(path):  # which does not raise if the name is too long, unlike the method
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"recipe {name} is a folder", "name the .toml file in it, or a recipe of `recipes list`")
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(f"recipe {name} is no regular file", "a recipe is a text file in UTF-8")
     if named:
         there = path.with_name(f"{path.name}.toml")
         raise UsageError(
             f"recipe file {name} does not exist",
             f"Did you mean {str(there)!r}?"
-            if there.is_file()
+            if os.path.isfile(there)
             else "`shortcut recipes list` shows those that come with shortcut",
         )
     raise UsageError(f"unknown recipe {name!r}", registry.did_you_mean(name, names()))

@@ -37,7 +37,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from shortcut_cli import files, registry
 from shortcut_cli.data.documents import add_account
-from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.errors import CheckFailed, UsageError, in_short
 from shortcut_cli.formatting import to_json
 
 FORMAT = 1
@@ -353,7 +353,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = manifest["format"], manifest["checksum"]
         expected = _checksum(manifest)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise CheckFailed(f"{path} is damaged: {error!r}", "prepare the folder again") from error
+        raise CheckFailed(f"{path} is damaged: {in_short(error)}", "prepare the folder again") from error
     if found[0] != FORMAT:
         raise CheckFailed(f"{path} has format {found[0]!r}; this version reads {FORMAT}", "update shortcut")
     if found[1] != expected:

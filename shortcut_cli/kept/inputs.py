@@ -7,6 +7,7 @@ keys of a recipe. `differences` compares that table with today's wherever a resu
 import itertools
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -82,6 +83,6 @@ def is_finite(value: Any) -> bool:
 def move_away(path: Path) -> Path:
     """Rename a damaged file, so that a new one can take its place; returns where it is now."""
     free = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in itertools.count(1))
-    place = next(place for place in free if not place.exists())
+    place = next(place for place in free if not os.path.lexists(place))
     path.rename(place)
     return place

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from shortcut_cli import files
-from shortcut_cli.errors import CheckFailed
+from shortcut_cli.errors import CheckFailed, in_short
 from shortcut_cli.formatting import shown, to_json
 from shortcut_cli.kept import remarks
 from shortcut_cli.kept.inputs import is_finite, read
@@ -64,7 +64,7 @@ def of_folder(folder: Path) -> list[Section]:
     try:
         return [Section("attention", "Attention over layers", _body(found, folder))]
     except WRONG as error:
-        raise CheckFailed(f"{folder / NUMBERS} can't be shown: {error!r}") from error
+        raise CheckFailed(f"{folder / NUMBERS} can't be shown: {in_short(error)}") from error
 
 
 def sections(run_folder: Path) -> list[Section]:
@@ -80,7 +80,7 @@ def sections(run_folder: Path) -> list[Section]:
     except CheckFailed as error:
         body = template("broken.html", words=error.message)
     except WRONG as error:
-        body = template("broken.html", words=f"{folder / NUMBERS} can't be shown: {error!r}")
+        body = template("broken.html", words=f"{folder / NUMBERS} can't be shown: {in_short(error)}")
     return [Section("attention", "Attention over layers", body)]
 
 

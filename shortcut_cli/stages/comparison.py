@@ -17,7 +17,7 @@ from shortcut_cli.compare.contrasts import LADDER, Judge, Named, gate, judged, n
 from shortcut_cli.compare.rates import Curve, search
 from shortcut_cli.compare.runner import PlannedRun, Runner, differing, pilots
 from shortcut_cli.config import reading
-from shortcut_cli.config.schema import MOST_RATE, Recipe, binding
+from shortcut_cli.config.schema import MOST_RATE, SEED, Recipe, binding
 from shortcut_cli.data import executors
 from shortcut_cli.data.shards import Shards, warning
 from shortcut_cli.errors import CheckFailed, UsageError
@@ -239,10 +239,22 @@ def _check_same(out: Path, resolved: Recipe, match: Match, shards: str, rungs: S
             f"{out} holds a different comparison\n" + "\n".join(f"  {line}" for line in changes),
             "choose another --out",
         )
-    earlier = (kept or {}).get("looks", {})
-    if not (isinstance(earlier, dict) and all(isinstance(earlier.get(key, []), list) for key in ("seeds", "family"))):
+    if not _are_looks((kept or {}).get("looks", {})):
         raise CheckFailed(f"{path} is damaged: its looks are no table", "move it away, then run the same command again")
     return kept or {"schema_version": SCHEMA_VERSION, "inputs": inputs}
+
+
+def _are_looks(found: Any) -> bool:
+    """Whether something has the form of what `_look` keeps; nothing has it too."""
+    if not isinstance(found, dict):
+        return False
+    planned, seeds, family = found.get("planned", 1), found.get("seeds", []), found.get("family", [])
+    return (
+        isinstance(seeds, list)
+        and all(type(count) is int and 0 < count < SEED for count in (planned, *seeds))
+        and isinstance(family, list)
+        and all(isinstance(name, str) for name in family)
+    )
 
 
 def _left(arms: Mapping[str, Arm]) -> list[Arm]:

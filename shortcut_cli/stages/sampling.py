@@ -11,7 +11,7 @@ import torch
 
 from shortcut_cli import SCHEMA_VERSION, cleanup, files
 from shortcut_cli.config.schema import MOST_THREADS, SampleConfig
-from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.errors import CheckFailed, UsageError, in_short
 from shortcut_cli.events import Note, Progress, Report, Sampled
 from shortcut_cli.formatting import to_json
 from shortcut_cli.inference.decoding import prepared
@@ -267,5 +267,5 @@ def like(sidecar: Path, checkpoint: Path | None, prompt: Path | None) -> Like:
         check_file(checkpoint or named, hashed, sidecar, "--ckpt")
         again = kept(content, sidecar, prompt)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckFailed(f"{sidecar} is not the .json of a sample: {error!r}") from error
+        raise CheckFailed(f"{sidecar} is not the .json of a sample: {in_short(error)}") from error
     return Like(checkpoint or named, again, settings, number, device, made)

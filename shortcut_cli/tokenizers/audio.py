@@ -26,7 +26,7 @@ from shortcut_cli.codec.layout import CODES, HOP, LEVELS, Layout
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, Source
 from shortcut_cli.data.sound import READER_VERSION, SUFFIXES, Damaged, SoundReader
-from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError, in_short
 from shortcut_cli.tokenizers.base import NO_LIMIT, Classes, Constraint, Excerpt, Tokenizer, Written
 
 FORMAT = 1
@@ -440,7 +440,7 @@ class AudioTokenizer(Tokenizer):
         try:
             sha256 = json.loads(files.content(folder / "tokenizer.json"))["sha256"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckFailed(f"{folder} does not hold an audio tokenizer: {error!r}") from error
+            raise CheckFailed(f"{folder} does not hold an audio tokenizer: {in_short(error)}") from error
         own = folder / "weights.th"
         loaded = cls(options, own.read_bytes() if own.is_file() else b"")
         if loaded._weights_sha256 != sha256:

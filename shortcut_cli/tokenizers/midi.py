@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from shortcut_cli import files
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, Source, add_account
-from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError, in_short
 from shortcut_cli.tokenizers.base import NO_LIMIT, Classes, Constraint, Excerpt, Tokenizer, Written, before_eos
 from shortcut_cli.tokenizers.midi_account import compare
 from shortcut_cli.tokenizers.midi_grammar import CLOCK_TYPES, CLOSING_TYPES, SPECIAL, Grammar, NoteConstraint
@@ -422,7 +422,7 @@ class MidiTokenizer(Tokenizer):
             content = json.loads(files.content(folder / "tokenizer.json"))
             identity = {key: content[key] for key in IDENTITY}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: {error!r}") from error
+            raise CheckFailed(f"{folder} does not hold a MIDI tokenizer: {in_short(error)}") from error
         trained = "_model" in content
         loaded = cls(options, json.dumps(content, sort_keys=True) if trained else "")
         ours = json.loads(json.dumps(loaded.base.to_dict()))
@@ -586,4 +586,4 @@ def _from_json(scheme: str, content: str) -> Any:
         try:
             return _complete(getattr(_miditok(), scheme)(params=path))
         except Exception as error:  # the reader of the BPE raises Exception itself
-            raise CheckFailed(f"MidiTok can't read its own tokenizer file: {error!r}") from error
+            raise CheckFailed(f"MidiTok can't read its own tokenizer file: {in_short(error)}") from error

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from shortcut_cli import files
 from shortcut_cli.config.schema import Config
 from shortcut_cli.data.documents import Assign, Chunk, Document, RejectedRecord, Source, check_unchanged
-from shortcut_cli.errors import CheckFailed, Rejected, UsageError
+from shortcut_cli.errors import CheckFailed, Rejected, UsageError, in_short
 from shortcut_cli.tokenizers.base import (
     NO_LIMIT,
     Classes,
@@ -410,7 +410,7 @@ class TextTokenizer(Tokenizer):
             trained_on, identity = content["trained_on"], {"field": "text"} | content["options"]
             model = b"" if options.algorithm == "chars" else files.content(folder / "sentencepiece.model")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckFailed(f"{folder} does not hold a text tokenizer: {error!r}") from error
+            raise CheckFailed(f"{folder} does not hold a text tokenizer: {in_short(error)}") from error
         if identity != options.model_dump(include=IDENTITY):
             raise CheckFailed(f"{folder} holds a text tokenizer of another configuration than the recipe's")
         if options.algorithm != "chars":
