@@ -71,9 +71,10 @@ def test_numbers_of_readme_are_in_results():
 
 
 def said(name):
-    """What the prose says of each arm of a comparison: its loss, and its difference from the line with an interval.
+    """What the prose says of a comparison, to three digits of the values in compare.json.
 
-    To three digits of the values in compare.json: what is rounded twice, 3.263476 by way of 3.2635, is wrong.
+    The loss of each arm; differences with intervals by arm and what it is held against; the arms of which there is a
+    verdict. What is rounded twice, 3.263476 by way of 3.2635, is wrong.
     """
     found = json.loads((ROOT / "benchmarks" / "results" / name / "compare.json").read_text())
     arms = [arm for arm in found["arms"] if not arm["label"].startswith("gpt-")]
@@ -81,29 +82,37 @@ def said(name):
     differences = {}
     for one in [*found["contrasts"], found["aa"]]:
         mean, low, high = (f"{x:+z.3f}".replace("+0.000", "0.000") for x in (one["mean"], *one["interval_95"]))
-        differences[one["arm"], one["baseline"]] = f"{mean} [{low}, {high}]"
-    return losses, differences
+        differences[one["arm"], one["baseline"]] = (mean, f"[{low}, {high}]")
+    verdicts = {one["arm"] for one in found["contrasts"] if one["baseline"] == "ladder" and one["p"] < one["level"]}
+    return losses, differences, verdicts
 
 
-@pytest.mark.parametrize("name", ["text", "piano-4m", "piano"])
+@pytest.mark.parametrize("name", ["speech", "text", "piano-4m", "piano"])
 def test_numbers_of_a_comparison_are_rounded_once(name):
-    losses, differences = said(name)
+    losses, differences, _ = said(name)
     section = " ".join(RESULTS.split(f"<!-- generated: results/{name} -->")[0].rpartition("\n## ")[2].split())
-    ladder = {arm: found for (arm, other), found in differences.items() if other == "ladder" and arm != "twin"}
-    assert [f"`{arm}` {loss}" for arm, loss in losses.items() if f"`{arm}` {loss}" not in section] == []
-    assert [f"`{arm}` {found}" for arm, found in ladder.items() if f"`{arm}` {found}" not in section] == []
-    low, high = re.findall(r"[+-]\d\.\d+", differences["shortcut", "shortcut_local"])[1:]
+    expected = [f"`{arm}` {loss}" for arm, loss in losses.items()]
+    expected += [
+        f"`{arm}` {mean} {interval}"
+        for (arm, other), (mean, interval) in differences.items()
+        if other == "ladder" and arm != "twin"
+    ]
+    assert [words for words in expected if words not in section] == []
+    low, high = re.findall(r"[+-]?\d\.\d+", differences["shortcut", "shortcut_local"][1])
     assert f"[{low}, {high}]" in section or f"({low} to {high})" in section
 
 
-def test_numbers_of_the_table_of_readme_are_rounded_once():
-    (piano, by_piano), (text, by_text) = said("piano-4m"), said("text")
-    for arm in piano:
+def test_numbers_of_the_table_of_readme_are_rounded_once_and_bold_if_there_is_a_verdict():
+    found = [said(name) for name in ("piano-4m", "text", "speech")]
+    for arm in found[0][0]:
         (row,) = re.findall(rf"^\| `{arm}`.*", README.split("## One result per domain")[0], re.M)
-        cells = [cell.strip().replace("**", "") for cell in row.split("|")[2:-1]]
-        assert cells == [piano[arm], by_piano.get((arm, "ladder"), ""), text[arm], by_text.get((arm, "ladder"), "")]
-    assert by_text["shortcut", "shortcut_local"] in README
-    assert by_piano["shortcut", "shortcut_local"].split()[1] in README
+        cells = []
+        for losses, differences, verdicts in found:
+            mean, interval = differences.get((arm, "ladder"), ("", ""))
+            cells += [losses[arm], f"**{mean}** {interval}" if arm in verdicts else f"{mean} {interval}".strip()]
+        assert [cell.strip() for cell in row.split("|")[2:-1]] == cells
+    for _, differences, _ in found:
+        assert differences["shortcut", "shortcut_local"][1] in README
 
 
 @pytest.mark.parametrize("document", LIVING, ids=str)
