@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit the environment of th
     sys.dont_write_bytecode = False
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; processes inherit it, and are to end by SIGHUP
+    signal.signal(signal.SIGHUP, lambda *_: None)  # which they do not inherit
 # torch's compiler makes hundreds of thousands of objects with few reference cycles; fewer collections speed it up.
 gc.set_threshold(50_000)
 USERS_CACHE = files.cache_folder()

@@ -841,13 +841,20 @@ def test_what_several_processes_say_is_said_once(errors, shown, monkeypatch):
         assert [signals._is_of_another(error) for _ in range(2)] == [not its] * 2
 
 
-def test_an_error_is_shown_if_nobody_can_say_who_shows_it(monkeypatch):
-    monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
+def test_an_error_is_shown_if_nobody_can_say_who_shows_it():
+    """In a process of its own: a thread goes on to ask, and would say after five minutes that it gives up."""
+    code = (
+        "from shortcut_cli.cli import signals\nfrom shortcut_cli.errors import UsageError\n"
+        "from shortcut_cli.training import parallel\nparallel.PATIENCE_S = 0.2\n"
+        "print(signals._is_of_another(UsageError('wrong')))"
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        for name, value in zip(PROMISED, (1, 2, 1, "127.0.0.1", free.getsockname()[1]), strict=True):
-            monkeypatch.setenv(name, str(value))
-    assert not signals._is_of_another(UsageError("wrong"))
+        promised = zip(PROMISED, ("1", "2", "1", "127.0.0.1", str(free.getsockname()[1])), strict=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | dict(promised), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
 def test_a_dry_run_takes_no_devices(tmp_path):
