@@ -1292,6 +1292,7 @@ def test_a_flag_takes_no_number_that_is_not_finite_or_out_of_range(
 
 
 EMPTY_PATHS = [
+    *(("train", "--recipe", ""), ("compare", "--recipe=", "--models", "gpt")),
     *(("prepare", "text", ""), ("prepare", "text", "t", ""), ("prepare", "text", "t", "--out", "")),
     *(("train", "--recipe", "text-tiny", "--out="), ("train", "--recipe", "text-tiny", "--init-from", "")),
     *(("eval", "--ckpt", ""), ("eval", *CKPT, "--shards", ""), ("eval", *CKPT, "--files", ""), ("eval", *CKPT, "")),

@@ -121,7 +121,7 @@ def shallow(name, options):
     """An arm with few layers, since each is traced anew, but with two taps, and with enough to mix what was mixed."""
     if name.startswith("shortcut") and name != "shortcut_gated" and options.get("taps") != "none":
         options = options | {"taps": "0,1"}
-    layers = 3 if {"dilation", "blocks", "values"} & options.keys() else 2
+    layers = 3 if name == "depth_attention" or {"dilation", "blocks"} & options.keys() else 2
     return make(name, options, open_gates=True, layers=layers)
 
 

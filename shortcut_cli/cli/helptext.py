@@ -21,7 +21,7 @@ WIDEST, NARROWEST = 98, 30  # columns of a help; in fewer, words of its first li
 LONGEST = 30  # columns of a name that has its text beside it
 LEAST = 24  # columns of a text beside a name; else it stands below
 BELOW = 4  # columns by which it is indented there
-PATHS = {"DIR", "FILE", "FOLDER", "PATH", "RUN", "SAMPLE.json", "run.pt"}  # metavars of what names a file or a folder
+PATHS = {"DIR", "FILE", "FOLDER", "NAME|FILE", "PATH", "RUN", "SAMPLE.json", "run.pt"}  # metavars of what can be a path
 SENTENCE = 1000  # characters, at most, of what a list says of a command
 REMARK = re.compile(r" {3,}(?=\S)")  # what stands before a remark behind a command
 
@@ -125,7 +125,7 @@ class Command(_Plain, typer.core.TyperCommand):
             if one.metavar in PATHS and "" in (values if isinstance(values, list | tuple) else (values,)):
                 name = one.opts[0] if one.param_type_name == "option" else one.metavar
                 raise UsageError(
-                    f"{name} is empty", "write . for this folder; perhaps a variable of the shell is not set"
+                    f"{name} is empty", "perhaps a variable of the shell is not set; this folder is called ."
                 )
         return super().parse_args(ctx, args)
 

@@ -322,7 +322,7 @@ def _make_room(folder: Path, config: SampleConfig, report: Report, have: Sequenc
     moved = [path for path in found if not _is_unfinished(path) and (whole or not _is_paired(path))]
     if not moved:
         return
-    earlier = next(place for n in itertools.count(1) if not (place := folder / f"earlier-{n}").exists())
+    earlier = next(place for n in itertools.count(1) if not os.path.lexists(place := folder / f"earlier-{n}"))
     files.make_folder(earlier)
     for old in moved:
         content = _sidecar(old) if old.suffix == ".json" else {}
