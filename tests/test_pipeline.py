@@ -175,10 +175,11 @@ def test_incomplete_samples_are_made_again(stages, tmp_path, lost):
     assert go(tmp_path) == first
     assert stages.names() == ["sample"]
     assert len([path for path in (tmp_path / "samples").iterdir() if path.is_file()]) == 4
-    # A second time, into another folder.
+    # A second time, into another folder: of a name that nothing has, not even a link that leads nowhere.
+    (tmp_path / "samples" / "earlier-2").symlink_to("nowhere")
     (tmp_path / "samples" / lost).unlink()
     assert go(tmp_path) == first
-    left = [{path.name for path in (tmp_path / "samples" / f"earlier-{n}").iterdir()} for n in (1, 2)]
+    left = [{path.name for path in (tmp_path / "samples" / f"earlier-{n}").iterdir()} for n in (1, 3)]
     names = {f"sample-5-00{number}.txt{ending}" for number in (0, 1) for ending in ("", ".json")}
     # A .json whose sample is gone is moved with the others.
     assert left[0] == left[1] <= names - {lost}
