@@ -277,10 +277,14 @@ def test_a_recipe_inside_a_checkpoint_asks_for_no_more_than_its_weights(text_run
         runs.open_run(tmp_path / "run.pt", "cpu")
 
 
-def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
-    (tmp_path / "run.pt").write_bytes(b"hello")
-    with pytest.raises(UsageError, match="is not a run"):
-        checkpoint.load(tmp_path / "run.pt")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("run.pt", "run.pt"), ("x.pt", "run.pt"), ("resume.pt", "resume.pt"), (loop.PREVIOUS, "resume.pt")],
+)
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"hello")
+    with pytest.raises(UsageError, match=rf"{name} is not a {kind}$"):
+        checkpoint.load(tmp_path / name)
 
 
 @pytest.mark.parametrize(("content", "state"), [(b"", "is empty"), (bytes(512), "begins with zeros")])

@@ -52,6 +52,7 @@ PATH_ERRORS = {
     errno.ETXTBSY: "a program of that name is running",
     errno.EBUSY: "another program uses it",
 }
+NEVER_A_FILE = {errno.ENAMETOOLONG, errno.ELOOP}  # whatever is on the disk: the path was wrong when it was given
 
 
 class Signals:
@@ -179,7 +180,8 @@ def _of_the_system(error: OSError) -> ShortcutError | None:
     if error.errno in SYSTEM_ERRORS:
         return ShortcutError(f"{error.strerror}{where}", "files that were complete before are unchanged")
     if where and error.errno in PATH_ERRORS and not _is_ours(os.fsdecode(name)):
-        return ShortcutError(f"{error.strerror}{where}", PATH_ERRORS[error.errno])
+        kind = UsageError if error.errno in NEVER_A_FILE else ShortcutError
+        return kind(f"{error.strerror}{where}", PATH_ERRORS[error.errno])
     if not where and error.errno == errno.ENOENT and not _has_folder():
         return ShortcutError("the working directory does not exist any more", "change to another folder")
     if not where and "temporary directory" in str(error):  # of the module tempfile

@@ -89,7 +89,9 @@ def load(path: Path, device: str = "cpu", *, apart: bool = False, share: tuple[i
 
     Raises UsageError if the file is not a checkpoint, CheckFailed if it is damaged or has another format.
     """
-    content: dict[str, Any] = tensor_file.load(path, "run.pt", device)
+    content: dict[str, Any] = tensor_file.load(
+        path, "resume.pt" if path.name.startswith("resume.") else "run.pt", device
+    )
     check(path, content)
     for section, values in BEFORE.items():
         table: Any = content["recipe"]
