@@ -1306,6 +1306,7 @@ EMPTY_PATHS = [
         ("diff", "t", ""),
         ("demo", "--out", ""),
     ),
+    *(("recipes", "show", ""), ("recipes", "copy", "", "x"), ("codec", "eval", "", "t")),
     *(("recipes", "copy", "text", ""), ("recipes", "check", ""), ("prove", "tokens", ""), ("prove", "tokens", "t", "")),
     *(("prove", "resume", "--recipe", "text-tiny", "--out", ""), ("codec", "train", ""), ("codec", "eval", "mini", "")),
 ]

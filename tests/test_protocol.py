@@ -269,8 +269,8 @@ def test_a_positive_control_that_is_not_found_is_said(scripted, monkeypatch):
     }
     assert result["notices"][0] == (
         f"The positive control late_kv, which is known to help, was not found: it differs by {tested['mean']:+.4f} "
-        f"nats per token, and this comparison finds a difference of {tested['detectable']:.4f} with 80 % power. "
-        "Smaller ones it could not have seen."
+        f"nats per token, and this comparison finds a difference of {tested['detectable']:.4f} with 80 % power, "
+        "smaller ones less often."
     )
     result = scripted("shortcut", "late_kv", seeds=1)  # nothing can be tested
     assert result["notices"][0].endswith("was not found: this comparison could not have seen anything.")
@@ -377,6 +377,35 @@ def test_a_run_that_diverges_is_listed_and_stops_nothing(scripted):
         scripted.ran.clear()
         scripted("shortcut", "value_residual", "late_kv", seeds=3)
         assert scripted.ran == [("value_residual", 0.002, 8)]
+
+
+def test_a_comparison_of_which_every_arm_diverges_ends_without_a_verdict(scripted):
+    diverging(scripted, (None, None, 7))
+    result = scripted("shortcut", seeds=2, match="none")
+    assert result["notices"][0].startswith("No verdict: gpt (diverged)")
+    assert result["contrasts"][0]["unavailable"] == "shortcut diverged at seed 7"
+    assert result["aa"]["unavailable"] == "twin diverged at seed 7"
+    assert "report" in result
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.05])
+def test_an_arm_that_scatters_more_is_named_beside_the_verdicts(laddered, apart):
+    own = laddered.nats["shortcut"] = (2.5, 2.4, 2.4)
+    for number, label in enumerate(RUNGS):  # if they are far from the line, seeds have no part in intervals
+        laddered.nats[label] = tuple(loss + (-1) ** number * apart for loss in laddered.nats[label])
+    result = laddered("shortcut", "late_kv", rungs=WIDTHS, match="flops")
+    assert result["ladder"]["scattered"] == bool(apart)
+    others = np.array([laddered.nats[label] for label in ("late_kv", *POINTS)])
+    left = others - others.mean(0) - others.mean(1)[:, None] + others.mean()
+    variance = (left**2).sum() / 12
+    deviation = math.sqrt(np.var(np.array(own) - others.mean(0), ddof=1) - variance / 7)
+    (said,) = [words for words in result["notices"] if "scatters" in words]
+    assert said.startswith(
+        f"shortcut scatters over seeds more than the other arms (standard deviation {deviation:.4f} against "
+        f"{math.sqrt(variance):.4f}, p = "
+    )
+    end = "its own intervals are too narrow" + ("." if apart else ", and those of the others too wide.")
+    assert said.endswith(f"All share one estimate of chance: {end}")
 
 
 def test_a_rate_at_which_a_pilot_diverges_is_not_chosen(scripted):

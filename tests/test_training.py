@@ -259,11 +259,12 @@ def test_a_checkpoint_of_an_earlier_version_means_what_it_meant(text_run, tmp_pa
     expected = runs.open_run(text_run / "gpt" / "run.pt", "cpu")
     for section, key in (("model", "qk_norm"), ("model", "init"), ("train", "optimizer")):
         del content["recipe"][section][key]
-    del content["recipe"]["model"]["shortcut"]["map_norm"]
+    del content["recipe"]["model"]["shortcut"]["map_norm"], content["recipe"]["model"]["depth_attention"]
     checkpoint.save(tmp_path / "run.pt", content)
     found = runs.open_run(tmp_path / "run.pt", "cpu")
     assert not found.recipe.model.qk_norm
     assert not found.recipe.model.shortcut.map_norm
+    assert found.recipe.model.depth_attention.values == "raw"
     assert (found.recipe.model.init, found.recipe.train.optimizer) == ("gpt2", "adamw")
     x = torch.arange(12)[None]
     assert torch.equal(found.model(x), expected.model(x))

@@ -131,7 +131,7 @@ RecipeOption = Annotated[
     typer.Option("--recipe", metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=completion.recipes),
 ]
 RecipeName = Annotated[
-    str, typer.Argument(metavar="NAME", help="Recipe name or .toml file.", autocompletion=completion.recipes)
+    str, typer.Argument(metavar="NAME|FILE", help="Recipe name or .toml file.", autocompletion=completion.recipes)
 ]
 Settings = Annotated[
     list[str] | None,

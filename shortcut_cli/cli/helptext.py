@@ -21,7 +21,8 @@ WIDEST, NARROWEST = 98, 30  # columns of a help; in fewer, words of its first li
 LONGEST = 30  # columns of a name that has its text beside it
 LEAST = 24  # columns of a text beside a name; else it stands below
 BELOW = 4  # columns by which it is indented there
-PATHS = {"DIR", "FILE", "FOLDER", "NAME|FILE", "PATH", "RUN", "SAMPLE.json", "run.pt"}  # metavars of what can be a path
+# Metavars of what can be a path.
+PATHS = {"DIR", "FILE", "FOLDER", "NAME|FILE", "PATH", "RUN", "SAMPLE.json", "WEIGHTS", "run.pt"}
 SENTENCE = 1000  # characters, at most, of what a list says of a command
 REMARK = re.compile(r" {3,}(?=\S)")  # what stands before a remark behind a command
 

@@ -1,7 +1,7 @@
 """The arms of a comparison: the models asked for, the baselines that they stand against, and a twin of the plain one.
 
 The twin is a plain baseline that differs in nothing that matters: its feed-forward layers are wider by a hundredth or
-two. It goes through the same choices as all arms, and whatever is found between it and the baselines is chance.
+two. Its rate is searched as that of every arm, and whatever is found between it and the baselines is chance.
 """
 
 from collections.abc import Callable, Sequence

@@ -60,7 +60,8 @@ class Judge:
         self.arms, self.rows, self.margin, self.axis = arms, rows, margin, axis
         self.whole = [label for label, row in rows.items() if not row["diverged"]]
         self.seeds = len(next(iter(rows.values()))["seeds"])
-        self.losses = self._matrix("nats_per_token")
+        losses = [rows[label]["nats_per_token"] for label in self.whole]
+        self.losses = np.array(losses, np.float64).reshape(len(losses), self.seeds)  # (0, S) if all diverged
         self.residual = significance.residual(self.losses) if len(self.whole) > 1 else None
         self.rungs: list[str] = []
         self.ladder: Ladder | None = None
@@ -69,10 +70,6 @@ class Judge:
             self.rungs, self.ladder = self._fitted([label for label in self.whole if arms[label].role != "asked"])
             if self.ladder:
                 self.scattered = ladder.noise(self.ladder.scatter, self.residual, self.seeds)[1]
-
-    def _matrix(self, key: str) -> Floats:
-        """(arms that are whole, seeds)"""
-        return np.array([self.rows[label][key] for label in self.whole], np.float64)
 
     def _fitted(self, rungs: list[str]) -> tuple[list[str], Ladder | None]:
         """The rungs whose cost is known, and their ladder, if they are enough."""
@@ -107,10 +104,11 @@ class Judge:
 
     def uneven(self) -> list[str]:
         """A sentence for each arm whose runs scatter more than those of the others."""
+        wide = "" if self.scattered else ", and those of the others too wide"  # whose intervals seeds have no part in
         return [
             f"{self.whole[one.arm]} scatters over seeds more than the other arms (standard deviation {one.own:.4f} "
             f"against {one.others:.4f}, p = {one.p:.2g}). All share one estimate of chance: its own intervals are too "
-            "narrow, and those of the others too wide."
+            f"narrow{wide}."
             for one in significance.uneven(self.losses)
         ]
 
@@ -265,7 +263,7 @@ def unseen(mean: float | None, detectable: float | None) -> str:
         return "this comparison could not have seen anything"
     return (
         f"it differs by {mean:+z.4f} nats per token, and this comparison finds a difference of {detectable:.4f} with "
-        "80 % power. Smaller ones it could not have seen"
+        "80 % power, smaller ones less often"
     )
 
 

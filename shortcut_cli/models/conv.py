@@ -4,7 +4,7 @@
 
 The convolution module of GroupBERT (Chelombiev et al. 2021, arXiv 2106.05822) in a causal form: conv is depthwise and
 reads `kernel` tokens, the newest of which is its own. It stands between attention and feed-forward, as in Conformer
-(Gulati et al. 2020). A comparison that does not find what this gains could not have seen a smaller effect. With
+(Gulati et al. 2020). A comparison that does not find what this gains may miss any smaller effect too. With
 `groups` the matrices of the feed-forward are block-diagonal, GroupBERT's other change. Nothing reads across layers.
 """
 

@@ -263,7 +263,7 @@ def _control(found: Compared) -> str:
         return f"{name}, which is known to help, was not found to: this comparison could not have seen anything."
     return (
         f"{name}, which is known to help, was not found to: it differs by {signed(mean)} nats per token. This "
-        f"comparison finds a difference of {decimals(detectable)} with 80 % power; smaller ones it could not have seen."
+        f"comparison finds a difference of {decimals(detectable)} with 80 % power, smaller ones less often."
     )
 
 

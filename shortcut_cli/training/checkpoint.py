@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
-# Of keys that earlier versions did not have: what these versions did.
+# Of keys and tables that earlier versions did not have: what these versions did.
 BEFORE: dict[str, dict[str, Any]] = {
     "model": {"qk_norm": False, "init": "gpt2"},
     "model.shortcut": {"map_norm": False},
@@ -96,7 +96,7 @@ def load(path: Path, device: str = "cpu", *, apart: bool = False, share: tuple[i
     for section, values in BEFORE.items():
         table: Any = content["recipe"]
         for name in section.split("."):
-            table = table.get(name) if isinstance(table, dict) else None
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
         if isinstance(table, dict):
             for key, value in values.items():
                 table.setdefault(key, value)
