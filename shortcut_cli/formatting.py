@@ -64,7 +64,10 @@ def _finite(value: Any) -> Any:
 
 
 def cell(value: Any) -> str:
-    """Thousands separators, four significant digits; lists in brackets; an empty string for None."""
+    """Thousands separators, four significant digits; lists in brackets; an empty string for None.
+
+    The numbers of a list that has floats alone have equally many decimals.
+    """
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int):
@@ -72,7 +75,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:z,.4g}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(cell, value))}]"
+        return f"[{', '.join(map(cell, alike(value) if all(isinstance(one, float) for one in value) else value))}]"
     return str(value)
 
 

@@ -82,6 +82,21 @@ def test_help_is_quick(tmp_path):
     [
         (["prepare", "midi", "nowhere"], 2, "nowhere does not exist"),
         (["prepare", "midi", "empty"], 2, "no .mid"),
+        (["prepare", "midi", "texts"], 2, "ignored because of their suffix: 3 .txt (000.txt, 001.txt, 002.txt)"),
+        (["prepare", "text", "texts", "--out", "texts"], 2, "texts is left out, since the result goes there"),
+        (["codec", "eval", "mini", "texts"], 2, "ignored because of their suffix: 3 .txt (000.txt, 001.txt, 002.txt)"),
+        (["codec", "train", "texts", "--out", "o"], 2, "ignored because of their suffix: 3 .txt"),
+        (["prepare", "text", "texts", "--workers", "two"], 2, "'two'"),
+        (["prepare", "text", "texts", "--ray-address", "a:1"], 2, "--ray-address is for --executor ray"),
+        (
+            ["prepare", "text", "texts", "--task", "1/2", "--executor", "ray"],
+            2,
+            "--executor ray divides the files itself",
+        ),
+        (["compare", "--recipe", "text", "--models", "gpt", "--run-cpus", "4"], 2, "--run-cpus is for --executor ray"),
+        (["codec", "get", "nope"], 2, "'nope' is not one of 'encodec_24khz', 'encodec_48khz'. ╰"),
+        (["inspect", "text-tiny"], 2, "text-tiny does not exist; a recipe has that name"),
+        (["sample", "--like", "s.txt"], 2, "s.txt is a sample, not the .json that says how it was made"),
         (["prepare", "video", "empty"], 2, "Invalid value for 'DOMAIN': 'video' is not one of 'audio', 'midi', 'text'"),
         (["prepare"], 2, "prepare --help"),
         (["trian"], 2, "No such command 'trian'"),
@@ -106,6 +121,8 @@ def test_help_is_quick(tmp_path):
 def test_bad_input_is_one_panel_and_the_right_code(tmp_path, arguments, code, words):
     (tmp_path / "empty").mkdir()
     write_texts(tmp_path / "texts", 3)
+    for name in ("s.txt", "s.txt.json"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "fake.pt").write_text("not a checkpoint")
     (tmp_path / "fake.txt").write_text("text")
     (tmp_path / "fake.mid").write_text("this is text")
@@ -540,9 +557,9 @@ def test_eval_shows_each_score_under_its_name(monkeypatch):
     rows = dict(zip(*([str(cell) for cell in column._cells] for column in table.columns), strict=True))
     assert rows == {
         "split": "val, 3 documents, 30 tokens",
-        "nats per token": "1.5",
+        "nats per token": "1.50",
         "  95 % interval over blocks": "[1.25, 1.75]",
-        "  unigram entropy of the split": "2.5",
+        "  unigram entropy of the split": "2.50",
         "perplexity": "4.5",
         "accuracy": "0.25",
         "bits per byte": "2.75",

@@ -30,6 +30,9 @@ from shortcut_cli.report.comparison_words import decimals, signed
         ("text", "text"),
         ([1.25, None, 2000], "[1.25, , 2,000]"),
         ((0.5, [True]), "[0.5, [yes]]"),
+        ([1.913, 1.92], "[1.913, 1.920]"),
+        ([0.1, 20_000.0], "[0.1, 20,000]"),
+        ([], "[]"),
     ],
 )
 def test_a_cell_is_short_and_exact_enough(value, shown):
@@ -102,7 +105,7 @@ def test_scripts_and_emoji_keep_their_joiners():
 
 
 def test_no_zero_is_negative():
-    assert [cell(-0.0), cell([-0.0, 1.5])] == ["0", "[0, 1.5]"]
+    assert [cell(-0.0), cell([-0.0, 1.5])] == ["0", "[0.0, 1.5]"]
     assert alike([-0.0, 0.25]) == ["0.00", "0.25"]
     assert [decimals(-0.00004), signed(-0.00004), signed(-0.0)] == ["0.0000", "+0.0000", "+0.0000"]
 

@@ -716,7 +716,7 @@ def test_a_tokenizer_learns_from_the_training_split_and_reports_a_smaller_vocabu
     filled = manifest["tokenizer"]["vocabulary"]
     assert said == [
         "training the tokenizer on the training split",
-        f"the training split fills only {filled} of the 9000 pieces of tokenizer.vocabulary",
+        f"the training split fills only {filled:,} of the 9,000 pieces of tokenizer.vocabulary",
     ]
     sizes = {split: one["units"]["byte"] for split, one in manifest["splits"].items()}
     assert manifest["tokenizer"]["training_split_bytes"] == sizes["train"] < sum(sizes.values())

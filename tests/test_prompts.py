@@ -106,6 +106,13 @@ def test_input_that_is_no_text_is_refused(content, reason):
         found(Given("-", lambda: content), TextTokenizer)
 
 
+@pytest.mark.parametrize("said", ["spring", "the cat", "-"])
+def test_the_seconds_of_a_text_are_refused_before_it_is_read(place, said):
+    with pytest.raises(UsageError, match="a text has no seconds") as raised:
+        found(Given(said, lambda: 1 / 0, seconds=1.0), TextTokenizer)
+    assert raised.value.hint == "--prompt-tokens N"
+
+
 def test_an_argument_that_is_no_text_is_refused():
     with pytest.raises(UsageError, match="--prompt is empty"):
         found(Given(""), TextTokenizer)
@@ -695,6 +702,7 @@ def test_a_reader_that_leaves_ends_the_stream_without_a_word(text_run, tmp_path)
         (("--prompt-seconds", 1, "--prompt", "the cat"), "has no seconds, only tokens"),
         (("--prompt-tokens", 8, "--prompt", "the cat"), "has only 7 tokens"),
         (("--prompt", "no.txt"), "does not exist, and looks too much like a path"),
+        (("--prompt-seconds", 1, "--prompt", "-"), "--prompt-seconds is for sound and MIDI"),
     ],
 )
 def test_flags_that_do_not_go_together_are_one_panel(text_run, tmp_path, flags, words):
@@ -703,6 +711,12 @@ def test_flags_that_do_not_go_together_are_one_panel(text_run, tmp_path, flags, 
     assert words in " ".join(done.stderr.replace("\u2502", " ").split())
     assert (done.stdout, done.stderr.count("\u256d")) == ("", 1)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("flags", [("--split", "val"), ("--shards", "nowhere")])
+def test_attention_to_a_prompt_takes_no_split(text_run, tmp_path, flags):
+    base = ("attention", "--ckpt", text_run / "shortcut" / "run.pt", "--prompt", "the cat", "--out", "o")
+    assert "--prompt takes no --shards and no --split" in shortcut(*base, *flags, cwd=tmp_path, check=2).stderr
 
 
 def test_attention_looks_at_a_text_or_the_first_tokens_of_a_file(text_run, tmp_path):

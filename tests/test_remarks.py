@@ -50,7 +50,7 @@ def test_few_documents_and_a_loss_above_a_floor_are_said():
     floors = {"scores": {"5-gram": {"nats_per_token": 2.0}, "unigram": {"nats_per_token": 4.0}}}
     score = {"split": "test", "documents": 10, "nats_per_token": 3.0, "floors": floors}
     assert remarks.of_score(score) == [
-        "on the test split the model is worse than 5-gram, which only counts: 3.0000 against 2.0000 nats per token"
+        "on the test split the model is worse than the 5-gram, which only counts: 3.0000 against 2.0000 nats per token"
     ]
     assert remarks.of_score(score | {"nats_per_token": 1.5}) == []
     assert remarks.of_score(score | {"nats_per_token": 2.0}) == []

@@ -204,7 +204,7 @@ def test_a_text_too_short_for_the_vocabulary_gets_the_largest_that_it_fills(tmp_
     tokenizer = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=4000))
     remark = tokenizer.fit([scanned(tokenizer, tmp_path / "a.txt")[1]], whole)
     largest = tokenizer.vocabulary
-    assert remark == f"the training split fills only {largest} of the 4000 pieces of tokenizer.vocabulary"
+    assert remark == f"the training split fills only {largest:,} of the 4,000 pieces of tokenizer.vocabulary"
     exact = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=largest))
     assert exact.fit([scanned(exact, tmp_path / "a.txt")[1]], whole) is None
     above = TextTokenizer(TextOptions(name="text", algorithm=algorithm, vocabulary=largest + 1))

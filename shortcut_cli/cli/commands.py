@@ -407,6 +407,12 @@ def _task(given: str) -> tuple[int, int]:
     return int(number), int(tasks)
 
 
+def _check_ray(executor: str, flags: Mapping[str, object]) -> None:
+    """Raise UsageError if a flag is given, which is for Ray alone, without --executor ray."""
+    for flag in [] if executor == "ray" else [flag for flag, given in flags.items() if given]:
+        raise UsageError(f"{flag} is for --executor ray", f"add --executor ray, or leave out {flag}")
+
+
 def _count(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
@@ -450,14 +456,18 @@ def prepare(
     from shortcut_cli.config import reading
     from shortcut_cli.stages import preparation, stores
 
+    _check_ray(executor, {"--ray-address": ray_address})
     name = registry.DEFAULT_RECIPES[domain] if recipe is None else recipe
     resolved = reading.read(name, _settings(settings, data__shards=("--out", out)))
     if resolved.tokenizer.name != domain:
         raise UsageError(f"recipe {name} is for {resolved.tokenizer.name}, not {domain}", "choose another --recipe")
     if task is not None:
-        if merge or executor != "local":
-            other = "--merge" if merge else "--executor"
-            raise UsageError(f"--task and {other} exclude each other", "run --merge once all tasks are done")
+        if merge:
+            raise UsageError("--task and --merge exclude each other", "run --merge once all tasks are done")
+        if executor != "local":
+            raise UsageError(
+                "--task and --executor exclude each other", f"--executor {executor} divides the files itself"
+            )
         if files.is_url(resolved.data.shards):
             raise UsageError("--task needs a folder that all machines see, and --out is a URL", "choose another --out")
         place = files.place(resolved.data.shards)
@@ -752,7 +762,9 @@ def attention(
     prompt_tokens: PromptTokens = None,
     prompt_seconds: PromptSeconds = None,
     shards: ShardsOption = None,
-    split: Annotated[registry.ScoredSplit, _among("--split", registry.ScoredSplit, "Split to analyse.")] = "val",
+    split: Annotated[
+        registry.ScoredSplit | None, _among("--split", registry.ScoredSplit, "Split to analyse; default: val.")
+    ] = None,
     windows: Annotated[int, _number("--windows", "Most context windows to analyse.", 1, MOST_WINDOWS)] = 64,
     out: Annotated[Path | None, _out("Folder of the results; default: attention/ beside the checkpoint.")] = None,
     device: Device = "auto",
@@ -765,6 +777,8 @@ def attention(
     """
     ckpt = _checkpoint(ckpt)
     given = _given(prompt, prompt_tokens, prompt_seconds)
+    if prompt is not None and (shards or split):
+        raise UsageError("--prompt takes no --shards and no --split: only the prompt is read")
     from shortcut_cli.stages import early
 
     early.check_shards(shards)
@@ -775,7 +789,7 @@ def attention(
     chosen = None if shards is None else _fetched(shards)
     with console.Reporter() as report:
         result = pipeline.look(
-            ckpt, given, chosen, split, windows, folder, device=devices.choose(device), report=report
+            ckpt, given, chosen, split or "val", windows, folder, device=devices.choose(device), report=report
         )
         signals.close()  # its files are complete, and would be in the way of the same command
         page = _refreshed(out or _run_folder(ckpt) or folder, no_report, report)
@@ -941,6 +955,7 @@ def compare(
     asked.check(resolved, names, rungs, pairs)
     asked.check_seeds(seeds, most_seeds)
     chosen = _names("--device", device)
+    _check_ray(executor, {"--run-cpus": run_cpus != 1, "--ray-address": ray_address})
     if executor == "ray":
         if task is not None:
             raise UsageError("--task and --executor exclude each other", "--executor ray divides the runs itself")
@@ -1391,4 +1406,9 @@ def dispatch(arguments: list[str] | None) -> Any:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "shortcut"
         message = error.format_message().replace("Value error, ", "")  # pydantic's words, in newer versions of Typer
+        if "Input should" in message:  # pydantic's words too, which do not say what it got
+            wrong: list[Any] = getattr(error.__cause__, "errors", list)()
+            message = message.partition(", unable to parse")[0] + "".join(
+                f", got {one['input']!r}" for one in wrong[:1]
+            )
         raise UsageError(message, then=f"{path} --help") from error

@@ -81,12 +81,15 @@ def account(result: Result) -> Iterator["Table"]:
 def scores(title: str, result: Result) -> "Table":
     """The result of `eval`."""
     unit = result["unit"]
-    rows = {
-        "split": f"{result['split']}, {counted(result['documents'], 'document')}, {counted(result['tokens'], 'token')}",
+    losses = {
         "nats per token": result["nats_per_token"],
         f"  95 % interval over {result['interval_over']}": result["interval_95"],
         **{f"  {name} of the training split": one["nats_per_token"] for name, one in floors(result)},
         "  unigram entropy of the split": result["unigram_entropy"],
+    }
+    rows = {
+        "split": f"{result['split']}, {counted(result['documents'], 'document')}, {counted(result['tokens'], 'token')}",
+        **dict(zip(losses, alike([*losses.values()]), strict=True)),
         "perplexity": result["perplexity"],
         "accuracy": result["accuracy"],
         f"bits per {unit}": f"the split has no {unit}s" if result["bits_per_unit"] is None else result["bits_per_unit"],

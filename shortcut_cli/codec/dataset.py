@@ -81,6 +81,8 @@ def stage(paths: Sequence[str], folder: Path, config: CodecDataConfig, *, n_work
     if not unique:
         if rejects:
             _write_rejects(folder, rejects)
+        if not found.files:
+            raise found.none(SUFFIXES, paths, folder)
         raise UsageError(f"no readable {' '.join(SUFFIXES)} files in {' '.join(paths)}")
     # Paths count if they say which files belong together.
     paths_of = {sha256: relative for sha256, (relative, _) in unique.items()} if config.speaker else {}

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from array import array
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -103,6 +104,24 @@ class Found:
     def remote(self) -> bool:
         """Whether there are objects."""
         return any(store for _, store in self.files.roots)
+
+    def ignored_in_words(self) -> str:
+        """Which files were ignored because of their suffix: how many of each suffix, and the first three."""
+        names = self.ignored
+        counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)
+        suffixes = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))
+        more = f" and {len(counts) - 5} other suffixes" if len(counts) > 5 else ""
+        first = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        return f"ignored because of their suffix: {suffixes}{more} ({first})"
+
+    def none(self, suffixes: Iterable[str], arguments: Iterable[str], out: Path | None) -> UsageError:
+        """What to raise if there are no files of these suffixes: with what was there instead."""
+        hint = self.ignored_in_words() if self.ignored else ""
+        if self.outputs:
+            hint = f"left out, since shortcut has written it: {', '.join(self.outputs)}"
+        if out is not None and os.path.realpath(out) in map(os.path.realpath, self.outputs):
+            hint = f"{out} is left out, since the result goes there; choose another --out"
+        return UsageError(f"no {' '.join(suffixes)} files in {' '.join(map(str, arguments))}", hint)
 
 
 def check(arguments: Iterable[str]) -> None:

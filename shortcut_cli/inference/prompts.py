@@ -135,6 +135,10 @@ def found(given: Given, kind: type[Tokenizer]) -> Prompt | None:
     said = given.prompt
     if said is None:
         return None
+    if given.seconds is not None and kind.is_text:
+        raise UsageError(
+            "--prompt-seconds is for sound and MIDI: a text has no seconds, only tokens", "--prompt-tokens N"
+        )
     if said == "-" and not kind.is_text:
         raise UsageError(
             "standard input can't be the prompt: only text is read from it", f"--prompt FILE{kind.extension}"

@@ -59,7 +59,7 @@ def of_score(score: Table) -> list[str]:
         reached: Any = floor.get("nats_per_token") if isinstance(floor, Mapping) else None
         if is_number(loss) and is_number(reached) and loss > reached:
             found.append(
-                f"on the {split} split the model is worse than {name}, which only counts: {loss:.4f} against "
+                f"on the {split} split the model is worse than the {name}, which only counts: {loss:.4f} against "
                 f"{reached:.4f} nats per token"
             )
     return found

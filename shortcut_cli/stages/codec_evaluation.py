@@ -61,7 +61,7 @@ def evaluate(weights: str, paths: Iterable[str], out: Path | None, *, report: Re
     """
     found = inputs.find(paths, SUFFIXES, out=out)
     if not found.files:
-        raise UsageError(f"no {' '.join(SUFFIXES)} files in {' '.join(map(str, paths))}")
+        raise found.none(SUFFIXES, paths, out)
     codec = loading.codec(weights)
     if codec.layout != MONO:
         raise UsageError(f"{weights} is a 48 kHz stereo codec; `codec eval` takes 24 kHz mono codecs only")

@@ -48,6 +48,8 @@ def check_sample(
         raise UsageError("--like takes the sampler's settings from the sample", "leave out the other flags")
     if like is not None and not like.exists():
         raise UsageError(f"{like} can't be read: there is no such file")
+    if like is not None and Path(f"{like}.json").is_file():
+        raise UsageError(f"{like} is a sample, not the .json that says how it was made", f"--like {like}.json")
     if like is None and ckpt is None:
         raise UsageError("neither --ckpt nor --like is given", "for example --ckpt runs/text/shortcut-s1")
     if like is None:

@@ -43,6 +43,8 @@ def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
     if path.suffix == ".pt":
         return _weights(path)
     state = "is neither a shards folder nor a .pt or .toml file" if path.exists() else "does not exist"
+    if str(path) in reading.names():
+        raise UsageError(f"{path} {state}; a recipe has that name", then=f"shortcut recipes show {path}")
     raise UsageError(f"{path} {state}", "give a shards folder, a run folder, a .pt file or a .toml file")
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -213,12 +212,12 @@ def _found(
     fetched: the folder that objects will be fetched to.
     """
     found = inputs.find(paths, tokenizer.suffixes, out=folder, fetched=fetched)
+    if not found.files and not found.rejects:
+        raise found.none(tokenizer.suffixes, paths, folder)
     if found.outputs:
         report(Note(text=f"left out, since shortcut has written it: {', '.join(found.outputs)}"))
-    if not found.files and not found.rejects:
-        raise UsageError(f"no {' '.join(tokenizer.suffixes)} files in {' '.join(map(str, paths))}")
     if found.ignored:
-        report(Note(text=_ignored(found.ignored)))
+        report(Note(text=found.ignored_in_words()))
     assigned, outside = _assigned(recipe, found, report) if kind == "given" else (None, [])
     return found, assigned, outside
 
@@ -237,16 +236,6 @@ def _removed(folder: Path) -> Iterator[None]:
             yield
         finally:
             remove()
-
-
-def _ignored(names: Sequence[str]) -> str:
-    """Which files were ignored because of their suffix: how many of each suffix, and the first three."""
-    counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)
-    suffixes = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))
-    more = f" and {len(counts) - 5} other suffixes" if len(counts) > 5 else ""
-    return (
-        f"ignored because of their suffix: {suffixes}{more} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-    )
 
 
 def _assigned(recipe: Recipe, found: inputs.Found, report: Report) -> tuple[list[str], list[Reject]]:

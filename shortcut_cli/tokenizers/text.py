@@ -250,7 +250,7 @@ class TextTokenizer(Tokenizer):
             self.model = self._trained(sources, assign, wanted)
         except VocabularyTooLarge as error:
             self.model = self._trained(sources, assign, error.largest)
-            return f"the training split fills only {error.largest} of the {wanted} pieces of tokenizer.vocabulary"
+            return f"the training split fills only {error.largest:,} of the {wanted:,} pieces of tokenizer.vocabulary"
         return None
 
     def _trained(self, sources: Sequence[Source], assign: Assign, vocabulary: int) -> bytes:

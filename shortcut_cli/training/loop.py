@@ -290,7 +290,7 @@ def _run(trainer: Trainable, asked: Callable[[], int | None], keeper: Keeper | N
             trainer.save()
             trainer.saved_all()
             raise Interrupted(
-                f"stopped at step {state.step} of {config.steps}; the state is saved in {trainer.folder}",
+                f"stopped at step {state.step:,} of {config.steps:,}; the state is saved in {trainer.folder}",
                 "run the same command again to resume",
                 exit_code=code,
             )

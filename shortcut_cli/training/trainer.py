@@ -154,7 +154,7 @@ class Trainer:
         return (
             f"{self.recipe.model.name}: {count['total']:,} parameters ({count['non_embedding']:,} non-embedding), "
             f"{flops / 1e6:.1f} training MFLOPs per token {computed}; {tokens:,} training tokens, "
-            f"{epochs:.2f} epochs"
+            f"{epochs:,.2f} epochs"
             + (f"\n{lineage.told(self.lineage, self.shards.tokenizer['fingerprint'])}" if self.lineage else "")
         )
 
