@@ -340,7 +340,7 @@ def _explain(problem: Any) -> str:
 
 
 def _near(problems: Iterable[Any], kind: type[AnyRecipe], tree: Mapping[str, Any], settings: Sequence[Setting]) -> str:
-    """A hint: for the first unknown key, the nearest key that exists."""
+    """A hint: for the first unknown key, the nearest key that exists; else a recipe of the domain."""
     for problem in problems:
         if problem["type"] == "extra_forbidden":
             key = _key(problem["loc"])
@@ -351,7 +351,10 @@ def _near(problems: Iterable[Any], kind: type[AnyRecipe], tree: Mapping[str, Any
                 return f"{asked} is a key of the tokenizer {' or '.join(owners)}"
             section = [one for one in known if one.startswith(f"{asked.partition('.')[0]}.")]
             return registry.did_you_mean(asked, known, section or kind.model_fields)
-    return "`shortcut recipes show music` prints a complete recipe; docs/recipes.md lists every key"
+    given = tree.get("tokenizer")
+    domain = given.get("name") if isinstance(given, Mapping) else None
+    name = "codec-mini" if kind is CodecRecipe else registry.DEFAULT_RECIPES.get(str(domain), "music")
+    return f"`shortcut recipes show {name}` prints a complete recipe; docs/recipes.md lists every key"
 
 
 def header(name: str) -> str:
