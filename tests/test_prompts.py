@@ -185,6 +185,16 @@ def test_as_much_is_given_as_was_asked_for(tmp_path):
         ids(seconds=0.1)
 
 
+@pytest.mark.parametrize(("name", "hint"), [("a.mid", "this run reads .txt, "), ("a.txt", ""), ("A.TXT", "")])
+def test_a_prompt_of_another_domain_comes_with_the_suffixes_of_this_one(tmp_path, name, hint):
+    tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars", alphabet="ab"))
+    (tmp_path / name).write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="can't be used: is not UTF-8") as refused:
+        Prompt(tmp_path / name, None).ids(tokenizer)
+    assert refused.value.hint.startswith(hint)
+    assert bool(refused.value.hint) == bool(hint)
+
+
 def test_a_text_has_tokens_and_no_seconds(tmp_path):
     tokenizer = TextTokenizer(TextOptions(name="text", algorithm="chars", alphabet="abc"))
     assert Prompt(None, "abcab", {"tokens": 4}).ids(tokenizer).tolist() == [0, 1, 2, 0]

@@ -80,7 +80,9 @@ class Prompt:
             ids = self._all(tokenizer)
             return ids[: self._count(tokenizer, ids)]
         except Rejected as reason:
-            raise UsageError(f"{self.name} can't be used: {reason}") from reason
+            own = self.path is None or self.path.name.lower().endswith(tokenizer.suffixes)
+            hint = "" if own else f"this run reads {', '.join(tokenizer.suffixes)}"
+            raise UsageError(f"{self.name} can't be used: {reason}", hint) from reason
 
     def _all(self, tokenizer: Tokenizer) -> np.ndarray:
         if self.text is None:
