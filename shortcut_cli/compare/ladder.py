@@ -144,8 +144,10 @@ def gain(ladder: Ladder, cost: float, difference: float, noise: Noise) -> dict[s
     first, last = ladder.at(math.exp(least)), ladder.at(math.exp(most))
     _, b, c = ladder.coefficients
     fallen = float((first - last) @ ladder.means)
-    if fallen <= noise.reach(float((first - last) @ (first - last))) or max(b + 2 * c * least, b + 2 * c * most) >= 0:
+    if fallen <= noise.reach(float((first - last) @ (first - last))):
         return {"reason": "the loss of the ladder does not fall clearly with its cost"}
+    if max(b + 2 * c * least, b + 2 * c * most) >= 0:
+        return {"reason": "the curve of the ladder rises at an end"}
     place, loss = math.log(cost), ladder.loss(cost) + difference
 
     def above(other: float) -> float:
