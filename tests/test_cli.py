@@ -688,9 +688,10 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     result["layers"] += [{"state": "layer 1"} | dict(zip(keys, (1.5, 0.75, 0.125, 6.0, 7.0), strict=True))]
     result["cka"] = {"states": ["embedding", "layer 1"], "matrix": [[1.0, 0.3], [0.3, 1.0]]}
     calls = replaced(monkeypatch, pipeline, "look", result)
-    flags = ("--prompt", "p", "--prompt-tokens", 7, "--shards", "s", "--split", "test", "--windows", 3)
-    flags = (*flags, "--out", "o", "--device", "cpu:0")
-    call("attention", "--ckpt", ckpt, *flags, "--json")
+    flags = ("--windows", 3, "--out", "o", "--device", "cpu:0")
+    call("attention", "--ckpt", ckpt, "--prompt", "p", "--prompt-tokens", 7, *flags, "--json")
+    assert printed(capsys) == result
+    call("attention", "--ckpt", ckpt, "--shards", "s", "--split", "test", *flags, "--json")
     assert printed(capsys) == result
     call("attention", "--ckpt", ckpt, "--device", "cpu")
     assert "attention: 8 tokens, 1.5000 nats per token" in " ".join(capsys.readouterr().out.split())
@@ -700,7 +701,8 @@ def test_the_options_of_attention_reach_its_stage(monkeypatch, capsys, ckpt):
     ]
     assert "weight: mean weight in the sum;" in str(tables.attention(Path("o"), result | {"softmax": False}).title)
     assert calls == [
-        ((ckpt, prompts.Given("p", tokens=7), Path("s"), "test", 3, Path("o")), {"device": "cpu:0"}),
+        ((ckpt, prompts.Given("p", tokens=7), None, "val", 3, Path("o")), {"device": "cpu:0"}),
+        ((ckpt, prompts.Given(), Path("s"), "test", 3, Path("o")), {"device": "cpu:0"}),
         ((ckpt, prompts.Given(), None, "val", 64, ckpt.parent / "attention"), {"device": "cpu"}),
     ]
     assert list(tables.attention_rows(result)) == [

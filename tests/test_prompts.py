@@ -147,7 +147,7 @@ def test_options_that_do_not_go_together_are_refused(options, words):
 class Frames(SimpleNamespace):
     """A tokenizer of frames of three ids, two of which are a second."""
 
-    extension = ".frames"
+    extension, suffixes = ".frames", (".frames",)
 
     def prompt(self, path, limit=None):  # noqa: ARG002
         return np.frombuffer(path.read_bytes(), np.uint8).astype(np.int64)

@@ -49,7 +49,7 @@ class Varied(Constraint):
 class Marks:
     """A tokenizer of files whose bytes are ids."""
 
-    eos, extension = EOS, ".marks"
+    eos, extension, suffixes = EOS, ".marks", (".marks",)
 
     def __init__(self):
         self.constraints = []
