@@ -691,7 +691,7 @@ def test_files_that_are_too_few_leave_no_parts(tmp_path, monkeypatch):
         dataset.stage([str(tmp_path / "one.wav")], folder, CodecDataConfig(), n_workers=1, report=quiet)
     assert [path.name for path in folder.iterdir()] == ["rejects.jsonl"]
     (tmp_path / "none").mkdir()
-    with pytest.raises(UsageError, match="^no .wav .*none$"):
+    with pytest.raises(UsageError, match=r"^no \.wav .*none$"):
         dataset.stage([str(tmp_path / "none")], tmp_path / "b", CodecDataConfig(), n_workers=1, report=quiet)
     assert not (tmp_path / "b").exists()
 
