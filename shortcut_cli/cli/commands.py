@@ -409,8 +409,9 @@ def _task(given: str) -> tuple[int, int]:
 
 def _check_ray(executor: str, flags: Mapping[str, object]) -> None:
     """Raise UsageError if a flag is given, which is for Ray alone, without --executor ray."""
-    for flag in [] if executor == "ray" else [flag for flag, given in flags.items() if given]:
-        raise UsageError(f"{flag} is for --executor ray", f"add --executor ray, or leave out {flag}")
+    for flag, given in flags.items():
+        if given and executor != "ray":
+            raise UsageError(f"{flag} is for --executor ray", f"add --executor ray, or leave out {flag}")
 
 
 def _count(workers: int | None) -> int:
