@@ -14,10 +14,11 @@ rate, of which the best of --rates counts.
 
 nanoGPT runs first, at each rate (min_lr is a tenth of it); its losses are the goals. nanochat's model and optimizer
 have the hyperparameters and the schedules of its scripts/base_train.py, scaled to batch and model as that script does,
-times each factor in --nanochat-rates. `shortcut train` has the recipe and the settings of --ours, in each of
---precisions; loss and times of a length are means over --seeds. Both train at --lengths steps, shortest first, until
-the goals are reached: the time of a goal is that of the whole shortest run that reaches it, from its first step to its
-last.
+times each factor in --nanochat-rates. `shortcut train` has the recipe with the settings of SHORT (how they were found:
+docs/experiments.md) and those of --ours, in each of --precisions; loss and times of a length are means over --seeds.
+Lengths of both grow by a quarter until a goal is reached, at most to as many tokens as nanoGPT sees, and are then
+narrowed down to 3 %; or they are --lengths, shortest first. The time of a goal is that of the whole shortest run that
+reaches it, from its first step to its last.
 
 All train on the ids of the same training split, have the same layers, width, heads and context (parameters are
 printed) and are scored by the same code on the same windows of the validation split, spread evenly over it. Validation
@@ -50,19 +51,55 @@ from shortcut_cli.config import reading
 from shortcut_cli.data.shards import Shards
 from shortcut_cli.data.workers import keep_freed_memory
 from shortcut_cli.inference import runs
+from shortcut_cli.kernels import bf16
 from shortcut_cli.models.loss import loss as cross_entropy
 from shortcut_cli.stages.preparation import prepare
 from shortcut_cli.stages.training import train
 from shortcut_cli.training.trainer import Trainer, validation_starts
 
+README_STEPS = 2000
 README_FLAGS = [
     *("--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12"),
-    *("--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
+    *(
+        "--n_layer=4",
+        "--n_head=4",
+        "--n_embd=128",
+        f"--max_iters={README_STEPS}",
+        f"--lr_decay_iters={README_STEPS}",
+        "--dropout=0.0",
+    ),
 ]
 NANOCHAT_OPTIONS = (  # of scripts/base_train.py, whose defaults are used
     *("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr"),
     *("weight_decay", "warmup_steps", "warmdown_ratio", "final_lr_frac"),
 )
+SETTINGS = [
+    *("train.optimizer=muon", "train.schedule=wsd", "train.decay=1", "train.min_lr=0", "train.momentum_warmup=200"),
+    *("model.init=fan_in", "model.qk_norm=false"),
+]
+PIECES = [
+    *("train.lr=0.016", "train.matrix_lr=2.5", "train.batch_size=4", "train.momentum=0.9", "train.beta1=0.8"),
+    *("train.warmup=10", "model.tied=false", "model.activation=gelu"),
+]
+SHORT = {  # settings of short runs, by what is learned
+    "letters": [
+        *("train.lr=0.016", "train.matrix_lr=2.5", "train.batch_size=10", "train.momentum=0.85", "train.warmup=20"),
+        *("model.tied=false", "model.activation=relu2"),
+    ],
+    "text": PIECES,
+    "midi": PIECES,
+    "audio": [
+        *(
+            "train.lr=0.1",
+            "train.matrix_lr=0.375",
+            "train.batch_size=3",
+            "train.momentum=0.8",
+            "train.momentum_warmup=1",
+        ),
+        *("train.beta1=0.8", "train.warmup=3", "model.tied=true", "model.activation=relu2"),
+    ],
+}
+GROWTH, NARROW = 1.25, 0.03  # of the lengths that are tried
 NANOCHAT_BATCH = 2**19  # tokens: B_REF of scripts/base_train.py
 SCORED_TOKENS = 2**17  # of the validation split, at most
 
@@ -343,6 +380,25 @@ def search(who, goals, lengths, run):
     return found
 
 
+def narrowed(who, goals, last, run):
+    """The same at steps that grow up to `last`; those that reach a goal are narrowed down."""
+    found = {}
+
+    def reaches(steps, goal):
+        if steps not in found:
+            found[steps] = show(who, run(steps))
+        return found[steps]["loss"] <= goal
+
+    for goal in sorted(goals.values(), reverse=True):
+        low, high = 0, max(1, last // 10)
+        while not reaches(high, goal) and high < last:
+            low, high = high, min(last, math.ceil(high * GROWTH))
+        while reaches(high, goal) and high - low > max(1, NARROW * high):
+            middle = (low + high) // 2
+            low, high = (low, middle) if reaches(middle, goal) else (middle, high)
+    return list(found.values())
+
+
 def over_seeds(task, settings, steps, seeds):
     """Means over the seeds, whose own losses are kept."""
     found = [one(ours, task, [*settings, f"train.seed={seed}"], steps) for seed in range(1, seeds + 1)]
@@ -406,16 +462,17 @@ def parse():
     parser.add_argument("--nanochat", metavar="FOLDER")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="for the letters' shards and result.json")
     parser.add_argument("--recipe", default="text", help="shards: the recipe that they were prepared with")
-    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe")
-    parser.add_argument("--precisions", nargs="*", default=["fp32"], choices=["fp32", "bf16"], help="of ours")
-    parser.add_argument("--seeds", type=int, default=1, help="of ours")
+    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of the recipe")
+    usual = ["fp32", "bf16"] if bf16.native() else ["fp32"]
+    parser.add_argument("--precisions", nargs="*", default=usual, choices=["fp32", "bf16"], help="of ours")
+    parser.add_argument("--seeds", type=int, default=2, help="of ours")
     parser.add_argument("--rates", type=numbers, help="nanoGPT's; default: its own, 2 and 4 times that")
     parser.add_argument("--nanochat-rates", type=numbers, default=[1.0], help="factors on its own rates")
-    parser.add_argument("--lengths", type=numbers, default=[250, 350, 500, 700, 1000, 1400, 2000])
-    parser.add_argument("--nanochat-lengths", type=numbers, help="default: --lengths")
-    parser.add_argument("--steps", type=int, default=1000, help="shards: nanoGPT's")
-    parser.add_argument("--batch", type=int, default=16, help="shards: windows per step")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--lengths", type=numbers, help="steps of ours; default: searched for")
+    parser.add_argument("--nanochat-lengths", type=numbers, help="default: --lengths, or searched for")
+    parser.add_argument("--steps", type=int, default=200, help="shards: nanoGPT's")
+    parser.add_argument("--batch", type=int, default=8, help="shards: nanoGPT's windows per step")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--eager", action="store_true", help="nanochat's model without torch.compile")
     parser.add_argument("--goal", type=float, help="nats per token, in place of running nanoGPT")
     options = parser.parse_args()
@@ -430,7 +487,11 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     options.path = str(Path(options.path).resolve())
     task = letters(options.path, out, options.threads) if options.task == "letters" else from_shards(options)
-    settings = list(options.ours)
+    recipe = reading.read(task.recipe, task.settings())
+    domain = "letters" if options.task == "letters" else recipe.tokenizer.name
+    settings = [*SETTINGS, *SHORT[domain], *options.ours]
+    tokens = task.batch * (README_STEPS if options.task == "letters" else options.steps)  # in windows
+    last = tokens // reading.read(task.recipe, [*task.settings(), *settings]).train.batch_size
     print(
         f"torch {torch.__version__}, {options.threads} threads, {torch.backends.cpu.get_cpu_capability()}, "
         f"{platform.machine()}, load {os.getloadavg()[0]:.1f}"
@@ -447,17 +508,22 @@ def main():
     goals = {"goal": options.goal} if not peers else {"own flags": peers[0]["loss"]}
     if peers:
         goals["best rate"] = min(run["loss"] for run in peers)
-    found, lengths = list(peers), [int(steps) for steps in options.lengths]
-    theirs = [int(steps) for steps in options.nanochat_lengths or lengths]
+    found = list(peers)
+
+    def tried(who, lengths, last, run):
+        found.extend(search(who, goals, map(int, lengths), run) if lengths else narrowed(who, goals, last, run))
+
     for factor in options.nanochat_rates if options.nanochat else []:
         chat = (options.nanochat, factor)
-        found += search(
-            "nanochat", goals, theirs, lambda n, chat=chat: one(nanochat, task, *chat, n, not options.eager)
+        lengths = options.nanochat_lengths or options.lengths
+        tried(
+            *("nanochat", lengths, tokens // task.batch),
+            lambda n, chat=chat: one(nanochat, task, *chat, n, not options.eager),
         )
     for precision in options.precisions:
         given = [*settings, f"train.precision={precision}"]
         who = "shortcut" if precision == "fp32" else "in bf16"
-        found += search(who, goals, lengths, lambda n, given=given: over_seeds(task, given, n, options.seeds))
+        tried(who, options.lengths, last, lambda n, given=given: over_seeds(task, given, n, options.seeds))
     summary = conclude(goals, peers, found)
     (out / "result.json").write_text(
         json.dumps({"task": asdict(task), "ours": settings, "runs": found, **summary}, indent=1)
