@@ -50,6 +50,16 @@ def place(name: str) -> Path:
     return Path(name[len("file://") :] if name.lower().startswith("file://") else name)
 
 
+def check_known(path: Path | str) -> None:
+    """Raise UsageError if a path at which nothing was found may exist: a folder above it can't be searched."""
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}", "a folder above it does not let you in") from error
+    except (OSError, ValueError):  # ValueError: it holds a NUL
+        pass
+
+
 def check_out(folder: Path) -> None:
     """Raise UsageError if a folder can't be made, since a link that leads nowhere is in its place, or above it."""
     for path in (folder, *folder.parents):

@@ -1,6 +1,7 @@
 """What is wrong with a command is said before torch is loaded, if the arguments and the file system are enough."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,18 @@ for arguments in json.loads(sys.argv[1]):
         commands.dispatch(arguments)
     except ShortcutError as error:
         print(json.dumps([error.exit_code, error.message, "torch" in sys.modules]))
+"""
+LOOKED_AT = """
+import json, sys
+from shortcut_cli.cli import commands
+from shortcut_cli.cli.signals import translated
+from shortcut_cli.errors import ShortcutError
+for arguments in json.loads(sys.argv[1]):
+    try:
+        commands.dispatch(arguments)
+    except (ShortcutError, OSError) as error:
+        shown = translated(error)
+        print(json.dumps([shown.exit_code, shown.message]))
 """
 SHARDS = "--recipe text-tiny --set data.shards=shards"
 CASES = {
@@ -107,6 +120,45 @@ def test_what_the_arguments_alone_show_is_said_before_torch_is_loaded(text_run):
         assert code == (5 if "can't be used" in words else 2), (line, code)
         assert words in message, (line, message)
         assert not heavy, line
+
+
+LOCKED = [
+    *("train --recipe locked/a.toml", "recipes show locked/a.toml", "recipes copy locked/a.toml b.toml"),
+    *("recipes copy text locked/a.toml", "prepare text locked/a.txt --out s", "prepare text 'locked/*.txt' --out s"),
+    *("run --recipe text-tiny locked/a.txt", "train --recipe text-tiny --set data.shards=locked/s"),
+    *(
+        f"train {SHARDS} --out locked/r",
+        f"train {SHARDS} --init-from locked/r",
+        f"compare {SHARDS} --models gpt --out locked/c",
+    ),
+    *("eval --ckpt locked/r", "eval --ckpt locked/run.pt", "eval --ckpt gpt --shards locked/s"),
+    *(
+        "eval --ckpt gpt --files locked/a.txt",
+        "sample --ckpt gpt --prompt locked/a",
+        "sample --ckpt gpt --prompt locked/a.txt",
+    ),
+    *("sample --like locked/a.json", "attention --ckpt locked/r", "inspect locked/s", "inspect locked/a.toml"),
+    *("report locked/r", "runs locked/r", "diff locked/r gpt", "codec eval locked/codec.pt texts"),
+    *("codec train locked/a.wav", "prove tokens locked/s", "prove tokens shards locked/a.txt"),
+]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read and write everywhere")
+def test_what_lies_in_a_folder_that_lets_nobody_in_is_not_said_to_be_missing(text_run, tmp_path):
+    # Root drops the capabilities that let it ignore permissions.
+    as_others = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    for name in ("shards", "gpt", "texts"):
+        (tmp_path / name).symlink_to(text_run / name)
+    (tmp_path / "locked").mkdir(mode=0)
+    command = [*as_others, sys.executable, "-c", LOOKED_AT, json.dumps([shlex.split(line) for line in LOCKED])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(LOCKED), done.stderr
+    for line, (code, message) in zip(LOCKED, found, strict=True):
+        assert code in (1, 2), line
+        assert "Permission denied" in message, (line, message)
+        assert "locked" in message, (line, message)
+        assert "exist" not in message, (line, message)
 
 
 @pytest.fixture

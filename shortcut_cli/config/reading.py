@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from shortcut_cli import registry
+from shortcut_cli import files, registry
 from shortcut_cli.config import writing
 from shortcut_cli.config.schema import AnyRecipe, CodecRecipe, Recipe, is_text, keys, known_keys, schema
 from shortcut_cli.errors import UsageError
@@ -46,7 +46,7 @@ def names() -> list[str]:
 def find(name: str) -> Path:
     """The file that a `--recipe` argument names: a path, or the name of a recipe that comes with shortcut.
 
-    Raises UsageError if there is no such file.
+    Raises UsageError if there is no such file, or that can't be known.
     """
     path = Path(name)
     named = path.suffix == ".toml" or "/" in name
@@ -58,6 +58,7 @@ def find(name: str) -> Path:
         raise UsageError(f"recipe {name} is a folder", "name the .toml file in it, or a recipe of `recipes list`")
     if os.path.exists(path):
         raise UsageError(f"recipe {name} is no regular file", "a recipe is a text file in UTF-8")
+    files.check_known(path)
     if named:
         there = path.with_name(f"{path.name}.toml")
         raise UsageError(

@@ -166,6 +166,7 @@ def _expand(argument: str) -> list[Path]:
         return [Path(argument)]
     matches = sorted(glob.glob(argument, recursive=True, include_hidden=False))
     if not matches:
+        files.check_known(argument)
         raise UsageError(f"{argument} does not exist", "give folders, files or globs; quote globs for `**`")
     fixed = Path(argument[: MAGIC.search(argument).start()].rpartition("/")[0] or ".")  # type: ignore[union-attr]
     return [path for match in matches if not _within_ours(path := Path(match), fixed)]

@@ -154,10 +154,13 @@ def found(given: Given, kind: type[Tokenizer]) -> Prompt | None:
     there = bool(said) and os.path.lexists(said)
     name = said if len(said) <= MOST_SHOWN else f"{said[:MOST_SHOWN]} ..."
     wrong = f"prompt {name} {'is not a file' if there else 'does not exist'}"
+    word = not any(map(str.isspace, said))
+    like_a_path = there or (word and "/" in said) or said.lower().endswith(kind.suffixes)
+    if like_a_path or not kind.is_text:
+        files.check_known(said)
     if not kind.is_text:
         raise UsageError(wrong, f"the path of a {kind.extension} file; only a text can be given itself")
-    word = not any(map(str.isspace, said))
-    if there or (word and "/" in said) or said.lower().endswith(kind.suffixes):
+    if like_a_path:
         raise UsageError(f"{wrong}, and looks too much like a path to be a text", f"check the path; {THROUGH_A_PIPE}")
     return Prompt(None, _text(os.fsencode(said), "--prompt"), given.limit, given.only_new)
 
