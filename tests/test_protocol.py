@@ -336,6 +336,30 @@ def test_a_pair_is_one_contrast_whichever_way_it_is_named(scripted):
     assert named == [("shortcut", scripts.WIDER), ("late_kv", "gpt"), ("shortcut", "gpt"), ("late_kv", "shortcut")]
 
 
+def test_a_contrast_that_is_there_already_counts_once_and_is_said_so(scripted):
+    alone = scripted("shortcut", match="none", seeds=3)
+    scripted.notes.clear()
+    (entry,) = alone["contrasts"]
+    assert entry["level"] == pytest.approx(0.05)
+    assert entry["p_holm"] == pytest.approx(entry["p"])
+    pairs = [("shortcut", "gpt"), ("gpt", "shortcut")]
+    assert scripted("shortcut", match="none", seeds=3, pairs=pairs) == alone
+    assert scripted.notes == [
+        f"--contrast {pair} is among the contrasts already (shortcut:matched): it counts once"
+        for pair in ("shortcut:gpt", "gpt:shortcut")
+    ]
+
+
+def test_the_plain_model_counts_once_if_it_is_the_only_baseline(scripted):
+    pairs = [("late_kv", "gpt"), ("shortcut", "gpt"), ("gpt", "shortcut")]  # gpt is not the baseline of shortcut
+    result = scripted("shortcut", "late_kv", seeds=2, pairs=pairs)
+    assert [entry["baselines"] for entry in result["contrasts"][:2]] == [[scripts.WIDER, scripts.DEEPER], ["gpt"]]
+    assert result["looks"]["family"] == ["shortcut:matched", "late_kv:matched", "gpt:shortcut"]
+    (first, second) = [note for note in scripted.notes if note.startswith("--contrast")]
+    assert first.startswith("--contrast late_kv:gpt is among the contrasts already (late_kv:matched)")
+    assert second.startswith("--contrast gpt:shortcut is among the contrasts already (gpt:shortcut)")
+
+
 def diverging(script, *which):
     """Let runs of (label, rate, seed), any of which may be None, diverge."""
     write = script.write

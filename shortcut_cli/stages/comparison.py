@@ -95,7 +95,7 @@ def compare(
         with stop as asked:
             runner.asked = asked
             arms = plan(resolved, models, vocabulary, match, runner.step_seconds, rungs)
-            named = _named(arms, pairs, rungs)
+            named = _named(arms, pairs, rungs, report)
             _warn(arms, vocabulary, match, bool(rungs), report)
             files.write(out / COMPARISON, to_json(kept, indent=1) + "\n")  # a command that is wrong leaves nothing
             rates = list(lrs) or [resolved.train.lr]
@@ -153,12 +153,23 @@ def _page(out: Path) -> dict[str, str]:
     return attempted(lambda: assemble.write([out])["report"])
 
 
-def _named(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str]) -> list[Named]:
-    """The contrasts that are named before anything is trained, each once."""
+def _named(
+    arms: Mapping[str, Arm], pairs: Sequence[tuple[str, str]], rungs: Sequence[str], report: Report
+) -> list[Named]:
+    """The contrasts that are named before anything is trained, each once; a note says which was named again."""
     asked = [label for label, arm in arms.items() if arm.role == "asked"]
-    named = [Named(label, LADDER) if rungs else Named(label, "", matched=True) for label in asked]
-    named += [Named(*pair) for pair in pairs]
-    return list({one.name: one for one in reversed(named)}.values())[::-1]
+    every = [Named(label, LADDER) if rungs else Named(label, "", matched=True) for label in asked]
+    named = {one.name: one for one in every}
+    for pair in pairs:
+        # That of an arm with its only baseline, as with --match none, has the arm's own name.
+        only = [arm for arm, other in (pair, pair[::-1]) if arms[arm].baselines == [other]]
+        one = Named(only[0], "", matched=True) if only else Named(*pair)
+        if one.name in named:
+            report(
+                Note(text=f"--contrast {':'.join(pair)} is among the contrasts already ({one.name}): it counts once")
+            )
+        named.setdefault(one.name, one)
+    return [*named.values()]
 
 
 def _warn(arms: Mapping[str, Arm], vocabulary: int, match: Match, laddered: bool, report: Report) -> None:
