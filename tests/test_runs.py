@@ -15,6 +15,7 @@ import shortcut_cli
 from shortcut_cli import files
 from shortcut_cli.cli import tables
 from shortcut_cli.errors import CheckFailed, Interrupted, UsageError
+from shortcut_cli.formatting import cell
 from shortcut_cli.inference import runs as opening
 from shortcut_cli.kernels import bf16
 from shortcut_cli.stages import pipeline, runs
@@ -64,6 +65,26 @@ def test_a_folder_lists_its_runs_with_their_scores(some):
     assert "nothing was validated yet" in begun["problem"]
     assert "run.pt can't be read: it is truncated" in damaged["problem"]
     assert (damaged["model"], damaged["scores"]) == ("", {})
+
+
+def test_the_description_of_a_scored_run_has_its_scores(some, tmp_path):
+    run = some / "text" / "gpt-s1"
+    kept = json.loads((run / "eval.json").read_text())["splits"]["test"]
+    for path in (run, run / "run.pt"):
+        found = json.loads(shortcut("inspect", path, "--json", cwd=tmp_path).stdout)["scores"]
+        assert found.keys() == {"validation", "test"}
+        assert found["validation"] == checkpoint.load(run / "run.pt")["scores"]["validation"]
+        assert found["test"] == {key: kept[key] for key in found["test"]}
+        assert found["test"].keys() > {"nats_per_token", "interval_95", "bits_per_unit", "unit"}
+    lines = shortcut("inspect", run, cwd=tmp_path).stdout.splitlines()
+    (shown,) = [line.split("\u2502")[2].strip() for line in lines if "scores.test.bits_per_unit" in line]
+    assert shown == cell(kept["bits_per_unit"])
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint.save(tmp_path / "run" / "run.pt", checkpoint.load(run / "run.pt") | {"step": 3})
+    told = json.loads(shortcut("inspect", "run", "--json", cwd=tmp_path).stdout)
+    assert told["scores"].keys() == {"validation"}  # the score is of another checkpoint
+    (tmp_path / "run" / "eval.json").write_text("{")
+    assert "eval.json is damaged" in shortcut("inspect", "run", cwd=tmp_path, check=4).stderr
 
 
 def test_a_run_folder_lists_itself(some):

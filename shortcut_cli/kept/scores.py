@@ -24,6 +24,7 @@ from shortcut_cli.kept.inputs import differences, is_finite, is_number, move_awa
 
 NAME = "eval.json"
 NUMBERS = ("nats_per_token", "unigram_entropy", "perplexity", "accuracy", "bits_per_unit")  # or None: not known
+LISTED = ("nats_per_token", "interval_95", "perplexity", "accuracy", "bits_per_unit", "unit", "documents", "tokens")
 LONGEST = 200  # characters of a text of a score that is shown
 SUMS = re.compile(r"eval-(train|val|test|files)(-[0-9a-f]{12})?\.npz")  # what `keep` calls the sums of a score
 Score = dict[str, Any]
@@ -86,6 +87,12 @@ def of_checkpoint(folder: Path, checkpoint_sha256: str) -> dict[str, Score]:
         and groups(folder, score)
         and _is_unaltered(score)
     }
+
+
+def listed(folder: Path, checkpoint_sha256: str) -> dict[str, Score]:
+    """As `of_checkpoint`; of each score what is listed beside other things that are known of a run."""
+    found = of_checkpoint(folder, checkpoint_sha256)
+    return {split: {key: score.get(key) for key in LISTED} for split, score in found.items()}
 
 
 def left_out(folder: Path, checkpoint_sha256: str) -> list[str]:

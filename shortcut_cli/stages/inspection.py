@@ -11,6 +11,7 @@ from shortcut_cli import files
 from shortcut_cli.config import reading
 from shortcut_cli.data import shards
 from shortcut_cli.errors import CheckFailed, UsageError
+from shortcut_cli.kept import scores
 from shortcut_cli.training import conditions, tensor_file
 
 # Whose folders are unfinished without one of the files that are looked for here; those of samples never have one.
@@ -101,7 +102,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "forward_flops_per_token": run.model.flops(context) // context,
         "cache_bytes_per_token": run.model.cache_bytes_per_token(),
         "step": run.content["step"],
-        "scores": run.content["scores"],
+        "scores": run.content["scores"] | scores.listed(path.parent, files.sha256(path)),
         "tokenizer": run.content["tokenizer"]["fingerprint"],
         "shards": run.content["shards"],
         "versions": run.content["versions"],

@@ -21,7 +21,6 @@ from shortcut_cli.training.pickle_program import Described
 RESULTS = ("run.pt", "codec.pt")
 STATES = ("resume.pt", "resume.prev.pt")
 OWNERS = ("shortcut train", "shortcut codec train")
-SHOWN = ("nats_per_token", "interval_95", "perplexity", "accuracy", "bits_per_unit", "unit", "documents", "tokens")
 COUNTS = ("seed", "steps")
 UNKNOWN: dict[str, Any] = {
     "kind": "",
@@ -174,8 +173,7 @@ def _scores(place: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     """What `eval` has found for a run.pt on the splits of its own shards, by split."""
     if entry["kind"] != "checkpoint" or not entry["checkpoint_sha256"]:
         return {}
-    found = scores.of_checkpoint(place, entry["checkpoint_sha256"])
-    return {"scores": {split: {key: score.get(key) for key in SHOWN} for split, score in found.items()}}
+    return {"scores": scores.listed(place, entry["checkpoint_sha256"])}
 
 
 def difference(first: Path, second: Path) -> dict[str, Any]:
