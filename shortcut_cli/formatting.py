@@ -23,7 +23,10 @@ UNSEEN = re.compile(
     "|(?<![^\x00-\x7f])(?<![#*0-9])[\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 
+DIGITS = 4  # of a float
 MOST_PLACES = 4  # decimals of numbers of which some are 1 or more
+TINY_PLACES = 6  # decimals of numbers below 1, as long as each has two digits there; beyond, all have a power of ten
+MOST_DIGITS = 17  # that tell any two floats apart
 PREFIXES = " KMBT"  # thousands, millions, 1e9, 1e12: of large numbers in terminals and on pages, bytes excepted
 
 
@@ -73,7 +76,7 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:z,.4g}"
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:z,.{DIGITS}g}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(cell, alike(value) if all(isinstance(one, float) for one in value) else value))}]"
     return str(value)
@@ -87,7 +90,9 @@ def counted(count: int, what: str) -> str:
 def alike(values: Sequence[Any]) -> list[Any]:
     """Values as `cell` has them, but with one number of decimals: the most that any of them has there.
 
-    As they are if they are not all numbers or lists of numbers, or are too far apart for one form.
+    If `cell` would give one of them a power of ten, all have one, or none: those below 1 have TINY_PLACES decimals
+    then, if that is enough. As they are if they are not all numbers or lists of numbers, or are too far apart for one
+    number of decimals.
     """
     numbers = [number for value in values for number in (value if isinstance(value, (list, tuple)) else [value])]
     numbers = [number for number in numbers if number is not None]
@@ -96,22 +101,43 @@ def alike(values: Sequence[Any]) -> list[Any]:
         return [*values]
     finite = [one for one in numbers if math.isfinite(one)]
     written, largest = [cell(one) for one in finite], max(map(abs, finite))
+    if any("e" in one for one in written):
+        smallest = min(abs(one) for one in finite if one)
+        if largest < 1 and smallest >= 10 ** (1 - TINY_PLACES):
+            return [_formed(value, f"z.{TINY_PLACES}f") for value in values]
+        powers = [f"{one:.{DIGITS - 1}e}".partition("e")[0].rstrip("0") for one in finite]
+        return [_formed(value, f"z.{max(len(one.partition('.')[2]) for one in powers)}e") for value in values]
     places = max(len(one.partition(".")[2]) for one in written)
-    if any("e" in one for one in written) or largest >= 9999.5 or (largest >= 1 and places > MOST_PLACES):
+    if largest >= 9999.5 or (largest >= 1 and places > MOST_PLACES):
         return [*values]
-    return [_placed(value, places) for value in values]
+    return [_formed(value, f"z,.{places}f") for value in values]
 
 
-def _placed(value: Any, places: int) -> Any:
+def _formed(value: Any, form: str) -> Any:
+    """A number, or the numbers of a list, in one form."""
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(str(_placed(one, places)) for one in value)}]"
-    return value if value is None else f"{float(value):z,.{places}f}"
+        return f"[{', '.join(str(_formed(one, form)) for one in value)}]"
+    return value if value is None else format(float(value), form)
 
 
 def apart(first: Any, second: Any) -> tuple[Any, Any]:
-    """Two values as `alike` has them, or with all their digits if they differ and would look the same."""
+    """Two values as `alike` has them; if they differ and would look the same, with the fewest digits that show it."""
     one, other = alike([first, second])
-    return (repr(first), repr(second)) if first != second and cell(one) == cell(other) else (one, other)
+    if first == second or cell(one) != cell(other):
+        return one, other
+    for digits in range(DIGITS + 1, MOST_DIGITS + 1):
+        one, other = (_digits(value, digits) for value in (first, second))
+        if one != other:
+            return one, other
+    return repr(first), repr(second)
+
+
+def _digits(value: Any, digits: int) -> str:
+    """A value with this many significant digits of each number."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_digits(one, digits) for one in value)}]"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:z#,.{digits}g}" if number else cell(value)
 
 
 def rounded(value: float) -> str:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.console import Console
 from shortcut_cli.cli import bars, console, tables
 from shortcut_cli.cli.layout import Column, Typed, fit, shortened
 from shortcut_cli.events import Part, Progress, Whole
-from shortcut_cli.formatting import alike, cell, rounded
+from shortcut_cli.formatting import alike, apart, cell, rounded
 
 LONG = "runs/a-folder-with-a-long-name/shortcut_gated-lr0.0040000000000000001-s1234567890"  # more than 80 characters
 WIDE = "\u97f3\u697d-\u306e-\u30d5\u30a9\u30eb\u30c0"  # characters that take two columns of the screen
@@ -355,8 +355,52 @@ def test_the_numbers_of_a_column_have_one_form(values):
         assert len(text) >= len(cell(value))
 
 
+SIZES = st.floats(1e-12, 1e6) | st.floats(1e-5, 0.9999) | st.just(0.0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SIZES, st.sampled_from([-1, 1])).map(lambda one: one[0] * one[1]), min_size=1, max_size=8))
+@example([0.25, 2.3e-05])
+@example([0.0, -0.001579, -8.371e-05])
+@example([1e-05, 0.99999])
+@example([0.00009999996, 1e-9])
+def test_a_column_has_powers_of_ten_throughout_or_nowhere(values):
+    """Each number has what `cell` shows of it, four digits, or two at least if none has a power of ten."""
+    found = [cell(one) for one in alike([*values, None])][:-1]
+    assert len({"e" in text for text in found}) == 1
+    if not any("e" in cell(one) for one in values):
+        assert not any("e" in text for text in found)
+        return
+    assert len({len(text.partition("e")[0].partition(".")[2]) for text in found}) == 1
+    for text, value in zip(found, values, strict=True):
+        assert float(text) == pytest.approx(value, rel=0.0500001 if "e" not in text else 0.000500001)
+    assert alike([values]) == [f"[{', '.join(found)}]"]  # of an interval too
+
+
+def test_small_numbers_are_written_out_as_long_as_two_digits_are_left():
+    assert alike([0.25, 2.3e-05, None]) == ["0.250000", "0.000023", None]
+    assert alike([[0.002903, 0.005559], [-0.001579, -8.371e-05]]) == ["[0.002903, 0.005559]", "[-0.001579, -0.000084]"]
+    assert cell([-0.001579, -8.371e-05]) == "[-0.001579, -0.000084]"
+    assert alike([0.25, 1e-07, 0.0]) == ["2.5e-01", "1.0e-07", "0.0e+00"]
+    assert alike([1.5, 2.345e-05]) == ["1.500e+00", "2.345e-05"]
+
+
+@settings(deadline=None)
+@given(st.floats(1e-3, 1e3), st.integers(1, 12), st.booleans())
+@example(4.9451234567890123, 7, False)
+def test_values_that_differ_have_the_fewest_digits_that_show_it(value, place, listed):
+    other = value * (1 + 10.0**-place)
+    first, second = (cell(one) for one in (apart([value, 2.5], [other, 2.5]) if listed else apart(value, other)))
+    assert first != second
+    for text, one in zip((first, second), (value, other), strict=True):
+        shown = text.strip("[]").split(", ")[0]
+        assert float(shown.replace(",", "")) == pytest.approx(one, abs=0.5000001 * 10.0 ** -max(decimals(shown)), rel=0)
+    longest = max(len(re.sub(r"^0+", "", re.sub(r"\D", "", text.partition(",")[0]))) for text in (first, second))
+    assert longest <= max(4, place + 2) + 1  # digits: as many as differ, and rounding may need one more
+
+
 def test_what_is_not_of_one_kind_stays_as_it_is():
-    for values in ([1, 2], ["a", 1.5], [1e-7, 2.0], [12_345.0, 1.5], [True, 1.5], [None], [0.0123456, 12.3]):
+    for values in ([1, 2], ["a", 1.5], [12_345.0, 1.5], [True, 1.5], [None], [0.0123456, 12.3]):
         assert alike(values) == values
     assert alike([[0.5, -0.25], None, [1.0, 12.0]]) == ["[0.50, -0.25]", None, "[1.00, 12.00]"]
 
@@ -376,6 +420,7 @@ def test_runs_and_diff_show_numbers_of_one_form(width):
         assert len({one for text in numbers for one in decimals(text)}) <= 1 + ("byte" in str(row))
     assert "2.100" in str(cells)
     changes = {"train.lr": [0.001, 0.0005], "scores.loss": [2.00001, 2.00002], "train.steps": [9, 10], "x": [None, 1.5]}
+    changes |= {"bits": [4.945123456789012, 4.945987654321098], "test": [4.945123456789012, 4.9451298765432101]}
     lines = [
         line for part in tables.difference({"runs": ["a", "b"], "differences": changes}) for line in drawn(part, width)
     ]
@@ -383,4 +428,6 @@ def test_runs_and_diff_show_numbers_of_one_form(width):
     assert cells["train.lr"] == ["0.0010", "0.0005"]
     assert cells["scores.loss"] == ["2.00001", "2.00002"]
     assert cells["train.steps"] == ["9", "10"]
+    assert cells["bits"] == ["4.945", "4.946"]
+    assert cells["test"] == ["4.94512", "4.94513"]
     assert cells["x"] == ["-", "1.5"]
