@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -1342,6 +1343,49 @@ def test_an_empty_path_is_not_the_working_directory(monkeypatch, capsys, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("arguments", EMPTY_PATHS, ids=" ".join)
+def test_who_asks_for_help_gets_it_whatever_else_is_wrong(capsys, arguments):
+    for flag in ("--help", "-h"):
+        commands.dispatch([*arguments, flag])
+        assert capsys.readouterr().out.startswith("Usage: shortcut ")
+
+
+STRAY = {
+    "train text-tiny": "train --recipe text-tiny",
+    "train --seed 3 mine.toml --set train.steps=5": "train --seed 3 --recipe mine.toml --set train.steps=5",
+    "run text-tiny texts": "run --recipe text-tiny texts",
+    "run texts 'my recipe.toml'": "run texts --recipe 'my recipe.toml'",
+    "compare text-tiny --models gpt": "compare --recipe text-tiny --models gpt",
+    "prove resume text-tiny": "prove resume --recipe text-tiny",
+    "eval run": "eval --ckpt run",
+    "eval run.pt --split val": "eval --ckpt run.pt --split val",
+    "sample run -n 1": "sample --ckpt run -n 1",
+    "attention run": "attention --ckpt run",
+    # What may be meant is not known, or not where the flag belongs
+    "train none": ("what is missing is --recipe NAME|FILE", "train --help"),
+    "train --recipe text-tiny text": ("", "train --help"),
+    "sample none": ("", "sample --help"),
+    "doctor text-tiny": ("", "doctor --help"),
+    "train -- text-tiny": ("perhaps --recipe text-tiny was meant", None),
+    "train --out a.toml a.toml": ("perhaps --recipe a.toml was meant", None),
+}
+
+
+@pytest.mark.parametrize("line", STRAY)
+def test_a_stray_argument_is_named_with_the_option_that_may_be_meant(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/run.pt").touch()
+    with pytest.raises(UsageError) as refused:
+        commands.dispatch(shlex.split(line))
+    hint, then = ("", STRAY[line]) if isinstance(STRAY[line], str) else STRAY[line]
+    assert re.fullmatch(
+        r"unexpected argument (text|text-tiny|run|run\.pt|none|\w*( recipe)?\.toml)", refused.value.message
+    )
+    assert shlex.split(line).count(refused.value.message.removeprefix("unexpected argument "))
+    assert (refused.value.hint, refused.value.then) == (hint, f"shortcut {then}" if then else "")
+
+
 EMPTY = {"schema_version": 2, "contrasts": [], "notices": [], "gate": {"open": True}, "report": "c.html"}
 
 
@@ -1471,6 +1515,39 @@ def test_shards_that_are_missing_are_proposed_to_be_prepared_with_the_same_setti
     (tmp_path / "half" / ".shortcut").write_text("shortcut prepare")
     done = shortcut(*command, "--recipe", "text-tiny", "--set", "data.shards=half", cwd=tmp_path, check=2)
     assert "half is incomplete" in one_panel(done)
+
+
+@pytest.mark.parametrize(
+    ("given", "proposed"),
+    [
+        ("texts", "prepare text texts --recipe text-tiny {} --out shards/texts-2"),  # shards/texts is there
+        ("texts/000.txt", "prepare text texts/000.txt --recipe text-tiny {} --out shards/000"),
+        ("other", "prepare text PATH... --recipe text-tiny {} --out shards/other"),
+        ("run", "prepare text PATH... --recipe text-tiny {} --out shards/run"),  # of another command
+    ],
+)
+def test_shards_are_not_proposed_to_be_prepared_where_something_else_is(tmp_path, monkeypatch, capsys, given, proposed):
+    monkeypatch.chdir(tmp_path)
+    write_texts(Path("texts"))
+    for name, content in (("shards/texts/x", ""), ("other/x.mid", ""), ("run/.shortcut", "shortcut train\n")):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+    write_texts(Path("run/samples"), 2)  # a command of ours wrote them
+    sets = set_flags("tokenizer.vocabulary=300", "train.steps=2")
+    with pytest.raises(UsageError) as refused:
+        commands.dispatch(["train", "--recipe", "text-tiny", *sets, "--set", f"data.shards={given}"])
+    assert refused.value.then == f"shortcut {proposed.format('--set tokenizer.vocabulary=300')}"
+    line = shlex.split(refused.value.then.replace("PATH...", "texts"))[1:]
+    commands.dispatch(line)
+    assert (Path(line[-1]) / "manifest.json").is_file()
+    monkeypatch.setattr(sys, "argv", ["shortcut", "run", "--recipe", "text-tiny", "texts"])
+    with pytest.raises(UsageError) as refused:
+        commands.dispatch(["run", "--recipe", "text-tiny", "texts", "--set", f"data.shards={given}"])
+    *command, last = shlex.split(refused.value.then)
+    assert command == [*sys.argv, "--set"]
+    assert re.fullmatch(rf"data\.shards=shards/{Path(given).stem}(-\d)?", last)
+    assert not Path(last.partition("=")[2]).exists()
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("name", ["2024", "true", "nan", "inf", "1e400", "[1, 2]", "'a'", "a=b", "-x"])

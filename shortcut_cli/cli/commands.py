@@ -311,12 +311,18 @@ def _with_shards(recipe: str, resolved: "Recipe", given: list[str] | None) -> "R
             said = ", ".join(f"{key} = {writing.toml(value)}" for key, value in taken.items())
             console.note(f"the tokenizer's keys are those of {folder}: {said}")
         return resolved
-    parts = ["prepare", resolved.tokenizer.name, "PATH...", "--recipe", recipe]
-    for setting in given or []:
-        if setting.strip().startswith(("data.", "tokenizer.")):
-            parts += ["--set", setting]
     begun = files.owner(folder) == "shortcut prepare"
     state = "is incomplete (it has no manifest.json)" if begun else "is not a shards folder (it has no manifest.json)"
+    from shortcut_cli.stages import early
+
+    occupied = early.no_place_for_shards(folder)  # perhaps since it is what they are to be made from
+    source = folder if occupied and early.holds(folder, resolved.tokenizer.name) else "PATH..."
+    parts = ["prepare", resolved.tokenizer.name, endings.placed(source), "--recipe", recipe]
+    for setting in given or []:
+        key = setting.partition("=")[0].strip()
+        if key.startswith(("data.", "tokenizer.")) and not (occupied and key == "data.shards"):
+            parts += ["--set", setting]
+    parts += ["--out", endings.placed(early.free_shards(folder))] if occupied else []
     raise UsageError(f"{folder} {state}", then=endings.pasted(parts))
 
 
@@ -835,8 +841,12 @@ def run_pipeline(
     files.check_held(folder, "shortcut train", known=loop.is_run_folder)
     from shortcut_cli.stages import pipeline
 
-    if (files.place(resolved.data.shards) / "manifest.json").is_file():
+    place = files.place(resolved.data.shards)
+    if (place / "manifest.json").is_file():
         resolved = _with_shards(recipe, resolved, settings)
+    elif occupied := early.no_place_for_shards(place):
+        again = [*sys.argv[1:], "--set", f"data.shards={early.free_shards(place)}"]
+        raise UsageError(occupied, then=endings.pasted(again))
     with console.Reporter() as report:
         result = pipeline.run_all(
             resolved,

@@ -4,7 +4,9 @@ No name and no command is broken or cut, however narrow it is. Typer's own help 
 words and cuts sentences, and its Rich help would take longer to import than the rest of `--help`.
 """
 
+import os
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import typer.core
 from typer._click.formatting import HelpFormatter
 
-from shortcut_cli.cli import console
+from shortcut_cli.cli import completion, console
 from shortcut_cli.cli.layout import wrapped
 from shortcut_cli.errors import UsageError
 
@@ -115,20 +117,61 @@ def _row(parameter: Any) -> tuple[str, str]:
     return f"{written} {value}".rstrip(), (parameter.help or "") + (f"  [{extra}]" if extra else "")
 
 
+def _words(value: Any) -> Sequence[Any]:
+    """What was given for a parameter, each word by itself."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _is_for(option: str, word: str) -> bool:
+    """Whether an argument looks like the value of an option."""
+    if option == "--recipe":
+        return word.endswith(".toml") or word in completion.recipes(word)
+    return option == "--ckpt" and (word.endswith(".pt") or os.path.isfile(os.path.join(word, "run.pt")))
+
+
 class Command(_Plain, typer.core.TyperCommand):
     """A command whose help is in plain words, and that takes no empty path."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the arguments apart. Raises UsageError if a path is empty: it would name the working directory."""
-        given, *_ = self.make_parser(ctx).parse_args(args=list(args))
-        for one in self.params if not ctx.resilient_parsing else ():
-            values = given.get(one.name or "")
-            if one.metavar in PATHS and "" in (values if isinstance(values, list | tuple) else (values,)):
+        """Take the arguments apart.
+
+        Raises UsageError if a path is empty, since it would name the working directory, or an argument is one too many.
+        Who asks for help gets it whatever else is wrong, as of the values that Typer checks.
+        """
+        given, left, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if not (ctx.resilient_parsing or given.get("help")):
+            self._check_paths(given)
+            self._check_stray(ctx, args, given, left)
+        return super().parse_args(ctx, args)
+
+    def _check_paths(self, given: dict[str, Any]) -> None:
+        for one in self.params:
+            if one.metavar in PATHS and "" in _words(given.get(one.name or "")):
                 name = one.opts[0] if one.param_type_name == "option" else one.metavar
                 raise UsageError(
                     f"{name} is empty", "perhaps a variable of the shell is not set; this folder is called ."
                 )
-        return super().parse_args(ctx, args)
+
+    def _check_stray(self, ctx: Any, args: list[str], given: dict[str, Any], left: list[str]) -> None:
+        """Raise UsageError if there is an argument too many, or one that an option that is missing was to have."""
+        missing = [one for one in self.params if one.param_type_name == "option" and one.name not in given]
+        taken = [given.get(one.name or "") for one in self.params if one.param_type_name == "argument"]
+        placed = [word for value in taken for word in _words(value) if word]
+        for option in (one.opts[0] for one in missing if left or one.required):
+            for word in (*left, *placed):
+                if _is_for(option, word):
+                    apart = "--" in args or args.count(word) > 1  # where the word stands is not known then
+                    at = args.index(word)
+                    meant = [*ctx.command_path.split(), *args[:at], option, *args[at:]]
+                    hint = f"perhaps {option} {word} was meant" if apart else ""
+                    raise UsageError(f"unexpected argument {word}", hint, then="" if apart else shlex.join(meant))
+        if left:
+            lacks = ", ".join(f"{one.opts[0]} {one.metavar}" for one in missing if one.required)
+            raise UsageError(
+                f"unexpected argument {left[0]}",
+                f"what is missing is {lacks}" if lacks else "",
+                then=f"{ctx.command_path} --help",
+            )
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options."""

@@ -1,6 +1,7 @@
 """What can be said against a command by its arguments and the file system alone, before torch is loaded."""
 
 import hashlib
+import itertools
 import os
 import tomllib
 from collections.abc import Sequence
@@ -38,6 +39,30 @@ def check_shards(folder: str | None) -> None:
     """Raise UsageError if a folder that was named is no shards folder; one in a store is looked at when fetched."""
     if folder is not None and not files.is_url(folder):
         shards.read_manifest(files.place(folder))
+
+
+def no_place_for_shards(folder: Path) -> str:
+    """Why no shards can be prepared into a folder: it is something else; empty if they can, or just are."""
+    if files.owner(folder) == shards.PREPARE:
+        return ""
+    try:
+        files.check_held(folder, shards.PREPARE, known=shards.is_shards)
+    except UsageError as error:
+        return error.message
+    return ""
+
+
+def holds(place: Path, domain: str) -> bool:
+    """Whether a folder that no command of ours has made, at any depth, or a file is one of a domain's inputs."""
+    suffixes = registry.load(registry.TOKENIZERS, domain).suffixes
+    return os.path.lexists(place) and not files.owner(place) and len(inputs.find([str(place)], suffixes).files) > 0
+
+
+def free_shards(source: Path) -> Path:
+    """A folder for the shards of what is at a path, in which nothing is yet."""
+    name = source.resolve().stem or "data"
+    numbered = (Path("shards") / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
+    return next(folder for folder in numbered if not os.path.lexists(folder))
 
 
 def check_sample(
