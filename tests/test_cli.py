@@ -1386,6 +1386,12 @@ def test_a_stray_argument_is_named_with_the_option_that_may_be_meant(tmp_path, m
     assert (refused.value.hint, refused.value.then) == (hint, f"shortcut {then}" if then else "")
 
 
+def test_a_path_that_has_the_name_of_a_recipe_is_no_stray_argument(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="text-tiny does not exist"):  # --recipe may be left out here
+        commands.dispatch(["prepare", "text", "text-tiny"])
+
+
 EMPTY = {"schema_version": 2, "contrasts": [], "notices": [], "gate": {"open": True}, "report": "c.html"}
 
 
