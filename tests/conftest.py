@@ -31,8 +31,6 @@ USERS_CACHE = files.cache_folder()
 PATIENCE_S = 600
 # Files that take long begin first, and the rest fills the time that they wait, and the end.
 LONG = ("hosts", "compare_ray", "parallel", "preparation", "models", "compare", "codec", "cli", "browser", "stores")
-# To be found: late in a process that has run many other files, `midi_bytes.plain` has returned None for every file.
-FIRST = ("midi_bytes",)
 
 
 def pytest_xdist_auto_num_workers():
@@ -42,7 +40,7 @@ def pytest_xdist_auto_num_workers():
 
 def pytest_collection_modifyitems(items):
     """Files in the order in which workers take them."""
-    place = {f"test_{name}": number for number, name in enumerate((*FIRST, *LONG))}
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 

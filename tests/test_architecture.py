@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 import subprocess
 import sys
@@ -127,6 +128,26 @@ def test_no_files_import_each_other_in_a_cycle():
 @pytest.mark.parametrize("path", [path for path in FILES if room(path) == "stages" and path not in CALLS_STAGES])
 def test_a_stage_imports_no_other_stage(path):
     assert not [file for file in ours(path) if room(file) == "stages"]
+
+
+def expressions(path):
+    """The regular expressions of a file: those that it keeps, and those that it writes into a call."""
+    module = importlib.import_module("shortcut_cli." + path.removesuffix(".py").replace("/", "."))
+    yield from (value.pattern for value in vars(module).values() if isinstance(value, re.Pattern))
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            written = node.args[0]
+            if getattr(node.func.value, "id", "") == "re" and isinstance(written, ast.Constant):
+                yield written.value
+
+
+def test_no_regular_expression_is_possessive():
+    """Before Python 3.11.5 such a match can end in the middle (https://github.com/python/cpython/pull/108004)."""
+    found = [(path, each) for path in FILES if path != "__main__.py" for each in expressions(path)]
+    possessive = [pair for pair in found if re.search("POSSESSIVE|ATOMIC", repr(re._parser.parse(pair[1])))]
+    assert len(found) > 50
+    assert not possessive
+    assert re.search("POSSESSIVE", repr(re._parser.parse("a(b[c]?+)*")))
 
 
 def test_only_two_files_name_modules_in_strings():

@@ -141,6 +141,24 @@ def test_notes_are_counted_and_read_as_mido_reads_them(tmp_path, seed):
     assert {name: count for name, count in found.account.items() if name and count} == dropped(content)
 
 
+@pytest.mark.parametrize("number", [1, 4095, 4096, 4097, 4098, 8193, 20_000])
+@pytest.mark.parametrize("running", [False, True])
+def test_long_runs_of_messages_are_counted_as_mido_counts_them(tmp_path, number, running):
+    """A regular expression takes some thousand messages at once."""
+    notes = hexa("00 903c40 01 903c00") + (hexa("00 3c40 01 3c00") if running else hexa("00 903c40 01 903c00")) * number
+    pressures = hexa("00 d005") + (hexa("8100 06") if running else hexa("8100 d006")) * number
+    content = smf(track(notes, pressures, C, pressures, EOT))
+    found = midi_bytes.plain(content)
+    assert found.notes == len(heard(content)) == number + 2
+    assert {name: count for name, count in found.account.items() if count} == dropped(content)
+    assert found.account["pressures_dropped"] == 2 * (number + 1)
+
+
+@pytest.mark.parametrize("first", ["00 3c40", "00 d0 05 00 3c40", "00 ff5103010203 00 3c40", "00 c005 00 3c40"])
+def test_a_run_has_a_status_of_its_own(first):
+    assert midi_bytes.plain(smf(track(C * 5000, hexa("00 c101"), hexa(first), EOT))) is None
+
+
 CASES = {
     "running status goes on behind a SysEx message": (
         smf(track(hexa("00 903c40 60 3c00 00 f003 7e09f7 00 3e40 60 3e00"), EOT)),

@@ -30,16 +30,25 @@ _SILENCES = np.isin(np.arange(128), list(SILENCING))
 SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes of messages that only a cable may carry; the others have none
 
 # A delta time of up to three bytes; four or more claim 4,369 beats at 480 ticks, which deserve a closer look.
-_DELTA, _DATA = rb"[\x80-\xff]{0,2}+[\x00-\x7f]", rb"[\x00-\x7f]"
-_PAIR = rb"[\x80-\xbf\xe0-\xef]"  # the status of a message with two data bytes
-_PLAIN = re.compile(
-    rb"(?:" + _DELTA + _PAIR + _DATA + _DATA + rb"(?:" + _DELTA + _PAIR + rb"?+" + _DATA + _DATA + rb")*+)?"
-)
-_PRESSURES = _DELTA + rb"[\xd0-\xdf]" + _DATA + rb"(?:" + _DELTA + _DATA + rb")*+"
+_DELTA, _DATA = rb"[\x80-\xff]{0,2}[\x00-\x7f]", rb"[\x00-\x7f]"
+_AT_ONCE = b"4096"  # messages of a match, each of which takes memory until its end. No possessive quantifiers instead:
+# before Python 3.11.5 a match can end behind the first bytes of what fails (https://github.com/python/cpython/pull/108004).
+
+
+def _run(status: bytes, data: bytes) -> tuple[bytes, bytes]:
+    """Of messages, of which all but the first may have running status: how they begin, and how they go on."""
+    begin, more = _DELTA + status + data, b"(?:" + _DELTA + status + b"?" + data + b")"
+    return begin + more + b"{0," + _AT_ONCE + b"}", more + b"{1," + _AT_ONCE + b"}"
+
+
+_begin, _more = _run(rb"[\x80-\xbf\xe0-\xef]", _DATA + _DATA)
+_PLAIN, _MORE_PLAIN = re.compile(b"(?:" + _begin + b")?"), re.compile(_more)
+_begin, _more = _run(rb"[\xd0-\xdf]", _DATA)
+_MORE_PRESSURES = re.compile(_more)
 _TEMPO = _DELTA + rb"\xff\x51\x03(?!\x00\x00\x00)[\x00-\xff]{3}"
 _PROGRAM = _DELTA + rb"(?P<status>[\xc0-\xcf])(?P<program>" + _DATA + rb")"
-_SIZED = _DELTA + rb"(?:\xff(?P<kind>" + _DATA + rb")|\xf0)(?P<size>[\x80-\xff]?+[\x00-\x7f])"
-_RARE = re.compile(rb"(?P<pressures>(?:" + _PRESSURES + rb")++)|(?:" + _TEMPO + rb")++|" + _PROGRAM + rb"|" + _SIZED)
+_SIZED = _DELTA + rb"(?:\xff(?P<kind>" + _DATA + rb")|\xf0)(?P<size>[\x80-\xff]?[\x00-\x7f])"
+_RARE = re.compile(b"(?P<pressures>" + _begin + b")|" + _TEMPO + b"|" + _PROGRAM + b"|" + _SIZED)
 _TWICE = b"\0\xff\x2f\0"  # some programs write a second End of Track
 
 Event = tuple[int, int, bytes, int]
@@ -148,11 +157,10 @@ def _plain_track(content: bytes, start: int, end: int, channels: Channels, accou
     runs, size, position = [], 0, start  # runs of messages, and their bytes
     changes: list[tuple[int, int, int]] = []
     while True:
-        run = _PLAIN.match(content, position, end)
-        assert run is not None, position
-        runs.append(run.group())
-        size += run.end() - position
-        rare = _RARE.match(content, run.end(), end)
+        begin, position = position, _rest(_PLAIN.match(content, position, end), _MORE_PLAIN, end)
+        runs.append(content[begin:position])
+        size += position - begin
+        rare = _RARE.match(content, position, end)
         if rare is None:
             return None
         position, kind = rare.end(), rare["kind"]
@@ -168,12 +176,23 @@ def _plain_track(content: bytes, start: int, end: int, channels: Channels, accou
             if position > end or (kind and not is_usable(kind[0], data)):
                 return None
         elif rare["pressures"]:  # below 128 are two bytes of each: the end of its delta time, and its value
-            account["pressures_dropped"] += sum(byte < 0x80 for byte in rare["pressures"]) // 2
+            position = _rest(rare, _MORE_PRESSURES, end)
+            account["pressures_dropped"] += sum(byte < 0x80 for byte in content[rare.start() : position]) // 2
     if length or content[position:end] not in (b"", _TWICE):
         return None
     notes, first, controlled, silenced = _count(b"".join(runs), account)
     channels.add(start, changes, first, controlled)
     return None if any(place < silenced for place in first.values()) else notes
+
+
+def _rest(found: re.Match[bytes] | None, more: re.Pattern[bytes], end: int) -> int:
+    """Where the messages end of which a match holds the first ones, or none at all."""
+    assert found is not None
+    position = found.end()
+    if position > found.start():
+        while following := more.match(found.string, position, end):
+            position = following.end()
+    return position
 
 
 def _count(messages: bytes, account: Counter[str]) -> tuple[int, dict[int, int], dict[int, int], int]:
