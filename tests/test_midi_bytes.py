@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import tracemalloc
 from collections import Counter, defaultdict
 
 import mido
@@ -152,6 +153,17 @@ def test_long_runs_of_messages_are_counted_as_mido_counts_them(tmp_path, number,
     assert found.notes == len(heard(content)) == number + 2
     assert {name: count for name, count in found.account.items() if count} == dropped(content)
     assert found.account["pressures_dropped"] == 2 * (number + 1)
+
+
+def test_memory_for_a_run_does_not_grow_with_it():
+    content = hexa("00 903c40") + hexa("60 3c40") * 100_000
+    tracemalloc.start()
+    try:
+        run = midi_bytes._PLAIN.match(content)
+        assert midi_bytes._rest(run, midi_bytes._MORE_PLAIN, len(content)) == len(content)
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("first", ["00 3c40", "00 d0 05 00 3c40", "00 ff5103010203 00 3c40", "00 c005 00 3c40"])
