@@ -535,7 +535,8 @@ def conclude(goals, peers, found):
     times = {}
     for name, goal in goals.items():
         reference = min(peers, key=lambda run: run["loss"]) if name == "best rate" else peers[0] if peers else None
-        print(f"\n{goal:.4f} nats per token ({name})")
+        at = f", nanoGPT at {reference['rate']:g}" if reference else ""
+        print(f"\n{goal:.4f} nats per token ({name}{at})")
         times[name] = {}
         for who in dict.fromkeys(run["who"] for run in found):
             reached = [run for run in found if run["who"] == who and run["loss"] <= goal]

@@ -42,6 +42,58 @@ def test_a_loss_that_is_not_reached_is_given_up_at_the_last_length():
     assert min(steps for steps, loss in found.items() if loss <= 0.05) == 20
 
 
+KEYS = ("who", "rate", "loss", "steps", "wall_s", "cpu_s")
+RUNS = [
+    dict(zip(KEYS, values, strict=True))
+    for values in (
+        ("nanoGPT", 0.001, 2.0, 100, 100.0, 200.0),
+        ("nanoGPT", 0.002, 1.8, 100, 110.0, 220.0),
+        ("nanoGPT", 0.004, 1.9, 100, 90.0, 160.0),
+        ("nanochat", 1.0, 1.9, 60, 50.0, 80.0),
+        ("shortcut", 0.016, 1.7, 1_040, 33.0, 88.0),  # the least wall time
+        ("shortcut", 0.016, 1.95, 25, 40.0, 50.0),
+        ("shortcut", 0.016, 1.8, 30, 55.0, 77.0),
+        ("shortcut", 0.016, 2.01, 10, 5.0, 10.0),  # reaches nothing
+    )
+]
+PEERS, OTHERS = RUNS[:3], RUNS[3:]
+
+
+def test_each_goal_has_its_reference_and_the_quickest_run_that_reaches_it(capsys):
+    goals = {"own flags": 2.0, "best rate": 1.8}
+    found = time_to_loss.conclude(goals, PEERS, RUNS)
+    assert found == {
+        "goals": goals,
+        "times": {
+            "own flags": {"nanoGPT": PEERS[0], "nanochat": OTHERS[0], "shortcut": OTHERS[2]},
+            "best rate": {"nanoGPT": PEERS[1], "nanochat": None, "shortcut": OTHERS[3]},
+        },
+    }
+    assert [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()] == [
+        "",
+        "2.0000 nats per token (own flags, nanoGPT at 0.001)",
+        " nanoGPT 100.0 s wall, 200.0 s CPU, 100 steps at 0.001, 1.00 of nanoGPT's CPU, 1.00 of its wall time",
+        " nanochat 50.0 s wall, 80.0 s CPU, 60 steps at 1, 0.40 of nanoGPT's CPU, 0.50 of its wall time",
+        " shortcut 40.0 s wall, 50.0 s CPU, 25 steps at 0.016, 0.25 of nanoGPT's CPU, 0.40 of its wall time",
+        "",
+        "1.8000 nats per token (best rate, nanoGPT at 0.002)",
+        " nanoGPT 110.0 s wall, 220.0 s CPU, 100 steps at 0.002, 1.00 of nanoGPT's CPU, 1.00 of its wall time",
+        " nanochat not reached",
+        " shortcut 55.0 s wall, 77.0 s CPU, 30 steps at 0.016, 0.35 of nanoGPT's CPU, 0.50 of its wall time",
+    ]
+
+
+def test_a_goal_that_was_given_has_no_reference(capsys):
+    found = time_to_loss.conclude({"goal": 1.75}, [], OTHERS)
+    assert found["times"] == {"goal": {"nanochat": None, "shortcut": OTHERS[1]}}
+    assert [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()] == [
+        "",
+        "1.7500 nats per token (goal)",
+        " nanochat not reached",
+        " shortcut 33.0 s wall, 88.0 s CPU, 1,040 steps at 0.016",
+    ]
+
+
 @pytest.mark.parametrize(
     ("domain", "data"), [("letters", "letters"), ("text", "shards text"), ("audio", "shards speech")]
 )
