@@ -99,15 +99,25 @@ def test_a_run_names_what_it_began_with_and_what_that_began_with(text_run, tmp_p
     )
     assert initialised == "  initialised: " + ", ".join(found["initialised"])
     assert {name.split(".")[1] for name in found["initialised"]} == {"2"}
-    begin(resolved, tmp_path / "third", tmp_path / "second" / "run.pt")
-    last = checkpoint.load(tmp_path / "third" / "resume.pt")["lineage"]
-    assert last["init_from"] == files.sha256(tmp_path / "second" / "run.pt")
-    assert last["ancestors"] == [files.sha256(first)]
-    assert inspection.inspect(tmp_path / "third", verify=False)["lineage"] == last
-    shown = shortcut("inspect", tmp_path / "third", cwd=tmp_path).stdout
-    assert last["init_from"][:12] in shown
-    assert files.sha256(first)[:12] in shown
-    runs.open_run(tmp_path / "third" / "run.pt", "cpu")
+    chain = [first, tmp_path / "second" / "run.pt"]
+    for name in ("third", "fourth"):
+        begin(resolved, tmp_path / name, chain[-1])
+        last = checkpoint.load(tmp_path / name / "resume.pt")["lineage"]
+        nearest, *before = reversed([files.sha256(path) for path in chain])
+        assert (last["init_from"], last["ancestors"]) == (nearest, before)
+        chain.append(tmp_path / name / "run.pt")
+    assert inspection.inspect(tmp_path / "fourth", verify=False)["lineage"] == last
+    shown = shortcut("inspect", tmp_path / "fourth", cwd=tmp_path).stdout
+    assert all(digest[:12] in shown for digest in (nearest, *before))
+    runs.open_run(chain[-1], "cpu")
+
+
+@pytest.mark.parametrize("count", [1, 98, 99, 100])
+def test_the_nearest_100_ancestors_are_kept(text_run, first, count):
+    digests = [f"{number:064x}" for number in range(count + 1)]
+    ancestor = lineage.read(first)
+    ancestor.content["lineage"] = {"init_from": digests[0], "ancestors": digests[1:]}
+    assert first_weights(tiny(text_run), first.parent, ancestor).lineage["ancestors"] == digests[:100]
 
 
 def test_a_run_is_bound_to_what_it_began_with(text_run, tmp_path, first):
