@@ -136,7 +136,7 @@ def test_sources_that_moved_or_changed(material, tmp_path):
 
 def test_a_run_that_is_killed_while_it_saves_ends_with_the_same_bytes(text_run, tmp_path):
     flags = set_flags(*TEXT_SETTINGS, f"data.shards={text_run / 'shards'}", "train.steps=20", "train.eval_every=1")
-    flags += set_flags("train.eval_windows=4")
+    flags += set_flags("train.eval_windows=4", "train.optimizer=muon", "train.precision=bf16")
     resolved, events = reading.read("text-tiny", flags[1::2]), []
     result = proof.resume(resolved, tmp_path / "runs", kills=2, seed=1, device="cpu", report=events.append)
     told = [event for event in events if isinstance(event, Progress)]  # by the trainings themselves

@@ -3,6 +3,7 @@
 import collections
 import copy
 import functools
+import itertools
 import json
 import math
 import os
@@ -42,8 +43,8 @@ NEVER = nullcontext(lambda: None)
 CROSS_ENTROPY = "shortcut_cli.training.trainer.cross_entropy"
 
 
-def go(resolved, folder, stop=NEVER, resume="auto", report=quiet):
-    return training.train(resolved, folder, device="cpu", resume=resume, report=report, stop=stop)
+def go(resolved, folder, stop=NEVER, resume="auto", report=quiet, extend=False):
+    return training.train(resolved, folder, device="cpu", resume=resume, report=report, stop=stop, extend=extend)
 
 
 VOCABULARY = 1 + 1 + 26 + 10 + 1  # newline, space, letters, digits, and EOS
@@ -97,8 +98,17 @@ def stop_after(steps):
     return nullcontext(stop)
 
 
+KINDS = [  # of training, each of which has a state and a path of its own
+    *itertools.product(
+        ("train.optimizer=adamw", "train.optimizer=muon"), ("train.precision=fp32", "train.precision=bf16")
+    )
+]
+
+
 @pytest.mark.parametrize("model", ["gpt", "shortcut"])
-@pytest.mark.parametrize("extra", [(), ("model.dropout=0.1", "train.ema=0.9", "train.accumulation=2")])
+@pytest.mark.parametrize(
+    "extra", [*KINDS, ("train.precision=fp32", "model.dropout=0.1", "train.ema=0.9", "train.accumulation=2")]
+)
 def test_an_interrupted_run_equals_an_uninterrupted_one(text_run, tmp_path, model, extra):
     resolved = config(text_run, *SMALL, f"model.name={model}", *extra)
     go(resolved, tmp_path / "whole")
@@ -602,14 +612,22 @@ def test_auto_is_bf16_on_a_cpu_with_instructions_for_it(text_run, monkeypatch, a
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_chosen(text_run, tmp_path, monkeypatch):
+    """Also if it is extended."""
+    short, long = (tiny(text_run, "train.precision=auto", "train.schedule=wsd", f"train.steps={n}") for n in (8, 12))
     monkeypatch.setattr(precision, "choose", lambda *_: "bf16")
-    first = made(text_run, tmp_path, "train.precision=auto")
-    assert first.precision == "bf16"
-    first.save()
+    for resolved in (short, long):
+        go(resolved, tmp_path / f"whole-{resolved.train.steps}")
+    with pytest.raises(Interrupted):
+        go(short, tmp_path / "parts", stop_after(5))
     monkeypatch.setattr(precision, "choose", lambda *_: "fp32")  # of another version, or on another device
-    again = made(text_run, tmp_path, "train.precision=auto")
-    again.load_state(checkpoint.load(tmp_path / "resume.pt"))
-    assert again.precision == "bf16"
+    for resolved in (short, long):
+        go(resolved, tmp_path / "parts", extend=resolved is long)
+        for name in ("run.pt", "resume.pt"):
+            found, whole = (
+                checkpoint.load(tmp_path / folder / name) for folder in ("parts", f"whole-{resolved.train.steps}")
+            )
+            assert found["precision"] == whole["precision"] == "bf16"
+            assert equal(found["model"], whole["model"])
 
 
 @pytest.mark.parametrize(
