@@ -15,7 +15,7 @@ rate, of which the best of --rates counts.
 nanoGPT runs first, at each rate (min_lr is a tenth of it); its losses are the goals. nanochat's model and optimizer
 have the hyperparameters and the schedules of its scripts/base_train.py, scaled to batch and model as that script does,
 times each factor in --nanochat-rates. `shortcut train` has the recipe with the settings of SHORT (how they were found:
-docs/experiments.md) and those of --ours, in each of --precisions; loss and times of a length are means over --seeds.
+docs/experiments.md) or those of --ours, in each of --precisions; loss and times of a length are means over --seeds.
 Lengths of both grow by a quarter until a goal is reached, at most to as many tokens as nanoGPT sees, and are then
 narrowed down to 3 %; or they are --lengths, shortest first. The time of a goal is that of the whole shortest run that
 reaches it, from its first step to its last.
@@ -462,7 +462,7 @@ def parse():
     parser.add_argument("--nanochat", metavar="FOLDER")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="for the letters' shards and result.json")
     parser.add_argument("--recipe", default="text", help="shards: the recipe that they were prepared with")
-    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of the recipe")
+    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe in place of those of SHORT")
     usual = ["fp32", "bf16"] if bf16.native() else ["fp32"]
     parser.add_argument("--precisions", nargs="*", default=usual, choices=["fp32", "bf16"], help="of ours")
     parser.add_argument("--seeds", type=int, default=2, help="of ours")
@@ -489,7 +489,7 @@ def main():
     task = letters(options.path, out, options.threads) if options.task == "letters" else from_shards(options)
     recipe = reading.read(task.recipe, task.settings())
     domain = "letters" if options.task == "letters" else recipe.tokenizer.name
-    settings = [*SETTINGS, *SHORT[domain], *options.ours]
+    settings = options.ours or [*SETTINGS, *SHORT[domain]]
     tokens = task.batch * (README_STEPS if options.task == "letters" else options.steps)  # in windows
     last = tokens // reading.read(task.recipe, [*task.settings(), *settings]).train.batch_size
     print(

@@ -141,7 +141,9 @@ def test_waiting_is_noticed():
         assert waits(lambda: torch.ones(3).to(CUDA)) == ""
 
 
-@pytest.mark.parametrize("settings", [(), ("train.accumulation=2", "train.ema=0.9", "model.dropout=0.1")])
+@pytest.mark.parametrize(
+    "settings", [(), ("train.optimizer=muon",), ("train.accumulation=2", "train.ema=0.9", "model.dropout=0.1")]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_never_waits_for_the_device(text_run, tmp_path, settings, precision):
     trainer = made(text_run, tmp_path, f"train.precision={precision}", *settings)
@@ -177,10 +179,11 @@ CASES += [
 @pytest.mark.parametrize(("name", "options", "wanted", "kernel"), CASES)
 def test_every_arm_trains_scores_and_samples_on_a_gpu(name, options, wanted, kernel, driver, text_run):
     driver(kernel)
-    train = tiny(text_run, "train.ema=0.9").train
+    train = tiny(text_run, "train.ema=0.9", "train.optimizer=muon").train
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, ids = on_fake_gpu(name, options)
-        optimizer = Optimizer(model, train, model.routers())
+        optimizer = Optimizer(model, train, model.routers(), 1.0, model.matrices(), model.decays(), model.rates())
+        assert {group["params"][0].device for group in optimizer.muon.param_groups} == {torch.device(CUDA)}
         with NeverWaiting():
             with precision.products(wanted, CUDA):
                 logits = model(ids)
