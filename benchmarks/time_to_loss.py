@@ -462,7 +462,9 @@ def parse():
     parser.add_argument("--nanochat", metavar="FOLDER")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="for the letters' shards and result.json")
     parser.add_argument("--recipe", default="text", help="shards: the recipe that they were prepared with")
-    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe in place of those of SHORT")
+    parser.add_argument(
+        "--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe in place of those of SHORT"
+    )
     usual = ["fp32", "bf16"] if bf16.native() else ["fp32"]
     parser.add_argument("--precisions", nargs="*", default=usual, choices=["fp32", "bf16"], help="of ours")
     parser.add_argument("--seeds", type=int, default=2, help="of ours")

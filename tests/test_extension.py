@@ -106,7 +106,12 @@ def test_an_unfinished_run_is_extended_from_where_it_is(text_run, tmp_path):
     # One that is in its decay goes back to before it.
     with pytest.raises(Interrupted):
         go(tiny(text_run, *WSD), tmp_path / "late", stop_after(11))
-    extend(text_run, tmp_path / "late", 22, *WSD)
+    notes = []
+    extend(text_run, tmp_path / "late", 22, *WSD, report=lambda event: notes.append(getattr(event, "text", None)))
+    assert notes[:2] == [
+        "the decay of a run of 12 steps begins after step 9; it goes on from there",
+        "resuming at step 9",
+    ]
     check_same_run(tmp_path / "late", tmp_path / "whole")
 
 

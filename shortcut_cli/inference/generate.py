@@ -42,12 +42,22 @@ def probabilities(logits: Tensor, config: SampleConfig) -> Tensor:
         logits = logits.masked_fill(logits < least, -torch.inf)
     p = logits.softmax(-1)
     if config.top_p < 1:
-        ordered, places = p.sort(descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        p = p.scatter(-1, places, ordered.masked_fill(before >= config.top_p, 0.0))
+        p = p.masked_fill(~_nucleus(p, config.top_p), 0.0)
     if config.min_p > 0:
         p = p.masked_fill(p < config.min_p * p.amax(-1, keepdim=True), 0.0)
     return p / p.sum(-1, keepdim=True)
+
+
+def _nucleus(p: Tensor, least: float) -> Tensor:
+    """Of distributions (B, V) the smallest sets with a probability of `least`, as a mask; of equal ids the first ones.
+
+    NumPy sorts numbers several times as fast as torch sorts them together with their places.
+    """
+    ordered = torch.from_numpy(np.sort(p.numpy(), axis=-1)).flip(-1)
+    kept = (ordered.cumsum(-1) - ordered < least).sum(-1, keepdim=True)
+    last = ordered.gather(-1, kept - 1)
+    above, equal = p > last, p == last
+    return above | (equal & (equal.cumsum(-1) <= kept - above.sum(-1, keepdim=True)))
 
 
 def draw(p: Tensor, uniform: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """`train --extend`: more steps for a run, as if it had been planned with that many.
 
-A step depends on the length of the run only through the learning rate. So a run goes on from any state whose steps all
+A step depends on the length of the run only through the learning rate (and, on a GPU with train.compile = "auto",
+through whether it is compiled). So a run goes on from any state whose steps all
 had the rate that they would have had in the longer run: with `constant` its last state, with `wsd` stable.pt, from
 before the decay (`training.keeping`). The weights are then those of a run of that length, to the bit. With `cosine`
 there is no such state: the schedule stays as it was (train.schedule_steps), and further steps have the rate of its end.
@@ -99,7 +100,13 @@ def extended(trainer: Trainer, content: Content) -> Content:
     if trainer.config.steps == before.steps:
         return content
     loop.check_same(trainer, content | {"recipe": _with_length(content["recipe"], trainer.config)}, trainer.folder)
-    return begin(trainer, base(trainer.recipe, content, trainer.folder), before)
+    state = base(trainer.recipe, content, trainer.folder)
+    if state["step"] < content["step"]:
+        text = (
+            f"the decay of a run of {before.steps:,} steps begins after step {state['step']:,}; it goes on from there"
+        )
+        trainer.report(Note(text=text))
+    return begin(trainer, state, before)
 
 
 def _with_length(recipe: Content, config: TrainConfig) -> Content:
