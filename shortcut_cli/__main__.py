@@ -11,12 +11,16 @@ signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.
 
 def main() -> None:
     """Run the command that the arguments of this process name."""
-    from shortcut_cli.cli.signals import signals
+    from shortcut_cli.cli.signals import leave, signals
 
     signals.install()
     from shortcut_cli.cli.commands import main as run
 
-    run()
+    try:
+        run()
+    except SystemExit as end:
+        leave(end)
+        raise
 
 
 if __name__ == "__main__":

@@ -331,3 +331,48 @@ def test_a_signal_after_the_last_file_changes_nothing(tmp_path, arguments, stage
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
+
+
+LEAVES = """
+import atexit, sys, threading, time
+from shortcut_cli.cli.signals import leave
+
+class Module:
+    def __del__(self):
+        print("taken apart")
+
+kept = Module()
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: time.sleep(0.1) or print("thread")).start()
+print("begun ", end="")
+if sys.argv[1]:
+    sys.modules["torch"] = sys
+try:
+    sys.exit(int(sys.argv[2]) if sys.argv[2].isdigit() else sys.argv[2] or None)
+except SystemExit as end:
+    leave(end)
+    raise
+"""
+
+
+@pytest.mark.parametrize(
+    ("torch", "code", "ends", "apart"),
+    [("torch", "7", 7, False), ("torch", "", 0, False), ("", "7", 7, True), ("torch", "words", 1, True)],
+)
+def test_a_process_ends_whole_but_torch_is_not_taken_apart(torch, code, ends, apart):
+    done = subprocess.run([sys.executable, "-c", LEAVES, torch, code], capture_output=True, text=True, check=False)
+    assert done.returncode == ends
+    assert done.stdout == "begun thread\nat exit\n" + "taken apart\n" * apart
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk")
+def test_what_can_not_be_flushed_is_left_to_the_interpreter():
+    found = []
+    for torch in ("torch", ""):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-c", LEAVES, torch, "7"]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        found.append((done.returncode, "No space left on device" in done.stderr))
+    assert found[0] == found[1]
+    assert found[0][0]
+    assert found[0][1]

@@ -7,6 +7,7 @@ could catch it. A training asks after each step whether a signal came; anything 
 for its temporary files and processes: what is complete is in place, and the rest is done again.
 """
 
+import atexit
 import errno
 import gc
 import os
@@ -213,6 +214,23 @@ def _is_of_another(error: ShortcutError) -> bool:
     from shortcut_cli.training import parallel
 
     return not parallel.is_first(parallel.LOSES if error.exit_code == torchrun.LOST else parallel.FAILS)
+
+
+def leave(end: SystemExit) -> None:
+    """End the process as the interpreter does, but for its last step, if that would take torch's modules apart.
+
+    That takes 0.15 s and 127 MB. Returns if torch is not loaded, or if the interpreter has something to say.
+    """
+    if "torch" not in sys.modules or not isinstance(end.code, int | None):
+        return
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(end.code or 0)
 
 
 def guarded(command: Callable[[], Any]) -> NoReturn:
