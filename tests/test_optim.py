@@ -49,7 +49,8 @@ ROOT = math.sqrt(2) / 2
     ],
 )
 def test_learning_rates_are_those_of_the_closed_form(given, expected):
-    rates = [optim.learning_rate(step, config(**given)) for step, _ in expected]
+    schedule = config(**{"schedule": "cosine", "min_lr": 0.2, "decay": 0.2, **given})
+    rates = [optim.learning_rate(step, schedule) for step, _ in expected]
     assert rates == pytest.approx([rate for _, rate in expected], rel=1e-12, abs=1e-12)
 
 

@@ -217,10 +217,10 @@ def test_a_missing_key_has_the_documented_default():
         "steps": 5,
         "batch_size": 4,
         "lr": 0.5,
-        "min_lr": 0.1,
+        "min_lr": 0.0,
         "warmup": 100,
-        "schedule": "cosine",
-        "decay": 0.2,
+        "schedule": "wsd",
+        "decay": 1.0,
         "schedule_steps": 0,
         "weight_decay": 0.1,
         "beta1": 0.9,
@@ -272,6 +272,7 @@ def test_a_missing_key_has_the_documented_default():
         "seanet": {"filters": 32},
         "frame": {"width": 160, "encoder_blocks": 6, "decoder_blocks": 8, "expansion": 4, "kernel": 7},
     }
+    schedule |= {"min_lr": 0.1, "schedule": "cosine", "decay": 0.2}
     assert codec["train"] == schedule | {
         "mel": 1.0,
         "wave": 0.1,

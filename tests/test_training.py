@@ -267,8 +267,9 @@ def test_a_checkpoint_runs_no_code_and_allocates_no_more_than_it_holds(tmp_path)
 def test_a_checkpoint_of_an_earlier_version_means_what_it_meant(text_run, tmp_path):
     content = checkpoint.load(text_run / "gpt" / "run.pt")
     expected = runs.open_run(text_run / "gpt" / "run.pt", "cpu")
-    for section, key in (("model", "qk_norm"), ("model", "init"), ("train", "optimizer")):
-        del content["recipe"][section][key]
+    for section, keys in (("model", ("qk_norm", "init")), ("train", ("optimizer", "schedule", "min_lr", "decay"))):
+        for key in keys:
+            del content["recipe"][section][key]
     del content["recipe"]["model"]["shortcut"]["map_norm"], content["recipe"]["model"]["depth_attention"]
     checkpoint.save(tmp_path / "run.pt", content)
     found = runs.open_run(tmp_path / "run.pt", "cpu")
@@ -276,6 +277,7 @@ def test_a_checkpoint_of_an_earlier_version_means_what_it_meant(text_run, tmp_pa
     assert not found.recipe.model.shortcut.map_norm
     assert found.recipe.model.depth_attention.values == "raw"
     assert (found.recipe.model.init, found.recipe.train.optimizer) == ("gpt2", "adamw")
+    assert (found.recipe.train.schedule, found.recipe.train.min_lr, found.recipe.train.decay) == ("cosine", 0.1, 0.2)
     x = torch.arange(12)[None]
     assert torch.equal(found.model(x), expected.model(x))
 

@@ -178,6 +178,19 @@ class ModelConfig(Config):
         return self
 
 
+def _min_lr(default: float) -> Any:
+    return Field(default, description="final learning rate, as a share of lr", ge=0, le=1)
+
+
+def _schedule(default: str) -> Any:
+    return Field(default, description="after warm-up: cosine; wsd (stable, then linear decay); or constant")
+
+
+def _decay(default: float) -> Any:
+    text = "wsd: share of the steps spent in the decay, after the warm-up at most"
+    return Field(default, description=text, gt=0, le=1)
+
+
 class ScheduleConfig(Config):
     """The keys of [train] that models and codecs share: AdamW, its schedule, and how often to validate."""
 
@@ -188,14 +201,10 @@ class ScheduleConfig(Config):
         gt=0,
         le=MOST_RATE,
     )
-    min_lr: float = Field(0.1, description="final learning rate, as a share of lr", ge=0, le=1)
+    min_lr: float = _min_lr(0.1)
     warmup: int = Field(100, description="steps of linear warm-up", ge=0, le=MOST_COUNT)
-    schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="after warm-up: cosine; wsd (stable, then linear decay); or constant"
-    )
-    decay: float = Field(
-        0.2, description="wsd: share of the steps spent in the decay, after the warm-up at most", gt=0, le=1
-    )
+    schedule: Literal["cosine", "wsd", "constant"] = _schedule("cosine")
+    decay: float = _decay(0.2)
     schedule_steps: int = Field(
         0,
         description="steps that the schedule takes; its last learning rate holds from there on, as after `--extend` "
@@ -245,8 +254,14 @@ def kept(keep: str) -> tuple[bool, int]:
 
 
 class TrainConfig(ScheduleConfig):
-    """[train]: the optimizer, its schedule, and how often to validate."""
+    """[train]: the optimizer, its schedule, and how often to validate.
 
+    The defaults of the schedule are those that were measured best for models (docs/experiments.md).
+    """
+
+    min_lr: float = _min_lr(0.0)
+    schedule: Literal["cosine", "wsd", "constant"] = _schedule("wsd")
+    decay: float = _decay(1.0)
     optimizer: Literal["muon", "adamw"] = Field(
         "muon",
         description="muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all weights",

@@ -23,7 +23,7 @@ BEFORE: dict[str, dict[str, Any]] = {
     "model": {"qk_norm": False, "init": "gpt2"},
     "model.shortcut": {"map_norm": False},
     "model.depth_attention": {"values": "raw"},
-    "train": {"optimizer": "adamw"},
+    "train": {"optimizer": "adamw", "schedule": "cosine", "min_lr": 0.1, "decay": 0.2},
 }
 FIELDS = {
     "format": int,
