@@ -1,10 +1,10 @@
 """`train --extend`: more steps for a run, as if it had been planned with that many.
 
 A step depends on the length of the run only through the learning rate (and, on a GPU with train.compile = "auto",
-through whether it is compiled). So a run goes on from any state whose steps all
-had the rate that they would have had in the longer run: with `constant` its last state, with `wsd` stable.pt, from
-before the decay (`training.keeping`). The weights are then those of a run of that length, to the bit. With `cosine`
-there is no such state: the schedule stays as it was (train.schedule_steps), and further steps have the rate of its end.
+through whether it is compiled). So a run goes on from any state whose steps all had the rate that they would have had
+in the longer run: with `constant` its last state, with `wsd` stable.pt, from before the decay (`training.keeping`). The
+weights are then those of a run of that length, to the bit. With `cosine` there is no such state: the schedule stays as
+it was (train.schedule_steps), and further steps have the rate of its end.
 """
 
 import math
