@@ -24,7 +24,7 @@ ROOMS = {
     "formatting": "",
     "files": "cleanup errors",
     "registry": "errors",
-    "config": "errors registry",
+    "config": "errors files registry",
     "kept": "errors events formatting files config",
     "data": "cleanup errors formatting files registry",
     "kernels": "",
