@@ -134,7 +134,8 @@ def begin(trainer: Trainer, state: Content, before: TrainConfig) -> Content:
     if now.best == math.inf:
         pass
     elif result:
-        checkpoint.save(path, {key: new[key] for key in checkpoint.FIELDS} | {"lineage": trainer.lineage} | result)
+        own = {"lineage": trainer.lineage, "precision": trainer.precision}
+        checkpoint.save(path, {key: new[key] for key in checkpoint.FIELDS} | own | result)
     elif now.best_step == now.step:
         trainer.save_result()
     elif found and found["step"] == now.best_step:
