@@ -83,8 +83,8 @@ PIECES = [
 ]
 SHORT = {  # settings of short runs, by what is learned
     "letters": [
-        *("train.lr=0.016", "train.matrix_lr=2.5", "train.batch_size=10", "train.momentum=0.85", "train.warmup=20"),
-        *("model.tied=false", "model.activation=relu2"),
+        *("train.lr=0.016", "train.matrix_lr=2.5", "train.batch_size=16", "train.momentum=0.85", "train.beta1=0.8"),
+        *("train.warmup=20", "model.tied=false", "model.activation=relu2"),
     ],
     "text": PIECES,
     "midi": PIECES,
