@@ -343,8 +343,10 @@ class Module:
 
 kept = Module()
 atexit.register(print, "at exit")
-threading.Thread(target=lambda: time.sleep(0.1) or print("thread")).start()
+begun = threading.Event()
+threading.Thread(target=lambda: begun.wait() and (time.sleep(0.1) or print("thread"))).start()
 print("begun ", end="")
+begun.set()
 if sys.argv[1]:
     sys.modules["torch"] = sys
 try:
@@ -363,6 +365,17 @@ def test_a_process_ends_whole_but_torch_is_not_taken_apart(torch, code, ends, ap
     done = subprocess.run([sys.executable, "-c", LEAVES, torch, code], capture_output=True, text=True, check=False)
     assert done.returncode == ends
     assert done.stdout == "begun thread\nat exit\n" + "taken apart\n" * apart
+
+
+@pytest.mark.parametrize(
+    ("watcher", "shown"),
+    [("-m cProfile", "function calls"), ("-m trace --count --summary -C .", "lines   cov%"), ("-i", "after")],
+)
+def test_who_watches_a_command_has_the_last_word(tmp_path, watcher, shown):
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    command = [sys.executable, *watcher.split(), "leaves.py", "torch", "7"]
+    done = subprocess.run(command, cwd=tmp_path, input="print('after')", capture_output=True, text=True, check=False)
+    assert shown in done.stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk")

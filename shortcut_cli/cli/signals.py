@@ -219,9 +219,12 @@ def _is_of_another(error: ShortcutError) -> bool:
 def leave(end: SystemExit) -> None:
     """End the process as the interpreter does, but for its last step, if that would take torch's modules apart.
 
-    That takes 0.15 s and 127 MB. Returns if torch is not loaded, or if the interpreter has something to say.
+    That takes 0.15 s and 127 MB. Returns if torch is not loaded, if the interpreter has something to say, or if someone
+    waits for the command: a profiler, which would not show what it has found, or `python -i`.
     """
-    if "torch" not in sys.modules or not isinstance(end.code, int | None):
+    monitoring = getattr(sys, "monitoring", None)  # of profilers too, from Python 3.12 on
+    watched = sys.getprofile() or sys.gettrace() or (monitoring and any(map(monitoring.get_tool, range(6))))
+    if "torch" not in sys.modules or not isinstance(end.code, int | None) or watched or sys.flags.inspect:
         return
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     atexit._run_exitfuncs()
