@@ -1556,6 +1556,26 @@ def test_shards_are_not_proposed_to_be_prepared_where_something_else_is(tmp_path
     capsys.readouterr()
 
 
+def test_what_can_not_be_searched_is_no_folder_of_inputs(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise PermissionError(13, "Permission denied", "/proc/1/cwd")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "x").touch()
+    monkeypatch.setattr(early.inputs, "find", refuses)
+    with pytest.raises(UsageError, match="all is not a shards folder") as refused:
+        commands.dispatch(["train", "--recipe", "text-tiny", "--set", "data.shards=all"])
+    assert "PATH..." in refused.value.then
+
+
+@pytest.mark.parametrize(
+    ("command", "whole"), [("run a", "run a --x 1"), ("run -- a --b", "run --x 1 -- a --b"), ("--", "--x 1 --")]
+)
+def test_flags_of_a_proposed_command_come_before_what_is_no_flag(command, whole):
+    assert reading.with_flags(command.split(), ["--x", "1"]) == whole.split()
+
+
 @pytest.mark.parametrize("name", ["2024", "true", "nan", "inf", "1e400", "[1, 2]", "'a'", "a=b", "-x"])
 def test_a_folder_can_have_any_name(tmp_path, name):
     write_texts(tmp_path / "texts")

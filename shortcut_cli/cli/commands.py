@@ -216,6 +216,7 @@ def _check_sample(
     """Raise UsageError for whatever is wrong with a `sample` that can be seen before torch is loaded."""
     import sys
 
+    from shortcut_cli.config import reading
     from shortcut_cli.stages import early
 
     early.check_sample(ckpt, like, given, settings)
@@ -224,7 +225,7 @@ def _check_sample(
     early.check_prompt(ckpt, given)
     if found := early.in_the_way(ckpt, given, settings, out or ckpt.parent / "samples"):
         path, seed = found
-        again = endings.pasted([*sys.argv[1:], "--seed", str(seed)])
+        again = endings.pasted(reading.with_flags(sys.argv[1:], ["--seed", str(seed)]))
         raise UsageError(
             f"{path} exists already, made from something else", "choose another --seed or --out", then=again
         )
@@ -845,7 +846,7 @@ def run_pipeline(
     if (place / "manifest.json").is_file():
         resolved = _with_shards(recipe, resolved, settings)
     elif occupied := early.no_place_for_shards(place):
-        again = [*sys.argv[1:], "--set", f"data.shards={early.free_shards(place)}"]
+        again = reading.with_flags(sys.argv[1:], ["--set", f"data.shards={early.free_shards(place)}"])
         raise UsageError(occupied, then=endings.pasted(again))
     with console.Reporter() as report:
         result = pipeline.run_all(

@@ -161,9 +161,16 @@ def with_shards(
         flags = [part for key, value in contradicted.items() for part in ("--set", f"tokenizer.{key}={_plain(value)}")]
         raise UsageError(
             f"{where} was tokenized with a different [tokenizer] than the recipe's\n" + "\n".join(lines),
-            then=shlex.join([*command, *flags]),
+            then=shlex.join(with_flags(command, flags)),
         )
     return changed, different
+
+
+def with_flags(command: Iterable[str], flags: Iterable[str]) -> list[str]:
+    """A command with flags added, before a -- if there is one: what comes after that is no flag."""
+    words = list(command)
+    end = words.index("--") if "--" in words else len(words)
+    return [*words[:end], *flags, *words[end:]]
 
 
 def _plain(value: Any) -> str:

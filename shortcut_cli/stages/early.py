@@ -53,9 +53,15 @@ def no_place_for_shards(folder: Path) -> str:
 
 
 def holds(place: Path, domain: str) -> bool:
-    """Whether a folder that no command of ours has made, at any depth, or a file is one of a domain's inputs."""
+    """Whether a folder that no command of ours has made, at any depth, or a file is one of a domain's inputs.
+
+    If a part of it can't be read, it is not known, and not worth an error here.
+    """
     suffixes = registry.load(registry.TOKENIZERS, domain).suffixes
-    return os.path.lexists(place) and not files.owner(place) and len(inputs.find([str(place)], suffixes).files) > 0
+    try:
+        return os.path.lexists(place) and not files.owner(place) and len(inputs.find([str(place)], suffixes).files) > 0
+    except (OSError, UsageError):
+        return False
 
 
 def free_shards(source: Path) -> Path:

@@ -88,6 +88,14 @@ def _codec(path: Path) -> dict[str, Any]:
     }
 
 
+def _test_scores(path: Path) -> dict[str, Any]:
+    """What `eval` has found for a run.pt, by split, or why that can't be read: the checkpoint is none the worse."""
+    try:
+        return dict(scores.listed(path.parent, files.sha256(path)))
+    except CheckFailed as error:
+        return {"unreadable": error.message}
+
+
 def _checkpoint(path: Path) -> dict[str, Any]:
     from shortcut_cli.inference import runs
 
@@ -102,7 +110,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "forward_flops_per_token": run.model.flops(context) // context,
         "cache_bytes_per_token": run.model.cache_bytes_per_token(),
         "step": run.content["step"],
-        "scores": run.content["scores"] | scores.listed(path.parent, files.sha256(path)),
+        "scores": run.content["scores"] | _test_scores(path),
         "tokenizer": run.content["tokenizer"]["fingerprint"],
         "shards": run.content["shards"],
         "versions": run.content["versions"],
