@@ -256,7 +256,7 @@ def kept(keep: str) -> tuple[bool, int]:
 class TrainConfig(ScheduleConfig):
     """[train]: the optimizer, its schedule, and how often to validate.
 
-    The defaults of the schedule are those that were measured best for models (docs/experiments.md).
+    The defaults of the schedule are what the recipes have; docs/experiments.md says what was tried.
     """
 
     min_lr: float = _min_lr(0.0)
