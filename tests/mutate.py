@@ -323,12 +323,12 @@ class Run:
         """The mutants and their results, as Cosmic Ray stores them."""
         from cosmic_ray.work_db import WorkDB
 
-        SESSIONS.mkdir(parents=True, exist_ok=True)
         return WorkDB(self.session, WorkDB.Mode.create)
 
     def plan(self) -> None:
         """Choose the mutants, and add those that the session lacks."""
         found, count = mutants(self.path, self.config["operators"], self.config["sample"], self.config["seed"])
+        SESSIONS.mkdir(parents=True, exist_ok=True)
         self.session.with_suffix(".json").write_text(json.dumps({"mutants": count}))
         has = {_place(item) for item in self.db.work_items}
         self.db.add_work_items(item for item in found if _place(item) not in has)

@@ -1386,6 +1386,14 @@ def test_a_stray_argument_is_named_with_the_option_that_may_be_meant(tmp_path, m
     assert (refused.value.hint, refused.value.then) == (hint, f"shortcut {then}" if then else "")
 
 
+@pytest.mark.parametrize("line", ["train ''", "train '' text-tiny", "doctor ''", "compare '' --models gpt"])
+def test_an_empty_stray_argument_is_said_to_be_empty(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is empty") as refused:
+        commands.dispatch(shlex.split(line))
+    assert (refused.value.hint, refused.value.then) == ("perhaps a variable of the shell is not set", "")
+
+
 def test_a_path_that_has_the_name_of_a_recipe_is_no_stray_argument(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="text-tiny does not exist"):  # --recipe may be left out here

@@ -94,6 +94,12 @@ def test_discounts_are_estimated_where_the_counts_allow_it():
     assert floors._discounts(counts) == pytest.approx((2 / 3, 1, 1 / 3))
     # n3 = 2, n4 = 4 would make the third 3 - 4 * Y * 2 negative.
     assert floors._discounts(np.array([1] * 8 + [2] * 2 + [3] * 2 + [4] * 4)) == floors.WITHOUT_ESTIMATE
+    # n3 = 2, n4 = 1: the second is 2 - 3 * 2/3 * 2/2 = 0, which would leave unseen ids nothing of such a history.
+    assert floors._discounts(np.array([1] * 8 + [2] * 2 + [3] * 2 + [4])) == floors.WITHOUT_ESTIMATE
+    # n1 = 8, n2 = 4, n3 = 2, n4 = 2, n5 = 2, which is no part of it: Y = 1/2, so 1/2, 2 - 3/4, 3 - 2.
+    assert floors._discounts(np.array([1] * 8 + [2] * 4 + [3] * 2 + [4] * 2 + [5] * 2)) == pytest.approx(
+        (1 / 2, 5 / 4, 1)
+    )
 
 
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 80), st.data())
@@ -149,6 +155,9 @@ def test_turns_follow_the_frames_of_each_document():
     assert floors.turns(np.array([5, 1, 3]), 2, 2).tolist() == [0, 1, 0, 1, 0, 0, 0, 1, 0]
     # Segments of a level and two frames of two codebooks.
     assert floors.turns(np.array([8]), 5, 2).tolist() == [2, 0, 1, 0, 1, 2, 0, 1]
+    # The same with three codebooks, frames and segments, in documents that end within one.
+    assert floors.turns(np.array([4, 5]), 3, 3).tolist() == [0, 1, 2, 0, 0, 1, 2, 0, 1]
+    assert floors.turns(np.array([9, 3]), 7, 3).tolist() == [3, 0, 1, 2, 0, 1, 2, 3, 0, 3, 0, 1]
 
 
 def test_by_turn_is_a_unigram_of_each_turn():

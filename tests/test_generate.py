@@ -126,14 +126,17 @@ class Exact:
 
 
 class Turns(Constraint):
-    """Allows ids by their difference from the last id and the number of ids left; logs its calls."""
+    """Allows ids by their difference from the last id and the number of ids left; logs its calls.
 
-    def __init__(self, vocabulary=17):
-        self.vocabulary, self.last, self.log = vocabulary, 0, []
+    All of them if the number of ids left is that of the row, modulo 5, or 0: some rows or all.
+    """
+
+    def __init__(self, row, vocabulary=17):
+        self.row, self.vocabulary, self.last, self.log = row, vocabulary, 0, []
 
     def allowed(self, left):
         self.log.append(("allowed", left))
-        if left % 5 == 0:
+        if left % 5 in (0, self.row):
             return None
         return (np.arange(self.vocabulary) + self.last + left) % 3 != 0
 
@@ -165,7 +168,7 @@ SAMPLERS = {
 )
 def test_the_ids_and_forced_steps_are_those_of_a_plain_loop(context, length, name, constrained):
     config, eos, tokens, prompt = sampler(**SAMPLERS[name]), 4, 29, prompts(6, length)
-    constraints, plain_constraints = ([Turns() for _ in prompt] if constrained else None for _ in range(2))
+    constraints, plain_constraints = ([Turns(row) for row in range(6)] if constrained else None for _ in range(2))
     model = Exact(context)
     made = generate(model, prompt, tokens, config=config, eos=eos, constraints=constraints)
     expected = [
@@ -536,6 +539,48 @@ def test_logits_that_are_not_finite_are_a_failed_check(value, temperature):
             weights.fill_(value)
     with pytest.raises(CheckFailed, match="logits are not finite"):
         generate(model, ids(2, 4), 30, config=sampler(temperature=temperature), eos=-1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_logit_of_one_row_that_is_not_finite_is_a_failed_check(temperature):
+    class Damaged(Exact):
+        def __call__(self, new, cache):
+            logits = super().__call__(new, cache)
+            logits[2, -1, 5] = torch.nan if len(cache[2]) > 5 else logits[2, -1, 5]
+            return logits
+
+    steps = []
+    with pytest.raises(CheckFailed, match="logits are not finite"):
+        generate(Damaged(16), prompts(4, 3), 9, config=sampler(temperature=temperature), eos=-1, progress=steps.append)
+    assert steps == [1, 2, 3]
+
+
+def test_every_id_is_told_with_its_row_as_soon_as_it_is_drawn():
+    told, after = [], []
+    made = generate(
+        Exact(8),
+        prompts(6, 2),
+        40,
+        config=sampler(),
+        eos=4,
+        drawn_id=lambda row, token: told.append((row, token)),
+        progress=lambda _: after.append(len(told)),
+    )
+    assert [[token for row, token in told if row == number] for number in range(6)] == made.ids
+    assert after == [sum(min(step, len(row)) for row in made.ids) for step in range(1, max(map(len, made.ids)) + 1)]
+
+
+@pytest.mark.parametrize("seed", [0, 2**53 + 1, 2**63 - 1])
+def test_rows_of_any_seed_have_generators_of_their_own(seed):
+    rows = Uniforms(seed, 3, first=2).next()
+    expected = [
+        torch.rand(
+            1, dtype=torch.float64, generator=torch.Generator().manual_seed((seed * 1_000_003 + row) & (2**64 - 1))
+        )
+        for row in (2, 3, 4)
+    ]
+    assert torch.equal(rows, torch.cat(expected))
+    assert len(set(rows.tolist())) == 3
 
 
 def test_equal_seeds_give_equal_ids_and_rows_differ():

@@ -1,6 +1,7 @@
 """Muon: against singular values in float64, against torch's own, and what it is given to update."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,41 @@ def test_products_are_in_bf16_where_those_of_the_model_are(shape):
     assert torch.equal(found, found.bfloat16())  # the last of them was rounded to it
     for one, given in zip(found.numpy(), x, strict=True):
         np.testing.assert_allclose(one, plain_orthogonal(given), atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("shape", "precision", "way"),
+    [
+        ((2, 5, 12), "fp32", "_by_gram"),
+        ((2, 12, 5), "fp32", "_by_gram"),
+        ((4, 8, 8), "fp32", "_newton_schulz"),
+        ((2, 12, 5), "bf16", "_newton_schulz"),
+    ],
+)
+def test_what_is_squared_is_the_short_side(shape, precision, way, monkeypatch):
+    taken = []
+    for name in ("_by_gram", "_newton_schulz"):
+        own = getattr(muon, name)
+        monkeypatch.setattr(muon, name, lambda y, name=name, own=own: taken.append((name, tuple(y.shape))) or own(y))
+    with bf16.products(precision == "bf16"):
+        muon.orthogonalise(torch.ones(shape))
+    assert taken == [(way, (shape[0], min(shape[1:]), max(shape[1:])))]
+
+
+def test_every_shape_is_told_how_many_matrices_went_before():
+    def shared(_, matrices, done):  # processes that train together go on from there with the next of them
+        counts.append((len(matrices), done))
+        return matrices
+
+    counts = []
+    weights = [torch.nn.Parameter(torch.ones(shape)) for shape in ((6, 2), (6, 2), (3, 4), (5, 5))]
+    groups = [{"params": weights[:2], "parts": 3}, {"params": weights[2:3]}, {"params": weights[3:]}]
+    optimizer = muon.Muon(groups, lr=0.1, momentum=0.9, weight_decay=0)
+    optimizer.processes = SimpleNamespace(shared=shared)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert counts == [(6, 0), (1, 6), (1, 7)]
 
 
 def test_a_gradient_of_zero_changes_nothing():

@@ -154,6 +154,8 @@ class Command(_Plain, typer.core.TyperCommand):
 
     def _check_stray(self, ctx: Any, args: list[str], given: dict[str, Any], left: list[str]) -> None:
         """Raise UsageError if there is an argument too many, or one that an option that is missing was to have."""
+        if "" in left:
+            raise UsageError("an argument is empty", "perhaps a variable of the shell is not set")
         missing = [one for one in self.params if one.param_type_name == "option" and one.name not in given]
         taken = [given.get(one.name or "") for one in self.params if one.param_type_name == "argument"]
         placed = [word for value in taken for word in _words(value) if word]

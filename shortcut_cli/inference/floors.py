@@ -151,16 +151,15 @@ def _interpolated(lower: Floats, history: Ids, counts: Ids, cut: Floats, prefixe
 def _discounts(counts: Ids) -> tuple[float, float, float]:
     """The discounts of an order from its counts (Chen and Goodman 1999, equation 17).
 
-    WITHOUT_ESTIMATE if there are no n-grams with one of the counts 1 to 4, or too few for discounts between 0 and the
-    count: so with the unigrams of a small vocabulary.
+    WITHOUT_ESTIMATE if there are no n-grams with one of the counts 1 to 4, or too few for discounts above 0: so with
+    the unigrams of a small vocabulary.
     """
     one, two, three, four = (int(number) for number in np.bincount(np.minimum(counts, 5), minlength=6)[1:5])
     if not (one and two and three and four):
         return WITHOUT_ESTIMATE
     ratio = one / (one + 2 * two)
     found = 1 - 2 * ratio * two / one, 2 - 3 * ratio * three / two, 3 - 4 * ratio * four / three
-    valid = all(0 < discount <= count for count, discount in enumerate(found, 1))
-    return found if valid else WITHOUT_ESTIMATE
+    return found if min(found) > 0 else WITHOUT_ESTIMATE
 
 
 def by_turn(
