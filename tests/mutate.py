@@ -421,7 +421,7 @@ def differs(module: str, was: str, now: str, listed: list[dict]) -> bool:
     was, now = bare(was), bare(now)
     for entry in listed:
         code = bare(entry["code"])
-        if entry["module"] not in ("*", module) or entry.get("line", "") not in was:
+        if entry["module"] not in ("*", module) or bare(entry.get("line", "")) not in was:
             continue
         places = [found.start() for found in re.finditer(re.escape(code), was)]
         same = (was[:place] + bare(other) + was[place + len(code) :] for place in places for other in entry["now"])

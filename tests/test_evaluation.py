@@ -441,6 +441,21 @@ def test_floors_learn_from_a_limited_number_of_tokens_and_that_is_said(tmp_path,
     train, scored = shards.split("train").read(0, 50), shards.split("test").read(0, shards.split("test").tokens)
     wanted = floors.ngram(train, scored, EOS + 1, EOS).nats.mean()
     assert found["scores"]["5-gram"]["nats_per_token"] == pytest.approx(wanted)
+    monkeypatch.setattr(floors, "MOST_TOKENS", tokens)
+    assert floors.measure(shards, shards, "test", pytest.fail)["trained_tokens"] == tokens
+
+
+@pytest.mark.parametrize("units", [{}, {"second": 0.0}], ids=["none", "zero"])
+def test_floors_of_a_split_whose_units_were_not_counted_are_per_token_alone(tmp_path, units):
+    with FolderWriter(tmp_path / "shards", 5, 1000, eos=4) as writer:
+        for split in ("train", "val", "test"):
+            writer.add(split, [np.array([0, 1, 2, 3, 0, 1])], units, {})
+        kind = {"name": "audio", "fingerprint": "", "vocabulary": 5, "end": 4, "unit": "second", "stride": 1}
+        writer.finish([], {"request": {}, "tokenizer": kind})
+    shards = Shards(tmp_path / "shards")
+    scores = floors.measure(shards, shards, "test", quiet)["scores"]
+    assert scores.keys() == {"unigram", "5-gram"}
+    assert all(score["bits_per_unit"] is None and score["nats_per_token"] > 0 for score in scores.values())
 
 
 def test_scores_lie_side_by_side_with_all_that_they_were_made_from(tmp_path):
