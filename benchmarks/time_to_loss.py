@@ -10,7 +10,7 @@ there, and none of it is in this project.
 which FILE is the text, the first 90 % for training; its train.py with config/train_shakespeare_char.py and the
 README's flags. `shards` takes any prepared shards, and a model of 6 layers and width 192 with a context of 256;
 nanoGPT's train.py has its defaults, but for size, batch, length, a warm-up of a tenth of the steps, and the learning
-rate, of which the best of --rates counts.
+rate, of which the best of --rates counts. It computes in fp32 on a CPU.
 
 nanoGPT runs first, at each rate (min_lr is a tenth of it); its losses are the goals. nanochat's model and optimizer
 have the hyperparameters and the schedules of its scripts/base_train.py, scaled to batch and model as that script does,
@@ -507,7 +507,7 @@ def main():
         for rate in (options.rates or [own_rate, 2 * own_rate, 4 * own_rate])
         if options.goal is None
     ]
-    goals = {"goal": options.goal} if not peers else {"own flags": peers[0]["loss"]}
+    goals = {"goal": options.goal} if not peers else {"first rate": peers[0]["loss"]}
     if peers:
         goals["best rate"] = min(run["loss"] for run in peers)
     found = list(peers)

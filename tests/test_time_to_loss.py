@@ -60,18 +60,18 @@ PEERS, OTHERS = RUNS[:3], RUNS[3:]
 
 
 def test_each_goal_has_its_reference_and_the_quickest_run_that_reaches_it(capsys):
-    goals = {"own flags": 2.0, "best rate": 1.8}
+    goals = {"first rate": 2.0, "best rate": 1.8}
     found = time_to_loss.conclude(goals, PEERS, RUNS)
     assert found == {
         "goals": goals,
         "times": {
-            "own flags": {"nanoGPT": PEERS[0], "nanochat": OTHERS[0], "shortcut": OTHERS[2]},
+            "first rate": {"nanoGPT": PEERS[0], "nanochat": OTHERS[0], "shortcut": OTHERS[2]},
             "best rate": {"nanoGPT": PEERS[1], "nanochat": None, "shortcut": OTHERS[3]},
         },
     }
     assert [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()] == [
         "",
-        "2.0000 nats per token (own flags, nanoGPT at 0.001)",
+        "2.0000 nats per token (first rate, nanoGPT at 0.001)",
         " nanoGPT 100.0 s wall, 200.0 s CPU, 100 steps at 0.001, 1.00 of nanoGPT's CPU, 1.00 of its wall time",
         " nanochat 50.0 s wall, 80.0 s CPU, 60 steps at 1, 0.40 of nanoGPT's CPU, 0.50 of its wall time",
         " shortcut 40.0 s wall, 50.0 s CPU, 25 steps at 0.016, 0.25 of nanoGPT's CPU, 0.40 of its wall time",

@@ -197,7 +197,7 @@ class ScheduleConfig(Config):
     steps: int = Field(description="optimizer steps", ge=1, le=MOST_COUNT)
     batch_size: int = Field(description="windows per step", ge=1, le=MOST_BATCH)
     lr: float = Field(
-        description="peak learning rate; with muon and fan_in one serves all widths (docs/experiments.md)",
+        description="peak learning rate; with muon and fan_in one did best at three widths (docs/experiments.md)",
         gt=0,
         le=MOST_RATE,
     )

@@ -19,8 +19,8 @@ def choose(config: TrainConfig, device: str, processes: int) -> bool:
 
     That is in runs of PAYS steps or more, by one process, on a GPU for which this machine can compile: torch.compile
     needs Triton, which knows GPUs from compute capability 7.0 on, and a C compiler. On a CPU a step in bf16 is not
-    faster, one in fp32 by a tenth. It follows from the steps that are planned, not from those that are left, so that a
-    run that goes on is computed as before.
+    faster, one in fp32 of most architectures by a tenth or less. It follows from the steps that are planned, not from
+    those that are left, so that a run that goes on is computed as before.
     """
     if config.compile != "auto":
         return config.compile

@@ -2,7 +2,7 @@
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. It is ours, not torch.optim.Muon, for three reasons: one
 weight that holds several matrices, as of queries, keys and values, is orthogonalised part by part; matrices of equal
-shape are done at once; and products are in fp32 on a CPU unless the run's are in bf16, as torch's own always are.
+shape are done at once; and products are in fp32 on a CPU unless the run's are in bf16 (torch's always are).
 """
 
 import math
@@ -30,7 +30,7 @@ MARGIN = 1.01  # that the largest singular value stays below 1 in bf16 too
 def orthogonalise(x: Tensor) -> Tensor:
     """(N, m, n) -> (N, m, n): each matrix U S V^T becomes U S' V^T by a Newton-Schulz iteration.
 
-    Singular values above 1/700 of the root of the sum of their squares end between 0.15 and 1.88, smaller ones below.
+    Singular values above 1/700 of the Frobenius norm end between 0.15 and 1.88, smaller ones may end below.
     The products are in bf16 on CUDA, as in the original, and on a CPU where those of the model are.
     """
     tall = x.shape[1] > x.shape[2]
@@ -53,7 +53,7 @@ def _newton_schulz(y: Tensor) -> Tensor:
 def _by_gram(y: Tensor) -> Tensor:
     """The same for m well below n, in fp32: a step's polynomial in Y Y^T is (m, m), and so is the product of them all.
 
-    With n = 4 m it takes 2/3 of the multiplications. In bf16 Y Y^T would be too coarse to go on with.
+    With n = 4 m it takes 17 of 27 MACs. In bf16 Y Y^T would be too coarse to go on with.
     """
     gram = y @ y.mT
     whole = None
