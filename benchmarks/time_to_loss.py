@@ -527,9 +527,8 @@ def main():
         who = "shortcut" if precision == "fp32" else "in bf16"
         tried(who, options.lengths, last, lambda n, given=given: over_seeds(task, given, n, options.seeds))
     summary = conclude(goals, peers, found)
-    (out / "result.json").write_text(
-        json.dumps({"task": asdict(task), "ours": settings, "runs": found, **summary}, indent=1)
-    )
+    made = {"task": asdict(task) | {"shards": Path(task.shards).name}, "ours": settings, "runs": found}
+    (out / "result.json").write_text(json.dumps(made | summary, indent=1))
 
 
 def conclude(goals, peers, found):
