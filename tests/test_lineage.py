@@ -1,6 +1,7 @@
 """train --init-from: which weights a run begins with, and that it is bound to them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -169,8 +170,9 @@ def test_many_names_are_not_all_in_the_line(text_run, first):
 
 
 def test_what_no_run_can_begin_with_is_refused(text_run, tmp_path, first):
-    with pytest.raises(UsageError, match=r"no weight of .* has the name and shape"):
+    with pytest.raises(UsageError, match=r"no weight of .* has the name and shape") as refused:
         begin(tiny(text_run, "model.layers=1", "model.width=12"), tmp_path / "a", first)
+    assert re.fullmatch(r"its model has other keys: layers: \d -> 1, width: \d+ -> 12", refused.value.hint)
     assert not (tmp_path / "a").exists()
     (tmp_path / "damaged.pt").write_bytes(first.read_bytes()[:-9])
     with pytest.raises(CheckFailed, match=r"damaged\.pt can't be read"):

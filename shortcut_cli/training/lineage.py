@@ -44,7 +44,7 @@ class Ancestor:
         if not taken:
             raise UsageError(
                 f"no weight of {self.path} has the name and shape of one of this model",
-                "`shortcut diff` shows how two recipes differ",
+                f"its model has other keys: {', '.join(self._differences(model))}",
             )
         for name in taken:
             sharded.local(own[name]).copy_(sharded.local(sharded.part(found[name], own[name])))
