@@ -1,5 +1,6 @@
 """benchmarks/time_to_loss.py: how the shortest run that reaches a loss is searched for, and its settings."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ import time_to_loss
 
 from shortcut_cli.config import reading
 
-EXPERIMENTS = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text()
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text()
 
 
 def searched(loss, goals, last):
@@ -103,3 +105,23 @@ def test_the_settings_of_short_runs_are_those_of_the_experiments(domain, data):
     settings = [*time_to_loss.SETTINGS, *time_to_loss.SHORT[domain]]
     assert reading.read("text", settings) == reading.read("text", command[1].split())
     assert time_to_loss.SHORT["midi"] == time_to_loss.SHORT["text"]
+
+
+@pytest.mark.parametrize("name", ["letters-middlemarch", "text"])
+def test_tables_say_what_the_kept_runs_have(name):
+    """The quickest runs that reach each goal: loss, CPU seconds, share of nanoGPT's, steps, in docs/experiments.md."""
+    kept = json.loads((ROOT / "benchmarks" / "results" / "time_to_loss" / f"{name}.json").read_text())
+    (entry,) = [part for part in EXPERIMENTS.split("\n## ") if f"time_to_loss/{name}.json" in part]
+    rows = [re.sub(r"\([^)]*\)|\*\*", "", line).split("|")[2:] for line in entry.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    of_nanogpt = {run["rate"]: run for run in kept["runs"] if run["who"] == "nanoGPT"}
+    best = min(of_nanogpt.values(), key=lambda run: run["loss"])
+    for goal, reference in (("first rate", min(of_nanogpt.items())[1]), ("best rate", best)):
+        assert kept["goals"][goal] == reference["loss"]
+        for who in ("nanochat", "shortcut", "in bf16"):
+            reached = [run for run in kept["runs"] if run["who"] == who and run["loss"] <= reference["loss"]]
+            run = min(reached, key=lambda run: run["cpu_s"])
+            share = f"{run['cpu_s'] / reference['cpu_s']:.2f}"
+            said = [row for row in rows if row[:3] == [f"{run['loss']:.3f}", f"{run['cpu_s']:.1f}", share]]
+            assert len(said) == 1, (who, goal, run["loss"], run["cpu_s"], share)
+            assert said[0][-2].startswith(f"{run['steps']:,} of ")
